@@ -1,0 +1,58 @@
+# The commands of this project. `make run PROMPT="..."` and `make test` set everything up by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One OpenMP thread a process keeps networks that run side by side from spinning against each other.
+TEST_ENV := OMP_NUM_THREADS=1
+PROMPT ?= a red house under a full moon
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run up test check fix protos release-protos clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# The runtime stamp holds what `make run` needs; the dev stamp adds the tools and the tests.
+$(VENV)/runtime: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/runtime
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/dev ## Install everything into .venv
+
+run: $(VENV)/runtime ## Make pictures: make run PROMPT="a red house under a full moon" ARGS="--seed 7"
+	@$(BIN)/triptych run "$(PROMPT)" $(ARGS)
+
+up: $(VENV)/runtime ## Start the three stages and the gateway and keep them running
+	@$(BIN)/triptych up $(ARGS)
+
+test: $(VENV)/dev ## Run the tests (minutes)
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow and not parity and not compose" $(ARGS)
+
+check: $(VENV)/dev ## Lint, types, protos, stubs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/buf lint protos
+	$(BIN)/buf format --diff --exit-code protos
+	$(BIN)/buf breaking protos --against protos/released.binpb
+	$(BIN)/python protos/generate.py --check
+
+fix: $(VENV)/dev ## Format, and repair what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/buf format --write protos
+
+protos: $(VENV)/dev ## Generate triptych/v1 from protos/
+	$(BIN)/python protos/generate.py
+
+release-protos: $(VENV)/dev ## Make today's contract the one that `make check` compares with
+	$(BIN)/buf build protos --output protos/released.binpb
+
+clean: ## Remove the environment and what was built
+	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache
