@@ -64,6 +64,11 @@ class DeviceOutOfMemory(TriptychError):
     reason = "DEVICE_OOM"
 
 
+class DeadlineExceeded(TriptychError):
+    status = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "DEADLINE_EXCEEDED"
+
+
 class NotFound(TriptychError):
     status = grpc.StatusCode.NOT_FOUND
     reason = "NOT_FOUND"

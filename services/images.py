@@ -1,0 +1,91 @@
+"""Pictures as files: what a caller sends is checked before it is decoded, what we send is PNG.
+
+A picture in memory is uint8 (H, W, 3). This module knows no network.
+"""
+
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from services.errors import ImageTooLarge, InvalidRequest
+
+Picture = UInt8[np.ndarray, "H W 3"]
+
+FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a caller's picture may be; the pixels are read from the file's header, before anything is decoded."""
+
+    max_bytes: int = 16 * 2**20
+    max_pixels: int = 2048 * 2048
+    max_side_px: int = 8192
+
+
+def decode_image(data: bytes, limits: ImageLimits, field: str) -> Picture:
+    """Decodes PNG, JPEG or WebP to RGB, transparent parts on white, turned as its EXIF orientation says.
+
+    Raises ImageTooLarge beyond the limits and InvalidRequest, both naming `field`, for anything that is no whole picture.
+    """
+    if not data:
+        raise InvalidRequest(field, "must be a PNG, JPEG or WebP file, got no bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageTooLarge(field, f"must have at most {limits.max_bytes} bytes, got {len(data)}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own bomb warning; ours is an error and comes first
+            with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
+                width, height = image.size
+                if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
+                    raise ImageTooLarge(
+                        field,
+                        f"must have at most {limits.max_pixels} pixels and {limits.max_side_px} a side, "
+                        f"got {width}x{height}",
+                    )
+                return _to_rgb(image)
+    except UnidentifiedImageError:
+        raise InvalidRequest(field, "must be a PNG, JPEG or WebP file") from None
+    # Pillow's decoders report a damaged file by any of these, depending on the format and the damage.
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError, MemoryError) as error:
+        raise InvalidRequest(field, f"is damaged or cut short: {error}") from None
+
+
+def encode_png(image: Picture, *, text: Mapping[str, str] | None = None, compress_level: int = 3) -> bytes:
+    """A PNG file, with `text` in its text chunks."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_itxt(key, value)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", pnginfo=info, compress_level=compress_level)
+    return file.getvalue()
+
+
+def encode_preview(image: Picture) -> bytes:
+    """A PNG made fast rather than small: a preview is looked at once."""
+    return encode_png(image, compress_level=1)
+
+
+def _to_rgb(image: Image.Image) -> Picture:
+    # Orientation is applied by hand: ImageOps.exif_transpose decodes and re-encodes the whole EXIF block.
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(image.getexif().get(0x0112, 1))
+    image.load()
+    upright = image.transpose(turn) if turn is not None else image
+    if "A" in upright.getbands() or "transparency" in upright.info:
+        rgba = upright.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        upright = Image.alpha_composite(white, rgba)
+    return np.asarray(upright.convert("RGB")).copy()
