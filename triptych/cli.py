@@ -1,0 +1,148 @@
+"""The command `triptych`: imports a command only when it is asked for, and says an error in a line or two.
+
+It knows commands by the name of their module alone, so `triptych --help` imports neither grpc nor a network,
+and a machine that lacks a stage's libraries can still run the others.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import click
+
+import triptych
+
+# Of a process ended by Ctrl-C (128 + SIGINT) or SIGTERM (128 + SIGTERM), as a shell has them.
+INTERRUPTED = 130
+TERMINATED = 143
+OUR_PACKAGES = ("triptych", "services", "gateway")
+
+
+@dataclass(frozen=True)
+class LazyCommand:
+    """Where a command lies, and what `--help` says of it without importing it."""
+
+    module: str
+    name: str
+    summary: str
+    # Of the pyproject; named when one of its libraries is missing.
+    extra: str | None = None
+
+    def load(self) -> click.Command:
+        """Imports the command; raises ClickException that names the extra to install."""
+        try:
+            module = importlib.import_module(self.module)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] in OUR_PACKAGES:
+                raise
+            raise click.ClickException(missing_library(error.name, self.extra)) from None
+        command: click.Command = getattr(module, self.name)
+        return with_environment(command)
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are run."""
+
+    def __init__(self, *args: Any, lazy: Mapping[str, LazyCommand], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.lazy, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.lazy:
+            return self.lazy[cmd_name].load()
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, command.summary) for name, command in self.lazy.items()]
+        rows += [(name, command.get_short_help_str()) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def with_environment(command: click.Command) -> click.Command:
+    """Lets every option be set as TRIPTYCH_<OPTION>, whichever command it belongs to."""
+    command.context_settings.setdefault("auto_envvar_prefix", "TRIPTYCH")
+    command.context_settings.setdefault("show_default", True)
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            with_environment(child)
+    return command
+
+
+def missing_library(name: str, extra: str | None) -> str:
+    """What to say when a library of an extra is not installed."""
+    wanted = f"triptych[{extra}]" if extra else "triptych"
+    return f"{name} is not installed: expected the libraries of {wanted}; run: pip install '{wanted}'"
+
+
+SERVICES = {
+    "generator": LazyCommand(
+        "services.generator.service", "serve", "Sketches from a prompt (DALL·E Mini, JAX).", "generator"
+    ),
+    "refiner": LazyCommand(
+        "services.refiner.service", "serve", "Variations of a sketch (GLID-3-xl, PyTorch).", "refiner"
+    ),
+    "upscaler": LazyCommand(
+        "services.upscaler.service", "serve", "Pictures 4x as large (SwinIR, PyTorch).", "upscaler"
+    ),
+    "gateway": LazyCommand("gateway.service", "serve", "The pipeline over the three stages.", "gateway"),
+}
+
+serve = with_environment(
+    LazyGroup("serve", lazy=SERVICES, help="Run one service in this process.", no_args_is_help=True)
+)
+
+COMMANDS = {
+    "run": LazyCommand("triptych.run", "run", "Make pictures from a prompt."),
+    "up": LazyCommand("triptych.up", "up", "Start all four services and keep them running."),
+    "weights": LazyCommand("services.weights", "weights", "Convert, make, check and list models.", "gateway"),
+    "health": LazyCommand("triptych.health", "health", "Ask a service whether it serves.", "gateway"),
+}
+
+
+@click.group(cls=LazyGroup, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(triptych.__version__, prog_name="triptych")
+def cli() -> None:
+    """A prompt becomes pictures in three panels: sketch, refine, enlarge.
+
+    Every option can also be set in the environment: --seed as TRIPTYCH_SEED, --gateway as TRIPTYCH_GATEWAY.
+    """
+
+
+cli.add_command(serve)
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits: 0 done, 1 an explained error, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."""
+    try:
+        code = cli.main(prog_name="triptych", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away: what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = 1
+    except Exception as error:
+        if not is_expected(error):
+            raise
+        click.echo(f"Error: {error}", err=True)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether a service raised it on purpose: it can only have done so with its error tree imported."""
+    errors = sys.modules.get("services.errors")
+    return errors is not None and isinstance(error, errors.TriptychError)
