@@ -10,11 +10,11 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from services.errors import DeadlineExceeded, DeviceOutOfMemory, QueueFull, TriptychError, WorkerEvicted
 from services.images import Picture, encode_png, encode_preview
@@ -248,6 +248,7 @@ class Engine(Generic[Job]):
         self._changed = threading.Condition()
         self._waiting: FairQueue[Job] = FairQueue()
         self._slots: dict[int, _Work[Job]] = {}
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._closing = False
         self._seconds_per_job = 1.0  # moving average between finished jobs while busy; starts as a guess
         self._last_finished_at: float | None = None
@@ -303,6 +304,16 @@ class Engine(Generic[Job]):
                 self._waiting.remove(lambda work: work.request is request)
                 self._changed.notify()
 
+    async def call(self, work: Callable[[], Result]) -> Result:
+        """Runs something short on the device thread, between two steps, and returns or raises what it does."""
+        future: Future[Result] = Future()
+        with self._changed:
+            if self._closing:
+                raise WorkerEvicted("this worker is stopping; try another one")
+            self._calls.append((future, work))
+            self._changed.notify()
+        return await asyncio.wrap_future(future)
+
     @property
     def num_waiting(self) -> int:
         with self._changed:
@@ -329,6 +340,7 @@ class Engine(Generic[Job]):
     def _run(self) -> None:
         try:
             while self._wait_for_work():
+                self._make_calls()
                 self._drop_unwanted()
                 self._admit()
                 self._step()
@@ -341,10 +353,23 @@ class Engine(Generic[Job]):
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            while not self._closing and not self._slots and not self._waiting:
+            while not (self._closing or self._slots or self._waiting or self._calls):
                 self._last_finished_at = None
                 self._changed.wait()
             return not self._closing
+
+    def _make_calls(self) -> None:
+        while True:
+            with self._changed:
+                if not self._calls:
+                    return
+                future, work = self._calls.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(work())
+            except Exception as error:  # noqa: BLE001 - it belongs to the caller that waits for it
+                future.set_exception(error)
 
     def _drop_unwanted(self) -> None:
         now = self._clock()
@@ -458,6 +483,10 @@ class Engine(Generic[Job]):
             self._closing = True
             left = list(self._slots.values()) + self._waiting.remove(lambda _: True)
             self._slots.clear()
+            calls = list(self._calls)
+            self._calls.clear()
+        for future, _ in calls:
+            future.set_exception(WorkerEvicted("this worker stopped; try another one"))
         for work in left:
             work.request.post(Failed(work.index, WorkerEvicted("this worker stopped; try another one")))
 

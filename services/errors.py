@@ -53,6 +53,12 @@ class NoWorker(TriptychError):
     retry_after_s = 5.0
 
 
+class NotReady(TriptychError):
+    status = grpc.StatusCode.UNAVAILABLE
+    reason = "NOT_READY"
+    retry_after_s = 2.0
+
+
 class WorkerEvicted(TriptychError):
     status = grpc.StatusCode.UNAVAILABLE
     reason = "WORKER_EVICTED"
