@@ -1,0 +1,193 @@
+"""The noise schedule, and the sampler that turns noise predictions into latents: PRK, then PLMS.
+
+A sampler is a value: `point` and `timestep` say where the network must be asked next, `advance` takes its
+answer and gives the next value. One latent each, so that latents at different timesteps can share a
+forward. Knows no network, prompt or device. Liu et al. 2022, "Pseudo Numerical Methods for Diffusion
+Models on Manifolds", as GLID-3-xl runs it. Dimension key: N latents, Z channels, H W latent pixels.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+NUM_TRAIN_TIMESTEPS = 1000
+BETA_START, BETA_END = 0.00085, 0.012  # latent diffusion's "linear" schedule: linear in the square root
+NUM_PRK_STEPS = 3
+CALLS_PER_PRK_STEP = 4
+# Fewer would leave the Runge-Kutta steps to reach below index 0, where the reference gives NaN.
+MIN_STEPS = NUM_PRK_STEPS + 1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The respaced steps, from the least noise (index 0) to the most; the networks know `timesteps`."""
+
+    timesteps: tuple[int, ...]
+    alphas_cumprod: tuple[float, ...]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.timesteps)
+
+    def timestep(self, index: int | float) -> float:
+        """At half an index, the mean of both neighbours."""
+        return _interpolate(self.timesteps, index)
+
+    def alpha_cumprod(self, index: int | float) -> float:
+        return _interpolate(self.alphas_cumprod, index)
+
+
+@cache
+def make_schedule(num_steps: int) -> Schedule:
+    """Spreads `num_steps` (2..1000) over the training timesteps; 0 and 999 are always among them."""
+    if not 2 <= num_steps <= NUM_TRAIN_TIMESTEPS:
+        raise ValueError(f"num_steps: expected 2..{NUM_TRAIN_TIMESTEPS}, got {num_steps}")
+    stride = (NUM_TRAIN_TIMESTEPS - 1) / (num_steps - 1)
+    timesteps, position = [], 0.0
+    for _ in range(num_steps):
+        timesteps.append(round(position))
+        position += stride  # added up, not multiplied: the rounding is the reference's
+    alphas_cumprod = train_alphas_cumprod()
+    return Schedule(tuple(timesteps), tuple(float(alphas_cumprod[t]) for t in timesteps))
+
+
+@cache
+def train_alphas_cumprod() -> Float[np.ndarray, " 1000"]:
+    betas = np.linspace(BETA_START**0.5, BETA_END**0.5, NUM_TRAIN_TIMESTEPS, dtype=np.float64) ** 2
+    return np.cumprod(1 - betas)
+
+
+def add_noise(
+    latents: Float[Tensor, "..."], noise: Float[Tensor, "..."], alpha_cumprod: float
+) -> Float[Tensor, "..."]:
+    return math.sqrt(alpha_cumprod) * latents + math.sqrt(1 - alpha_cumprod) * noise
+
+
+def guide(
+    cond: Float[Tensor, "N Z H W"],
+    uncond: Float[Tensor, "N Z H W"],
+    guidance_scale: Float[Tensor, " N"],
+    guided_channels: int,
+) -> Float[Tensor, "N Z H W"]:
+    """Classifier-free guidance of the first channels; the others stay conditional.
+
+    GLID-3-xl guides 3 of 4, inherited from models that drew RGB: it is what its pictures are made with.
+    """
+    guided = cond.clone()
+    here = slice(None, guided_channels)
+    scale = guidance_scale[:, None, None, None]
+    guided[:, here] = uncond[:, here] + scale * (cond[:, here] - uncond[:, here])
+    return guided
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One latent on its way down the schedule.
+
+    `call` counts the answers already taken at this index: a PRK step needs four, a PLMS step one.
+    """
+
+    schedule: Schedule
+    index: int
+    x: Float[Tensor, "Z H W"]
+    point: Float[Tensor, "Z H W"]
+    # The best guess of the finished latent so far.
+    pred_xstart: Float[Tensor, "Z H W"]
+    call: int = 0
+    eps_sum: Float[Tensor, "Z H W"] | None = None
+    old_eps: tuple[Float[Tensor, "Z H W"], ...] = ()
+
+    @property
+    def timestep(self) -> float:
+        """What to tell the network about `point`."""
+        return self.schedule.timestep(self._index_of_point)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.index < 0
+
+    @property
+    def num_calls_left(self) -> int:
+        """How many answers of the network it takes to finish."""
+        prk_steps = max(0, NUM_PRK_STEPS - len(self.old_eps))
+        return self.index + 1 + prk_steps * (CALLS_PER_PRK_STEP - 1) - self.call
+
+    def advance(self, eps: Float[Tensor, "Z H W"]) -> "Sampler":
+        """Takes the noise that the network saw in `point`."""
+        if len(self.old_eps) < NUM_PRK_STEPS:
+            return self._advance_prk(eps)
+        first, second, third = self.old_eps[::-1]
+        eps_prime = (55 * eps - 59 * first + 37 * second - 9 * third) / 24
+        return self._step_down(eps_prime, remember=eps, pred_xstart=self._pred_xstart(eps))
+
+    @property
+    def _index_of_point(self) -> float:
+        return self.index - (0.0, 0.5, 0.5, 1.0)[self.call]
+
+    def _advance_prk(self, eps: Float[Tensor, "Z H W"]) -> "Sampler":
+        if self.eps_sum is None:
+            point, eps_sum = self._transfer(eps, self.index - 0.5), eps
+            return replace(self, call=1, point=point, eps_sum=eps_sum, pred_xstart=self._pred_xstart(eps))
+        if self.call == 1:
+            point, eps_sum = self._transfer(eps, self.index - 0.5), self.eps_sum + 2 * eps
+            return replace(self, call=2, point=point, eps_sum=eps_sum)
+        if self.call == 2:
+            point, eps_sum = self._transfer(eps, self.index - 1), self.eps_sum + 2 * eps
+            return replace(self, call=3, point=point, eps_sum=eps_sum)
+        eps_prime = (self.eps_sum + eps) / 6
+        return self._step_down(eps_prime, remember=eps_prime, pred_xstart=self._pred_xstart(eps_prime))
+
+    def _step_down(
+        self,
+        eps: Float[Tensor, "Z H W"],
+        *,
+        remember: Float[Tensor, "Z H W"],
+        pred_xstart: Float[Tensor, "Z H W"],
+    ) -> "Sampler":
+        x = self._transfer(eps, self.index - 1) if self.index > 0 else pred_xstart
+        return Sampler(
+            schedule=self.schedule,
+            index=self.index - 1,
+            x=x,
+            point=x,
+            pred_xstart=pred_xstart,
+            old_eps=(*self.old_eps, remember)[-NUM_PRK_STEPS:],
+        )
+
+    def _transfer(self, eps: Float[Tensor, "Z H W"], index: int | float) -> Float[Tensor, "Z H W"]:
+        """Moves `x` along the noise `eps` to the noise level of `index`."""
+        return add_noise(self._pred_xstart(eps), eps, self.schedule.alpha_cumprod(index))
+
+    def _pred_xstart(self, eps: Float[Tensor, "Z H W"]) -> Float[Tensor, "Z H W"]:
+        alpha_cumprod = self.schedule.alpha_cumprod(self.index)
+        return (self.x - math.sqrt(1 - alpha_cumprod) * eps) / math.sqrt(alpha_cumprod)
+
+
+def start_sampler(
+    schedule: Schedule,
+    noise: Float[Tensor, "Z H W"],
+    init: Float[Tensor, "Z H W"] | None = None,
+    num_skipped: int = 0,
+) -> Sampler:
+    """From pure noise, or from `init` with the noise of the first step that is not skipped.
+
+    Raises ValueError if fewer than MIN_STEPS are left.
+    """
+    if schedule.num_steps - num_skipped < MIN_STEPS:
+        raise ValueError(
+            f"expected at least {MIN_STEPS} steps after skipping, got {schedule.num_steps} - {num_skipped}"
+        )
+    index = schedule.num_steps - num_skipped - 1
+    x = noise if init is None else add_noise(init, noise, schedule.alphas_cumprod[index])
+    return Sampler(schedule, index, x, x, pred_xstart=x)
+
+
+def _interpolate(values: tuple[int, ...] | tuple[float, ...], index: int | float) -> float:
+    below = math.floor(index)
+    if below == index:
+        return float(values[below])
+    return values[below] + (index - below) * (values[below + 1] - values[below])
