@@ -60,7 +60,9 @@ Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 @_typing.final
 class RunSpec(_message.Message):
-    """What to make. A stage whose message is left out is not run."""
+    """What to make. A stage whose message is left out is not run; with all three left out all run, but for generate where
+    there are init_images.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -75,7 +77,7 @@ class RunSpec(_message.Message):
     INIT_IMAGES_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     seed: _builtins.int
-    """The base seed: image i of a stage has seed + i. Left out: drawn once and echoed in the run."""
+    """The base seed: image i of a stage has seed + i (wraps at 2^64). Left out: drawn once and echoed in the run."""
     model: _builtins.str
     """The family of models, such as "tiny"; empty: whatever each stage serves."""
     @_builtins.property
@@ -90,7 +92,7 @@ class RunSpec(_message.Message):
     def upscale(self) -> Global___UpscaleStage: ...
     @_builtins.property
     def init_images(self) -> _containers.RepeatedCompositeFieldContainer[_stage_pb2.ImageData]:
-        """Where the run starts when generate is left out."""
+        """Where the run starts when generate is left out. The echoed spec has them without their data."""
 
     def __init__(
         self,
@@ -129,7 +131,7 @@ class AutomaticMode(_message.Message):
     TOP_K_AFTER_GENERATE_FIELD_NUMBER: _builtins.int
     TOP_K_AFTER_REFINE_FIELD_NUMBER: _builtins.int
     top_k_after_generate: _builtins.int
-    """How many sketches go on to be refined, best first by CLIP; 0: all, each as soon as it is there."""
+    """How many sketches go on to the next stage, best first by CLIP; 0: all, each as soon as it is there."""
     top_k_after_refine: _builtins.int
     """How many variations go on to be enlarged, best first by CLIP over all parents; 0: all."""
     def __init__(
@@ -346,7 +348,7 @@ class Image(_message.Message):
     name: _builtins.str
     """"runs/{id}/images/{stage}-{index}", such as "runs/7f3a/images/refine-2"."""
     parent: _builtins.str
-    """Name of the picture that it was made from; empty for a sketch."""
+    """Name of the picture that it was made from, "runs/{id}/images/init-{i}" for an init image; empty for none."""
     stage: _stage_pb2.Stage.ValueType
     index: _builtins.int
     """Unique in the run and stage."""
@@ -360,7 +362,7 @@ class Image(_message.Message):
     model_name: _builtins.str
     model_digest: _builtins.str
     data: _builtins.bytes
-    """The file, where it travels inline (events of a live stream); empty where it is to be downloaded."""
+    """The file, where it travels inline: in events, up to 3 MiB. Empty where it is to be downloaded."""
     def __init__(
         self,
         *,
@@ -679,17 +681,21 @@ class Event(_message.Message):
 
         REASON_FIELD_NUMBER: _builtins.int
         MESSAGE_FIELD_NUMBER: _builtins.int
+        IMAGE_FIELD_NUMBER: _builtins.int
         reason: _builtins.str
         message: _builtins.str
+        image: _builtins.str
+        """Name of the image that failed or was tried again; empty when it is about none."""
         def __init__(
             self,
             *,
             reason: _builtins.str = ...,
             message: _builtins.str = ...,
+            image: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "message", b"message", "reason", b"reason"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
