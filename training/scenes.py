@@ -1,0 +1,132 @@
+"""Scenes of the built-in family's world: what is in a picture, sampled from a seed.
+
+A scene is a place, a time of day, a weather, something in the sky, and one to three objects. A world says how many
+of each there are. Combinations of object, colour and place are held out by their hash: no recipe trains on them.
+Drawing is `drawing`'s, words are `captions`'s.
+"""
+
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from training.vocabulary import NARROW_OBJECTS, OBJECTS, PLACES, SIZES, SLOTS, TIMES, WEATHERS
+
+# One combination in so many is held out.
+HELD_OUT_ONE_IN = 16
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    name: str
+    colour: str | None  # None: as the sprite comes
+    size: str
+    slot: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    place: str
+    time: str
+    weather: str
+    variant: int  # which of the place's backgrounds
+    sky: str | None  # "sun", "moon", "crescent"
+    sky_slot: str
+    objects: tuple[SceneObject, ...]
+
+
+@dataclass(frozen=True)
+class World:
+    """What scenes may be made of; the fewer, the sooner a small model is good at it."""
+
+    objects: tuple[str, ...]
+    num_variants: int
+    coloured: float = 0.75  # how often an object that has colours is given one
+
+
+NARROW = World(tuple(NARROW_OBJECTS), num_variants=2)
+WIDE = World(tuple(OBJECTS), num_variants=3)
+WORLDS = {"narrow": NARROW, "wide": WIDE}
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether any of the scene's combinations of place, object and colour is kept from training."""
+    return any(_combination_hash(scene.place, o) % HELD_OUT_ONE_IN == 0 for o in scene.objects)
+
+
+def sample_scene(rng: random.Random, world: World = NARROW, *, held_out: bool | None = False) -> Scene:
+    """One scene: of the training combinations (False), of the held-out ones (True), of either (None)."""
+    while True:
+        scene = _sample(rng, world)
+        if held_out is None or is_held_out(scene) == held_out:
+            return scene
+
+
+def sample_scenes(
+    count: int, seed: int, world: World = NARROW, *, held_out: bool | None = False
+) -> list[Scene]:
+    rng = random.Random(seed)
+    return [sample_scene(rng, world, held_out=held_out) for _ in range(count)]
+
+
+def can_be(place: str, time: str, weather: str) -> bool:
+    """Whether the world has such a weather there and then."""
+    if weather == "rainbow":
+        return time == "day"
+    return not (weather == "snowfall" and place in ("desert", "beach"))
+
+
+def skies(time: str, weather: str) -> Sequence[str | None]:
+    """What may stand in the sky."""
+    if time == "night":
+        return ("moon", "crescent", None)
+    return ("sun",) if weather in ("clear", "rainbow") else (None,)
+
+
+def _sample(rng: random.Random, world: World) -> Scene:
+    place = rng.choice(PLACES)
+    time = rng.choices(TIMES, [0.44, 0.24, 0.32])[0]
+    weather = rng.choices(WEATHERS, [0.56, 0.13, 0.12, 0.1, 0.09])[0]
+    if not can_be(place, time, weather):
+        weather = "clear"
+    sky = rng.choice(skies(time, weather))
+    return Scene(
+        place=place,
+        time=time,
+        weather=weather,
+        variant=rng.randrange(world.num_variants),
+        sky=sky,
+        sky_slot=rng.choice(("left", "right")),
+        objects=_sample_objects(rng, world),
+    )
+
+
+def _sample_objects(rng: random.Random, world: World) -> tuple[SceneObject, ...]:
+    count = rng.choices([1, 2, 3], [0.54, 0.32, 0.14])[0]
+    if count == 1:
+        slot = rng.choices(SLOTS, [0.2, 0.6, 0.2])[0]
+        # A big object beside the edge would be cut off.
+        sizes: Sequence[str] = SIZES if slot == "center" else SIZES[:2]
+        return (_sample_object(rng, world, rng.choice(world.objects), slot, sizes),)
+    slots = ("left", "right") if count == 2 else SLOTS
+    sizes = SIZES[:2] if count == 2 else SIZES[:1]
+    if rng.random() < (0.3 if count == 2 else 0.6):  # several of a kind
+        first = _sample_object(rng, world, rng.choice(world.objects), slots[0], sizes)
+        return tuple(replace(first, slot=slot) for slot in slots)
+    names = rng.sample(world.objects, count)
+    return tuple(
+        _sample_object(rng, world, name, slot, sizes) for name, slot in zip(names, slots, strict=True)
+    )
+
+
+def _sample_object(
+    rng: random.Random, world: World, name: str, slot: str, sizes: Sequence[str]
+) -> SceneObject:
+    colours = OBJECTS[name].colours
+    colour = rng.choice(colours) if colours and rng.random() < world.coloured else None
+    weights = {"small": 0.2, "medium": 0.5, "big": 0.3}
+    return SceneObject(name, colour, rng.choices(sizes, [weights[size] for size in sizes])[0], slot)
+
+
+def _combination_hash(place: str, scene_object: SceneObject) -> int:
+    return zlib.crc32(f"{place}/{scene_object.name}/{scene_object.colour}".encode())
