@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 from services.errors import DeadlineExceeded, DeviceOutOfMemory, QueueFull, TriptychError, WorkerEvicted
 from services.images import Picture, encode_png, encode_preview
@@ -26,6 +26,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+@runtime_checkable  # for the type checks of the tests
 class Stepper(Protocol[Job_contra]):
     """A network that advances in steps, with room for `num_slots` jobs at once. Called from one thread only."""
 

@@ -49,6 +49,8 @@ def decode_image(data: bytes, limits: ImageLimits, field: str) -> Picture:
                         f"got {width}x{height}",
                     )
                 return _to_rgb(image)
+    except Image.DecompressionBombError:
+        raise ImageTooLarge(field, f"must have at most {limits.max_pixels} pixels, got far more") from None
     except UnidentifiedImageError:
         raise InvalidRequest(field, "must be a PNG, JPEG or WebP file") from None
     # Pillow's decoders report a damaged file by any of these, depending on the format and the damage.

@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import click
 import grpc
@@ -45,6 +45,7 @@ MAX_PROMPT_BYTES = 2_000
 MAX_IMAGES = 64
 
 
+@runtime_checkable  # for the type checks of the tests
 class LoadedStage(Protocol):
     """What a stage's `load` returns: the network behind its stepper, and what to say of it."""
 
