@@ -29,6 +29,7 @@ class AutoencoderConfig:
     embed_dim: int = 4
     # Divides the spread of the latents' out, so that the diffusion sees about unit variance.
     scale_factor: float = 0.18215
+    norm_groups: int = NORM_GROUPS
 
     @property
     def latent_size(self) -> int:
@@ -63,6 +64,10 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+        # Small networks: a group must hold several channels, or the norm forgets how bright each one is.
+        for module in self.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.num_groups = config.norm_groups
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Gaussian:
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)

@@ -35,6 +35,7 @@ class UNetConfig:
     clip_embed_dim: int | None = None  # None: not told the CLIP embedding (no `clip_proj`)
     # The first latent channels that guidance moves. The published pictures were made with 3 of 4.
     guided_channels: int = 3
+    norm_groups: int = NORM_GROUPS
 
     @property
     def image_channels(self) -> int:
@@ -90,6 +91,10 @@ class UNet(nn.Module):
         self.out = nn.Sequential(
             norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
         )
+        # Small networks: a group must hold several channels, or the norm forgets how bright each one is.
+        for module in self.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.num_groups = config.norm_groups
 
     def forward(
         self,
@@ -201,6 +206,8 @@ class TransformerBlock(nn.Module):
 class Attention(nn.Module):
     def __init__(self, channels: int, context_dim: int, num_heads: int) -> None:
         super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"{channels} channels do not divide into {num_heads} heads")
         self.num_heads = num_heads
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(context_dim, channels, bias=False)
