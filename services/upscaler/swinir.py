@@ -6,9 +6,10 @@ are index lists computed once per size. It is an ordinary trainable module. It k
 Letters: B pictures, H x W pixels, P pixels of all pictures, C channels, n windows of N pixels, K heads, D channels of a head.
 """
 
+import json
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -101,6 +102,9 @@ class SwinIRConfig:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"not the configuration of a SwinIR: {error!r}") from None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
 
 
 @dataclass(frozen=True)

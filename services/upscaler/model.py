@@ -1,0 +1,45 @@
+"""Opening the `swinir` part of a model folder: a configuration and exactly its weights."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from services.errors import ModelError
+from services.model_folder import check_names, read_config
+from services.upscaler.swinir import SwinIR, SwinIRConfig
+
+# What the published code saves beside the weights, and computes: files hold them or not.
+BUFFERS = ("attn_mask", "relative_position_index")
+
+
+def load_swinir(part_folder: Path) -> SwinIR:
+    """Reads config.json and model.safetensors; float32 whatever the file has. Raises ModelError."""
+    config = SwinIRConfig.from_json(read_config(part_folder))
+    return fill(config, read_safetensors(part_folder / "model.safetensors"), str(part_folder))
+
+
+def fill(config: SwinIRConfig, weights: dict[str, Tensor], where: str) -> SwinIR:
+    """A network with these weights, each name used exactly once; raises ModelError."""
+    with torch.device("meta"):
+        needed = {name: tuple(t.shape) for name, t in SwinIR(config).state_dict().items()}
+    check_names(where, needed, {name: tuple(t.shape) for name, t in weights.items()})
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise ModelError(f"{where}: {name}: expected floating-point numbers, got {tensor.dtype}")
+    network = SwinIR(config)
+    network.load_state_dict({name: t.float() for name, t in weights.items()})
+    return network
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing: expected weights of a SwinIR") from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path} is not a whole safetensors file: {error}; fetch or convert it again"
+        ) from None

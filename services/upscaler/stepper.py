@@ -1,0 +1,180 @@
+"""Enlarging pictures tile by tile, many pictures at once: a step is one forward over one tile of each.
+
+What is finished lies in the job's canvas, over a bicubic enlargement of the rest, so a preview is the canvas.
+It knows the network and the tiling; the queue, the callers and the protocol are elsewhere.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from services.errors import ImageTooLarge
+from services.images import Picture
+from services.upscaler.device import out_of_memory_is_the_jobs
+from services.upscaler.swinir import SwinIR
+from services.upscaler.tiling import (
+    DEFAULT_TILE_OVERLAP,
+    DEFAULT_TILE_SIZE,
+    MAX_TILE_SIZE,
+    Tile,
+    check_tiling,
+    cut,
+    pad,
+)
+
+# Signatures bind each letter once: these are pictures of other sizes than the H x W that comes in.
+Padded = UInt8[np.ndarray, "H_pad W_pad 3"]
+Enlarged = UInt8[np.ndarray, "H_out W_out 3"]
+
+MAX_PIXELS = 2048 * 2048
+
+
+@dataclass(frozen=True)
+class UpscaleJob:
+    """One picture to enlarge; `tile_size` 0 is the picture in one piece."""
+
+    image: Picture
+    tile_size: int = DEFAULT_TILE_SIZE
+    tile_overlap: int = DEFAULT_TILE_OVERLAP
+
+
+@dataclass
+class _Progress:
+    """An admitted picture: padded, its tiles, how many of them are done, and what it looks like."""
+
+    padded: Padded
+    tiles: list[Tile]
+    canvas: Enlarged
+    num_done: int = 0
+
+    @property
+    def tile(self) -> Tile:
+        return self.tiles[self.num_done]
+
+    def cut_out(self) -> Padded:
+        rows, columns = self.tile.rows, self.tile.columns
+        return self.padded[rows.start : rows.stop, columns.start : columns.stop]
+
+    def paste(self, enlarged: Enlarged, upscale: int) -> None:
+        """Takes the kept part of the present tile; what was padding falls off the canvas."""
+        rows, columns = self.tile.rows, self.tile.columns
+        kept = enlarged[
+            (rows.keep_start - rows.start) * upscale : (rows.keep_stop - rows.start) * upscale,
+            (columns.keep_start - columns.start) * upscale : (columns.keep_stop - columns.start) * upscale,
+        ]
+        place = self.canvas[
+            rows.keep_start * upscale : rows.keep_stop * upscale,
+            columns.keep_start * upscale : columns.keep_stop * upscale,
+        ]
+        place[:] = kept[: place.shape[0], : place.shape[1]]
+        self.num_done += 1
+
+
+class UpscalerStepper:
+    """A Stepper of the engine: `num_slots` pictures that advance by a tile a step."""
+
+    def __init__(
+        self,
+        network: SwinIR,
+        *,
+        num_slots: int,
+        max_tile_size: int = MAX_TILE_SIZE,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """Takes a network that `device.place` has made ready."""
+        self.num_slots = num_slots
+        self.max_tile_size = max_tile_size
+        self.max_pixels = max_pixels
+        self._network = network
+        self._device = network.rgb_mean.device
+        self._slots: dict[int, _Progress] = {}
+
+    @property
+    def upscale(self) -> int:
+        return self._network.config.upscale
+
+    def warm_up(self) -> None:
+        """Touches the weights; sizes that were not seen before cost nothing more on a CPU, and little on CUDA."""
+        self._enlarge([np.zeros((64, 64, 3), np.uint8)])
+
+    def check(self, job: UpscaleJob) -> None:
+        """Raises InvalidRequest for what `admit` would refuse, before the job waits in a queue."""
+        height, width = job.image.shape[:2]
+        if height * width > self.max_pixels:
+            raise ImageTooLarge(
+                "image", f"must have at most {self.max_pixels} pixels to be enlarged, got {width}x{height}"
+            )
+        window = self._network.config.window_size
+        check_tiling(job.tile_size, job.tile_overlap, window_size=window, max_tile_size=self.max_tile_size)
+
+    def admit(self, slot: int, job: UpscaleJob) -> int:
+        """Pads the picture and cuts it into tiles; as many steps as tiles."""
+        self.check(job)
+        window = self._network.config.window_size
+        height, width = job.image.shape[:2]
+        padded = pad(job.image, window_size=window)
+        tiles = cut(
+            *padded.shape[:2],
+            tile_size=job.tile_size,
+            tile_overlap=job.tile_overlap,
+            window_size=window,
+            max_tile_size=self.max_tile_size,
+        )
+        size = (width * self.upscale, height * self.upscale)
+        canvas = np.array(Image.fromarray(job.image).resize(size, Image.Resampling.BICUBIC))
+        self._slots[slot] = _Progress(padded, tiles, canvas)
+        return len(tiles)
+
+    def step(self, slots: Sequence[int]) -> None:
+        """One tile of each slot, in one forward for each shape that occurs among them."""
+        by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for slot in slots:
+            by_shape[self._slots[slot].tile.shape].append(slot)
+        enlarged: dict[int, Enlarged] = {}
+        with out_of_memory_is_the_jobs():
+            for group in by_shape.values():
+                tiles = self._enlarge([self._slots[slot].cut_out() for slot in group])
+                enlarged |= zip(group, tiles, strict=True)
+        for slot, tile in enlarged.items():
+            self._slots[slot].paste(tile, self.upscale)
+
+    def preview(self, slots: Sequence[int]) -> list[Picture]:
+        return [self._slots[slot].canvas.copy() for slot in slots]
+
+    def result(self, slots: Sequence[int]) -> list[Picture]:
+        return [self._slots[slot].canvas for slot in slots]
+
+    def release(self, slot: int) -> None:
+        """Forgets the slot's picture; one that is free already stays so."""
+        self._slots.pop(slot, None)
+
+    @torch.inference_mode()
+    def _enlarge(self, tiles: list[Padded]) -> list[Enlarged]:
+        pictures = torch.from_numpy(np.stack(tiles)).to(self._device).permute(0, 3, 1, 2).float() / 255
+        return list(to_uint8(self._network(pictures)))
+
+
+def to_uint8(pictures: Float[Tensor, "B 3 H W"]) -> np.ndarray:
+    """Clamps, rounds and gives uint8 (B, H, W, 3) on the CPU."""
+    levels = (pictures.clamp(0, 1) * 255).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def upscale(
+    network: SwinIR,
+    image: Picture,
+    *,
+    tile_size: int = DEFAULT_TILE_SIZE,
+    tile_overlap: int = DEFAULT_TILE_OVERLAP,
+) -> Enlarged:
+    """Enlarges one picture with a network that `device.place` has made ready."""
+    stepper = UpscalerStepper(network, num_slots=1)
+    for _ in range(stepper.admit(0, UpscaleJob(image, tile_size, tile_overlap))):
+        stepper.step([0])
+    return stepper.result([0])[0]
