@@ -1,0 +1,360 @@
+"""DALL·E Mini: a BART that reads a prompt and writes image tokens. Functions of parameters; knows no file.
+
+Parameters, as nested dicts and as dotted safetensors names (a kernel is (in, out): `x @ kernel`):
+  encoder|decoder. embed_tokens (vocab, D), embed_positions (length, D), embed_norm, final_norm, layers.{i}.…; lm_head.kernel
+  layers.{i}. self_attention | cross_attention (decoder). pre_norm, q, k, v, out, post_norm;  ffn. pre_norm, gate, up, mid_norm, down
+  A norm has `bias`, and `scale` if it is embed_norm or post_norm or config.force_ln_scale; q..out, gate, up, down have
+  `kernel`, and `bias` if config.use_bias. `gate` is the gelu branch of a GLU; without config.use_glu there is none, and `up` is gelu'd.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+from services.errors import ModelError
+
+# B rows, T text tokens, S image positions, D model width, N heads, K head width, V image vocabulary.
+Params = dict[str, Any]
+
+LAYER_NORM_EPS = 1e-5
+TEXT_PAD_ID = 1  # BART's; the image vocabulary has a padding token of its own
+
+# What the published checkpoints are; the paper's and the training code's other variants were never published.
+_SUPPORTED = {
+    "activation_function": "gelu",
+    "ln_type": "layernorm",
+    "ln_positions": "normformer",
+    "use_absolute_position_embeddings": True,
+    "use_final_ln_encoder": True,
+    "use_final_ln_decoder": True,
+    "tie_word_embeddings": False,
+    "use_alibi": False,
+    "use_cosine_attention": False,
+    "use_deepnet_scaling": False,
+    "use_head_scale": False,
+    "use_swin_position_embeddings": False,
+    "sinkhorn_iters": 1,
+}
+
+
+@dataclass(frozen=True)
+class DalleConfig:
+    """The shape of the network; names are those of the published config.json."""
+
+    d_model: int
+    encoder_layers: int
+    encoder_attention_heads: int
+    encoder_ffn_dim: int
+    decoder_layers: int
+    decoder_attention_heads: int
+    decoder_ffn_dim: int
+    encoder_vocab_size: int
+    image_vocab_size: int
+    image_length: int
+    max_text_length: int
+    decoder_start_token_id: int
+    use_bias: bool = False
+    use_glu: bool = False
+    force_ln_scale: bool = False
+    scale_embedding: bool = False
+    normalize_text: bool = False
+
+    @property
+    def num_codes(self) -> int:
+        """Image tokens that are codes of the VQGAN; the start token and padding come after them."""
+        return self.decoder_start_token_id
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "DalleConfig":
+        """Picks what this network needs from a config.json; raises ModelError for a variant it does not have."""
+        for name, expected in _SUPPORTED.items():
+            if (found := raw.get(name, expected)) != expected:
+                raise ModelError(
+                    f"config.json: {name}: expected {expected!r}, got {found!r}: not a published variant"
+                )
+        values: dict[str, Any] = {}
+        for name, field in cls.__dataclass_fields__.items():
+            kind = bool if field.type in (bool, "bool") else int
+            default = raw.get("image_vocab_size") if name == "decoder_start_token_id" else field.default
+            found = raw.get(name, default)
+            if type(found) is not kind or (kind is int and found < 0):
+                raise ModelError(
+                    f"config.json: {name}: expected {'true or false' if kind is bool else 'a whole number'}, "
+                    f"got {raw.get(name, 'nothing')!r}"
+                )
+            values[name] = found
+        config = cls(**values)
+        for heads in (config.encoder_attention_heads, config.decoder_attention_heads):
+            if heads == 0 or config.d_model % heads:
+                raise ModelError(f"config.json: d_model {config.d_model} cannot be split into {heads} heads")
+        if not 0 < config.decoder_start_token_id <= config.image_vocab_size:
+            raise ModelError(
+                f"config.json: decoder_start_token_id: expected 1 to image_vocab_size {config.image_vocab_size}, "
+                f"got {config.decoder_start_token_id}"
+            )
+        return config
+
+
+class Memory(NamedTuple):
+    """The prompt as one decoder layer's cross-attention sees it; computed once per prompt."""
+
+    k: Float[Array, "B T N K"]
+    v: Float[Array, "B T N K"]
+
+
+class Prompt(NamedTuple):
+    """An encoded prompt: the memory of each decoder layer, and which text positions are real."""
+
+    memories: list[Memory]
+    text_mask: Bool[Array, "B T"]
+
+
+class Cache(NamedTuple):
+    """Keys and values of the image tokens so far, one array per decoder layer: the static KV cache."""
+
+    k: list[Float[Array, "B S N K"]]
+    v: list[Float[Array, "B S N K"]]
+
+
+def parameter_shapes(config: DalleConfig) -> dict[str, tuple[int, ...]]:
+    """Every dotted name with its shape, as stored in model.safetensors."""
+    width = config.d_model
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def norm(name: str, size: int, *, scale: bool) -> None:
+        shapes[f"{name}.bias"] = (size,)
+        if scale or config.force_ln_scale:
+            shapes[f"{name}.scale"] = (size,)
+
+    def dense(name: str, size_in: int, size_out: int) -> None:
+        shapes[f"{name}.kernel"] = (size_in, size_out)
+        if config.use_bias:
+            shapes[f"{name}.bias"] = (size_out,)
+
+    def stack(
+        part: str, vocab: int, length: int, layers: int, ffn_dim: int, attentions: Sequence[str]
+    ) -> None:
+        shapes[f"{part}.embed_tokens"] = (vocab, width)
+        shapes[f"{part}.embed_positions"] = (length, width)
+        norm(f"{part}.embed_norm", width, scale=True)
+        norm(f"{part}.final_norm", width, scale=False)
+        for layer in (f"{part}.layers.{i}" for i in range(layers)):
+            for attention in attentions:
+                norm(f"{layer}.{attention}.pre_norm", width, scale=False)
+                norm(f"{layer}.{attention}.post_norm", width, scale=True)
+                for projection in ("q", "k", "v", "out"):
+                    dense(f"{layer}.{attention}.{projection}", width, width)
+            norm(f"{layer}.ffn.pre_norm", width, scale=False)
+            norm(f"{layer}.ffn.mid_norm", ffn_dim, scale=False)
+            for branch in ("gate", "up") if config.use_glu else ("up",):
+                dense(f"{layer}.ffn.{branch}", width, ffn_dim)
+            dense(f"{layer}.ffn.down", ffn_dim, width)
+
+    stack(
+        "encoder",
+        config.encoder_vocab_size,
+        config.max_text_length,
+        config.encoder_layers,
+        config.encoder_ffn_dim,
+        ("self_attention",),
+    )
+    # One row more than image_vocab_size: the token that starts every image.
+    stack(
+        "decoder",
+        config.image_vocab_size + 1,
+        config.image_length,
+        config.decoder_layers,
+        config.decoder_ffn_dim,
+        ("self_attention", "cross_attention"),
+    )
+    shapes["lm_head.kernel"] = (width, config.image_vocab_size + 1)
+    return shapes
+
+
+def fuse(params: Params) -> Params:
+    """Joins q, k and v of every self-attention, and gate and up of every GLU: fewer and larger matrix products.
+
+    Works in place, on numpy arrays; `params` are as `parameter_shapes` names them.
+    """
+
+    def joined(layer: Params, names: Sequence[str]) -> Params:
+        parts = [layer.pop(name) for name in names]
+        return {leaf: np.concatenate([part[leaf] for part in parts], axis=-1) for leaf in parts[0]}
+
+    for layer in params["encoder"]["layers"] + params["decoder"]["layers"]:
+        layer["self_attention"]["qkv"] = joined(layer["self_attention"], ("q", "k", "v"))
+        if "cross_attention" in layer:
+            layer["cross_attention"]["kv"] = joined(layer["cross_attention"], ("k", "v"))
+        if "gate" in layer["ffn"]:
+            layer["ffn"]["gate_up"] = joined(layer["ffn"], ("gate", "up"))
+    return params
+
+
+def encode(
+    params: Params, config: DalleConfig, text_tokens: Int[Array, "B T"], text_mask: Bool[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """The prompt's hidden states; padding positions hold numbers too, which the mask keeps from being read."""
+    encoder = params["encoder"]
+    x = _embed(encoder, config, text_tokens, jnp.arange(text_tokens.shape[1]))
+    for layer in encoder["layers"]:
+        attention = layer["self_attention"]
+        q, k, v = _qkv(attention, _norm(attention["pre_norm"], x), config.encoder_attention_heads)
+        attended = attend(q, k, v, text_mask[:, None, :])
+        x = _add_attended(attention, x, attended)
+        x = x + _ffn(layer["ffn"], x)
+    return _norm(encoder["final_norm"], x)
+
+
+def remember(
+    params: Params, config: DalleConfig, hidden: Float[Array, "B T D"], text_mask: Bool[Array, "B T"]
+) -> Prompt:
+    """Projects the encoder's hidden states to the keys and values of each decoder layer's cross-attention."""
+    memories = []
+    for layer in params["decoder"]["layers"]:
+        k, v = jnp.split(_dense(layer["cross_attention"]["kv"], hidden), 2, axis=-1)
+        memories.append(Memory(*(_split_heads(x, config.decoder_attention_heads) for x in (k, v))))
+    return Prompt(memories, text_mask)
+
+
+def decode(
+    params: Params, config: DalleConfig, image_tokens: Int[Array, "B S"], prompt: Prompt
+) -> Float[Array, "B S V"]:
+    """Logits after each of `image_tokens` (the start token first), without a cache: to check the cached step."""
+    length = image_tokens.shape[1]
+    causal = jnp.tril(jnp.ones((1, length, length), bool))
+    decoder = params["decoder"]
+    x = _embed(decoder, config, image_tokens, jnp.arange(length))
+    for layer, memory in zip(decoder["layers"], prompt.memories, strict=True):
+        attention = layer["self_attention"]
+        q, k, v = _qkv(attention, _norm(attention["pre_norm"], x), config.decoder_attention_heads)
+        x = _add_attended(attention, x, attend(q, k, v, causal))
+        x = _cross_attend(layer["cross_attention"], config, x, [(memory, prompt.text_mask)])
+        x = x + _ffn(layer["ffn"], x)
+    return _logits(params, x)
+
+
+def empty_cache(config: DalleConfig, rows: int, length: int) -> Cache:
+    """A cache for `rows` pictures of up to `length` image tokens."""
+    heads = config.decoder_attention_heads
+    shape = (rows, length, heads, config.d_model // heads)
+    layers = range(config.decoder_layers)
+    return Cache([jnp.zeros(shape) for _ in layers], [jnp.zeros(shape) for _ in layers])
+
+
+def decode_step(
+    params: Params,
+    config: DalleConfig,
+    cache: Cache,
+    image_tokens: Int[Array, " B"],
+    positions: Int[Array, " B"],
+    prompts: Sequence[Prompt],
+) -> tuple[Float[Array, "B V"], Cache]:
+    """Reads one image token a row, each row at its own position, and returns the logits of the next.
+
+    The rows are dealt evenly to `prompts`, in order; a prompt of one row serves all of its share.
+    A position must be below the cache's length. The same token at the same position may be read again.
+    """
+    decoder = params["decoder"]
+    length = cache.k[0].shape[1]
+    rows = jnp.arange(len(image_tokens))
+    seen = jnp.arange(length)[None, None, :] <= positions[:, None, None]
+    x = _embed(decoder, config, image_tokens[:, None], positions[:, None])
+    keys, values = [], []
+    for i, layer in enumerate(decoder["layers"]):
+        attention = layer["self_attention"]
+        q, k, v = _qkv(attention, _norm(attention["pre_norm"], x), config.decoder_attention_heads)
+        keys.append(cache.k[i].at[rows, positions].set(k[:, 0]))
+        values.append(cache.v[i].at[rows, positions].set(v[:, 0]))
+        x = _add_attended(attention, x, attend(q, keys[-1], values[-1], seen))
+        x = _cross_attend(
+            layer["cross_attention"],
+            config,
+            x,
+            [(prompt.memories[i], prompt.text_mask) for prompt in prompts],
+        )
+        x = x + _ffn(layer["ffn"], x)
+    return _logits(params, x)[:, 0], Cache(keys, values)
+
+
+def attend(
+    q: Float[Array, "B T N K"],
+    k: Float[Array, "#B S N K"],
+    v: Float[Array, "#B S N K"],
+    mask: Bool[Array, "#B #T S"],
+) -> Float[Array, "B T N K"]:
+    """Scaled dot-product attention; what the mask forbids has weight exactly 0."""
+    k, v = (jnp.broadcast_to(x, (q.shape[0], *x.shape[1:])) for x in (k, v))
+    scores = jnp.einsum("btnk,bsnk->bnts", q * q.shape[-1] ** -0.5, k)
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bnts,bsnk->btnk", weights, v)
+
+
+def _embed(
+    part: Params, config: DalleConfig, tokens: Int[Array, "B T"], positions: Int[Array, "*B T"]
+) -> Float[Array, "B T D"]:
+    scale = config.d_model**0.5 if config.scale_embedding else 1.0
+    x = part["embed_tokens"][tokens] * scale + part["embed_positions"][positions]
+    return _norm(part["embed_norm"], x)
+
+
+def _qkv(
+    attention: Params, x: Float[Array, "B T D"], heads: int
+) -> tuple[Float[Array, "B T N K"], Float[Array, "B T N K"], Float[Array, "B T N K"]]:
+    q, k, v = jnp.split(_dense(attention["qkv"], x), 3, axis=-1)
+    return _split_heads(q, heads), _split_heads(k, heads), _split_heads(v, heads)
+
+
+def _add_attended(
+    attention: Params, x: Float[Array, "B T D"], attended: Float[Array, "B T N K"]
+) -> Float[Array, "B T D"]:
+    return x + _norm(attention["post_norm"], _dense(attention["out"], attended.reshape(x.shape)))
+
+
+def _cross_attend(
+    attention: Params,
+    config: DalleConfig,
+    x: Float[Array, "B S D"],
+    shares: Sequence[tuple[Memory, Bool[Array, "_ _"]]],
+) -> Float[Array, "B S D"]:
+    q = _split_heads(_dense(attention["q"], _norm(attention["pre_norm"], x)), config.decoder_attention_heads)
+    attended = [
+        attend(share, memory.k, memory.v, text_mask[:, None, :])
+        for share, (memory, text_mask) in zip(jnp.split(q, len(shares)), shares, strict=True)
+    ]
+    return _add_attended(attention, x, jnp.concatenate(attended))
+
+
+def _ffn(ffn: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    x = _norm(ffn["pre_norm"], x)
+    if "gate_up" in ffn:
+        gate, up = jnp.split(_dense(ffn["gate_up"], x), 2, axis=-1)
+        x = jax.nn.gelu(gate, approximate=False) * up
+    else:
+        x = jax.nn.gelu(_dense(ffn["up"], x), approximate=False)
+    return _dense(ffn["down"], _norm(ffn["mid_norm"], x))
+
+
+def _logits(params: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    return _dense(params["lm_head"], _norm(params["decoder"]["final_norm"], x)).astype(jnp.float32)
+
+
+def _split_heads(x: Float[Array, "B T D"], heads: int) -> Float[Array, "B T N K"]:
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def _dense(dense: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+    x = x @ dense["kernel"]
+    return x + dense["bias"] if "bias" in dense else x
+
+
+def _norm(norm: Params, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    mean = x.mean(-1, keepdims=True)
+    variance = jnp.square(x - mean).mean(-1, keepdims=True)
+    x = (x - mean) * lax.rsqrt(variance + LAYER_NORM_EPS)
+    return (x * norm["scale"] if "scale" in norm else x) + norm["bias"]
