@@ -73,8 +73,8 @@ def filter_logits(
 
     def keep_top_p(logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         probabilities = jax.nn.softmax(logits, axis=-1)
-        # Rounding may leave the sum of all a little below 1.
-        target = jnp.where(top_p < 1, top_p, 2)
+        # Above 0, so that one token stays; 2 is never reached, so that all do.
+        target = jnp.where(top_p < 1, jnp.maximum(top_p, 1e-9), 2)
         return _keep_most(logits, lambda kept: jnp.where(kept, probabilities, 0).sum(-1) >= target)
 
     # The branches are taken at run time: nobody pays for a filter that no row uses.
