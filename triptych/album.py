@@ -1,0 +1,98 @@
+"""Keeps a run's pictures in a folder: each as a PNG that says how it was made, and one contact sheet of all."""
+
+import re
+from pathlib import Path
+
+import triptych
+from triptych.contact_sheet import Band, Panel, draw_contact_sheet
+from triptych.png_text import with_text
+from triptych.progress import STAGE_NAMES
+from triptych.v1.pipeline_pb2 import Event, Image
+
+CONTACT_SHEET = "contact-sheet.png"
+TITLES = {"generate": "sketches", "refine": "variations", "upscale": "enlarged"}
+MAX_SLUG = 48
+
+
+class Album:
+    """The folder `out`, made at once: one that cannot be written to is found before the work begins."""
+
+    def __init__(self, out: Path, prompt: str) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.out = out
+        self.prompt = prompt
+        self.images: dict[str, tuple[Image, Path]] = {}
+        self.chosen: set[str] = set()
+        self.scores: dict[str, float] = {}
+
+    def save(self, event: Event) -> Path | None:
+        """Keeps what an event brings; returns the path of the picture that was written, if it brought one."""
+        if event.HasField("ranked"):
+            self.chosen.update(event.ranked.selected)
+            self.scores |= {score.image: score.clip_score for score in event.ranked.scores}
+        if event.HasField("preview"):
+            preview = event.preview
+            path = (
+                self.out
+                / "previews"
+                / f"{picture_name(preview.stage, preview.index)}-step-{preview.step}.png"
+            )
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(preview.image.data)
+            return path
+        if not event.HasField("image_ready"):
+            return None
+        image = event.image_ready.image
+        path = self.out / f"{picture_name(image.stage, image.index)}.png"
+        path.write_bytes(with_text(image.data, self.describe(image)))
+        kept = Image()
+        kept.CopyFrom(image)
+        kept.ClearField("data")
+        self.images[image.name] = (kept, path)
+        return path
+
+    def describe(self, image: Image) -> dict[str, str]:
+        """What a picture's file says of it."""
+        return {
+            "prompt": self.prompt,
+            "seed": str(image.seed),
+            "stage": STAGE_NAMES.get(image.stage, "other"),
+            "model": image.model_name,
+            "model-digest": image.model_digest,
+            "parent": image.parent.rsplit("/", 1)[-1],
+            "Software": f"triptych {triptych.__version__}",
+        }
+
+    def write_contact_sheet(self) -> Path:
+        """All pictures so far on one sheet."""
+        bands = [
+            Band(TITLES[stage], [self.panel(image, path) for image, path in self.of_stage(stage)])
+            for stage in TITLES
+        ]
+        path = self.out / CONTACT_SHEET
+        draw_contact_sheet(self.prompt, bands).save(path)
+        return path
+
+    def of_stage(self, stage: str) -> list[tuple[Image, Path]]:
+        found = [
+            (image, path) for image, path in self.images.values() if STAGE_NAMES.get(image.stage) == stage
+        ]
+        return sorted(found, key=lambda each: each[0].index)
+
+    def panel(self, image: Image, path: Path) -> Panel:
+        caption = f"{path.stem}  seed {image.seed}"
+        score = self.scores.get(image.name, image.clip_score if image.HasField("clip_score") else None)
+        if score is not None:
+            caption += f"  clip {score:.3f}"
+        return Panel(path, caption, image.name in self.chosen)
+
+
+def picture_name(stage: int, index: int) -> str:
+    """Made here and not taken from the server's names, which could lead out of the folder."""
+    return f"{STAGE_NAMES.get(stage, 'other')}-{index}"
+
+
+def slug(prompt: str) -> str:
+    """A folder's name for a prompt: its words in lower case, joined by hyphens."""
+    words = re.findall(r"\w+", prompt.casefold())
+    return "-".join(words)[:MAX_SLUG].strip("-") or "prompt"

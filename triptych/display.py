@@ -1,0 +1,154 @@
+"""Shows a run in the terminal: start-up and live progress on a TTY, a plain line per step of note elsewhere."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from triptych.processes import ServiceReady
+from triptych.progress import RunProgress, StageProgress
+from triptych.v1.pipeline_pb2 import Event
+
+# A picture's cell: from waiting over eight heights to done.
+WAITING = "·"
+HEIGHTS = "▁▂▃▄▅▆▇█"
+REFRESHES_PER_S = 8
+# More pictures than this are shown as a count alone.
+MAX_CELLS = 64
+
+
+class Display(Protocol):
+    """What a run is shown by; used as a context manager around the run."""
+
+    def __enter__(self) -> "Display": ...
+    def __exit__(self, *exception: object) -> None: ...
+    def starting(self, names: list[str]) -> None: ...
+    def service_ready(self, name: str, ready: ServiceReady) -> None: ...
+    def note(self, text: str) -> None: ...
+    def show(self, event: Event, progress: RunProgress) -> None: ...
+
+
+class SilentDisplay:
+    """Shows nothing but notes: the reader is a program."""
+
+    def __enter__(self) -> "SilentDisplay":
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def starting(self, names: list[str]) -> None: ...
+
+    def service_ready(self, name: str, ready: ServiceReady) -> None: ...
+
+    def note(self, text: str) -> None:
+        click.echo(text, err=True)
+
+    def show(self, event: Event, progress: RunProgress) -> None: ...
+
+
+class PlainDisplay(SilentDisplay):
+    """Lines for a log file: services that serve, pictures that are finished, stages that are done."""
+
+    def starting(self, names: list[str]) -> None:
+        click.echo(f"starting {', '.join(names)}", err=True)
+
+    def service_ready(self, name: str, ready: ServiceReady) -> None:
+        click.echo(" ".join(f"{name} serves {ready.model} at {ready.address}".split()), err=True)
+
+    def show(self, event: Event, progress: RunProgress) -> None:
+        if event.WhichOneof("kind") == "image_ready":
+            name = event.image_ready.image.name.rsplit("/", 1)[-1]
+            stage = progress.stage(event.image_ready.image.stage)
+            seconds = stage.elapsed_s(progress.clock())
+            click.echo(
+                f"{name} ({len(stage.finished)} of {stage.num_expected}) after {seconds:.1f} s", err=True
+            )
+
+
+class LiveDisplay:
+    """A small table that is redrawn in place: the services while they start, then a row of cells for each stage."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.services: dict[str, str] = {}
+        self.progress: RunProgress | None = None
+        self.live = Live(
+            console=self.console,
+            get_renderable=self.render,
+            refresh_per_second=REFRESHES_PER_S,
+            # What it showed stays; the last picture is the summary.
+            transient=False,
+        )
+
+    def __enter__(self) -> "LiveDisplay":
+        self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.live.stop()
+
+    def starting(self, names: list[str]) -> None:
+        self.services = dict.fromkeys(names, "starting ...")
+
+    def service_ready(self, name: str, ready: ServiceReady) -> None:
+        self.services[name] = f"{ready.address}  {ready.model}"
+
+    def note(self, text: str) -> None:
+        self.console.print(Text(text))
+
+    def show(self, event: Event, progress: RunProgress) -> None:
+        self.progress = progress
+
+    def render(self) -> Table:
+        if self.progress is None:
+            return services_table(self.services)
+        return stages_table(self.progress.stages, self.progress.clock())
+
+
+def services_table(services: Mapping[str, str]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, state in services.items():
+        table.add_row(Text(name, style="bold"), Text(state, style="dim"))
+    return table
+
+
+def stages_table(stages: Mapping[str, StageProgress], now_s: float) -> Table:
+    """One row a stage: its pictures as cells that fill up, how many are done, how long it has taken."""
+    table = Table.grid(padding=(0, 2))
+    for name, stage in stages.items():
+        seconds = f"{stage.elapsed_s(now_s):.1f} s" if stage.started_s is not None else ""
+        waiting = f"place {stage.queue_position} in the queue" if stage.queue_position and not seconds else ""
+        table.add_row(
+            Text(name, style="bold"),
+            cells(stage),
+            f"{len(stage.finished)} of {stage.num_expected}",
+            Text(seconds or waiting, style="dim"),
+        )
+    return table
+
+
+def cells(stage: StageProgress) -> Text:
+    text = Text()
+    for index in sorted(stage.fractions)[:MAX_CELLS]:
+        if index in stage.finished:
+            text.append(HEIGHTS[-1], style="green")
+        else:
+            text.append(cell(stage.fractions[index]), style="yellow")
+    text.append(WAITING * (min(stage.num_expected, MAX_CELLS) - len(text)), style="dim")
+    return text
+
+
+def cell(fraction: float) -> str:
+    return WAITING if fraction <= 0 else HEIGHTS[min(int(fraction * len(HEIGHTS)), len(HEIGHTS) - 1)]
+
+
+def choose_display(*, as_json: bool) -> Display:
+    """Silent for a program, live on a terminal, plain lines elsewhere."""
+    if as_json:
+        return SilentDisplay()
+    console = Console(stderr=True)
+    return LiveDisplay(console) if console.is_terminal else PlainDisplay()

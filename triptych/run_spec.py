@@ -1,0 +1,155 @@
+"""The options of `triptych run` and the RunSpec that they mean.
+
+Only what the user set travels: everything else is left to the services' own defaults.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from triptych.v1.generator_pb2 import GenerateSettings
+from triptych.v1.pipeline_pb2 import AutomaticMode, GenerateStage, RefineStage, RunSpec, UpscaleStage
+from triptych.v1.refiner_pb2 import RefineSettings
+from triptych.v1.upscaler_pb2 import UpscaleSettings
+
+MAX_SEED = 2**64 - 1
+STAGES = ("generator", "refiner", "upscaler")
+COUNT = click.IntRange(min=0)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """As the command line has them; None: not set."""
+
+    candidates: int
+    refine_top: int
+    variations: int
+    upscale_top: int
+    no_refine: bool
+    no_upscale: bool
+    seed: int
+    preview_every: int
+    guidance_scale: float | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    num_steps: int | None
+    skip_ratio: float | None
+    refine_guidance_scale: float | None
+    negative_prompt: str | None
+    tile_size: int | None
+    tile_overlap: int | None
+
+    @property
+    def refines(self) -> bool:
+        return not self.no_refine and self.refine_top > 0 and self.variations > 0
+
+    @property
+    def upscales(self) -> bool:
+        return not self.no_upscale and self.upscale_top > 0
+
+
+# In the order of the stages; click shows them so.
+OPTIONS = (
+    click.option("--candidates", type=click.IntRange(min=1), default=8, help="How many sketches."),
+    click.option("--refine-top", type=COUNT, default=1, help="How many of the best are refined; 0: none."),
+    click.option("--variations", type=COUNT, default=8, help="How many variations of each."),
+    click.option("--upscale-top", type=COUNT, default=1, help="How many of the best are enlarged; 0: none."),
+    click.option("--no-refine", is_flag=True, help="Enlarge the best sketches as they are."),
+    click.option("--no-upscale", is_flag=True, help="End with the variations."),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, MAX_SEED),
+        help="The same seed gives the same pictures.  [default: drawn]",
+    ),
+    click.option(
+        "--preview-every", type=COUNT, default=0, help="Keep a preview every so many steps, in OUT/previews."
+    ),
+    click.option("--guidance-scale", type=float, help="Sketch: how hard the prompt is followed."),
+    click.option("--temperature", type=float, help="Sketch: below 1 safer, above 1 wilder."),
+    click.option("--top-k", type=int, help="Sketch: choose among the k likeliest tokens; 0: all."),
+    click.option(
+        "--top-p", type=float, help="Sketch: choose among the likeliest that reach this probability."
+    ),
+    click.option("--num-steps", type=int, help="Refine: points of the noise schedule."),
+    click.option("--skip-ratio", type=float, help="Refine: 0 keeps little of the sketch, near 1 nearly all."),
+    click.option("--refine-guidance-scale", type=float, help="Refine: how hard the prompt is followed."),
+    click.option("--negative-prompt", help="Refine: what the picture should not show."),
+    click.option("--tile-size", type=int, help="Enlarge: side of a tile in pixels; 0: in one piece."),
+    click.option("--tile-overlap", type=int, help="Enlarge: pixels of context around a tile."),
+)
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command the options that RunOptions holds."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command --generator-model, --refiner-model and --upscaler-model."""
+    for stage in reversed(STAGES):
+        help_text = f"What the {stage} loads.  [default: tiny]"
+        command = click.option(f"--{stage}-model", metavar="NAME|FOLDER", help=help_text)(command)
+    return command
+
+
+def models_of(settings: dict[str, Any]) -> dict[str, list[str]]:
+    """Takes the models out of a command's settings, as the options of each stage that one was named for."""
+    models = {stage: settings.pop(f"{stage}_model") for stage in STAGES}
+    return {stage: ["--model", model] for stage, model in models.items() if model is not None}
+
+
+def check_counts(options: RunOptions) -> None:
+    """Raises UsageError where more pictures are chosen than there will be."""
+    if options.refines and options.refine_top > options.candidates:
+        raise click.UsageError(
+            f"--refine-top {options.refine_top}: expected at most the {options.candidates} of --candidates"
+        )
+    most = options.refine_top * options.variations if options.refines else options.candidates
+    if options.upscales and options.upscale_top > most:
+        raise click.UsageError(
+            f"--upscale-top {options.upscale_top}: expected at most {most}, as many as there are"
+        )
+
+
+def to_spec(prompt: str, options: RunOptions) -> RunSpec:
+    """An automatic run; a choice of all pictures is sent as 0, so that none waits for the others."""
+    spec = RunSpec(prompt=prompt, seed=options.seed, automatic=AutomaticMode())
+    generate = GenerateSettings(preview_every=options.preview_every)
+    set_given(generate, options, "guidance_scale", "temperature", "top_k", "top_p")
+    spec.generate.CopyFrom(GenerateStage(count=options.candidates, settings=generate))
+    num_images = options.candidates
+    if options.refines:
+        refine = RefineSettings(preview_every=options.preview_every)
+        set_given(refine, options, "num_steps", "skip_ratio", "negative_prompt")
+        if options.refine_guidance_scale is not None:
+            refine.guidance_scale = options.refine_guidance_scale
+        spec.refine.CopyFrom(RefineStage(count=options.variations, settings=refine))
+        spec.automatic.top_k_after_generate = choice(options.refine_top, num_images)
+        num_images = options.refine_top * options.variations
+    if options.upscales:
+        upscale = UpscaleSettings(preview_every=0)
+        set_given(upscale, options, "tile_size", "tile_overlap")
+        spec.upscale.CopyFrom(UpscaleStage(settings=upscale))
+        top_k = choice(options.upscale_top, num_images)
+        if options.refines:
+            spec.automatic.top_k_after_refine = top_k
+        else:
+            spec.automatic.top_k_after_generate = top_k
+    return spec
+
+
+def set_given(
+    settings: GenerateSettings | RefineSettings | UpscaleSettings, options: RunOptions, *names: str
+) -> None:
+    for name in names:
+        if (value := getattr(options, name)) is not None:
+            setattr(settings, name, value)
+
+
+def choice(top: int, num_images: int) -> int:
+    return 0 if top >= num_images else top

@@ -1,0 +1,46 @@
+"""`triptych up`: all four services in one terminal, until Ctrl-C."""
+
+from typing import Any
+
+import click
+
+from triptych.foreground import run_in_foreground
+from triptych.processes import ServiceReady, running_pipeline
+from triptych.run_spec import STAGES, model_options, models_of
+
+GATEWAY_PORT = 50050
+
+
+@click.command()
+@click.option(
+    "--host", default="127.0.0.1", help="Address that the gateway listens on; the stages stay on loopback."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=GATEWAY_PORT, help="Of the gateway; 0: any free one."
+)
+@model_options
+def up(host: str, port: int, **settings: Any) -> None:
+    """Start the three stages and the gateway and keep them running until Ctrl-C."""
+    models = models_of(settings)
+    stages = {name: ["--port", "0", *models.get(name, ())] for name in STAGES}
+    run_in_foreground(keep_running(stages, ["--host", host, "--port", str(port)]))
+
+
+async def keep_running(stages: dict[str, list[str]], gateway_options: list[str]) -> None:
+    """Runs until it is cancelled; raises ClickException when one of the services ends by itself."""
+    click.echo(f"starting {', '.join([*stages, 'gateway'])} ...", err=True)
+    async with running_pipeline(
+        stages, gateway_options=gateway_options, on_ready=say_ready, on_log=say_log
+    ) as pipeline:
+        address = pipeline.gateway.address
+        click.echo(f'Ready. In another terminal: triptych run "a red house" --gateway {address}')
+        click.echo("Ctrl-C stops all of them.", err=True)
+        raise click.ClickException(await pipeline.first_end())
+
+
+def say_ready(name: str, ready: ServiceReady) -> None:
+    click.echo(f"{name:<10} {ready.address:<22} {ready.model}".rstrip())
+
+
+def say_log(name: str, line: str) -> None:
+    click.echo(f"[{name}] {line}", err=True)
