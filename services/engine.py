@@ -8,8 +8,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +17,18 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 from services.errors import DeadlineExceeded, DeviceOutOfMemory, QueueFull, TriptychError, WorkerEvicted
+from services.events import (
+    Accepted,
+    EncodedPicture,
+    Event,
+    Failed,
+    Finished,
+    Mailbox,
+    Preview,
+    Progress,
+    Timing,
+)
+from services.fair_queue import FairQueue
 from services.images import Picture, encode_png, encode_preview
 
 log = logging.getLogger(__name__)
@@ -70,93 +82,6 @@ class Ticket(Generic[Job]):
     preview_every: int = 0
 
 
-@dataclass(frozen=True)
-class EncodedPicture:
-    png: bytes
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """The request stands in the queue; `position` jobs of anybody's go before its first; 0: it has begun."""
-
-    position: int
-
-
-@dataclass(frozen=True)
-class Progress:
-    index: int
-    step: int
-    num_steps: int
-
-
-@dataclass(frozen=True)
-class Preview:
-    index: int
-    step: int
-    num_steps: int
-    picture: EncodedPicture
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one job: waiting for a slot, idle in it, in steps and decoding, making the PNG."""
-
-    queue_s: float
-    batch_wait_s: float
-    compute_s: float
-    encode_s: float
-
-
-@dataclass(frozen=True)
-class Finished:
-    index: int
-    picture: EncodedPicture
-    timing: Timing
-
-
-@dataclass(frozen=True)
-class Failed:
-    index: int
-    error: TriptychError
-
-
-Event = Accepted | Progress | Preview | Finished | Failed
-
-
-class Mailbox:
-    """One request's events on their way to its reader. Lives on the event loop.
-
-    Its memory is bounded whatever the reader does: a newer progress, preview or queue position replaces the one that
-    was not read yet, so it holds at most three entries for each image of the request.
-    """
-
-    def __init__(self, num_jobs: int) -> None:
-        self._events: OrderedDict[tuple[type, int], Event] = OrderedDict()
-        self._unfinished = num_jobs
-        self._arrived = asyncio.Event()
-
-    def put(self, event: Event) -> None:
-        index = -1 if isinstance(event, Accepted) else event.index
-        if isinstance(event, Finished | Failed):
-            # What was not read of an image's way is of no use once it is there.
-            self._events.pop((Progress, index), None)
-            self._events.pop((Preview, index), None)
-        self._events[type(event), index] = event
-        self._arrived.set()
-
-    async def events(self) -> AsyncIterator[Event]:
-        """Ends after the last image has finished or failed."""
-        while self._unfinished:
-            await self._arrived.wait()
-            while self._events:
-                _, event = self._events.popitem(last=False)
-                self._unfinished -= isinstance(event, Finished | Failed)
-                yield event
-            self._arrived.clear()
-
-
 @dataclass(eq=False)
 class Request:
     """The jobs that one call asked for, and where their events go."""
@@ -194,48 +119,6 @@ class _Work(Generic[Job]):
         return self.ticket.index
 
 
-class FairQueue(Generic[Job]):
-    """Waiting jobs, served in turns between callers, in order within one. Not thread-safe: the engine locks."""
-
-    def __init__(self) -> None:
-        self._by_caller: OrderedDict[str, deque[_Work[Job]]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return sum(len(queue) for queue in self._by_caller.values())
-
-    def __iter__(self) -> Iterator[_Work[Job]]:
-        """In the order in which `pop` would give them."""
-        queues = [deque(queue) for queue in self._by_caller.values()]
-        while queues:
-            for queue in queues:
-                yield queue.popleft()
-            queues = [queue for queue in queues if queue]
-
-    def push(self, work: _Work[Job]) -> None:
-        self._by_caller.setdefault(work.request.caller, deque()).append(work)
-
-    def pop(self) -> _Work[Job]:
-        """The next job; its caller goes to the end of the round."""
-        caller, queue = next(iter(self._by_caller.items()))
-        work = queue.popleft()
-        self._by_caller.move_to_end(caller)
-        if not queue:
-            del self._by_caller[caller]
-        return work
-
-    def remove(self, unwanted: Callable[[_Work[Job]], bool]) -> list[_Work[Job]]:
-        """Takes out and returns the jobs for which `unwanted` is true."""
-        removed = [work for queue in self._by_caller.values() for work in queue if unwanted(work)]
-        gone = set(removed)
-        for caller, queue in list(self._by_caller.items()):
-            kept = deque(work for work in queue if work not in gone)
-            if kept:
-                self._by_caller[caller] = kept
-            else:
-                del self._by_caller[caller]
-        return removed
-
-
 class Engine(Generic[Job]):
     """Runs a stepper for many callers. Use as `async with Engine(stepper, max_queue=64) as engine`."""
 
@@ -247,7 +130,7 @@ class Engine(Generic[Job]):
         self._stepper = stepper
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: FairQueue[Job] = FairQueue()
+        self._waiting: FairQueue[_Work[Job]] = FairQueue()
         self._slots: dict[int, _Work[Job]] = {}
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._closing = False
@@ -294,7 +177,7 @@ class Engine(Generic[Job]):
         with self._changed:
             self._check_room(len(tickets))
             for ticket in tickets:
-                self._waiting.push(_Work(ticket, request, now))
+                self._waiting.push(_Work(ticket, request, now), caller)
             self._post_positions()
             self._changed.notify()
         try:

@@ -19,19 +19,9 @@ import click
 import grpc
 from google.protobuf import duration_pb2
 
-from services.engine import (
-    Accepted,
-    EncodedPicture,
-    Engine,
-    Event,
-    Failed,
-    Finished,
-    Preview,
-    Progress,
-    Stepper,
-    Ticket,
-)
+from services.engine import Engine, Stepper, Ticket
 from services.errors import NotReady, TriptychError
+from services.events import Accepted, EncodedPicture, Event, Failed, Finished, Preview, Progress
 from services.model_folder import Manifest
 from services.server import Context, announce, serving, stop_signal
 from triptych import __version__

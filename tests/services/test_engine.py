@@ -10,18 +10,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from services.engine import (
-    Accepted,
-    EncodedPicture,
-    Engine,
-    Failed,
-    Finished,
-    Mailbox,
-    Preview,
-    Progress,
-    Ticket,
-)
+from services.engine import Engine, Ticket
 from services.errors import DeadlineExceeded, DeviceOutOfMemory, QueueFull, WorkerEvicted
+from services.events import Accepted, EncodedPicture, Failed, Finished, Mailbox, Preview, Progress
 
 
 @dataclass(frozen=True)

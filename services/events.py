@@ -1,0 +1,95 @@
+"""What happens to the images of a request, and the mailbox that carries it to a reader of any speed."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from services.errors import TriptychError
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    png: bytes
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The request stands in the queue; `position` jobs of anybody's go before its first; 0: it has begun."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    index: int
+    step: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    index: int
+    step: int
+    num_steps: int
+    picture: EncodedPicture
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one job: waiting for a slot, idle in it, in steps and decoding, making the PNG."""
+
+    queue_s: float
+    batch_wait_s: float
+    compute_s: float
+    encode_s: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    index: int
+    picture: EncodedPicture
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class Failed:
+    index: int
+    error: TriptychError
+
+
+Event = Accepted | Progress | Preview | Finished | Failed
+
+
+class Mailbox:
+    """One request's events on their way to its reader. Lives on the event loop.
+
+    Its memory is bounded whatever the reader does: a newer progress, preview or queue position replaces the one that
+    was not read yet, so it holds at most three entries for each image of the request.
+    """
+
+    def __init__(self, num_jobs: int) -> None:
+        self._events: OrderedDict[tuple[type, int], Event] = OrderedDict()
+        self._unfinished = num_jobs
+        self._arrived = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        index = -1 if isinstance(event, Accepted) else event.index
+        if isinstance(event, Finished | Failed):
+            # What was not read of an image's way is of no use once it is there.
+            self._events.pop((Progress, index), None)
+            self._events.pop((Preview, index), None)
+        self._events[type(event), index] = event
+        self._arrived.set()
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Ends after the last image has finished or failed."""
+        while self._unfinished:
+            await self._arrived.wait()
+            while self._events:
+                _, event = self._events.popitem(last=False)
+                self._unfinished -= isinstance(event, Finished | Failed)
+                yield event
+            self._arrived.clear()

@@ -1,0 +1,50 @@
+"""A queue that serves its callers in turns, however much one of them asks for."""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class FairQueue(Generic[Item]):
+    """First in, first out within a caller; one each between callers. Not thread-safe: its owner locks."""
+
+    def __init__(self) -> None:
+        self._by_caller: OrderedDict[str, deque[Item]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(len(queue) for queue in self._by_caller.values())
+
+    def __iter__(self) -> Iterator[Item]:
+        """In the order in which `pop` would give them."""
+        queues = [deque(queue) for queue in self._by_caller.values()]
+        while queues:
+            for queue in queues:
+                yield queue.popleft()
+            queues = [queue for queue in queues if queue]
+
+    def push(self, item: Item, caller: str) -> None:
+        self._by_caller.setdefault(caller, deque()).append(item)
+
+    def pop(self) -> Item:
+        """The next item; its caller goes to the end of the round."""
+        caller, queue = next(iter(self._by_caller.items()))
+        item = queue.popleft()
+        self._by_caller.move_to_end(caller)
+        if not queue:
+            del self._by_caller[caller]
+        return item
+
+    def remove(self, unwanted: Callable[[Item], bool]) -> list[Item]:
+        """Takes out and returns the items for which `unwanted` is true."""
+        removed: list[Item] = []
+        for caller, queue in list(self._by_caller.items()):
+            kept: deque[Item] = deque()
+            for item in queue:
+                (removed if unwanted(item) else kept).append(item)
+            if kept:
+                self._by_caller[caller] = kept
+            else:
+                del self._by_caller[caller]
+        return removed
