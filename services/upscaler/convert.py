@@ -9,6 +9,7 @@ import json
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,24 +68,18 @@ def find_file(source: Path) -> Path:
 
 def read_pth(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's hints at odd layouts; those end as errors here
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # The rest of torch's message tells how to load it all the same.
-        reason = str(error).split("\n")[0][:300]
         raise ModelError(
-            f"{path}: refused, nothing was run: {reason} Expected a dictionary of tensors as the published .pth files are"
+            f"{path}: refused, and nothing in it was run: {_reason(error)}; expected nothing but tensors by name, as the "
+            "published .pth files hold"
         ) from None
-    except (
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        raise ModelError(f"{path} is not a whole .pth file: {error}; fetch it again") from None
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise ModelError(
+            f"{path} is not a whole .pth file of tensors: {_reason(error)}; fetch it again"
+        ) from None
     if isinstance(content, Mapping):
         for key in WEIGHTS_KEYS:
             if isinstance(content.get(key), Mapping):
@@ -93,6 +88,18 @@ def read_pth(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
         raise ModelError(f"{path}: expected tensors by name, plain or below {' or '.join(WEIGHTS_KEYS)}")
     return {str(name): tensor.contiguous() for name, tensor in content.items()}
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with the file in a sentence, without torch's advice to load it all the same."""
+    text = str(error)
+    if found := re.search(r"(?:GLOBAL|global|function) `?([\w.]+\.[\w.]+)", text):
+        return f"it asks for {found[1]}"
+    if "Unsupported operand" in text:
+        return "it is no checkpoint as torch saves them"
+    if "TorchScript" in text:
+        return "it is a program (a TorchScript archive)"
+    return text.split("\n")[0].split(". ")[0][:200] or type(error).__name__
 
 
 def find_config(file: Path) -> SwinIRConfig | None:
