@@ -1,6 +1,7 @@
 """Keeps a run's pictures in a folder: each as a PNG that says how it was made, and one contact sheet of all."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import triptych
@@ -51,6 +52,11 @@ class Album:
         self.images[image.name] = (kept, path)
         return path
 
+    def leave_no_empty_folder(self) -> None:
+        """Takes the folder away again when no picture came."""
+        with suppress(OSError):
+            self.out.rmdir()
+
     def describe(self, image: Image) -> dict[str, str]:
         """What a picture's file says of it."""
         return {
@@ -80,11 +86,9 @@ class Album:
         return sorted(found, key=lambda each: each[0].index)
 
     def panel(self, image: Image, path: Path) -> Panel:
-        caption = f"{path.stem}  seed {image.seed}"
         score = self.scores.get(image.name, image.clip_score if image.HasField("clip_score") else None)
-        if score is not None:
-            caption += f"  clip {score:.3f}"
-        return Panel(path, caption, image.name in self.chosen)
+        scored = "" if score is None else f"  clip {score:.3f}"
+        return Panel(path, f"{path.stem}{scored}\nseed {image.seed}", image.name in self.chosen)
 
 
 def picture_name(stage: int, index: int) -> str:

@@ -13,6 +13,7 @@ MAX_CELL = 512
 MAX_COLUMNS = 8
 GAP = 16
 CAPTION_SIZE = 12
+CAPTION_LINES = 2
 TITLE_SIZE = 20
 LINE = 18
 FRAME = 3
@@ -25,7 +26,7 @@ CHOSEN = (214, 84, 40)
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a band."""
+    """One picture of a band, with up to CAPTION_LINES lines of caption."""
 
     file: Path
     caption: str
@@ -50,7 +51,11 @@ class Grid:
 
     @property
     def height(self) -> int:
-        return 2 * LINE + self.num_rows * (self.cell + LINE + GAP)
+        return 2 * LINE + self.num_rows * self.row_height
+
+    @property
+    def row_height(self) -> int:
+        return self.cell + CAPTION_LINES * LINE + GAP
 
 
 def draw_contact_sheet(title: str, bands: Sequence[Band]) -> Image.Image:
@@ -91,7 +96,7 @@ def draw_band(sheet: Image.Image, draw: ImageDraw.ImageDraw, band: Band, grid: G
     for position, panel in enumerate(band.panels):
         row, column = divmod(position, grid.num_columns)
         x = GAP + column * (grid.cell + GAP)
-        y = top + 2 * LINE + row * (grid.cell + LINE + GAP)
+        y = top + 2 * LINE + row * grid.row_height
         picture = fitted(panel.file, grid.cell)
         if panel.is_chosen:
             corners = (x - FRAME, y - FRAME, x + picture.width + FRAME - 1, y + picture.height + FRAME - 1)
@@ -103,7 +108,7 @@ def draw_band(sheet: Image.Image, draw: ImageDraw.ImageDraw, band: Band, grid: G
 
 
 def fitted(file: Path, cell: int) -> Image.Image:
-    """The picture with its longer side as long as a cell; small ones are enlarged by whole pixels' shape, softly."""
+    """The picture with its longer side as long as a cell; smaller ones are enlarged."""
     with Image.open(file) as image:
         scale = cell / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

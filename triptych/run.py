@@ -65,11 +65,11 @@ def run(
     album = Album(out or Path("out") / f"{slug(prompt)}-{seed}", prompt)
     output = Output(album, choose_display(as_json=as_json), as_json)
     spec = to_spec(prompt, options)
-    if gateway:
-        run_in_foreground(run_through(gateway, spec, output))
-    else:
-        stages = {name: ["--port", "0", *models.get(name, ())] for name in needed_stages(options, spec)}
-        run_in_foreground(run_alone(stages, spec, output))
+    stages = {name: ["--port", "0", *models.get(name, ())] for name in needed_stages(options, spec)}
+    try:
+        run_in_foreground(run_through(gateway, spec, output) if gateway else run_alone(stages, spec, output))
+    finally:
+        album.leave_no_empty_folder()
 
 
 def needed_stages(options: RunOptions, spec: RunSpec) -> list[str]:

@@ -1,0 +1,157 @@
+"""`triptych run` against a scripted gateway: what it sends, writes, prints and exits with."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from google.protobuf import json_format
+from PIL import Image
+
+import triptych as package
+from tests.triptych.command_line import command, environment
+from triptych.v1.pipeline_pb2 import Event
+
+PROMPT = "a red house under a full moon"
+
+
+@pytest.fixture
+def finished(triptych, gateway, tmp_path):
+    return triptych("run", PROMPT, "--seed", "7", "--out", "pictures", "--gateway", gateway.address)
+
+
+def test_every_picture_and_the_contact_sheet_are_written(finished, tmp_path):
+    assert finished.returncode == 0, finished.stderr
+    names = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
+    sketches = {f"generate-{index}" for index in range(8)}
+    variations = {f"refine-{index}" for index in range(8)}
+    assert names == sketches | variations | {"upscale-0", "contact-sheet"}
+
+
+def test_a_picture_says_how_it_was_made(finished, tmp_path):
+    with Image.open(tmp_path / "pictures" / "generate-3.png") as picture:
+        picture.load()
+        text = {key: str(value) for key, value in picture.text.items()}
+    assert text == {
+        "prompt": PROMPT,
+        "seed": "10",
+        "stage": "generate",
+        "model": "scripted",
+        "model-digest": "abc123",
+        "parent": "",
+        "Software": f"triptych {package.__version__}",
+    }
+
+
+def test_the_places_and_the_times_of_the_stages_are_printed(finished):
+    lines = finished.stdout.splitlines()
+    assert [line.split(" in ")[0] for line in lines if not line.startswith(" ")] == [
+        "generate: 8 of 8",
+        "refine: 8 of 8",
+        "upscale: 1 of 1",
+        f"all on one sheet: {Path('pictures/contact-sheet.png')}",
+    ]
+    assert "  pictures/upscale-0.png" in lines
+
+
+def test_without_a_terminal_progress_is_plain_lines(finished):
+    assert "refine-7 (8 of 8) after" in finished.stderr
+    assert "\x1b" not in finished.stdout + finished.stderr
+
+
+def test_json_is_one_event_a_line_with_paths_in_place_of_pictures(triptych, gateway, tmp_path):
+    done = triptych("run", PROMPT, "--gateway", gateway.address, "--preview-every", "1", "--json")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    carriers = [line[kind] for line in lines for kind in ("imageReady", "preview") if kind in line]
+    assert len(carriers) == 18
+    for carrier in carriers:
+        assert "data" not in carrier["image"]
+        with Image.open(tmp_path / carrier["image"]["path"]) as picture:
+            assert picture.width in (8, 32)
+
+
+def test_json_lines_are_events_of_the_contract(triptych, gateway):
+    done = triptych("run", PROMPT, "--gateway", gateway.address, "--json")
+    events = [
+        json_format.Parse(line, Event(), ignore_unknown_fields=True) for line in done.stdout.splitlines()
+    ]
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert events[-1].HasField("finished")
+
+
+def test_the_default_folder_is_named_after_prompt_and_seed(triptych, gateway, tmp_path):
+    triptych("run", "A red/house!", "--seed", "7", "--gateway", gateway.address)
+    assert (tmp_path / "out" / "a-red-house-7" / "contact-sheet.png").exists()
+
+
+def test_options_come_from_the_environment_too(triptych, gateway):
+    triptych("run", PROMPT, TRIPTYCH_GATEWAY=gateway.address, TRIPTYCH_SEED="42", TRIPTYCH_SKIP_RATIO="0.25")
+    (spec,) = gateway.specs
+    assert (spec.seed, spec.refine.settings.skip_ratio) == (42, 0.25)
+
+
+def test_words_that_the_model_was_never_taught_are_named(triptych, gateway):
+    done = triptych("run", "two red houses beside a wizard", "--gateway", gateway.address)
+    assert "Note: the model scripted was never taught: two, wizard" in done.stderr
+    assert done.returncode == 0
+
+
+def test_a_failed_run_says_why_and_keeps_what_it_has(triptych, gateway, tmp_path):
+    done = triptych("run", "a broken house", "--no-refine", "--gateway", gateway.address, "--out", "here")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "Error: the run failed: nobody serves the stage 'refine' now"
+    assert (tmp_path / "here" / "contact-sheet.png").exists()
+
+
+def test_a_gateway_that_is_not_there_is_one_line(triptych, tmp_path):
+    done = triptych("run", PROMPT, "--gateway", "127.0.0.1:1")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("Error: no gateway answers at 127.0.0.1:1")
+    assert list(tmp_path.glob("out/*")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([" "], "it is empty"),
+        ([PROMPT, "--candidates", "0"], "0 is not in the range"),
+        ([PROMPT, "--refine-top", "9"], "--refine-top 9: expected at most the 8 of --candidates"),
+        ([PROMPT, "--upscale-top", "9"], "--upscale-top 9: expected at most 8"),
+        ([PROMPT, "--seed", "-1"], "-1 is not in the range"),
+        ([PROMPT, "--gateway", "a:1", "--refiner-model", "x"], "--refiner-model and --gateway"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_starts(triptych, arguments, message):
+    done = triptych("run", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(triptych, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    done = triptych("run", PROMPT, "--out", "taken/below")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_cancels_the_run_at_the_gateway(gateway, tmp_path, number, code):
+    with subprocess.Popen(
+        command("run", "endless", "--gateway", gateway.address, "--json"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        while "imageReady" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert gateway.was_cancelled.wait(30)
+    assert "Traceback" not in errors
