@@ -117,6 +117,8 @@ class ResidualAttentionBlock(nn.Module):
 class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int, *, is_causal: bool) -> None:
         super().__init__()
+        if width % num_heads:
+            raise ValueError(f"a width of {width} does not divide into {num_heads} heads")
         self.num_heads = num_heads
         self.is_causal = is_causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))

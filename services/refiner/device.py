@@ -1,0 +1,48 @@
+"""Where and in which precision the refiner computes: decided here once and nowhere else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from services.errors import DeviceOutOfMemory, ModelError
+
+# float16 is missing on purpose: a CPU is no faster with it.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """ "auto" is the first CUDA device, else the CPU; raises ModelError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelError(f"device: expected auto, cpu, cuda or cuda:N, got '{name}'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ModelError(f"device: expected auto, cpu, cuda or cuda:N, got '{name}'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"device '{name}' is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
+        )
+    return device
+
+
+def find_dtype(name: str = "float32") -> torch.dtype:
+    """Raises ModelError for any other than float32 and bfloat16."""
+    if name not in DTYPES:
+        raise ModelError(f"dtype: expected one of {', '.join(DTYPES)}, got '{name}'")
+    return DTYPES[name]
+
+
+@contextmanager
+def out_of_memory_is_the_jobs() -> Iterator[None]:
+    """Turns what torch raises when a device is full into the error that callers know."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise DeviceOutOfMemory(
+                f"the device has no memory for this picture: {error}; use fewer slots"
+            ) from error
+        raise

@@ -1,0 +1,196 @@
+"""Refining many pictures at once: a step is one forward of the UNet for all slots, each at its own timestep.
+
+A slot's start, guidance, prompt and place in the schedule are its own; only the forward is shared. It knows the
+networks and the sampler; the queue, the callers and the protocol are elsewhere.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from services.errors import InvalidRequest
+from services.images import Picture
+from services.refiner.device import out_of_memory_is_the_jobs
+from services.refiner.diffusion import (
+    CALLS_PER_PRK_STEP,
+    MIN_STEPS,
+    NUM_PRK_STEPS,
+    NUM_TRAIN_TIMESTEPS,
+    Sampler,
+    guide,
+    make_schedule,
+    start_sampler,
+)
+from services.refiner.model import Conditioning, RefinerModel, stack_conditioning
+
+# A seed gives several streams, so that a picture's noise is never the noise of its init latent.
+NOISE_STREAM, INIT_STREAM = 0, 1
+NUM_CACHED_PROMPTS = 64
+NUM_CACHED_INIT_LATENTS = 16
+
+
+@dataclass(frozen=True)
+class RefineJob:
+    """One variation. Without an init image it starts from pure noise and skips nothing.
+
+    `init_seed` picks the sample of the init image's latent; variations of one request share it.
+    """
+
+    prompt: str
+    init_image: Picture | None = None
+    seed: int = 0
+    init_seed: int = 0
+    negative_prompt: str = ""
+    num_steps: int = 100
+    skip_ratio: float = 0.5
+    guidance_scale: float = 5.0
+
+    @property
+    def num_skipped(self) -> int:
+        # Rounded, because int(100 * 0.29) is 28.
+        return 0 if self.init_image is None else round(self.num_steps * self.skip_ratio)
+
+    @property
+    def num_calls(self) -> int:
+        """How often the UNet is asked: its steps, and three more in each Runge-Kutta step."""
+        return self.num_steps - self.num_skipped + NUM_PRK_STEPS * (CALLS_PER_PRK_STEP - 1)
+
+    def check(self) -> None:
+        """Raises InvalidRequest for settings that no picture can be made with."""
+        if not MIN_STEPS <= self.num_steps <= NUM_TRAIN_TIMESTEPS:
+            raise InvalidRequest(
+                "settings.num_steps", f"must be {MIN_STEPS} to {NUM_TRAIN_TIMESTEPS}, got {self.num_steps}"
+            )
+        if not 0 <= self.skip_ratio < 1:
+            raise InvalidRequest("settings.skip_ratio", f"must be in [0, 1), got {self.skip_ratio:g}")
+        if (left := self.num_steps - self.num_skipped) < MIN_STEPS:
+            raise InvalidRequest(
+                "settings.skip_ratio",
+                f"must leave at least {MIN_STEPS} of {self.num_steps} steps, got {self.skip_ratio:g} which "
+                f"leaves {left}; at most {(self.num_steps - MIN_STEPS) / self.num_steps:g} does",
+            )
+        if not math.isfinite(self.guidance_scale):
+            raise InvalidRequest("settings.guidance_scale", f"must be finite, got {self.guidance_scale:g}")
+
+
+@dataclass(frozen=True)
+class _Slot:
+    sampler: Sampler
+    cond: Conditioning
+    uncond: Conditioning
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class _InitLatentKey:
+    """A picture of the model's size and the seed of its latent; equal if the pictures are."""
+
+    digest: bytes
+    init_seed: int
+    image: Picture = field(compare=False, repr=False)
+
+
+class RefinerStepper:
+    """A Stepper of the engine: `num_slots` latents that advance by one call of the UNet a step."""
+
+    def __init__(self, model: RefinerModel, *, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._model = model
+        self._slots: dict[int, _Slot] = {}
+        self._encode_prompt = lru_cache(NUM_CACHED_PROMPTS)(model.encode_prompt)
+        self._init_latent = lru_cache(NUM_CACHED_INIT_LATENTS)(self._sample_init_latent)
+
+    def warm_up(self) -> None:
+        """Touches all networks, with one slot and with all."""
+        size = self._model.image_size
+        job = RefineJob("warm up", np.zeros((size, size, 3), np.uint8), num_steps=MIN_STEPS, skip_ratio=0)
+        for slot in range(self.num_slots):
+            self.admit(slot, job)
+        for slots in {(0,), tuple(range(self.num_slots))}:
+            self.step(slots)
+        self.preview([0])
+        for slot in range(self.num_slots):
+            self.release(slot)
+
+    def admit(self, slot: int, job: RefineJob) -> int:
+        """Encodes the prompts and the init image, unless they were just seen, and draws the noise."""
+        job.check()
+        with out_of_memory_is_the_jobs():
+            cond, uncond = self._encode_prompt(job.prompt), self._encode_prompt(job.negative_prompt)
+            init = None
+            if job.init_image is not None:
+                image = self._model.resize(job.init_image)
+                digest = hashlib.sha256(image.tobytes()).digest()
+                init = self._init_latent(_InitLatentKey(digest, job.init_seed, image))
+            noise = self._noise(job.seed, NOISE_STREAM)
+            sampler = start_sampler(
+                make_schedule(job.num_steps),
+                torch.from_numpy(noise).to(self._model.device),
+                init,
+                job.num_skipped,
+            )
+        self._slots[slot] = _Slot(sampler, cond, uncond, job.guidance_scale)
+        return job.num_calls
+
+    @torch.inference_mode()
+    def step(self, slots: Sequence[int]) -> None:
+        """Asks the UNet once about all slots, with and without their prompts in one batch."""
+        rows = [self._slots[slot] for slot in slots]
+        with out_of_memory_is_the_jobs():
+            samplers = [
+                row.sampler.advance(eps) for row, eps in zip(rows, self._guided_noise(rows), strict=True)
+            ]
+            if self._model.device.type == "cuda":
+                torch.cuda.synchronize(self._model.device)
+        for slot, row, sampler in zip(slots, rows, samplers, strict=True):
+            self._slots[slot] = _Slot(sampler, row.cond, row.uncond, row.guidance_scale)
+
+    def preview(self, slots: Sequence[int]) -> list[Picture]:
+        """What the pictures would be if the noise seen now were all there is."""
+        with out_of_memory_is_the_jobs():
+            return self._model.decode(torch.stack([self._slots[slot].sampler.pred_xstart for slot in slots]))
+
+    def result(self, slots: Sequence[int]) -> list[Picture]:
+        """The last of those guesses: the reference takes it, and not its last sample."""
+        return self.preview(slots)
+
+    def release(self, slot: int) -> None:
+        """Forgets the slot's job; one that is free already stays so."""
+        self._slots.pop(slot, None)
+
+    def _guided_noise(self, rows: Sequence[_Slot]) -> Float[Tensor, "N Z H W"]:
+        device = self._model.device
+        latents = torch.stack([row.sampler.point for row in rows])
+        timesteps = torch.tensor([row.sampler.timestep for row in rows], dtype=torch.float32, device=device)
+        context, clip_embed = stack_conditioning([row.cond for row in rows] + [row.uncond for row in rows])
+        cond, uncond = self._model.predict_noise(
+            torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), context, clip_embed
+        ).chunk(2)
+        scale = torch.tensor([row.guidance_scale for row in rows], dtype=torch.float32, device=device)
+        return guide(cond, uncond, scale, self._model.unet.config.guided_channels)
+
+    def _sample_init_latent(self, key: _InitLatentKey) -> Float[Tensor, "Z H W"]:
+        return self._model.encode_image(key.image, self._noise(key.init_seed, INIT_STREAM))
+
+    def _noise(self, seed: int, stream: int) -> Float[np.ndarray, "Z H W"]:
+        # NumPy's generator: torch's on the CPU takes 32 bits of a seed and gives 7 and 7 + 2**32 the same noise.
+        rng = np.random.default_rng([seed, stream])
+        return rng.standard_normal(self._model.latent_shape, dtype=np.float32)
+
+
+def refine(model: RefinerModel, jobs: Sequence[RefineJob]) -> list[Picture]:
+    """Makes a picture of each job, all in one batch as long as they last."""
+    stepper = RefinerStepper(model, num_slots=len(jobs))
+    num_left = {slot: stepper.admit(slot, job) for slot, job in enumerate(jobs)}
+    while slots := [slot for slot, left in num_left.items() if left]:
+        stepper.step(slots)
+        for slot in slots:
+            num_left[slot] -= 1
+    return stepper.result(range(len(jobs)))

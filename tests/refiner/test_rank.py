@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from services.errors import ModelError
+from services.refiner.clip import Clip, ClipConfig
+from services.refiner.rank import rank
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, shape, np.uint8) for shape in [(32, 32, 3), (50, 40, 3), (9, 100, 3)] * 4]
+
+
+def test_each_picture_gets_a_cosine(model, pictures):
+    scores = rank(model, "a red house", pictures)
+    assert len(scores) == len(pictures)
+    assert all(-1 <= score <= 1 for score in scores)
+
+
+def test_a_score_does_not_depend_on_the_other_pictures(model, pictures):
+    together = rank(model, "a red house", pictures)
+    assert rank(model, "a red house", pictures[10:11]) == pytest.approx(together[10:11], abs=1e-5)
+
+
+def test_another_prompt_gives_another_score(model, pictures):
+    assert rank(model, "a red house", pictures) != pytest.approx(rank(model, "two cats", pictures), abs=1e-3)
+
+
+def test_no_pictures_have_no_scores(model):
+    assert rank(model, "a red house", []) == []
+
+
+def test_a_clip_without_an_image_tower_cannot_rank(model, pictures):
+    text_only = Clip(ClipConfig(**{**vars(model.clip.config), "vision_layers": 0}))
+    with pytest.raises(ModelError, match="no image tower"):
+        rank(type(model)(**{**vars(model), "clip": text_only}), "a red house", pictures)
