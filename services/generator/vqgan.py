@@ -46,6 +46,9 @@ class VqganConfig:
     z_channels: int
     embed_dim: int
     n_embed: int
+    # Not in the published files, whose norms all have 32. A narrow network needs fewer: with one channel a group,
+    # the last norm takes away the very brightness of a picture.
+    norm_num_groups: int = NUM_GROUPS
 
     @property
     def tokens_per_side(self) -> int:
@@ -60,17 +63,17 @@ class VqganConfig:
         values: dict[str, Any] = {}
         for name in cls.__dataclass_fields__:
             is_list = name in ("ch_mult", "attn_resolutions")
-            found = raw.get(name)
+            found = raw.get(name, NUM_GROUPS if name == "norm_num_groups" else None)
             numbers = found if is_list and isinstance(found, list | tuple) else [found]
             if not all(type(number) is int and number > 0 for number in numbers):
                 kind = "a list of whole numbers" if is_list else "a whole number"
                 raise ModelError(f"config.json: {name}: expected {kind} above 0, got {found!r}")
             values[name] = tuple(numbers) if is_list else found
         config = cls(**values)
-        if config.resolution % 2 ** (len(config.ch_mult) - 1) or config.ch % NUM_GROUPS:
+        if config.resolution % 2 ** (len(config.ch_mult) - 1) or config.ch % config.norm_num_groups:
             raise ModelError(
                 f"config.json: expected a resolution that halves {len(config.ch_mult) - 1} times and ch in steps of "
-                f"{NUM_GROUPS}, got resolution {config.resolution} and ch {config.ch}"
+                f"{config.norm_num_groups}, got resolution {config.resolution} and ch {config.ch}"
             )
         return config
 
@@ -131,6 +134,19 @@ def parameter_shapes(config: VqganConfig) -> dict[str, tuple[int, ...]]:
     norm("decoder.norm_out", width)
     conv("decoder.conv_out", 3, width, 3)
     return shapes
+
+
+def group_norms(params: Params, config: VqganConfig) -> Params:
+    """Gives each norm's scale and bias the shape (groups, channels of a group), from which the norm knows its groups."""
+
+    def grouped(branch: Any) -> Any:
+        if not isinstance(branch, dict):
+            return branch
+        if "scale" in branch:
+            return {leaf: value.reshape(config.norm_num_groups, -1) for leaf, value in branch.items()}
+        return {name: grouped(below) for name, below in branch.items()}
+
+    return grouped(params)
 
 
 def decode(params: Params, codes: Float[Array, "B h w E"]) -> Float[Array, "B H W 3"]:
@@ -222,8 +238,10 @@ def _conv(
 
 def _norm(norm: Params, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
     batch, height, width, channels = x.shape
-    grouped = x.reshape(batch, height * width, NUM_GROUPS, channels // NUM_GROUPS)
+    # Plain vectors are the published norms'; see group_norms.
+    groups = norm["scale"].shape[0] if norm["scale"].ndim == 2 else NUM_GROUPS
+    grouped = x.reshape(batch, height * width, groups, channels // groups)
     mean = grouped.mean((1, 3), keepdims=True)
     variance = jnp.square(grouped - mean).mean((1, 3), keepdims=True)
     x = ((grouped - mean) * lax.rsqrt(variance + GROUP_NORM_EPS)).reshape(x.shape)
-    return x * norm["scale"] + norm["bias"]
+    return x * norm["scale"].reshape(-1) + norm["bias"].reshape(-1)
