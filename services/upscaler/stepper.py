@@ -23,9 +23,9 @@ from services.upscaler.tiling import (
     DEFAULT_TILE_SIZE,
     MAX_TILE_SIZE,
     Tile,
-    check_tiling,
     cut,
     pad,
+    padded_size,
 )
 
 # Signatures bind each letter once: these are pictures of other sizes than the H x W that comes in.
@@ -110,22 +110,14 @@ class UpscalerStepper:
             raise ImageTooLarge(
                 "image", f"must have at most {self.max_pixels} pixels to be enlarged, got {width}x{height}"
             )
-        window = self._network.config.window_size
-        check_tiling(job.tile_size, job.tile_overlap, window_size=window, max_tile_size=self.max_tile_size)
+        self._tiles(job)
 
     def admit(self, slot: int, job: UpscaleJob) -> int:
         """Pads the picture and cuts it into tiles; as many steps as tiles."""
         self.check(job)
-        window = self._network.config.window_size
         height, width = job.image.shape[:2]
-        padded = pad(job.image, window_size=window)
-        tiles = cut(
-            *padded.shape[:2],
-            tile_size=job.tile_size,
-            tile_overlap=job.tile_overlap,
-            window_size=window,
-            max_tile_size=self.max_tile_size,
-        )
+        tiles = self._tiles(job)
+        padded = pad(job.image, window_size=self._network.config.window_size)
         size = (width * self.upscale, height * self.upscale)
         canvas = np.array(Image.fromarray(job.image).resize(size, Image.Resampling.BICUBIC))
         self._slots[slot] = _Progress(padded, tiles, canvas)
@@ -153,6 +145,18 @@ class UpscalerStepper:
     def release(self, slot: int) -> None:
         """Forgets the slot's picture; one that is free already stays so."""
         self._slots.pop(slot, None)
+
+    def _tiles(self, job: UpscaleJob) -> list[Tile]:
+        window = self._network.config.window_size
+        height, width = (padded_size(size, window) for size in job.image.shape[:2])
+        return cut(
+            height,
+            width,
+            tile_size=job.tile_size,
+            tile_overlap=job.tile_overlap,
+            window_size=window,
+            max_tile_size=self.max_tile_size,
+        )
 
     @torch.inference_mode()
     def _enlarge(self, tiles: list[Padded]) -> list[Enlarged]:

@@ -58,6 +58,10 @@ def check_tiling(
         )
 
 
+def padded_size(size: int, window_size: int) -> int:
+    return (size // window_size + 1) * window_size
+
+
 def pad(image: UInt8[np.ndarray, "H W 3"], *, window_size: int) -> UInt8[np.ndarray, "H_pad W_pad 3"]:
     """Adds 1 to `window_size` mirrored pixels below and to the right, as the reference's script does.
 
@@ -66,7 +70,7 @@ def pad(image: UInt8[np.ndarray, "H W 3"], *, window_size: int) -> UInt8[np.ndar
     """
     for axis in (0, 1):
         size = image.shape[axis]
-        padded = (size // window_size + 1) * window_size
+        padded = padded_size(size, window_size)
         image = _pad_axis(image, axis, min(padded - size, size), "symmetric")
         image = _pad_axis(image, axis, padded - image.shape[axis], "reflect")
     return image

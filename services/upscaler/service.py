@@ -1,0 +1,142 @@
+"""The upscaler as a gRPC service: checks what a caller sends, and makes each picture a job of the engine.
+
+It knows the protocol and the stepper; how the process starts and stops is services/stage_service.py's.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import click
+import torch
+
+from services.channels import MAX_MESSAGE_BYTES
+from services.engine import Ticket
+from services.errors import InvalidRequest
+from services.images import ImageLimits, decode_image
+from services.model_folder import open_model
+from services.requests import check_count, check_indexes, integer
+from services.server import Context
+from services.stage_service import (
+    MAX_IMAGES,
+    ServeOptions,
+    StageService,
+    model_info,
+    run_stage,
+    stage_options,
+)
+from services.upscaler.device import DTYPES, find_device, place
+from services.upscaler.model import load_swinir
+from services.upscaler.stepper import UpscaleJob, UpscalerStepper
+from services.upscaler.tiling import DEFAULT_TILE_OVERLAP, DEFAULT_TILE_SIZE
+from triptych.v1.stage_pb2 import STAGE_UPSCALE, ModelInfo
+from triptych.v1.upscaler_pb2 import (
+    UpscaleRequest,
+    UpscaleResponse,
+    UpscalerServiceGetModelRequest,
+    UpscalerServiceGetModelResponse,
+)
+from triptych.v1.upscaler_pb2_grpc import UpscalerServiceServicer, add_UpscalerServiceServicer_to_server
+
+SERVICE_NAME = "triptych.v1.UpscalerService"
+MAX_IMAGE_BYTES = 16 * 2**20
+MAX_INT32 = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class LoadedUpscaler:
+    stepper: UpscalerStepper
+    info: ModelInfo
+
+
+class UpscalerService(StageService[LoadedUpscaler, UpscaleJob], UpscalerServiceServicer):
+    async def Upscale(self, request: UpscaleRequest, context: Context) -> AsyncIterator[UpscaleResponse]:
+        stepper = self.loaded.stepper
+        tickets = await asyncio.to_thread(read_request, request, stepper)
+        async for event in self.stream(tickets, seeds={}, caller=request.caller, context=context):
+            yield UpscaleResponse(event=event)
+
+    async def GetModel(
+        self, request: UpscalerServiceGetModelRequest, context: Context
+    ) -> UpscalerServiceGetModelResponse:
+        return UpscalerServiceGetModelResponse(model=self.loaded.info)
+
+
+def read_request(request: UpscaleRequest, stepper: UpscalerStepper) -> list[Ticket[UpscaleJob]]:
+    """Decodes and checks every picture, so that nothing is queued of a request that cannot be served whole.
+
+    Raises InvalidRequest naming the field.
+    """
+    settings = request.settings
+    tile_size = integer(settings, "tile_size", DEFAULT_TILE_SIZE, low=0, high=stepper.max_tile_size)
+    # An overlap that was not asked for fits any tile that was.
+    default_overlap = min(DEFAULT_TILE_OVERLAP, tile_size // 2) if tile_size else 0
+    tile_overlap = integer(settings, "tile_overlap", default_overlap, low=0, high=stepper.max_tile_size)
+    preview_every = integer(settings, "preview_every", 0, low=0, high=MAX_INT32)
+    check_count(len(request.images), MAX_IMAGES, "images")
+    check_indexes([one.index for one in request.images], "images")
+    limits = image_limits(stepper)
+    tickets = []
+    for position, one in enumerate(request.images):
+        picture = decode_image(one.image.data, limits, f"images[{position}].image")
+        job = UpscaleJob(picture, tile_size, tile_overlap)
+        try:
+            stepper.check(job)
+        except InvalidRequest as error:
+            # The pixels were checked as the picture was decoded: it is the tiling.
+            raise InvalidRequest(f"settings.{error.field}", error.description) from None
+        tickets.append(Ticket(one.index, job, preview_every))
+    return tickets
+
+
+def image_limits(stepper: UpscalerStepper) -> ImageLimits:
+    return ImageLimits(max_bytes=MAX_IMAGE_BYTES, max_pixels=stepper.max_pixels)
+
+
+def max_pixels_for(upscale: int) -> int:
+    """Of the input, so that the result fits a message even as the PNG of noise: three bytes a pixel and a bit."""
+    return (MAX_MESSAGE_BYTES - 2**20) // (3 * upscale**2)
+
+
+def load(options: ServeOptions, dtype: str) -> LoadedUpscaler:
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    folder, manifest = open_model(options.model, "upscaler")
+    device = find_device(options.device)
+    network = place(load_swinir(folder / "swinir"), device, dtype)
+    upscale = network.config.upscale
+    stepper = UpscalerStepper(network, num_slots=options.slots, max_pixels=max_pixels_for(upscale))
+    info = model_info(
+        manifest,
+        STAGE_UPSCALE,
+        options,
+        scale=upscale,
+        device=str(device),
+        dtype=dtype,
+        limits=ModelInfo.Limits(
+            max_image_bytes=MAX_IMAGE_BYTES, max_image_pixels=stepper.max_pixels, max_num_steps=0
+        ),
+        defaults={"tile_size": DEFAULT_TILE_SIZE, "tile_overlap": DEFAULT_TILE_OVERLAP, "preview_every": 0},
+    )
+    return LoadedUpscaler(stepper, info)
+
+
+@click.command()
+@stage_options(50053, slots=2)
+@click.option(
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    default="float32",
+    show_default=True,
+    envvar="TRIPTYCH_DTYPE",
+    help="Of matrix products and convolutions; norms and the residual stream are float32.",
+)
+def serve(options: ServeOptions, dtype: str) -> None:
+    """Enlarge pictures (SwinIR)."""
+    run_stage(
+        UpscalerService(),
+        add_UpscalerServiceServicer_to_server,
+        lambda: load(options, dtype),
+        service_name=SERVICE_NAME,
+        options=options,
+    )
