@@ -91,7 +91,7 @@ def random(to: Path, like: str, stage: str | None, seed: int) -> None:
                 stage=found,
                 origin=f"random weights in the shape of {like}, seed {seed}",
             )
-        click.echo(f"{folder}: a {found} with random weights")
+        click.echo(f"{folder}: {like}, a model of the {found}, with random weights")
 
 
 @weights.command()

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image as Picture
 
 from tests.triptych.command_line import command, environment
+from triptych.cli import main
 from triptych.v1.generator_pb2 import GenerateSettings
 from triptych.v1.pipeline_pb2 import (
     Event,
@@ -125,5 +126,25 @@ def triptych(tmp_path: Path) -> Triptych:
             text=True,
             timeout=120,
         )
+
+    return run
+
+
+@pytest.fixture
+def triptych_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Triptych:
+    """The same in this process: for commands that import a network, which takes seconds each time."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.argv", ["triptych", *arguments])
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as left:
+                main()
+        output = capsys.readouterr()
+        return subprocess.CompletedProcess([*arguments], left.value.code, output.out, output.err)
 
     return run

@@ -1,0 +1,125 @@
+"""`triptych weights` on the upscaler, the stage with the smallest networks."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from services.model_folder import read_manifest
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "upscaler"
+NETWORK = GOLDEN / "nearest3conv_x4.safetensors"
+VECTORS = GOLDEN / "nearest3conv_x4.vectors.safetensors"
+
+
+@pytest.fixture
+def model(triptych_here, tmp_path):
+    done = triptych_here("weights", "convert", str(NETWORK), "model", "--part", "swinir", "--name", "golden")
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "model"
+
+
+def test_a_converted_part_is_in_the_manifest(model):
+    manifest = read_manifest(model)
+    assert (manifest.name, manifest.stage, manifest.origin) == ("golden", "upscaler", NETWORK.name)
+    assert set(manifest.files) == {"swinir/config.json", "swinir/model.safetensors"}
+
+
+def test_the_parts_own_folder_means_the_same(triptych_here, tmp_path, model):
+    triptych_here("weights", "convert", str(NETWORK), "other/swinir", "--part", "swinir")
+    assert read_manifest(tmp_path / "other").files == read_manifest(model).files
+
+
+def test_converting_again_keeps_what_the_manifest_said(triptych_here, model):
+    for licence in (["--licence", "Apache-2.0"], []):
+        triptych_here("weights", "convert", str(NETWORK), "model", "--part", "swinir", *licence)
+    manifest = read_manifest(model)
+    assert (manifest.name, manifest.licence) == ("golden", "Apache-2.0")
+
+
+def test_a_source_that_cannot_be_converted_leaves_nothing_behind(triptych_here, tmp_path):
+    (tmp_path / "broken.safetensors").write_bytes(b"not a checkpoint")
+    done = triptych_here("weights", "convert", "broken.safetensors", "new/model", "--part", "swinir")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.safetensors"]
+
+
+def test_a_source_that_cannot_be_converted_leaves_the_old_part_alone(triptych_here, model, tmp_path):
+    (tmp_path / "broken.safetensors").write_bytes(b"not a checkpoint")
+    triptych_here("weights", "convert", "broken.safetensors", "model", "--part", "swinir")
+    assert triptych_here("weights", "verify", "model").returncode == 0
+    assert {path.name for path in model.iterdir()} == {"swinir", "manifest.json"}
+
+
+def test_a_part_of_another_stage_is_refused(triptych_here, model):
+    done = triptych_here("weights", "convert", str(NETWORK), "model", "--part", "vqgan")
+    assert done.returncode == 1
+    assert "is a model of the upscaler, vqgan belongs to a generator" in done.stderr
+
+
+def test_golden_vectors_hold_through_the_converted_folder(triptych_here, model):
+    done = triptych_here("weights", "verify", "model", "--golden", str(VECTORS))
+    assert done.returncode == 0, done.stderr
+    header, *rows = done.stdout.splitlines()[1:]
+    assert header.split() == ["array", "largest", "absolute", "difference", "tolerance", "ok"]
+    assert len(rows) > 0
+    assert all(row.endswith("yes") for row in rows)
+
+
+def test_a_network_that_is_slightly_off_fails_with_1(triptych_here, tmp_path):
+    weights = load_file(NETWORK)
+    weights["conv_last.weight"] = weights["conv_last.weight"] * 1.01
+    save_file(weights, tmp_path / NETWORK.name)
+    triptych_here("weights", "convert", NETWORK.name, "off", "--part", "swinir")
+    done = triptych_here("weights", "verify", "off/swinir", "--golden", str(VECTORS), "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert not report["ok"]
+    assert {"name", "max_abs_diff", "tolerance", "ok"} == set(report["arrays"][0])
+
+
+def test_a_file_that_changed_is_found_by_its_sha256(triptych_here, model):
+    data = bytearray((model / "swinir" / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (model / "swinir" / "model.safetensors").write_bytes(data)
+    done = triptych_here("weights", "verify", "model/swinir")
+    assert done.returncode == 1
+    assert "expected sha256" in done.stderr
+    assert "convert or pull the model again" in done.stderr
+
+
+def test_a_folder_that_is_no_model_says_what_was_expected(triptych_here, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = triptych_here("weights", "verify", "empty")
+    assert done.returncode == 1
+    assert "expected MODEL or MODEL/PART" in done.stderr
+
+
+def test_random_weights_are_a_whole_model_and_say_that_they_are_random(triptych_here, tmp_path):
+    done = triptych_here("weights", "random", "--like", "tiny", "--stage", "upscaler", "model")
+    assert done.returncode == 0, done.stderr
+    assert triptych_here("weights", "verify", "model").returncode == 0
+    assert read_manifest(tmp_path / "model").name == "random-tiny"
+
+
+def test_random_weights_never_replace_a_folder_with_something_in_it(triptych_here, model):
+    done = triptych_here("weights", "random", "--like", "tiny", "--stage", "upscaler", "model")
+    assert done.returncode == 1
+    assert "is not empty" in done.stderr
+
+
+def test_an_unknown_family_lists_those_that_are_known(triptych_here):
+    done = triptych_here("weights", "random", "--like", "gigantic", "--stage", "upscaler", "model")
+    assert done.returncode == 1
+    assert "tiny (upscaler)" in done.stderr
+
+
+def test_models_below_the_own_folder_are_listed(triptych_here, model, tmp_path):
+    shutil.copytree(model, tmp_path / "models" / "upscaler" / "mine")
+    done = triptych_here("weights", "list", "--json", TRIPTYCH_MODELS=str(tmp_path / "models"))
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert ("upscaler", "mine") in [(row["stage"], row["name"]) for row in rows]
