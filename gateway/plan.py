@@ -1,0 +1,287 @@
+"""From what a caller asked for to what will be done: defaults filled in, everything checked, models chosen.
+
+Errors name the field by its path in the request. It asks the pools what is served, and starts nothing.
+"""
+
+import asyncio
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from gateway.pool import Pool, models_of
+from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE, StageKind
+from services.errors import InvalidRequest, NoWorker, TriptychError
+from services.images import ImageLimits, decode_image
+from services.requests import check_count, check_prompt, integer, number
+from triptych.v1.pipeline_pb2 import RunSpec
+from triptych.v1.stage_pb2 import ImageData, ModelInfo
+
+# The article's flow, for what a spec leaves out: 8 candidates, the best one -> 8 variations, the best one -> x4.
+DEFAULT_CANDIDATES = 8
+DEFAULT_TOP_K_AFTER_GENERATE = 1
+DEFAULT_VARIATIONS = 8
+DEFAULT_TOP_K_AFTER_REFINE = 1
+
+# Of one stage of one run, over all parents.
+MAX_IMAGES = 64
+MAX_INIT_IMAGES = 16
+# What no stage's text encoder would read beyond; a model may accept less.
+MAX_PROMPT_BYTES = 2_000
+MAX_REQUEST_ID_CHARS = 128
+# Drawn seeds are short enough to be typed again.
+DRAWN_SEED_BITS = 32
+MAX_SEED = 2**64 - 1
+
+# The widest of each setting that any model could mean; a model may accept less and then says so itself.
+_MAX_TEMPERATURE = 100.0
+_MAX_TOP_K = 1_000_000
+_MAX_GUIDANCE_SCALE = 1_000.0
+_MAX_NUM_STEPS = 1_000
+_MAX_PREVIEW_EVERY = 1_000_000
+_MAX_TILE_PX = 4_096
+
+
+class NotBuilt(TriptychError):
+    """Part of the contract that this version does not serve yet."""
+
+    status = grpc.StatusCode.UNIMPLEMENTED
+    reason = "UNIMPLEMENTED"
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a run. `count` is per parent; `top_k` pictures go on, 0: all, each as soon as it is there."""
+
+    kind: StageKind
+    count: int
+    top_k: int
+    settings: Any
+    model: ModelInfo
+    # Over all parents, as far as the plan can know.
+    max_images: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. `spec` is the caller's with everything filled in, and without the init images' data."""
+
+    spec: RunSpec
+    stages: tuple[StagePlan, ...]
+    init_images: tuple[ImageData, ...]
+    # The model that ranks; None where nothing is ranked.
+    ranker: ModelInfo | None
+
+
+async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
+    """Checks a spec and plans it. Raises InvalidRequest, NotBuilt or NoWorker; `pools` are by the stage's name."""
+    spec = complete(asked)
+    kinds = _stages(spec)
+    _check_settings(spec)
+    sizes = _count_images(spec, kinds)
+    models = {kind.name: await _choose_model(spec.model, kind, pools[kind.name]) for kind in kinds}
+    for kind in kinds:
+        _check_against_model(spec, kind, models[kind.name])
+    ranker = await _choose_ranker(spec, pools, models)
+    init_images = await _check_init_images(spec, models[kinds[0].name])
+    stages = tuple(
+        StagePlan(
+            kind=kind,
+            count=_count(spec, kind),
+            top_k=_top_k(spec, kind),
+            settings=getattr(spec, kind.name).settings,
+            model=models[kind.name],
+            max_images=sizes[kind.name],
+        )
+        for kind in kinds
+    )
+    for image in spec.init_images:
+        image.ClearField("data")
+    return Plan(spec, stages, init_images, ranker)
+
+
+def complete(asked: RunSpec) -> RunSpec:
+    """A copy with stages, counts, top-k and seed filled in where they were left out. Raises InvalidRequest, NotBuilt."""
+    if asked.HasField("manual"):
+        raise NotBuilt(
+            "spec.manual: choosing by hand is not served yet; use spec.automatic, where top_k_after_generate and "
+            "top_k_after_refine choose by CLIP, or run the stages one by one with spec.init_images"
+        )
+    spec = RunSpec()
+    spec.CopyFrom(asked)
+    if not _stages(spec):
+        for kind in STAGES[1:] if spec.init_images else STAGES:
+            getattr(spec, kind.name).SetInParent()
+    if not spec.HasField("seed"):
+        spec.seed = secrets.randbits(DRAWN_SEED_BITS)
+    if spec.HasField("generate") and not spec.generate.HasField("count"):
+        spec.generate.count = DEFAULT_CANDIDATES
+    if spec.HasField("refine") and not spec.refine.HasField("count"):
+        spec.refine.count = DEFAULT_VARIATIONS
+    _complete_top_k(spec)
+    _check_start(spec)
+    return spec
+
+
+def _complete_top_k(spec: RunSpec) -> None:
+    mode = spec.automatic
+    mode.SetInParent()
+    has_next = spec.HasField("refine") or spec.HasField("upscale")
+    if not mode.HasField("top_k_after_generate"):
+        mode.top_k_after_generate = (
+            DEFAULT_TOP_K_AFTER_GENERATE if spec.HasField("generate") and has_next else 0
+        )
+    if not mode.HasField("top_k_after_refine"):
+        both = spec.HasField("refine") and spec.HasField("upscale")
+        mode.top_k_after_refine = DEFAULT_TOP_K_AFTER_REFINE if both else 0
+
+
+def _check_start(spec: RunSpec) -> None:
+    """Whether the first stage has what it starts from."""
+    if spec.HasField("generate") and spec.init_images:
+        raise InvalidRequest(
+            "spec.init_images", "must be empty with spec.generate: sketches start from nothing"
+        )
+    starts_with_upscale = not spec.HasField("generate") and not spec.HasField("refine")
+    if starts_with_upscale and not spec.init_images:
+        raise InvalidRequest("spec.init_images", "must hold the pictures to enlarge, got none")
+    if len(spec.init_images) > MAX_INIT_IMAGES:
+        raise InvalidRequest(
+            "spec.init_images", f"must be at most {MAX_INIT_IMAGES}, got {len(spec.init_images)}"
+        )
+    if not starts_with_upscale or spec.prompt:
+        check_prompt(spec.prompt, MAX_PROMPT_BYTES, "spec.prompt")
+
+
+def _check_settings(spec: RunSpec) -> None:
+    if spec.HasField("generate"):
+        path, sketch = "spec.generate.settings", spec.generate.settings
+        number(sketch, "temperature", 1, low=0, high=_MAX_TEMPERATURE, above_low=True, path=path)
+        integer(sketch, "top_k", 0, low=0, high=_MAX_TOP_K, path=path)
+        number(sketch, "top_p", 1, low=0, high=1, above_low=True, path=path)
+        number(sketch, "guidance_scale", 1, low=0, high=_MAX_GUIDANCE_SCALE, path=path)
+        integer(sketch, "preview_every", 0, low=0, high=_MAX_PREVIEW_EVERY, path=path)
+    if spec.HasField("refine"):
+        path, variation = "spec.refine.settings", spec.refine.settings
+        integer(variation, "num_steps", 1, low=1, high=_MAX_NUM_STEPS, path=path)
+        if not math.isfinite(variation.skip_ratio) or not 0 <= variation.skip_ratio < 1:
+            raise InvalidRequest(
+                f"{path}.skip_ratio", f"must be at least 0 and below 1, got {variation.skip_ratio:g}"
+            )
+        number(variation, "guidance_scale", 1, low=0, high=_MAX_GUIDANCE_SCALE, path=path)
+        integer(variation, "preview_every", 0, low=0, high=_MAX_PREVIEW_EVERY, path=path)
+        if (num_bytes := len(variation.negative_prompt.encode())) > MAX_PROMPT_BYTES:
+            raise InvalidRequest(
+                f"{path}.negative_prompt", f"must have at most {MAX_PROMPT_BYTES} bytes, got {num_bytes}"
+            )
+    if spec.HasField("upscale"):
+        path, tiles = "spec.upscale.settings", spec.upscale.settings
+        integer(tiles, "tile_size", 0, low=0, high=_MAX_TILE_PX, path=path)
+        integer(tiles, "tile_overlap", 0, low=0, high=_MAX_TILE_PX, path=path)
+        integer(tiles, "preview_every", 0, low=0, high=_MAX_PREVIEW_EVERY, path=path)
+
+
+def _count_images(spec: RunSpec, kinds: Sequence[StageKind]) -> dict[str, int]:
+    """How many pictures each stage makes; raises InvalidRequest when that is too many, or top-k more than there are."""
+    sizes: dict[str, int] = {}
+    num_parents = len(spec.init_images) or 1
+    for kind in kinds:
+        if kind is not UPSCALE:
+            check_count(_count(spec, kind), MAX_IMAGES, f"spec.{kind.name}.count")
+        total = num_parents * _count(spec, kind)
+        if total > MAX_IMAGES:
+            field = f"spec.{kind.name}" if kind is UPSCALE else f"spec.{kind.name}.count"
+            raise InvalidRequest(
+                field,
+                f"{num_parents} parents with {_count(spec, kind)} each make {total} pictures; a stage makes at most "
+                f"{MAX_IMAGES}: let fewer go on, or make fewer of each",
+            )
+        top_k = _top_k(spec, kind)
+        if not 0 <= top_k <= total:
+            raise InvalidRequest(
+                f"spec.automatic.top_k_after_{kind.name}",
+                f"must be 0 (all go on) to {total}, the pictures that {kind.name} makes, got {top_k}",
+            )
+        sizes[kind.name] = total
+        num_parents = top_k or total
+    return sizes
+
+
+async def _choose_model(name: str, kind: StageKind, pool: Pool) -> ModelInfo:
+    """The model that all pictures of the stage are made with: a replay elsewhere must give the same ones."""
+    models = models_of(await pool.require())
+    for model, _ in models:
+        if name in ("", model.name):
+            return model
+    served = ", ".join(sorted({model.name for model, _ in models}))
+    raise InvalidRequest(
+        "spec.model", f"no {kind.worker} serves {name[:80]!r}; served: {served}; empty takes what is served"
+    )
+
+
+def _check_against_model(spec: RunSpec, kind: StageKind, model: ModelInfo) -> None:
+    limits = model.limits
+    if kind is not UPSCALE and limits.max_prompt_bytes:
+        check_prompt(spec.prompt, limits.max_prompt_bytes, "spec.prompt")
+    if kind is REFINE and limits.max_num_steps:
+        integer(
+            spec.refine.settings,
+            "num_steps",
+            1,
+            low=1,
+            high=limits.max_num_steps,
+            path="spec.refine.settings",
+        )
+
+
+async def _choose_ranker(
+    spec: RunSpec, pools: Mapping[str, Pool], models: Mapping[str, ModelInfo]
+) -> ModelInfo | None:
+    if not any(_top_k(spec, kind) for kind in _stages(spec)):
+        return None
+    if REFINE.name in models:
+        return models[REFINE.name]
+    try:
+        return await _choose_model("", REFINE, pools[REFINE.name])
+    except NoWorker as error:
+        raise NoWorker(
+            f"{error}; it ranks pictures: without one, set spec.automatic.top_k_after_generate to 0"
+        ) from None
+
+
+async def _check_init_images(spec: RunSpec, model: ModelInfo) -> tuple[ImageData, ...]:
+    """The init images with the sizes that their files have; raises InvalidRequest, ImageTooLarge."""
+    widest = ImageLimits()
+    limits = ImageLimits(
+        max_bytes=min(widest.max_bytes, model.limits.max_image_bytes or widest.max_bytes),
+        max_pixels=min(widest.max_pixels, model.limits.max_image_pixels or widest.max_pixels),
+    )
+    checked = []
+    for place, image in enumerate(spec.init_images):
+        # Decoding takes tens of milliseconds, in which every other run's events would wait.
+        picture = await asyncio.to_thread(decode_image, image.data, limits, f"spec.init_images[{place}].data")
+        image.height, image.width = picture.shape[:2]
+        checked.append(
+            ImageData(mime_type=image.mime_type, data=image.data, width=image.width, height=image.height)
+        )
+    return tuple(checked)
+
+
+def _stages(spec: RunSpec) -> list[StageKind]:
+    """The stages that a spec names, in order."""
+    named = (spec.HasField("generate"), spec.HasField("refine"), spec.HasField("upscale"))
+    return [kind for kind, is_named in zip(STAGES, named, strict=True) if is_named]
+
+
+def _count(spec: RunSpec, kind: StageKind) -> int:
+    return 1 if kind is UPSCALE else int(getattr(spec, kind.name).count)
+
+
+def _top_k(spec: RunSpec, kind: StageKind) -> int:
+    """How many of the stage's pictures go on, 0: all; what is enlarged goes nowhere."""
+    if kind is GENERATE:
+        return spec.automatic.top_k_after_generate
+    return spec.automatic.top_k_after_refine if kind is REFINE else 0

@@ -1,0 +1,58 @@
+"""CLIP scores of pictures from a refiner, or from another one when the first is lost. It knows nothing of runs."""
+
+import math
+from collections.abc import Sequence
+
+import grpc
+
+from gateway.attempts import MAX_ATTEMPTS, SECOND_CHANCE, Patience, StageError, from_rpc
+from gateway.pool import Pool
+from services.errors import NoWorker
+from triptych.v1.refiner_pb2 import RankRequest
+from triptych.v1.stage_pb2 import ImageData
+
+# Sketches and variations are 256 px: so many of them stay far below the limit of a message.
+PICTURES_PER_CALL = 16
+
+
+async def score(
+    pool: Pool, prompt: str, pictures: Sequence[ImageData], digest: str, patience: Patience
+) -> list[float]:
+    """One score for each picture, in order. Raises NoWorker, DeadlineExceeded or StageError."""
+    scores: list[float] = []
+    for first in range(0, len(pictures), PICTURES_PER_CALL):
+        request = RankRequest(prompt=prompt, images=pictures[first : first + PICTURES_PER_CALL])
+        scores += await _ask(pool, request, digest, patience)
+    return scores
+
+
+async def _ask(pool: Pool, request: RankRequest, digest: str, patience: Patience) -> list[float]:
+    tried: list[str] = []
+    failure: StageError | None = None
+    while True:
+        try:
+            worker = await pool.choose(digest, but=tried)
+        except NoWorker:
+            if failure is not None:
+                raise failure from None
+            raise
+        where = f"{pool.kind.worker} {worker.address}"
+        timeout_s = min(patience.timeout_s(), patience.stall_timeout_s)
+        try:
+            answer = await pool.kind.make_stub(worker.channel).Rank(request, timeout=timeout_s)
+            return _check(list(answer.scores), len(request.images), where)
+        except grpc.aio.AioRpcError as error:
+            failure = from_rpc(error, where)
+        except StageError as error:
+            failure = error
+        tried.append(worker.address)
+        if failure.reason not in SECOND_CHANCE or len(tried) == MAX_ATTEMPTS:
+            raise failure
+
+
+def _check(scores: list[float], num_pictures: int, where: str) -> list[float]:
+    if len(scores) != num_pictures or not all(map(math.isfinite, scores)):
+        raise StageError(
+            f"{where} was asked for {num_pictures} scores and answered with {scores}", reason="WORKER_BROKEN"
+        )
+    return scores

@@ -1,0 +1,133 @@
+"""The three stages as the gateway calls them: names, services, and one picture's work as a request.
+
+It knows the stages' protos and nothing of workers, runs or networks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from triptych.v1.generator_pb2 import GenerateRequest, GeneratorServiceGetModelRequest
+from triptych.v1.generator_pb2_grpc import GeneratorServiceStub
+from triptych.v1.refiner_pb2 import RefineRequest, RefinerServiceGetModelRequest
+from triptych.v1.refiner_pb2_grpc import RefinerServiceStub
+from triptych.v1.stage_pb2 import ImageData, ImageItem, Stage, StageEvent
+from triptych.v1.upscaler_pb2 import UpscaleRequest, UpscalerServiceGetModelRequest
+from triptych.v1.upscaler_pb2_grpc import UpscalerServiceStub
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to be made. `image` is what it is made from, or None."""
+
+    index: int
+    seed: int
+    prompt: str
+    # GenerateSettings, RefineSettings or UpscaleSettings, as the stage has them.
+    settings: Any
+    # The base seed of the run, from which what its pictures share is drawn.
+    run_seed: int
+    caller: str
+    image: ImageData | None = None
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """What differs between the stages, seen from here."""
+
+    stage: Stage.ValueType
+    name: str
+    # Of the process: `triptych serve WORKER`.
+    worker: str
+    service: str
+    make_stub: Callable[[grpc.aio.Channel], Any]
+    method: str
+    request: Callable[[Job], Any]
+    get_model_request: Callable[[], Any]
+    # Whether its pictures depend on a seed, and say which.
+    is_seeded: bool = True
+
+    def start(self, channel: grpc.aio.Channel, job: Job, timeout_s: float) -> "StageStream":
+        """Begins the work on one picture; gRPC gives a call no deadline by itself."""
+        call = getattr(self.make_stub(channel), self.method)(self.request(job), timeout=timeout_s)
+        return StageStream(call)
+
+
+class StageStream:
+    """The events of one call to a stage."""
+
+    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, Any]) -> None:
+        self._call = call
+
+    async def read(self) -> StageEvent | None:
+        """The next event; None at the end. Raises AioRpcError."""
+        response: Any = await self._call.read()
+        return None if response is grpc.aio.EOF else response.event
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+def _generate(job: Job) -> GenerateRequest:
+    return GenerateRequest(prompt=job.prompt, images=[_item(job)], settings=job.settings, caller=job.caller)
+
+
+def _refine(job: Job) -> RefineRequest:
+    # The latent of the init image comes from the run's seed, so all variations of a picture share it, as GLID-3-xl
+    # has it, though each is a call of its own.
+    return RefineRequest(
+        prompt=job.prompt,
+        images=[_item(job)],
+        settings=job.settings,
+        init_image=job.image,
+        init_seed=job.run_seed,
+        caller=job.caller,
+    )
+
+
+def _upscale(job: Job) -> UpscaleRequest:
+    return UpscaleRequest(
+        images=[UpscaleRequest.Input(index=job.index, image=job.image)],
+        settings=job.settings,
+        caller=job.caller,
+    )
+
+
+def _item(job: Job) -> ImageItem:
+    return ImageItem(index=job.index, seed=job.seed)
+
+
+GENERATE = StageKind(
+    Stage.STAGE_GENERATE,
+    "generate",
+    "generator",
+    "triptych.v1.GeneratorService",
+    GeneratorServiceStub,
+    "Generate",
+    _generate,
+    GeneratorServiceGetModelRequest,
+)
+REFINE = StageKind(
+    Stage.STAGE_REFINE,
+    "refine",
+    "refiner",
+    "triptych.v1.RefinerService",
+    RefinerServiceStub,
+    "Refine",
+    _refine,
+    RefinerServiceGetModelRequest,
+)
+UPSCALE = StageKind(
+    Stage.STAGE_UPSCALE,
+    "upscale",
+    "upscaler",
+    "triptych.v1.UpscalerService",
+    UpscalerServiceStub,
+    "Upscale",
+    _upscale,
+    UpscalerServiceGetModelRequest,
+    is_seeded=False,
+)
+STAGES = (GENERATE, REFINE, UPSCALE)
