@@ -18,6 +18,8 @@ from typing import cast
 
 import click
 
+# Seconds that a child gives its running calls when it is asked to stop.
+GRACE_S = 3
 # A child that has had SIGTERM for so long is killed.
 STOP_TIMEOUT_S = 10.0
 START_STOP_TIMEOUT_S = 1.0
@@ -109,7 +111,7 @@ async def launch(
     """Starts `triptych serve NAME` on a free port of loopback."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "triptych", "serve", name, "--exit-with-parent"),
+        *("-m", "triptych", "serve", name, "--exit-with-parent", "--grace", str(GRACE_S)),
         *options,
         stdin=PIPE,
         stdout=PIPE,

@@ -1,0 +1,164 @@
+"""Real services as children: however the parent ends, none of them stays behind."""
+
+import asyncio
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from services.model_folder import write_manifest
+from services.upscaler.random_weights import write_random
+from tests.triptych.command_line import ROOT, command, environment
+from triptych.processes import running_pipeline
+from triptych.run_spec import STAGES
+
+# What `triptych up` does, with two services: the upscaler is the stage that starts quickest.
+PARENT = """
+import sys
+from triptych.foreground import run_in_foreground
+from triptych.up import keep_running
+run_in_foreground(keep_running({"upscaler": ["--port", "0", "--model", sys.argv[1]]}, ["--port", "0"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def upscaler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "upscaler"
+    write_random("tiny", folder)
+    write_manifest(folder, name="random-tiny", stage="upscaler")
+    return folder
+
+
+class Marked:
+    """A process whose descendants, adopted ones included, are known by a mark in their environment."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.mark = f"TRIPTYCH_TEST_MARK={uuid.uuid4().hex}"
+        variables = environment() | dict([self.mark.split("=")])
+        self.process = subprocess.Popen(
+            arguments, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def read_until(self, text: str) -> None:
+        assert self.process.stdout is not None
+        while text not in (line := self.process.stdout.readline()):
+            assert line, f"it ended before it said {text!r}: {self.process.communicate()[1]}"
+
+    def pids(self) -> list[int]:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+            except OSError:  # it ended meanwhile, or is not ours to look at
+                continue
+        return found
+
+    def signal_and_wait_for_all(self, number: signal.Signals) -> None:
+        """Signals the parent alone; fails unless every process with the mark ends within half a minute."""
+        watches = [os.pidfd_open(pid) for pid in self.pids()]
+        self.process.send_signal(number)
+        for watch in watches:
+            ready, _, _ = select.select([watch], [], [], 30)
+            os.close(watch)
+            assert ready, "a process stayed behind"
+
+    def close(self) -> None:
+        for pid in self.pids():
+            os.kill(pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+@pytest.fixture
+def parent(upscaler: Path) -> Iterator[Marked]:
+    marked = Marked([sys.executable, "-c", PARENT, str(upscaler)])
+    yield marked
+    marked.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_service_outlives_a_parent_that_serves(parent, number):
+    parent.read_until("Ready")
+    assert len(parent.pids()) == 3
+    parent.signal_and_wait_for_all(number)
+    assert parent.pids() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_service_outlives_a_parent_that_is_stopped_at_start_up(parent, number):
+    assert parent.process.stderr is not None
+    assert parent.process.stderr.readline().startswith("starting upscaler")
+    parent.signal_and_wait_for_all(number)
+    assert parent.process.wait(30) != 0
+    parent.process.communicate()  # its end of the pipes closes when the last child has gone
+    assert parent.pids() == []
+
+
+def test_the_end_of_one_service_ends_all_and_says_which(parent):
+    parent.read_until("Ready")
+    (gateway,) = [pid for pid in parent.pids() if b"gateway" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(gateway, signal.SIGKILL)
+    _, errors = parent.process.communicate(timeout=60)
+    assert "the gateway stopped: it was ended by SIGKILL" in errors
+    assert parent.pids() == []
+
+
+def start_error(stages: dict[str, list[str]]) -> str:
+    """The message of a pipeline that cannot start."""
+
+    async def start() -> None:
+        async with running_pipeline(stages):
+            pass
+
+    with pytest.raises(click.ClickException) as raised:
+        asyncio.run(start())
+    return raised.value.message
+
+
+def test_a_model_that_is_not_there_is_told_in_the_childs_own_words():
+    message = start_error({"upscaler": ["--port", "0", "--model", "no-such-model"]})
+    assert message.startswith(
+        "the upscaler did not start: no upscaler model 'no-such-model': expected a folder"
+    )
+    assert "\n" not in message
+
+
+def test_a_damaged_model_is_told_in_the_childs_own_words(upscaler, tmp_path):
+    write_random("tiny", tmp_path)
+    write_manifest(tmp_path, name="damaged", stage="upscaler")
+    weights = tmp_path / "swinir" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    message = start_error({"upscaler": ["--port", "0", "--model", str(tmp_path)]})
+    assert message.startswith(f"the upscaler did not start: {weights}: expected sha256")
+
+
+def test_a_port_in_use_is_told_in_one_line(gateway, triptych):
+    port = gateway.address.rpartition(":")[2]
+    done = triptych("serve", "gateway", "--port", port)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        f"Error: cannot listen on 127.0.0.1:{port}: the port is in use"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_worker_that_is_not_there_fails_the_run_in_one_line(triptych):
+    services = [f"--{stage}={address}" for stage, address in zip(STAGES, ["127.0.0.1:1"] * 3, strict=True)]
+    alone = Marked(command("serve", "gateway", "--port", "0", *services))
+    try:
+        assert alone.process.stdout is not None
+        address = json.loads(alone.process.stdout.readline())["address"]
+        done = triptych("run", "a house", "--gateway", address)
+    finally:
+        alone.close()
+    assert done.returncode == 1
+    assert "generat" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
