@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from services.errors import ModelError
 from services.generator import dalle, vqgan
 from services.generator.flax_file import read_flax_file
+from services.generator.text import WORD_LIST_NAME
 from services.generator.weights import FILE_NAME, TensorSpec, write_parameters
 from services.model_folder import check_names, read_config, write_atomically
 
 PARTS = ("dalle", "vqgan")
 FLAX_FILE_NAME = "flax_model.msgpack"
 # The word list is the text normalizer's, for splitting hashtags; the others are the tokenizer's.
-TEXT_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "enwiki-words-frequency.txt")
+TEXT_FILES = ("tokenizer.json", "vocab.json", "merges.txt", WORD_LIST_NAME)
 
 
 class Source(NamedTuple):

@@ -2,11 +2,13 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 
-from services.errors import ModelError
+from services.errors import DeviceOutOfMemory, ModelError
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +23,16 @@ def set_up_device(name: str, *, threads: int | None = None) -> str:
     if threads is not None:
         # JAX has no setting for it; its CPU client asks the process how many cores it may use.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    jax.config.update("jax_platforms", {"auto": None, "cpu": "cpu", "cuda": "cuda"}.get(name, name))
     cache = Path(os.environ.get(CACHE_VARIABLE) or _user_cache_folder() / "triptych" / "jax")
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    # Small programs too: what counts is the first picture after a start.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    settings = {
+        "jax_platforms": None if name == "auto" else name,
+        "jax_compilation_cache_dir": str(cache),
+        # Small programs too: what counts is the first picture after a start.
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for setting, value in settings.items():
+        jax.config.update(setting, value)  # type: ignore[no-untyped-call] # JAX has no annotation there
     try:
         device = jax.devices()[0]
     except RuntimeError as error:
@@ -37,3 +43,16 @@ def set_up_device(name: str, *, threads: int | None = None) -> str:
 
 def _user_cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+@contextmanager
+def out_of_memory_is_the_jobs() -> Iterator[None]:
+    """Turns what JAX raises when a device is full into the error that callers know."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise DeviceOutOfMemory(
+                f"the device has no memory for this picture: {error}; use fewer slots"
+            ) from error
+        raise

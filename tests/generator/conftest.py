@@ -5,6 +5,9 @@ import jax
 import pytest
 
 from services.generator.convert import convert
+from services.generator.model import load_model
+from services.generator.random_weights import write_random_dalle, write_random_vqgan
+from services.generator.stepper import GeneratorStepper
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "generator"
 DALLES = ("mega_scan", "mini_scan", "mini_bias_ffn_lnscale")
@@ -30,3 +33,52 @@ def published(tmp_path):
         return tmp_path / name
 
     return copy
+
+
+# 4 x 4 tokens of 64 codes, 8 x 8 pixels; biased, so that every parameter shows.
+DALLE_CONFIG = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 44,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 44,
+    "encoder_vocab_size": 300,
+    "image_vocab_size": 70,
+    "image_length": 16,
+    "max_text_length": 12,
+    "decoder_start_token_id": 64,
+    "normalize_text": True,
+    "use_glu": True,
+    "use_bias": True,
+    "sampling": {"guidance_scale": 3},
+}
+VQGAN_CONFIG = {
+    "ch": 32,
+    "ch_mult": [1, 1],
+    "num_res_blocks": 1,
+    "attn_resolutions": [],
+    "resolution": 8,
+    "z_channels": 4,
+    "embed_dim": 4,
+    "n_embed": 64,
+}
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    write_random_dalle(folder / "dalle", DALLE_CONFIG, dtype="float32")
+    write_random_vqgan(folder / "vqgan", VQGAN_CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(model_folder):
+    return load_model(model_folder)
+
+
+@pytest.fixture
+def stepper(model):
+    return GeneratorStepper(model, num_slots=4)

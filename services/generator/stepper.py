@@ -1,0 +1,214 @@
+"""Many pictures at once, an image token of each at a time: the generator as steps.
+
+The batch is no larger and no longer than the pictures that are under way need, so one picture costs little and a full
+house is served together. Knows no queue, no callers and no protocol.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Int, UInt8
+
+from services.generator import dalle, vqgan
+from services.generator.batch import Batch, GenerateJob as GenerateJob, Sketch, lay_out, next_tokens
+from services.generator.device import out_of_memory_is_the_jobs
+from services.generator.model import Model
+from services.generator.sampling import SamplingDefaults
+from services.generator.tokenizer import TextTokens
+from services.images import Picture
+
+# B prompts or pictures, T text tokens.
+
+# A caller asks for many pictures of one prompt in a row; more than these few would only hold memory.
+MAX_CACHED_PROMPTS = 8
+# More at once take memory, a gigabyte for 8 pictures of 256 px, and are no faster.
+MAX_PICTURES_DECODED = 4
+
+
+class GeneratorStepper:
+    """A Stepper with room for `num_slots` pictures."""
+
+    def __init__(self, model: Model, *, num_slots: int = 8) -> None:
+        self.num_slots = num_slots
+        self.model = model
+        self._config = model.dalle_config
+        # Attending to a cache much longer than what is in it would cost as much as reading the weights.
+        self._lengths = [-(-self._config.image_length * quarter // 4) for quarter in (1, 2, 3, 4)]
+        self._sketches: dict[int, Sketch] = {}
+        self._batch: Batch | None = None
+        self._prompts: OrderedDict[bytes, dalle.Prompt] = OrderedDict()
+        uncond = self._encode(model.tokenizer.uncond_tokens)
+        # Its padding is never attended to: two tokens are all there is.
+        self._uncond_prompt: dalle.Prompt = jax.tree.map(lambda x: x[:, :2], uncond)
+
+    def warm_up(self) -> None:
+        """Compiles every program that serving can need: each number of lanes with each length of the cache."""
+        for count in _sizes(min(MAX_PICTURES_DECODED, self.num_slots)):
+            self._decode([[0] * self._config.image_length] * count)
+        job = GenerateJob("", 0, 1.0, 0, 1.0, 1.0)
+        sketch = Sketch(job, self._prompt_of(job.prompt))
+        for lanes in _sizes(self.num_slots):
+            for length in self._lengths:
+                self._forward(lay_out(self._config, [(None, sketch)] * lanes, length, None))
+
+    def admit(self, slot: int, job: GenerateJob) -> int:
+        """Encodes the prompt; there are as many steps as image tokens."""
+        with out_of_memory_is_the_jobs():
+            self._sketches[slot] = Sketch(job, self._prompt_of(job.prompt))
+        return self._config.image_length
+
+    def step(self, slots: Sequence[int]) -> None:
+        """Draws one more token for each slot."""
+        goals = {slot: len(self._sketches[slot].image_tokens) + 1 for slot in slots}
+        # One forward, unless a failed step took the cache with it: then what was drawn is read again first.
+        while behind := [slot for slot in slots if self._sketches[slot].num_cached < goals[slot]]:
+            try:
+                with out_of_memory_is_the_jobs():
+                    batch = self._arranged()
+                    drawn = self._forward(batch)
+            except BaseException:
+                self._batch = None
+                for sketch in self._sketches.values():
+                    sketch.num_cached = 0
+                raise
+            for slot in behind:
+                sketch = self._sketches[slot]
+                if sketch.num_cached == len(sketch.image_tokens):
+                    sketch.image_tokens.append(int(drawn[batch.slots.index(slot)]))
+                sketch.num_cached += 1
+
+    def preview(self, slots: Sequence[int]) -> list[Picture]:
+        """The pictures so far; what is not drawn yet repeats the token above it."""
+        side = self.model.vqgan_config.tokens_per_side
+        return self._decode([_continued(self._sketches[slot].image_tokens, side) for slot in slots])
+
+    def result(self, slots: Sequence[int]) -> list[Picture]:
+        """The finished pictures."""
+        return self._decode([self._sketches[slot].image_tokens for slot in slots])
+
+    def release(self, slot: int) -> None:
+        """Frees the slot; its lane idles until the batch is laid out anew."""
+        self._sketches.pop(slot, None)
+        if self._batch is not None:
+            self._batch.slots = [None if lane == slot else lane for lane in self._batch.slots]
+
+    def _prompt_of(self, text: str) -> dalle.Prompt:
+        tokens = self.model.text_tokens(text)
+        name = tokens.ids.tobytes()
+        if name not in self._prompts:
+            self._prompts[name] = self._encode(tokens)
+        self._prompts.move_to_end(name)
+        while len(self._prompts) > MAX_CACHED_PROMPTS:
+            self._prompts.popitem(last=False)
+        return self._prompts[name]
+
+    def _encode(self, tokens: TextTokens) -> dalle.Prompt:
+        ids, mask = jnp.asarray(tokens.ids[None]), jnp.asarray(tokens.mask[None])
+        return _encoded(self.model.dalle_params, self._config, ids, mask)
+
+    def _arranged(self) -> Batch:
+        """The batch with all sketches in it, neither larger nor longer than it must be."""
+        lanes = next(size for size in _sizes(self.num_slots) if size >= len(self._sketches))
+        # A finished sketch has filled the longest cache; it is not stepped again.
+        filled = max(sketch.num_cached for sketch in self._sketches.values())
+        length = next((length for length in self._lengths if length > filled), self._lengths[-1])
+        batch = self._batch
+        if (
+            batch is None
+            or (len(batch.slots), batch.length) != (lanes, length)
+            or not self._sketches.keys() <= set(batch.slots)
+        ):
+            members: list[tuple[int | None, Sketch]] = list(self._sketches.items())
+            members += [(None, members[0][1])] * (lanes - len(members))
+            batch = self._batch = lay_out(self._config, members, length, batch)
+        return batch
+
+    def _forward(self, batch: Batch) -> Int[np.ndarray, " B"]:
+        """One token for every lane; has finished when it returns."""
+        tokens = np.full(len(batch.slots), self._config.decoder_start_token_id, np.int32)
+        positions = np.zeros(len(batch.slots), np.int32)
+        for lane, slot in enumerate(batch.slots):
+            if slot is not None and (sketch := self._sketches[slot]).num_cached:
+                tokens[lane] = sketch.image_tokens[sketch.num_cached - 1]
+                positions[lane] = min(sketch.num_cached, batch.length - 1)
+        drawn, batch.cache = next_tokens(
+            self.model.dalle_params,
+            self._config,
+            batch.cache,
+            jnp.asarray(tokens),
+            jnp.asarray(positions),
+            batch.prompt,
+            self._uncond_prompt,
+            batch.settings,
+        )
+        return np.asarray(drawn)
+
+    def _decode(self, sketches: Sequence[Sequence[int]]) -> list[Picture]:
+        pictures: list[Picture] = []
+        with out_of_memory_is_the_jobs():
+            while len(pictures) < len(sketches):
+                share = sketches[len(pictures) :][:MAX_PICTURES_DECODED]
+                size = next(size for size in _sizes(MAX_PICTURES_DECODED) if size >= len(share))
+                padded = [*share, *[share[0]] * (size - len(share))]
+                pixels = _pixels(self.model.vqgan_params, jnp.asarray(padded, jnp.int32))
+                pictures += list(np.asarray(pixels)[: len(share)])
+        return pictures
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    sampling: SamplingDefaults | None = None,
+    num_slots: int = 8,
+) -> list[Picture]:
+    """One picture for each prompt and its seed, as the service would make it; `sampling` replaces the model's own."""
+    settings = asdict(sampling or model.sampling)
+    waiting = deque(enumerate(zip(prompts, seeds, strict=True)))
+    stepper = GeneratorStepper(model, num_slots=num_slots)
+    running: dict[int, tuple[int, int]] = {}  # slot: which picture, and how many steps it still takes
+    pictures: dict[int, Picture] = {}
+    while waiting or running:
+        for slot in set(range(num_slots)) - running.keys():
+            if waiting:
+                index, (prompt, seed) = waiting.popleft()
+                running[slot] = index, stepper.admit(slot, GenerateJob(prompt, seed, **settings))
+        stepper.step(list(running))
+        running = {slot: (index, steps - 1) for slot, (index, steps) in running.items()}
+        done = [slot for slot, (_, steps) in running.items() if steps == 0]
+        for slot, picture in zip(done, stepper.result(done), strict=True):
+            pictures[running.pop(slot)[0]] = picture
+            stepper.release(slot)
+    return [pictures[index] for index in range(len(prompts))]
+
+
+@partial(jax.jit, static_argnames="config")
+def _encoded(
+    params: dalle.Params, config: dalle.DalleConfig, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> dalle.Prompt:
+    return dalle.remember(params, config, dalle.encode(params, config, ids, mask), mask)
+
+
+@jax.jit
+def _pixels(params: vqgan.Params, image_tokens: Int[Array, "B tokens"]) -> UInt8[Array, "B H W 3"]:
+    return vqgan.to_uint8(vqgan.decode(params, vqgan.look_up(params, image_tokens)))
+
+
+def _sizes(largest: int) -> list[int]:
+    """1, 2, 4, ... and `largest` itself: the numbers of lanes, or of pictures, that programs are compiled for."""
+    return [size for size in (2**i for i in range(largest.bit_length())) if size < largest] + [largest]
+
+
+def _continued(image_tokens: Sequence[int], side: int) -> list[int]:
+    """A whole picture's tokens: below the last one drawn, each column goes on as it was."""
+    tokens = list(image_tokens) or [0]
+    while len(tokens) < side * side:
+        tokens.append(tokens[-side] if len(tokens) >= side else tokens[-1])
+    return tokens

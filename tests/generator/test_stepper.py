@@ -1,0 +1,167 @@
+"""Relations that hold for any weights."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from services.generator.batch import next_tokens
+from services.generator.sampling import SamplingDefaults
+from services.generator.stepper import GenerateJob, GeneratorStepper, generate
+from services.generator.verify import greedy
+
+JOB = GenerateJob("a red house", 7, temperature=1.0, top_k=0, top_p=1.0, guidance_scale=3.0)
+OTHER = GenerateJob("two cats by the sea", 8, temperature=0.7, top_k=20, top_p=0.9, guidance_scale=1.0)
+
+
+def step(stepper, slots, times):
+    for _ in range(times):
+        stepper.step(slots)
+
+
+def tokens(stepper, slot):
+    return stepper._sketches[slot].image_tokens
+
+
+def draw_alone(model, job):
+    stepper = GeneratorStepper(model, num_slots=1)
+    step(stepper, [0], stepper.admit(0, job))
+    return tokens(stepper, 0)
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    return draw_alone(model, JOB)
+
+
+def test_a_picture_takes_a_step_for_each_token(stepper):
+    assert stepper.admit(0, JOB) == 16
+
+
+def test_another_seed_gives_another_picture(model, alone):
+    assert draw_alone(model, replace(JOB, seed=9)) != alone
+    assert draw_alone(model, replace(JOB, seed=JOB.seed + 2**32)) != alone
+
+
+def test_a_picture_is_the_same_in_a_batch_with_other_prompts_and_settings(stepper, alone):
+    for slot in (0, 1, 3):
+        stepper.admit(slot, OTHER)
+    stepper.admit(2, JOB)
+    step(stepper, [0, 1, 2, 3], 16)
+    assert tokens(stepper, 2) == alone
+    assert tokens(stepper, 0) == tokens(stepper, 3) != alone
+
+
+@pytest.mark.parametrize("position", range(1, 16))
+def test_a_picture_is_the_same_when_it_joins_late(stepper, alone, position):
+    stepper.admit(0, OTHER)
+    step(stepper, [0], position)
+    stepper.admit(1, JOB)
+    step(stepper, [0, 1], 16 - position)
+    stepper.release(0)
+    step(stepper, [1], position)
+    assert tokens(stepper, 1) == alone
+
+
+@pytest.mark.parametrize("position", range(16))
+def test_a_picture_is_the_same_after_others_were_released(stepper, alone, position):
+    for slot, job in enumerate((OTHER, JOB, OTHER)):
+        stepper.admit(slot, job)
+    step(stepper, [0, 1, 2], position)
+    stepper.release(0)
+    stepper.release(2)
+    step(stepper, [1], 16 - position)
+    assert tokens(stepper, 1) == alone
+
+
+def test_a_slot_can_be_used_again(stepper, alone):
+    stepper.admit(0, OTHER)
+    step(stepper, [0], 5)
+    stepper.release(0)
+    stepper.admit(0, JOB)
+    step(stepper, [0], 16)
+    assert tokens(stepper, 0) == alone
+
+
+def test_a_slot_that_is_not_stepped_stays_where_it_is(stepper, alone):
+    stepper.admit(0, JOB)
+    stepper.admit(1, OTHER)
+    step(stepper, [0, 1], 3)
+    step(stepper, [1], 6)
+    assert len(tokens(stepper, 0)) == 3
+    step(stepper, [0], 13)
+    assert tokens(stepper, 0) == alone
+
+
+def test_a_failed_step_changes_nothing_and_the_next_one_goes_on(stepper, alone):
+    stepper.admit(0, JOB)
+    stepper.admit(1, OTHER)
+    step(stepper, [0, 1], 6)
+    stepper._batch.cache.k[0].delete()  # as if the device had lost it
+    with pytest.raises(RuntimeError):
+        stepper.step([0, 1])
+    assert tokens(stepper, 0) == alone[:6]
+    step(stepper, [0], 10)
+    assert tokens(stepper, 0) == alone
+    assert len(tokens(stepper, 1)) == 6
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_top_k_of_one_is_greedy(model, stepper, seed):
+    stepper.admit(0, replace(JOB, seed=seed, top_k=1, guidance_scale=10.0))
+    step(stepper, [0], 16)
+    prompt, uncond_prompt = (
+        stepper._encode(text) for text in (model.text_tokens(JOB.prompt), model.tokenizer.uncond_tokens)
+    )
+    greedy_tokens = greedy(model.dalle_params, model.dalle_config, prompt, uncond_prompt, guidance_scale=10.0)
+    assert tokens(stepper, 0) == greedy_tokens[0, 1:].tolist()
+
+
+def test_nothing_is_compiled_after_the_warm_up(stepper):
+    stepper.warm_up()
+    compiled = next_tokens._cache_size()
+    for slot, job in enumerate((JOB, OTHER, replace(JOB, temperature=0.1, top_k=3, top_p=0.5), OTHER)):
+        stepper.admit(slot, job)
+        step(stepper, list(range(slot + 1)), 3)
+    for slot in range(4):
+        step(stepper, list(range(slot, 4)), 2)
+        stepper.release(slot)
+    assert next_tokens._cache_size() == compiled
+
+
+def test_a_finished_picture_is_its_last_preview(stepper):
+    stepper.admit(0, JOB)
+    step(stepper, [0], 16)
+    (preview,), (picture,) = stepper.preview([0]), stepper.result([0])
+    np.testing.assert_array_equal(preview, picture)
+    assert picture.shape == (8, 8, 3)
+    assert picture.dtype == np.uint8
+
+
+def test_pictures_are_decoded_in_the_order_of_their_slots(stepper):
+    for slot, job in enumerate((JOB, OTHER, replace(JOB, seed=1))):
+        stepper.admit(slot, job)
+    step(stepper, [0, 1, 2], 5)
+    together = stepper.preview([2, 0, 1])
+    for slot, picture in zip([2, 0, 1], together, strict=True):
+        np.testing.assert_allclose(picture.astype(int), stepper.preview([slot])[0], atol=1)
+
+
+def test_a_preview_can_be_had_before_the_first_step(stepper):
+    stepper.admit(0, JOB)
+    assert stepper.preview([0])[0].shape == (8, 8, 3)
+
+
+def test_generate_makes_a_picture_for_each_prompt_in_order(model):
+    prompts, seeds = ["a red house", "a dog", "a red house"], [7, 8, 9]
+    pictures = generate(model, prompts, seeds, num_slots=2)
+    for prompt, seed, picture in zip(prompts, seeds, pictures, strict=True):
+        np.testing.assert_allclose(picture.astype(int), generate(model, [prompt], [seed])[0], atol=1)
+
+
+def test_generate_takes_the_models_own_settings_unless_told_otherwise(model):
+    default, told, other = (
+        generate(model, ["a dog"], [1], sampling=sampling)[0].tolist()
+        for sampling in (None, SamplingDefaults(guidance_scale=3.0), SamplingDefaults(top_k=1))
+    )
+    assert default == told != other
