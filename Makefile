@@ -8,7 +8,7 @@ PROMPT ?= a red house under a full moon
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up test check fix protos release-protos clean
+.PHONY: help setup run up test test-compose check fix protos release-protos clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,9 @@ up: $(VENV)/runtime ## Start the three stages and the gateway and keep them runn
 
 test: $(VENV)/dev ## Run the tests (minutes)
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow and not parity and not compose" $(ARGS)
+
+test-compose: $(VENV)/runtime ## Build and start docker-compose.yml and make a picture through it (needs an engine)
+	TRIPTYCH=$(abspath $(BIN))/triptych tests/compose/run.sh
 
 check: $(VENV)/dev ## Lint, types, protos, stubs
 	$(BIN)/ruff check .
