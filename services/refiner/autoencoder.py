@@ -67,6 +67,10 @@ class Autoencoder(nn.Module):
         # Small networks: a group must hold several channels, or the norm forgets how bright each one is.
         for module in self.modules():
             if isinstance(module, nn.GroupNorm):
+                if module.num_channels % config.norm_groups:
+                    raise ValueError(
+                        f"{module.num_channels} channels do not divide into {config.norm_groups} norm groups"
+                    )
                 module.num_groups = config.norm_groups
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Gaussian:
