@@ -85,21 +85,20 @@ class _Sealed:
 class _Storage(_Sealed):
     """Numbers of one type in the zip file, not read yet."""
 
-    archive: Path
+    archive: zipfile.ZipFile
     member: str
     dtype: torch.dtype
     size: int
 
     def read(self) -> Tensor:
-        with zipfile.ZipFile(self.archive) as archive:
-            info = archive.getinfo(self.member)
-            expected = self.size * self.dtype.itemsize
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size < expected:
-                raise ModelError(
-                    f"{self.archive}: {self.member}: expected {expected} bytes, not compressed, got "
-                    f"{info.file_size}; the file is damaged"
-                )
-            data = bytearray(archive.read(info))
+        info = self.archive.getinfo(self.member)
+        expected = self.size * self.dtype.itemsize
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size < expected:
+            raise ModelError(
+                f"{self.archive.filename}: {self.member}: expected {expected} bytes, not compressed, got "
+                f"{info.file_size}; the file is damaged"
+            )
+        data = bytearray(self.archive.read(info))
         return (
             torch.frombuffer(data, dtype=self.dtype, count=self.size)
             if self.size
@@ -139,9 +138,9 @@ class _StandIn(dict[Any, Any]):
 class _Unpickler(pickle.Unpickler):
     """Knows the names below and stand-ins for `packages`; every other name is refused."""
 
-    def __init__(self, file: io.BytesIO, path: Path, prefix: str, packages: tuple[str, ...]) -> None:
-        super().__init__(file)
-        self._path = path
+    def __init__(self, archive: zipfile.ZipFile, prefix: str, packages: tuple[str, ...]) -> None:
+        super().__init__(io.BytesIO(archive.read(f"{prefix}/data.pkl")))
+        self._archive = archive
         self._prefix = prefix
         self._packages = packages
         self._known = _known_names()
@@ -154,15 +153,15 @@ class _Unpickler(pickle.Unpickler):
         if any(f"{module}.".startswith(f"{package}.") for package in self._packages):
             return type("StandIn", (_StandIn,), {"pickled_name": f"{module}.{name}"})
         raise ModelError(
-            f"{self._path} asks for {module}.{name}, which no published checkpoint of this part needs: refused, and "
+            f"{self._archive.filename} asks for {module}.{name}, which no published checkpoint of this part needs: refused, and "
             "nothing of the file was run. Expected the published file"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key, _location, size = pid
         if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise ModelError(f"{self._path}: expected references to storages, got {kind!r}")
-        return _Storage(self._path, f"{self._prefix}/data/{key}", storage_type.dtype, int(size))
+            raise ModelError(f"{self._archive.filename}: expected references to storages, got {kind!r}")
+        return _Storage(self._archive, f"{self._prefix}/data/{key}", storage_type.dtype, int(size))
 
 
 def _rebuild_tensor(
@@ -172,7 +171,7 @@ def _rebuild_tensor(
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if min((offset, *shape, *stride), default=0) < 0 or (0 not in shape and last >= storage.size):
         raise ModelError(
-            f"{storage.archive}: a tensor of shape {shape} reaches beyond its {storage.size} numbers; it is damaged"
+            f"{storage.archive.filename}: a tensor of shape {shape} reaches beyond its {storage.size} numbers; it is damaged"
         )
     return _PickledTensor(
         storage.dtype,
@@ -210,20 +209,20 @@ def _known_names() -> dict[tuple[str, str], Callable[..., Any]]:
 
 
 def _read_zip(path: Path, packages: tuple[str, ...]) -> dict[str, LazyTensor]:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise ModelError(f"{path}: expected a zip file with one data.pkl, as PyTorch writes it")
-        prefix = pickles[0].partition("/")[0]
-        if f"{prefix}/byteorder" in names and archive.read(f"{prefix}/byteorder") != b"little":
-            raise ModelError(f"{path}: expected little-endian numbers; save it again on such a machine")
-        # A TorchScript archive has its program beside the pickle; it is not looked at.
-        if f"{prefix}/constants.pkl" in names:
-            packages = (*packages, *TORCHSCRIPT_PACKAGES) if packages else TORCHSCRIPT_PACKAGES
-        root = _Unpickler(io.BytesIO(archive.read(pickles[0])), path, prefix, packages).load()
+    # Left open: tensors are read from it later. It is closed with the last of them.
+    archive = zipfile.ZipFile(path)
+    names = archive.namelist()
+    pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ModelError(f"{path}: expected a zip file with one data.pkl, as PyTorch writes it")
+    prefix = pickles[0].partition("/")[0]
+    if f"{prefix}/byteorder" in names and archive.read(f"{prefix}/byteorder") != b"little":
+        raise ModelError(f"{path}: expected little-endian numbers; save it again on such a machine")
+    # A TorchScript archive has its program beside the pickle; it is not looked at.
+    if f"{prefix}/constants.pkl" in names:
+        packages = (*packages, *TORCHSCRIPT_PACKAGES)
     tensors: dict[str, LazyTensor] = {}
-    _collect(root, "", tensors, 0)
+    _collect(_Unpickler(archive, prefix, packages).load(), "", tensors, 0)
     if not tensors:
         raise ModelError(f"{path}: expected named tensors, found none")
     return tensors
@@ -255,18 +254,13 @@ def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
         "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
     }  # fmt: skip
     try:
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            return {
-                name: LazyTensor(
-                    dtypes[piece.get_dtype()], tuple(piece.get_shape()), partial(_read_one, path, name)
-                )
-                for name, piece in slices.items()
-            }
+        file: Any = safe_open(path, "pt")
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        return {
+            name: LazyTensor(
+                dtypes[piece.get_dtype()], tuple(piece.get_shape()), partial(file.get_tensor, name)
+            )
+            for name, piece in slices.items()
+        }
     except (SafetensorError, OSError, KeyError) as error:
         raise ModelError(f"{path} is no whole safetensors file: {error}; fetch it again") from None
-
-
-def _read_one(path: Path, name: str) -> Tensor:
-    with safe_open(path, "pt") as file:
-        return file.get_tensor(name)
