@@ -108,7 +108,7 @@ async def follow(address: str, spec: RunSpec, output: Output) -> tuple[Event.Fin
         await note_unknown_words(client, spec.prompt, output.display)
         async with aclosing(client.stream_run(spec)) as events:
             async for event in events:
-                path = output.album.save(event)
+                path = keep(event, output.album, address)
                 progress.update(event)
                 output.display.show(event, progress)
                 if output.as_json:
@@ -118,6 +118,13 @@ async def follow(address: str, spec: RunSpec, output: Output) -> tuple[Event.Fin
                 if event.HasField("finished"):
                     finished = event.finished
     return finished, progress
+
+
+def keep(event: Event, album: Album, address: str) -> Path | None:
+    try:
+        return album.save(event)
+    except ValueError as error:
+        raise click.ClickException(f"the gateway at {address} sent a picture that is none: {error}") from None
 
 
 async def note_unknown_words(client: Client, prompt: str, display: Display) -> None:

@@ -93,7 +93,9 @@ class ScriptedGateway(PipelineServiceServicer):
                 mime_type="image/png",
                 model_name="scripted",
                 model_digest="abc123",
-                data=png(32 if stage == STAGE_UPSCALE else 8, grey=20 * index),
+                data=b"no picture"
+                if "garbled" in spec.prompt
+                else png(32 if stage == STAGE_UPSCALE else 8, grey=20 * index),
             )
             yield Event(image_ready=Event.ImageReady(image=image))
         scores = [Event.Ranked.Score(image=f"runs/1/images/{field}-0", clip_score=0.25)]

@@ -104,6 +104,14 @@ def test_a_failed_run_says_why_and_keeps_what_it_has(triptych, gateway, tmp_path
     assert (tmp_path / "here" / "contact-sheet.png").exists()
 
 
+def test_what_is_no_picture_is_refused(triptych, gateway):
+    done = triptych("run", "a garbled house", "--gateway", gateway.address)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        f"Error: the gateway at {gateway.address} sent a picture that is"
+    )
+
+
 def test_a_gateway_that_is_not_there_is_one_line(triptych, tmp_path):
     done = triptych("run", PROMPT, "--gateway", "127.0.0.1:1")
     assert done.returncode == 1
