@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from services.errors import ModelError
-from services.upscaler.swinir import SwinIR, SwinIRConfig, partition
+from services.upscaler.attention import partition
+from services.upscaler.swinir import SwinIR, SwinIRConfig
 from tests.upscaler.conftest import Golden, random_swinir
 
 ATOL = 2e-6
