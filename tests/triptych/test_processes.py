@@ -3,11 +3,8 @@
 import asyncio
 import json
 import os
-import select
 import signal
-import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import pytest
 
 from services.model_folder import write_manifest
 from services.upscaler.random_weights import write_random
-from tests.triptych.command_line import ROOT, command, environment
+from tests.triptych.command_line import Marked, command
 from triptych.processes import running_pipeline
 from triptych.run_spec import STAGES
 
@@ -37,46 +34,6 @@ def upscaler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Marked:
-    """A process whose descendants, adopted ones included, are known by a mark in their environment."""
-
-    def __init__(self, arguments: list[str]) -> None:
-        self.mark = f"TRIPTYCH_TEST_MARK={uuid.uuid4().hex}"
-        variables = environment() | dict([self.mark.split("=")])
-        self.process = subprocess.Popen(
-            arguments, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    def read_until(self, text: str) -> None:
-        assert self.process.stdout is not None
-        while text not in (line := self.process.stdout.readline()):
-            assert line, f"it ended before it said {text!r}: {self.process.communicate()[1]}"
-
-    def pids(self) -> list[int]:
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if self.mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
-            except OSError:  # it ended meanwhile, or is not ours to look at
-                continue
-        return found
-
-    def signal_and_wait_for_all(self, number: signal.Signals) -> None:
-        """Signals the parent alone; fails unless every process with the mark ends within half a minute."""
-        watches = [os.pidfd_open(pid) for pid in self.pids()]
-        self.process.send_signal(number)
-        for watch in watches:
-            ready, _, _ = select.select([watch], [], [], 30)
-            os.close(watch)
-            assert ready, "a process stayed behind"
-
-    def close(self) -> None:
-        for pid in self.pids():
-            os.kill(pid, signal.SIGKILL)
-        self.process.communicate()
-
-
 @pytest.fixture
 def parent(upscaler: Path) -> Iterator[Marked]:
     marked = Marked([sys.executable, "-c", PARENT, str(upscaler)])
@@ -84,7 +41,7 @@ def parent(upscaler: Path) -> Iterator[Marked]:
     marked.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_service_outlives_a_parent_that_serves(parent, number):
     parent.read_until("Ready")
     assert len(parent.pids()) == 3

@@ -1,0 +1,59 @@
+"""The whole of it: four real services with networks of random weights, from a prompt to an enlarged picture."""
+
+import importlib
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from services.model_folder import write_manifest
+from tests.triptych.command_line import Marked, command
+from triptych.run_spec import STAGES
+
+# Few pictures and few steps: what counts is that everything fits together.
+SMALL = ["--candidates", "2", "--variations", "1", "--num-steps", "6", "--seed", "7", "--out", "pictures"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that name a random model of the tiny shape for each stage."""
+    options = []
+    for stage in STAGES:
+        folder = tmp_path_factory.mktemp("models") / stage
+        importlib.import_module(f"services.{stage}.random_weights").write_random("tiny", folder)
+        write_manifest(folder, name="random-tiny", stage=stage)
+        options += [f"--{stage}-model", str(folder)]
+    return options
+
+
+@pytest.fixture
+def whole_run(models: list[str], tmp_path: Path) -> Iterator[Marked]:
+    marked = Marked(command("run", "a red house", *SMALL, *models, "--json"), folder=tmp_path)
+    yield marked
+    marked.close()
+
+
+def test_a_prompt_becomes_an_enlarged_picture_and_no_process_stays(whole_run, tmp_path):
+    output, errors = whole_run.process.communicate(timeout=240)
+    assert whole_run.process.returncode == 0, errors
+    assert whole_run.pids() == []
+    assert "finished" in json.loads(output.splitlines()[-1])
+    sizes = {}
+    for path in (tmp_path / "pictures").glob("*-?.png"):
+        with Image.open(path) as picture:
+            sizes[path.stem] = picture.size
+            assert picture.text["model"] == "random-tiny"
+    assert set(sizes) == {"generate-0", "generate-1", "refine-0", "upscale-0"}
+    assert sizes["upscale-0"] == tuple(4 * side for side in sizes["refine-0"])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_run_that_is_stopped_in_the_middle_leaves_no_process(whole_run, number, code):
+    whole_run.read_until("stageStarted")
+    assert len(whole_run.pids()) == 5
+    whole_run.signal_and_wait_for_all(number)
+    assert whole_run.process.wait() == code
+    assert whole_run.pids() == []
