@@ -1,0 +1,36 @@
+"""Runs as tests ask for them, and what their events say."""
+
+from triptych.v1.pipeline_pb2 import RunSpec
+
+
+def spec(**more) -> RunSpec:
+    """Two sketches, the best one -> two variations, the best one -> enlarged; seed 100."""
+    settings = {"generate": {"count": 2}, "refine": {"count": 2}, "upscale": {}}
+    asked = RunSpec(prompt="a red house", seed=100)
+    for stage, fields in {**settings, **more}.items():
+        if fields is None:
+            continue
+        if stage == "automatic":
+            asked.automatic.CopyFrom(type(asked.automatic)(**fields))
+        else:
+            getattr(asked, stage).SetInParent()
+            for name, value in fields.items():
+                setattr(getattr(asked, stage), name, value)
+    return asked
+
+
+async def collect(gateway, asked, **more):
+    return [event async for event in gateway.client.stream_run(asked, **more)]
+
+
+def kinds(events):
+    return [event.WhichOneof("kind") for event in events]
+
+
+def ready(events, stage=None):
+    images = [event.image_ready.image for event in events if event.HasField("image_ready")]
+    return [one for one in images if stage in (None, one.stage)]
+
+
+def finished(events):
+    return events[-1].finished

@@ -1,0 +1,259 @@
+"""Stages that follow a script: real gRPC servers of the real protocol, with no network behind them."""
+
+import asyncio
+import zlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from gateway.attempts import Patience
+from gateway.pool import Pool, Target
+from gateway.runs import Bounds, Runs
+from gateway.service import SERVICE, PipelineService
+from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
+from services.channels import SERVER_OPTIONS
+from services.images import encode_png
+from services.server import ErrorInterceptor, serving
+from triptych.client import Client
+from triptych.v1 import (
+    generator_pb2,
+    generator_pb2_grpc,
+    refiner_pb2,
+    refiner_pb2_grpc,
+    upscaler_pb2,
+    upscaler_pb2_grpc,
+)
+from triptych.v1.pipeline_pb2_grpc import PipelineServiceStub, add_PipelineServiceServicer_to_server
+from triptych.v1.stage_pb2 import ImageData, ModelInfo, StageEvent
+
+NUM_STEPS = 3
+SIDE_PX = 8
+
+
+def png(seed: int, side: int = SIDE_PX) -> bytes:
+    """A picture of one colour that its seed decides."""
+    colour = np.frombuffer(zlib.crc32(seed.to_bytes(8, "big")).to_bytes(4, "big")[:3], np.uint8)
+    return encode_png(np.broadcast_to(colour, (side, side, 3)).copy())
+
+
+def image(seed: int, side: int = SIDE_PX) -> ImageData:
+    return ImageData(mime_type="image/png", data=png(seed, side), width=side, height=side)
+
+
+class ScriptedStage:
+    """What all three have in common: they note what is asked of them, and do as the test has set."""
+
+    def __init__(self, *, model: str = "scripted", digest: str = "d1") -> None:
+        self.info = ModelInfo(name=model, digest=digest, stage=self.kind.stage)
+        self.requests: list = []
+        self.finished: list[int] = []
+        self.cancelled: list[int] = []
+        # Pictures wait for their gate after the first step; open unless the test closes it.
+        self.gates: dict[int, asyncio.Event] = defaultdict(_open)
+        # Set for an index when its call begins, and when it ends, whichever way.
+        self.begun: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
+        self.stopped: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
+        # A failure of one picture, an error of its call, or events in place of the usual ones, by index.
+        self.failures: dict[int, StageEvent.ImageFailure] = {}
+        self.errors: dict[int, Exception] = {}
+        self.garbage: dict[int, list[StageEvent]] = {}
+        self.num_previews = 1
+        self.preview_bytes = 0
+        self.picture_bytes = 0
+        self.queue_position = 0
+
+    async def start(self) -> None:
+        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
+        self.add_to_server(self._server)
+        checks = health.aio.HealthServicer()
+        await checks.set(self.kind.service, health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(checks, self._server)
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self.address = f"127.0.0.1:{self.port}"
+        await self._server.start()
+
+    async def kill(self) -> None:
+        """Ends the process, as far as anybody can see: its calls break off and its port is closed."""
+        await self._server.stop(None)
+
+    def close_gates(self, *indexes: int) -> None:
+        for index in indexes:
+            self.gates[index].clear()
+
+    async def events(self, index: int, seed: int) -> AsyncIterator[StageEvent]:
+        self.begun[index].set()
+        is_whole = False
+        try:
+            async for event in self._script(index, seed):
+                yield event
+            is_whole = True
+        finally:
+            # A call that is cancelled while it sends is closed and not told so.
+            (self.finished if is_whole else self.cancelled).append(index)
+            self.stopped[index].set()
+
+    async def _script(self, index: int, seed: int) -> AsyncIterator[StageEvent]:
+        if index in self.errors:
+            raise self.errors[index]
+        if index in self.garbage:
+            for event in self.garbage[index]:
+                yield event
+            return
+        if self.queue_position:
+            yield StageEvent(accepted=StageEvent.Accepted(queue_position=self.queue_position, num_images=1))
+        yield StageEvent(accepted=StageEvent.Accepted(num_images=1))
+        yield StageEvent(progress=StageEvent.Progress(index=index, step=1, num_steps=NUM_STEPS))
+        for _ in range(self.num_previews):
+            shown = image(seed)
+            shown.data += bytes(self.preview_bytes)
+            preview = StageEvent.Preview(index=index, step=1, num_steps=NUM_STEPS, image=shown)
+            yield StageEvent(preview=preview)
+        await self.gates[index].wait()
+        if index in self.failures:
+            yield StageEvent(failure=self.failures[index])
+            return
+        picture = image(seed, self.side)
+        picture.data += bytes(self.picture_bytes)
+        yield StageEvent(image=StageEvent.FinishedImage(index=index, image=picture, seed=seed))
+        timing = StageEvent.Timing(index=index)
+        timing.compute.FromMilliseconds(1)
+        yield StageEvent(timing=timing)
+
+    side = SIDE_PX
+
+
+class ScriptedGenerator(ScriptedStage, generator_pb2_grpc.GeneratorServiceServicer):
+    kind = GENERATE
+
+    def add_to_server(self, server: grpc.aio.Server) -> None:
+        generator_pb2_grpc.add_GeneratorServiceServicer_to_server(self, server)
+
+    async def GetModel(self, request, context):
+        return generator_pb2.GeneratorServiceGetModelResponse(model=self.info)
+
+    async def Generate(self, request, context):
+        self.requests.append(request)
+        async for event in self.events(request.images[0].index, request.images[0].seed):
+            yield generator_pb2.GenerateResponse(event=event)
+
+
+class ScriptedRefiner(ScriptedStage, refiner_pb2_grpc.RefinerServiceServicer):
+    kind = REFINE
+
+    def __init__(self, **more) -> None:
+        super().__init__(**more)
+        self.rank_requests: list = []
+        self.rank_error: Exception | None = None
+        # Score of the picture that was made with this seed; 0 for others.
+        self.scores: dict[int, float] = {}
+
+    def add_to_server(self, server: grpc.aio.Server) -> None:
+        refiner_pb2_grpc.add_RefinerServiceServicer_to_server(self, server)
+
+    async def GetModel(self, request, context):
+        return refiner_pb2.RefinerServiceGetModelResponse(model=self.info)
+
+    async def Refine(self, request, context):
+        self.requests.append(request)
+        async for event in self.events(request.images[0].index, request.images[0].seed):
+            yield refiner_pb2.RefineResponse(event=event)
+
+    async def Rank(self, request, context):
+        self.rank_requests.append(request)
+        if self.rank_error is not None:
+            raise self.rank_error
+        by_picture = {png(seed): score for seed, score in self.scores.items()}
+        return refiner_pb2.RankResponse(scores=[by_picture.get(one.data, 0.0) for one in request.images])
+
+
+class ScriptedUpscaler(ScriptedStage, upscaler_pb2_grpc.UpscalerServiceServicer):
+    kind = UPSCALE
+    side = 4 * SIDE_PX
+
+    def add_to_server(self, server: grpc.aio.Server) -> None:
+        upscaler_pb2_grpc.add_UpscalerServiceServicer_to_server(self, server)
+
+    async def GetModel(self, request, context):
+        return upscaler_pb2.UpscalerServiceGetModelResponse(model=self.info)
+
+    async def Upscale(self, request, context):
+        self.requests.append(request)
+        async for event in self.events(request.images[0].index, 0):
+            yield upscaler_pb2.UpscaleResponse(event=event)
+
+
+@dataclass
+class Pipeline:
+    """A gateway over scripted stages, and two ways to call it."""
+
+    address: str
+    stub: PipelineServiceStub
+    client: Client
+    runs: Runs
+    pools: dict[str, Pool]
+    generators: Sequence[ScriptedGenerator]
+    refiners: Sequence[ScriptedRefiner]
+    upscalers: Sequence[ScriptedUpscaler]
+
+    @property
+    def generator(self) -> ScriptedGenerator:
+        return self.generators[0]
+
+    @property
+    def refiner(self) -> ScriptedRefiner:
+        return self.refiners[0]
+
+    @property
+    def upscaler(self) -> ScriptedUpscaler:
+        return self.upscalers[0]
+
+
+@asynccontextmanager
+async def pipeline(
+    *,
+    generators: int = 1,
+    refiners: int = 1,
+    upscalers: int = 1,
+    patience: Patience = Patience(),  # noqa: B008 - frozen
+    bounds: Bounds = Bounds(),  # noqa: B008 - frozen
+) -> AsyncIterator[Pipeline]:
+    """A gateway and so many workers of each stage, on ports of their own."""
+    stages = (
+        [ScriptedGenerator() for _ in range(generators)],
+        [ScriptedRefiner() for _ in range(refiners)],
+        [ScriptedUpscaler() for _ in range(upscalers)],
+    )
+    async with AsyncExitStack() as stack:
+        pools = {}
+        for kind, workers in zip(STAGES, stages, strict=True):
+            targets = []
+            for worker in workers:
+                await worker.start()
+                stack.push_async_callback(worker.kill)
+                targets.append(Target("127.0.0.1", worker.port))
+            pools[kind.name] = await stack.enter_async_context(Pool(kind, targets))
+        runs = Runs(pools, patience, bounds)
+        stack.push_async_callback(runs.close)
+        service = PipelineService(pools, runs)
+        running = await stack.enter_async_context(
+            serving(
+                lambda server: add_PipelineServiceServicer_to_server(service, server),
+                services=[SERVICE],
+                grace_s=5,
+            )
+        )
+        await running.set_serving(True)
+        client = await stack.enter_async_context(Client(running.address))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(running.address))
+        yield Pipeline(running.address, PipelineServiceStub(channel), client, runs, pools, *stages)
+
+
+def _open() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event

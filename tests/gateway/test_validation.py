@@ -1,0 +1,164 @@
+"""What a gateway refuses before anything is begun, each by the path of its field."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from PIL import Image
+
+from tests.gateway.runs_as_seen import collect
+from tests.gateway.scripted import image, pipeline, png
+from triptych.client import CallError, InvalidRequest
+from triptych.v1.pipeline_pb2 import RunSpec
+from triptych.v1.stage_pb2 import ImageData
+
+
+async def refused(gateway, asked) -> tuple[str, str]:
+    """The field that is refused, and why."""
+    with pytest.raises(InvalidRequest) as raised:
+        await collect(gateway, asked)
+    ((field, description),) = raised.value.violations.items()
+    return field, description
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "description"),
+    [
+        ("", "spec.prompt", "must say what to draw"),
+        ("prompt: '  '", "spec.prompt", "must say what to draw"),
+        ("prompt: 'x' generate {count: 0}", "spec.generate.count", "must be 1 to 64, got 0"),
+        ("prompt: 'x' generate {count: 10000}", "spec.generate.count", "must be 1 to 64, got 10000"),
+        ("prompt: 'x' refine {count: -1}", "spec.refine.count", "must be 1 to 64, got -1"),
+        (
+            "prompt: 'x' generate {count: 20} refine {count: 4} automatic {top_k_after_generate: 0}",
+            "spec.refine.count",
+            "20 parents with 4 each make 80 pictures; a stage makes at most 64",
+        ),
+        (
+            "prompt: 'x' generate {count: 4} refine {} automatic {top_k_after_generate: 5}",
+            "spec.automatic.top_k_after_generate",
+            "must be 0 (all go on) to 4, the pictures that generate makes, got 5",
+        ),
+        (
+            "prompt: 'x' generate {} refine {} automatic {top_k_after_generate: -1}",
+            "spec.automatic.top_k_after_generate",
+            "got -1",
+        ),
+        (
+            "prompt: 'x' generate {settings {temperature: 0}}",
+            "spec.generate.settings.temperature",
+            "must be above 0",
+        ),
+        (
+            "prompt: 'x' generate {settings {temperature: nan}}",
+            "spec.generate.settings.temperature",
+            "got nan",
+        ),
+        (
+            "prompt: 'x' generate {settings {guidance_scale: inf}}",
+            "spec.generate.settings.guidance_scale",
+            "got inf",
+        ),
+        ("prompt: 'x' generate {settings {top_p: 1.5}}", "spec.generate.settings.top_p", "got 1.5"),
+        ("prompt: 'x' generate {settings {top_k: -1}}", "spec.generate.settings.top_k", "got -1"),
+        (
+            "prompt: 'x' generate {settings {preview_every: -1}}",
+            "spec.generate.settings.preview_every",
+            "got -1",
+        ),
+        ("prompt: 'x' refine {settings {num_steps: 0}}", "spec.refine.settings.num_steps", "got 0"),
+        (
+            "prompt: 'x' refine {settings {num_steps: 31}}",
+            "spec.refine.settings.num_steps",
+            "must be 1 to 30",
+        ),
+        (
+            "prompt: 'x' refine {settings {skip_ratio: 1}}",
+            "spec.refine.settings.skip_ratio",
+            "below 1, got 1",
+        ),
+        ("prompt: 'x' refine {settings {skip_ratio: nan}}", "spec.refine.settings.skip_ratio", "got nan"),
+        ("prompt: 'x' upscale {}", "spec.init_images", "must hold the pictures to enlarge"),
+        (
+            "prompt: 'x' upscale {settings {tile_size: -1}} init_images {data: 'x'}",
+            "spec.upscale.settings.tile_size",
+            "got -1",
+        ),
+        (
+            "prompt: 'x' generate {} init_images {data: 'x'}",
+            "spec.init_images",
+            "must be empty with spec.generate",
+        ),
+        ("prompt: 'x' refine {} init_images {}", "spec.init_images[0].data", "got no bytes"),
+        ("prompt: 'x' refine {} init_images {data: 'MZ'}", "spec.init_images[0].data", "PNG, JPEG or WebP"),
+        ("prompt: 'x' model: 'mega'", "spec.model", "no generator serves 'mega'; served: scripted"),
+    ],
+)
+async def test_a_spec_that_cannot_be_served_is_refused(gateway, text, field, description):
+    gateway.refiner.info.limits.max_num_steps = 30
+    said = await refused(gateway, text_format.Parse(text, RunSpec()))
+    assert said[0] == field
+    assert description in said[1]
+    assert gateway.generator.requests == gateway.refiner.requests == gateway.upscaler.requests == []
+
+
+async def test_a_prompt_of_ten_megabytes_is_refused_in_a_sentence(gateway):
+    said = await refused(gateway, RunSpec(prompt="x" * 10 * 2**20))
+    assert said == ("spec.prompt", "must have at most 2000 bytes, got 10485760")
+
+
+async def test_a_model_may_accept_less_of_a_prompt(gateway):
+    gateway.generator.info.limits.max_prompt_bytes = 10
+    said = await refused(gateway, RunSpec(prompt="a red house", generate={}))
+    assert said == ("spec.prompt", "must have at most 10 bytes, got 11")
+
+
+async def test_a_picture_beyond_the_model_s_limit_is_too_large(gateway):
+    gateway.refiner.info.limits.max_image_pixels = 32
+    with pytest.raises(InvalidRequest) as raised:
+        await collect(gateway, RunSpec(prompt="x", refine={}, init_images=[image(1)]))
+    assert raised.value.reason == "IMAGE_TOO_LARGE"
+    assert "got 8x8" in str(raised.value)
+
+
+async def test_a_png_bomb_is_refused_by_its_header(gateway):
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    data = zlib.compress(bytes(1000))
+    body = b"IDAT" + data
+    bomb += struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+    with pytest.raises(InvalidRequest) as raised:
+        await collect(gateway, RunSpec(prompt="x", refine={}, init_images=[ImageData(data=bomb)]))
+    assert raised.value.reason == "IMAGE_TOO_LARGE"
+    assert "must have at most 4194304 pixels" in str(raised.value)
+
+
+async def test_a_truncated_jpeg_is_damaged(gateway):
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(file, "JPEG")
+    asked = RunSpec(prompt="x", refine={}, init_images=[image(1), ImageData(data=file.getvalue()[:-500])])
+    field, description = await refused(gateway, asked)
+    assert field == "spec.init_images[1].data"
+    assert "damaged or cut short" in description
+
+
+async def test_too_many_init_images_are_refused(gateway):
+    asked = RunSpec(prompt="x", refine={"count": 1}, init_images=[ImageData(data=png(1))] * 17)
+    assert await refused(gateway, asked) == ("spec.init_images", "must be at most 16, got 17")
+
+
+async def test_manual_mode_says_what_there_is_instead(gateway):
+    with pytest.raises(CallError, match="use spec.automatic") as raised:
+        await collect(gateway, RunSpec(prompt="x", manual={}))
+    assert raised.value.reason == "UNIMPLEMENTED"
+
+
+async def test_the_caller_s_mistake_is_told_before_the_missing_worker():
+    async with pipeline(generators=0) as gateway:
+        field, _ = await refused(gateway, RunSpec(prompt="x", generate={"count": 0}))
+    assert field == "spec.generate.count"
