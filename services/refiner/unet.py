@@ -36,6 +36,10 @@ class UNetConfig:
     # The first latent channels that guidance moves. The published pictures were made with 3 of 4.
     guided_channels: int = 3
     norm_groups: int = NORM_GROUPS
+    # How its pictures are made unless a caller says otherwise.
+    num_steps: int = 100
+    skip_ratio: float = 0.5
+    guidance_scale: float = 5.0
 
     @property
     def image_channels(self) -> int:

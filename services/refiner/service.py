@@ -1,0 +1,165 @@
+"""The refiner as a gRPC service: checks what a caller sends, makes each variation a job of the engine, ranks pictures.
+
+It knows the protocol and the stepper; how the process starts and stops is services/stage_service.py's.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import click
+import torch
+
+from services.engine import Ticket
+from services.images import ImageLimits, Picture, decode_image
+from services.model_folder import open_model
+from services.refiner.device import DTYPES
+from services.refiner.diffusion import MIN_STEPS, NUM_TRAIN_TIMESTEPS
+from services.refiner.model import RefinerModel, load_model
+from services.refiner.rank import rank
+from services.refiner.stepper import RefineJob, RefinerStepper
+from services.requests import check_count, check_items, check_prompt, integer, number
+from services.server import Context
+from services.stage_service import (
+    MAX_IMAGES,
+    MAX_PROMPT_BYTES,
+    ServeOptions,
+    StageService,
+    model_info,
+    run_stage,
+    stage_options,
+)
+from triptych.v1.refiner_pb2 import (
+    RankRequest,
+    RankResponse,
+    RefineRequest,
+    RefineResponse,
+    RefinerServiceGetModelRequest,
+    RefinerServiceGetModelResponse,
+)
+from triptych.v1.refiner_pb2_grpc import RefinerServiceServicer, add_RefinerServiceServicer_to_server
+from triptych.v1.stage_pb2 import STAGE_REFINE, ModelInfo
+
+SERVICE_NAME = "triptych.v1.RefinerService"
+IMAGE_LIMITS = ImageLimits()
+MAX_GUIDANCE_SCALE = 100.0
+MAX_INT32 = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class LoadedRefiner:
+    stepper: RefinerStepper
+    info: ModelInfo
+    model: RefinerModel
+
+
+class RefinerService(StageService[LoadedRefiner, RefineJob], RefinerServiceServicer):
+    async def Refine(self, request: RefineRequest, context: Context) -> AsyncIterator[RefineResponse]:
+        tickets = await asyncio.to_thread(read_request, request, self.loaded.info)
+        seeds = {item.index: item.seed for item in request.images}
+        async for event in self.stream(tickets, seeds=seeds, caller=request.caller, context=context):
+            yield RefineResponse(event=event)
+
+    async def Rank(self, request: RankRequest, context: Context) -> RankResponse:
+        model = self.loaded.model
+        prompt, pictures = await asyncio.to_thread(read_rank_request, request)
+        return RankResponse(scores=await self.engine.call(lambda: rank(model, prompt, pictures)))
+
+    async def GetModel(
+        self, request: RefinerServiceGetModelRequest, context: Context
+    ) -> RefinerServiceGetModelResponse:
+        return RefinerServiceGetModelResponse(model=self.loaded.info)
+
+
+def read_request(request: RefineRequest, info: ModelInfo) -> list[Ticket[RefineJob]]:
+    """Checks the whole request and decodes its picture; raises InvalidRequest naming the field."""
+    settings, defaults = request.settings, info.defaults
+    check_items(request.images, info.limits)
+    prompt = check_prompt(request.prompt, MAX_PROMPT_BYTES)
+    if settings.negative_prompt.strip():
+        check_prompt(settings.negative_prompt, MAX_PROMPT_BYTES, "settings.negative_prompt")
+    num_steps = integer(
+        settings, "num_steps", int(defaults["num_steps"]), low=MIN_STEPS, high=NUM_TRAIN_TIMESTEPS
+    )
+    skip_ratio = number(settings, "skip_ratio", defaults["skip_ratio"], low=0, high=1)
+    guidance_scale = number(
+        settings, "guidance_scale", defaults["guidance_scale"], low=0, high=MAX_GUIDANCE_SCALE
+    )
+    preview_every = integer(settings, "preview_every", int(defaults["preview_every"]), low=0, high=MAX_INT32)
+    init_image = None
+    if request.HasField("init_image"):
+        init_image = decode_image(request.init_image.data, IMAGE_LIMITS, "init_image")
+    jobs = [
+        RefineJob(
+            prompt=prompt,
+            init_image=init_image,
+            seed=item.seed,
+            init_seed=request.init_seed,
+            negative_prompt=settings.negative_prompt,
+            num_steps=num_steps,
+            skip_ratio=skip_ratio,
+            guidance_scale=guidance_scale,
+        )
+        for item in request.images
+    ]
+    jobs[0].check()
+    return [Ticket(item.index, job, preview_every) for item, job in zip(request.images, jobs, strict=True)]
+
+
+def read_rank_request(request: RankRequest) -> tuple[str, list[Picture]]:
+    """The prompt and the decoded pictures; raises InvalidRequest naming the field."""
+    prompt = check_prompt(request.prompt, MAX_PROMPT_BYTES)
+    check_count(len(request.images), MAX_IMAGES, "images")
+    return prompt, [
+        decode_image(image.data, IMAGE_LIMITS, f"images[{i}]") for i, image in enumerate(request.images)
+    ]
+
+
+def load(options: ServeOptions, dtype: str) -> LoadedRefiner:
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    folder, manifest = open_model(options.model, "refiner")
+    model = load_model(folder, device=options.device, dtype=dtype)
+    config = model.unet.config
+    info = model_info(
+        manifest,
+        STAGE_REFINE,
+        options,
+        image_size=model.image_size,
+        scale=1,
+        device=str(model.device),
+        dtype=dtype,
+        limits=ModelInfo.Limits(
+            max_image_bytes=IMAGE_LIMITS.max_bytes,
+            max_image_pixels=IMAGE_LIMITS.max_pixels,
+            max_num_steps=NUM_TRAIN_TIMESTEPS,
+        ),
+        defaults={
+            "num_steps": config.num_steps,
+            "skip_ratio": config.skip_ratio,
+            "guidance_scale": config.guidance_scale,
+            "preview_every": 0,
+        },
+    )
+    return LoadedRefiner(RefinerStepper(model, num_slots=options.slots), info, model)
+
+
+@click.command()
+@stage_options(50052, slots=8)
+@click.option(
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    default="float32",
+    show_default=True,
+    envvar="TRIPTYCH_DTYPE",
+    help="Of the networks; bfloat16 halves their memory and is faster where the processor has it.",
+)
+def serve(options: ServeOptions, dtype: str) -> None:
+    """Refine and rank pictures (GLID-3-xl, CLIP)."""
+    run_stage(
+        RefinerService(),
+        add_RefinerServiceServicer_to_server,
+        lambda: load(options, dtype),
+        service_name=SERVICE_NAME,
+        options=options,
+    )
