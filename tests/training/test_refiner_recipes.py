@@ -1,0 +1,212 @@
+"""Two steps of each of the refiner's and the upscaler's recipes, at toy size, with stand-in sprites."""
+
+import json
+import random
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from services.refiner.autoencoder import Autoencoder, AutoencoderConfig
+from services.refiner.clip import Clip
+from services.refiner.model import load_part
+from services.refiner.text_encoder import TextEncoder
+from services.refiner.tokenizer import Tokenizer, read_tokenizer
+from services.refiner.unet import UNet
+from services.upscaler.swinir import SwinIR
+from training import autoencoder, clip, latents, swinir, text_encoder, unet, wordpieces
+from training.degraded import soften
+from training.drawing import Painter
+from training.export import load_exported, write_part
+from training.loop import Measures, Options, rng_of_step, train
+from training.pictures import sample_either
+from training.scenes import NARROW, sample_scene, sample_scenes
+from training.sprites import stand_in_sprites
+
+SMALL_AUTOENCODER = replace(autoencoder.CONFIG, ch=32, ch_mult=(1, 1, 1), image_size=32)
+
+
+@pytest.fixture
+def painter() -> Painter:
+    return Painter(stand_in_sprites(), size=32)
+
+
+@pytest.fixture
+def two_steps(tmp_path: Path) -> Options:
+    return Options(
+        steps=2, batch_size=2, ema_decay=0.5, log_every=1, measure_every=2, output_folder=tmp_path / "out"
+    )
+
+
+def logged(options: Options, name: str) -> list[Measures]:
+    lines = (options.output_folder / name / "log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_the_autoencoder_takes_two_steps_and_measures_objects(painter: Painter, two_steps: Options):
+    scenes = sample_scenes(2, 1, held_out=True)
+    network = Autoencoder(SMALL_AUTOENCODER)
+    options = replace(two_steps, from_weights=True)  # from the first step with crops of the later size
+    before = [p.clone() for p in network.parameters()]
+    crops = Painter(stand_in_sprites(), size=64)
+    train(
+        "autoencoder",
+        network,
+        partial(autoencoder.losses_of_step, network, crops, options),
+        options,
+        measure=partial(autoencoder.measure, painter, scenes),
+        sheet=partial(autoencoder.draw_sheet, painter, scenes),
+    )
+    assert logged(options, "autoencoder")[-1]["object_psnr_db"] > 0
+    assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    assert (options.output_folder / "autoencoder" / "sheet.png").exists()
+
+
+def test_an_interrupted_run_ends_where_an_unbroken_one_does(painter: Painter, two_steps: Options):
+    def run(name: str, steps: list[int]) -> Autoencoder:
+        torch.manual_seed(0)
+        network = Autoencoder(SMALL_AUTOENCODER)
+        for stop in steps:
+            # The rate depends on the number of steps: held constant, so that only resuming differs.
+            options = replace(two_steps, steps=stop, resume=True, measure_every=1, learning_rate=0.0)
+            train(
+                name,
+                network,
+                partial(autoencoder.losses_of_step, network, painter, replace(two_steps, steps=4)),
+                options,
+                measure=lambda _: {},
+            )
+        return network
+
+    unbroken, interrupted = run("unbroken", [2]), run("interrupted", [1, 2])
+    assert [r["loss"] for r in logged(two_steps, "unbroken")] == pytest.approx(
+        [r["loss"] for r in logged(two_steps, "interrupted")]
+    )
+    for a, b in zip(unbroken.parameters(), interrupted.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_text_encoder_takes_two_steps(two_steps: Options):
+    vocab = wordpieces.learn_wordpieces(200)
+    tokenizer = Tokenizer(wordpieces.bert_tokenizer(vocab), text_encoder.NUM_TOKENS)
+    reader = text_encoder.Reader(TextEncoder(replace(text_encoder.CONFIG, n_embed=32, n_layer=1)))
+    train(
+        "text_encoder",
+        reader,
+        partial(text_encoder.losses_of_step, reader, tokenizer, 4),
+        two_steps,
+        measure=partial(text_encoder.measure, tokenizer),
+    )
+    assert 0 <= logged(two_steps, "text_encoder")[-1]["place"] <= 1
+
+
+def test_clip_takes_two_steps_and_ranks_eight(two_steps: Options):
+    merges = wordpieces.learn_merges(200)
+    tokenizer = clip.make_tokenizer(merges)
+    config = replace(
+        clip.make_config(len(wordpieces.clip_vocab(merges))),
+        image_size=32,
+        vision_patch_size=8,
+        vision_layers=1,
+    )
+    network, painter = Clip(config), Painter(stand_in_sprites(), size=32)
+    train(
+        "clip",
+        network,
+        partial(clip.losses_of_step, network, tokenizer, painter, 4),
+        two_steps,
+        measure=partial(clip.measure, tokenizer, painter, 2),
+    )
+    assert 0 <= logged(two_steps, "clip")[-1]["best_of_8_near"] <= 1
+
+
+def test_the_unet_takes_two_steps_and_refines(two_steps: Options):
+    painter = Painter(stand_in_sprites(), size=32)
+    coder = Autoencoder(SMALL_AUTOENCODER).requires_grad_(False)
+    vocab = wordpieces.learn_wordpieces(200)
+    tokenizer = Tokenizer(wordpieces.bert_tokenizer(vocab), text_encoder.NUM_TOKENS)
+    encoder = TextEncoder(replace(text_encoder.CONFIG, n_embed=32, n_layer=1)).requires_grad_(False)
+    pool = latents.encode_scenes(sample_scenes(3, 0), coder, painter, soften, 0)
+    teacher = unet.Teacher(pool, encoder, tokenizer)
+    network = UNet(replace(unet.CONFIG, model_channels=32, context_dim=32))
+    exam = unet.Exam(painter, pool, coder, teacher)
+    train(
+        "unet",
+        network,
+        partial(unet.losses_of_step, network, teacher, 2),
+        two_steps,
+        measure=exam.measure,
+        sheet=exam.sheet,
+    )
+    assert logged(two_steps, "unet")[-1]["loss_shuffled"] > 0
+
+
+def test_swinir_takes_two_steps(two_steps: Options):
+    corpus = swinir.make_corpus(stand_in_sprites(), None, 2, seed=0, held_out=False, sizes=(128, 64))
+    network = SwinIR(replace(swinir.CONFIG, embed_dim=8, depths=(2,), num_heads=(2,)))
+    train(
+        "swinir",
+        network,
+        partial(swinir.losses_of_step, network, corpus, 2),
+        two_steps,
+        measure=partial(swinir.measure, corpus, {}),
+        sheet=partial(swinir.draw_sheet, corpus),
+    )
+    assert "sharp_over_lanczos_db" in logged(two_steps, "swinir")[-1]
+
+
+def test_swinir_starts_no_worse_than_a_linear_filter():
+    corpus = swinir.make_corpus(stand_in_sprites(), None, 6, seed=0, held_out=False, sizes=(128, 64))
+    network = SwinIR(swinir.CONFIG).eval()
+    swinir.start_as_linear_filter(network, corpus)
+    assert swinir.measure(corpus, {}, network)["sharp_over_lanczos_db"] > -1
+
+
+def test_the_noise_to_answer_leads_from_a_degraded_latent_to_the_true_one():
+    scenes = sample_scenes(2, 0)
+    pool = latents.Pool(scenes, torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4))
+    teacher = unet.Teacher(pool, None, None)  # type: ignore[arg-type]
+    timesteps = torch.tensor([300, 300])
+    x, answer = teacher.noisy([0, 1], timesteps, torch.tensor([True, False]))
+    alpha = torch.tensor(unet.train_alphas_cumprod()[300]).float()
+    torch.testing.assert_close((x - (1 - alpha).sqrt() * answer) / alpha.sqrt(), pool.true, atol=1e-4, rtol=0)
+
+
+def test_a_near_miss_changes_only_the_objects():
+    rng = random.Random(0)
+    for _ in range(50):
+        scene = sample_scene(rng, NARROW)
+        missed = clip.near_miss(scene, rng, NARROW)
+        assert missed.objects != scene.objects
+        assert replace(missed, objects=scene.objects) == scene
+
+
+def test_an_exported_part_is_what_the_service_loads(tmp_path: Path):
+    network = Autoencoder(SMALL_AUTOENCODER)
+    write_part("refiner", "autoencoder", network, asdict(network.config), folder=tmp_path)
+    served = load_part(tmp_path / "autoencoder", "autoencoder")
+    trained_on = load_exported("refiner", "autoencoder", Autoencoder, AutoencoderConfig, folder=tmp_path)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(served.state_dict()[name], tensor.half().float())
+        assert torch.equal(trained_on.state_dict()[name], tensor.half().float())
+
+
+def test_the_learned_vocabularies_are_files_that_the_service_reads(tmp_path: Path):
+    vocab, merges = wordpieces.learn_wordpieces(200), wordpieces.learn_merges(200)
+    for part, files in (("bert", wordpieces.bert_files(vocab)), ("clip", wordpieces.clip_files(merges))):
+        (tmp_path / part).mkdir()
+        for name, text in files.items():
+            (tmp_path / part / name).write_text(text, "utf-8")
+    bert = read_tokenizer(tmp_path / "bert", num_tokens=32, vocab_size=len(vocab))
+    clips = read_tokenizer(tmp_path / "clip", num_tokens=32, vocab_size=len(wordpieces.clip_vocab(merges)))
+    text = "a red house, by the sea"
+    assert np.array_equal(bert.encode([text]), Tokenizer(wordpieces.bert_tokenizer(vocab), 32).encode([text]))
+    assert np.array_equal(clips.encode([text]), clip.make_tokenizer(merges).encode([text]))
+
+
+def test_a_step_draws_the_same_scenes_again():
+    first = [sample_either(rng_of_step("x", 5)) for _ in range(2)]
+    assert first[0] == first[1]

@@ -1,0 +1,151 @@
+"""Trains the built-in family's KL autoencoder: 128 px pictures to 16 x 16 latents and back.
+
+    python -m training.autoencoder --steps 2000 --resume
+
+Needs: the sprites (fetched once through npm), 0.6 GB of memory, about 0.3 CPU seconds a step.
+Reached: see docs/models.md, "The refiner's autoencoder".
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from services.refiner.autoencoder import Attention, Autoencoder, AutoencoderConfig, ResBlock
+from training.drawing import Painter
+from training.export import load_exported, write_part
+from training.loop import Losses, Measures, Options, option_parser, options_from, rng_of_step, train
+from training.pictures import (
+    contact_sheet,
+    crops_on_objects,
+    object_psnr,
+    psnr,
+    sample_either,
+    to_pictures,
+    to_tensor,
+)
+from training.scenes import Scene, sample_scenes
+from training.sprites import fluent_sprites
+
+CONFIG = AutoencoderConfig(
+    image_size=128, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, z_channels=8, embed_dim=8, norm_groups=2
+)
+CROP_PX, EARLY_CROP_PX = 64, 32
+# So large a share of the steps sees small crops: at first, many steps teach more than many pixels.
+EARLY_SHARE = 0.6
+OBJECT_WEIGHT = 4.0  # whole-picture losses hide destroyed objects
+KL_WEIGHT = 1e-4  # per latent number; enough that the decoder bears a little noise
+# Where the encoder's logvar starts: at 0 the noise drowns colours before they are learned, and they stay drowned.
+FIRST_LOGVAR = -6.0
+# Of the later steps, every so manieth sees few whole pictures instead of many crops, for the attention in the middle.
+WHOLE_PICTURE_EVERY = 4
+
+
+def losses_of_step(network: Autoencoder, painter: Painter, options: Options, step: int) -> Losses:
+    rng = rng_of_step("autoencoder", step)
+    is_early = step < EARLY_SHARE * options.steps and not options.from_weights
+    is_whole = not is_early and step % WHOLE_PICTURE_EVERY == 0
+    crop_px = painter.size if is_whole else EARLY_CROP_PX if is_early else CROP_PX
+    count = max(1, options.batch_size // 4) if is_whole else options.batch_size
+    scenes = [sample_either(rng) for _ in range(count)]
+    images, masks = crops_on_objects(
+        painter, scenes, rng, crop_px=crop_px, stride=network.config.downsampling
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = network.encode(images)
+        decoded = network.decode(posterior.sample(torch.randn_like(posterior.mean)))
+    kl = posterior.kl().mean() / posterior.mean[0].numel()
+    reconstruction = reconstruction_loss(decoded.float(), images, 1 + OBJECT_WEIGHT * masks)
+    return {"loss": reconstruction + KL_WEIGHT * kl, "reconstruction": reconstruction, "kl": kl}
+
+
+def reconstruction_loss(decoded: Tensor, images: Tensor, weight: Tensor) -> Tensor:
+    """Absolute and squared errors, and errors of the slopes, which blur pays for; objects weigh more."""
+    error = decoded - images
+    slopes = [error.diff(dim=dim, append=error.narrow(dim, -1, 1)).abs() for dim in (2, 3)]
+    return (weight * (error.abs() + 0.5 * error**2 + 0.3 * (slopes[0] + slopes[1]))).mean()
+
+
+def start_near_linear(network: Autoencoder) -> None:
+    """Starts as little more than a linear code: residual branches say nothing, the rest is orthogonal.
+
+    From PyTorch's own start the first thousand steps see no colours. The latents' noise starts small, too.
+    """
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.orthogonal_(module.weight)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type] # every convolution here has one
+        for module in network.modules():
+            if isinstance(module, ResBlock | Attention):
+                nn.init.zeros_((module.conv2 if isinstance(module, ResBlock) else module.proj_out).weight)
+        network.quant_conv.weight[network.config.embed_dim :] = 0
+        network.quant_conv.bias[network.config.embed_dim :] = FIRST_LOGVAR  # type: ignore[index]
+
+
+@torch.no_grad()
+def reconstruct(network: Autoencoder, images: Tensor) -> Tensor:
+    """Through the mean of the latents' distribution, a few at a time."""
+    return torch.cat([network.decode(network.encode(chunk).mean) for chunk in torch.split(images, 8)])
+
+
+def measure(painter: Painter, scenes: list[Scene], network: Autoencoder) -> Measures:
+    truth = [painter.paint(scene) for scene in scenes]
+    found = to_pictures(reconstruct(network, to_tensor(truth)))
+    masks = [painter.object_mask(scene) for scene in scenes]
+    return {"psnr_db": psnr(found, truth), "object_psnr_db": object_psnr(found, truth, masks)}
+
+
+def draw_sheet(painter: Painter, scenes: list[Scene], network: Autoencoder) -> Image.Image:
+    """Real above, decoded below."""
+    truth = [painter.paint(scene) for scene in scenes]
+    return contact_sheet([truth, to_pictures(reconstruct(network, to_tensor(truth)))])
+
+
+@torch.no_grad()
+def latent_spread(network: Autoencoder, painter: Painter, scenes: list[Scene]) -> float:
+    """The standard deviation of latents: its inverse is the scale factor that the diffusion works at."""
+    images = to_tensor([painter.paint(scene) for scene in scenes])
+    return float(torch.cat([network.encode(chunk).mean for chunk in torch.split(images, 8)]).std())
+
+
+def run(arguments: argparse.Namespace, make_painter: Callable[[], Painter]) -> Autoencoder:
+    options = options_from(arguments)
+    torch.manual_seed(0)
+    if options.from_weights:
+        network = load_exported("refiner", "autoencoder", Autoencoder, AutoencoderConfig)
+    else:
+        network = Autoencoder(CONFIG)
+        start_near_linear(network)
+    painter = make_painter()
+    scenes = sample_scenes(arguments.num_measured, 1, held_out=True)
+    average = train(
+        "autoencoder",
+        network,
+        partial(losses_of_step, network, painter, options),
+        options,
+        measure=partial(measure, painter, scenes),
+        sheet=partial(draw_sheet, painter, scenes[:8]),
+    )
+    if arguments.export:
+        spread = latent_spread(average, painter, scenes)
+        config = replace(average.config, scale_factor=round(1 / spread, 5))
+        write_part("refiner", "autoencoder", average, asdict(config))
+    return average
+
+
+def main() -> None:
+    parser = option_parser(
+        __doc__, steps=2000, batch_size=8, learning_rate=1.2e-3, measure_every=250, warm_up_steps=50
+    )
+    parser.add_argument("--num-measured", type=int, default=32, help="held-out pictures to measure on")
+    torch.set_num_threads(1)
+    run(parser.parse_args(), lambda: Painter(fluent_sprites()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Trains the refiner's CLIP: both towers, so that it can rank the family's own pictures.
+
+    python -m training.clip --steps 1500 --resume --export
+
+Every batch holds hard negatives: for each scene a near miss with another colour, object or count, for telling
+eight candidates of one prompt apart is all that ranking has to do.
+Needs: the sprites, 0.6 GB of memory, about 0.5 CPU seconds a step.
+Reached: see docs/models.md, "The refiner's CLIP".
+"""
+
+import argparse
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from services.refiner.clip import Clip, ClipConfig, normalize_image
+from services.refiner.tokenizer import Tokenizer, clean_clip_text, clip_vocab, read_merges
+from training.captions import caption
+from training.degraded import soften
+from training.drawing import Painter
+from training.export import load_exported, read_files, write_part
+from training.loop import Losses, Measures, option_parser, options_from, rng_of_step, train
+from training.pictures import either_world, sample_either, to_tensor
+from training.scenes import Scene, SceneObject, World, sample_scene
+from training.sprites import SpriteSource, fluent_sprites
+from training.vocabulary import OBJECTS
+from training.wordpieces import clip_files, clip_tokenizer, learn_merges
+
+NUM_TOKENS = 32
+NUM_CANDIDATES = 8
+MAX_LOGIT_SCALE = 4.6  # log(100), as OpenAI's
+
+
+def make_config(vocab_size: int) -> ClipConfig:
+    return ClipConfig(
+        embed_dim=128,
+        vocab_size=vocab_size,
+        context_length=NUM_TOKENS,
+        transformer_width=128,
+        transformer_layers=2,
+        transformer_heads=4,
+        image_size=128,
+        vision_patch_size=16,
+        vision_width=160,
+        vision_layers=4,
+        vision_heads=4,
+    )
+
+
+def near_miss(scene: Scene, rng: random.Random, world: World) -> Scene:
+    """The same scene with one thing that a caption says changed: a colour, an object, or how many there are."""
+    i = rng.randrange(len(scene.objects))
+    changed = scene.objects[i]
+    colours = [colour for colour in OBJECTS[changed.name].colours if colour != changed.colour]
+    kind = rng.random()
+    if kind < 0.45 and colours:
+        changed = replace(changed, colour=rng.choice(colours))
+    elif kind < 0.85 or len(scene.objects) == 1:
+        name = rng.choice([name for name in world.objects if name != changed.name])
+        colour = changed.colour if changed.colour in OBJECTS[name].colours else None
+        changed = SceneObject(name, colour, changed.size, changed.slot)
+    else:
+        return replace(scene, objects=(*scene.objects[:i], *scene.objects[i + 1 :]))
+    return replace(scene, objects=(*scene.objects[:i], changed, *scene.objects[i + 1 :]))
+
+
+def draw_scenes(count: int, rng: random.Random) -> list[Scene]:
+    """Scenes and near misses of them, in turn."""
+    scenes = []
+    for _ in range(count // 2):
+        world = either_world(rng)
+        scene = sample_scene(rng, world)
+        scenes += [scene, near_miss(scene, rng, world)]
+    return scenes
+
+
+def losses_of_step(clip: Clip, tokenizer: Tokenizer, painter: Painter, batch_size: int, step: int) -> Losses:
+    rng = rng_of_step("clip", step)
+    scenes = draw_scenes(batch_size, rng)
+    tokens = torch.from_numpy(tokenizer.encode([caption(scene, rng).text for scene in scenes]))
+    images = to_tensor([painter.paint(scene) for scene in scenes])
+    if step % 2:  # half of the batches are soft and noisy, as what it will rank is
+        images = soften(images, rng)
+    with torch.autocast("cpu", torch.bfloat16):
+        image_embeds, text_embeds = clip(normalize_image(images / 2 + 0.5), tokens)
+    logits = clip.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * image_embeds.float() @ text_embeds.float().T
+    truth = torch.arange(len(scenes))
+    right = (logits.argmax(0) == truth).float().mean()
+    loss = (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+    return {"loss": loss, "text_to_image": right}
+
+
+@torch.no_grad()
+def measure(tokenizer: Tokenizer, painter: Painter, num_prompts: int, clip: Clip) -> Measures:
+    """How often the right one of eight wins, for held-out prompts: against near misses, and against others."""
+    rng = random.Random(1)
+    near = others = 0.0
+    for _ in range(num_prompts):
+        scene = sample_either(rng, held_out=True)
+        tokens = torch.from_numpy(tokenizer.encode([caption(scene, rng, plain=True).text]))
+        world = either_world(rng)
+        misses = [near_miss(scene, rng, world) for _ in range(NUM_CANDIDATES - 1)]
+        strangers = [sample_either(rng, held_out=None) for _ in range(NUM_CANDIDATES - 1)]
+        near += wins(clip, tokens, painter, [scene, *misses])
+        others += wins(clip, tokens, painter, [scene, *strangers])
+    return {"best_of_8_near": near / num_prompts, "best_of_8_others": others / num_prompts}
+
+
+def wins(clip: Clip, tokens: Tensor, painter: Painter, scenes: Sequence[Scene]) -> bool:
+    """Whether the first scene's picture fits the prompt best."""
+    images = to_tensor([painter.paint(scene) for scene in scenes])
+    image_embeds = F.normalize(clip.encode_image(normalize_image(images / 2 + 0.5)), dim=-1)
+    return int((image_embeds @ clip.encode_text(tokens)[0]).argmax()) == 0
+
+
+def load_clip() -> tuple[Clip, Tokenizer]:
+    """The exported CLIP and its tokenizer."""
+    clip = load_exported("refiner", "clip", Clip, ClipConfig)
+    merges = read_merges(read_files("refiner", "clip", ["merges.txt"])["merges.txt"])
+    return clip, make_tokenizer(merges)
+
+
+def make_tokenizer(merges: list[tuple[str, str]]) -> Tokenizer:
+    return Tokenizer(clip_tokenizer(merges), NUM_TOKENS, clean=clean_clip_text)
+
+
+def run(arguments: argparse.Namespace, sprites: SpriteSource) -> Clip:
+    options = options_from(arguments)
+    torch.manual_seed(0)
+    if options.from_weights:
+        clip, tokenizer = load_clip()
+        files = read_files("refiner", "clip", ["vocab.json", "merges.txt"])
+    else:
+        merges = learn_merges()
+        clip, tokenizer = Clip(make_config(len(clip_vocab(merges)))), make_tokenizer(merges)
+        files = clip_files(merges)
+    painter = Painter(sprites)
+    average = train(
+        "clip",
+        clip,
+        partial(losses_of_step, clip, tokenizer, painter, options.batch_size),
+        options,
+        measure=partial(measure, tokenizer, painter, arguments.num_measured),
+    )
+    if arguments.export:
+        write_part("refiner", "clip", average, asdict(average.config), files)
+    return average
+
+
+def main() -> None:
+    parser = option_parser(
+        __doc__, steps=1500, batch_size=48, learning_rate=1.2e-3, weight_decay=0.05, measure_every=250
+    )
+    parser.add_argument("--num-measured", type=int, default=48, help="held-out prompts to measure on")
+    torch.set_num_threads(1)
+    run(parser.parse_args(), fluent_sprites())
+
+
+if __name__ == "__main__":
+    main()

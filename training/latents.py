@@ -1,0 +1,79 @@
+"""A pool of scenes as the diffusion sees them: latents of the true pictures and of what the tokenizer left of them.
+
+Encoding costs more than a step of the UNet does, so the pool is made once, kept in a file that is bound
+to the autoencoder it was made with, and drawn from.
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from services.refiner.autoencoder import Autoencoder
+from training.degraded import Degrade
+from training.drawing import Painter
+from training.pictures import to_tensor
+from training.scenes import WORLDS, Scene, sample_scene
+
+# The generator of the family knows the narrow world only: so does, mostly, what refines its pictures.
+NARROW_SHARE = 0.9
+ENCODED_TOGETHER = 16
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Latents at the diffusion's scale, one row a scene."""
+
+    scenes: Sequence[Scene]
+    true: Float[Tensor, "N Z h w"]
+    degraded: Float[Tensor, "N Z h w"]
+
+
+def pool_scenes(count: int, seed: int, *, held_out: bool) -> list[Scene]:
+    rng = random.Random(seed)
+    return [
+        sample_scene(rng, WORLDS["narrow" if rng.random() < NARROW_SHARE else "wide"], held_out=held_out)
+        for _ in range(count)
+    ]
+
+
+@torch.no_grad()
+def encode_scenes(
+    scenes: Sequence[Scene], autoencoder: Autoencoder, painter: Painter, degrade: Degrade, seed: int
+) -> Pool:
+    true, degraded = [], []
+    rng = random.Random(seed)
+    for start in range(0, len(scenes), ENCODED_TOGETHER):
+        images = to_tensor([painter.paint(scene) for scene in scenes[start : start + ENCODED_TOGETHER]])
+        with torch.autocast("cpu", torch.bfloat16):
+            both = autoencoder.encode(torch.cat([images, degrade(images, rng).float()])).mean
+        whole, spoilt = autoencoder.to_diffusion(both.float()).chunk(2)
+        true.append(whole)
+        degraded.append(spoilt)
+    return Pool(scenes, torch.cat(true), torch.cat(degraded))
+
+
+def cached_pool(path: Path, count: int, autoencoder: Autoencoder, painter: Painter, degrade: Degrade) -> Pool:
+    """The pool in the file at `path`, if it was made with this autoencoder; else makes it and writes it there."""
+    scenes = pool_scenes(count, 0, held_out=False)
+    key = f"{count} {fingerprint(autoencoder)} {degrade.__qualname__}"
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        if state["key"] == key:
+            return Pool(scenes, state["true"].float(), state["degraded"].float())
+    pool = encode_scenes(scenes, autoencoder, painter, degrade, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"key": key, "true": pool.true.half(), "degraded": pool.degraded.half()}, path)
+    return pool
+
+
+def fingerprint(autoencoder: Autoencoder) -> str:
+    digest = hashlib.sha256()
+    for tensor in autoencoder.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

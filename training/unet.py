@@ -1,0 +1,214 @@
+"""Trains the refiner's UNet: noise in latents, told the timestep and the caption.
+
+    python -m training.unet --steps 4000 --resume --export
+
+Half of the later timesteps start from what the tokenizer left of a picture, and are to end at the true one:
+so refining mends what the generator broke. The text encoder is the exported one, frozen.
+Needs: the sprites, the exported `bert` and `autoencoder`, 1 GB of memory, about 0.5 CPU seconds a step.
+Reached: see docs/models.md, "The refiner's UNet".
+"""
+
+import argparse
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from services.refiner.autoencoder import Autoencoder, AutoencoderConfig
+from services.refiner.diffusion import make_schedule, start_sampler, train_alphas_cumprod
+from services.refiner.text_encoder import TextEncoder
+from services.refiner.tokenizer import Tokenizer
+from services.refiner.unet import UNet, UNetConfig
+from training.captions import caption
+from training.degraded import tokenizer_degrade
+from training.drawing import Painter
+from training.export import load_exported, write_part
+from training.latents import Pool, cached_pool, encode_scenes, pool_scenes
+from training.loop import OUTPUT_FOLDER, Losses, Measures, option_parser, options_from, rng_of_step, train
+from training.pictures import contact_sheet, object_psnr, to_pictures
+from training.sprites import SpriteSource, fluent_sprites
+from training.text_encoder import load_encoder
+
+CONFIG = UNetConfig(
+    in_channels=8,
+    out_channels=8,
+    model_channels=64,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_ds=(2,),
+    num_heads=4,
+    context_dim=192,
+    guided_channels=8,
+    norm_groups=8,
+)
+UNCONDITIONAL_SHARE = 0.1
+# Refining starts at t = 500 at most: most steps learn what comes after that.
+LAST_TIMESTEP_SEEN_MOSTLY, SEEN_MOSTLY = 500, 0.9
+# Below it the target would be the difference of the pictures, many times enlarged; the picture is mended by then.
+FIRST_MENDING_TIMESTEP, MENDING_SHARE = 120, 0.6
+# What sheets and measures refine with.
+NUM_STEPS, NUM_SKIPPED = 25, 15
+
+
+class Teacher:
+    """Makes batches: noisy latents, timesteps, what the network is told, what it is to answer."""
+
+    def __init__(self, pool: Pool, encoder: TextEncoder, tokenizer: Tokenizer) -> None:
+        self._pool = pool
+        self._encoder = encoder
+        self._tokenizer = tokenizer
+        self._alphas_cumprod = torch.from_numpy(train_alphas_cumprod()).float()
+
+    def draw(self, batch_size: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows = [rng.randrange(len(self._pool.scenes)) for _ in range(batch_size)]
+        prompts = [
+            "" if rng.random() < UNCONDITIONAL_SHARE else caption(self._pool.scenes[row], rng).text
+            for row in rows
+        ]
+        last = [LAST_TIMESTEP_SEEN_MOSTLY if rng.random() < SEEN_MOSTLY else 1000 for _ in rows]
+        timesteps = torch.tensor([rng.randrange(limit) for limit in last])
+        mends = torch.tensor(
+            [t >= FIRST_MENDING_TIMESTEP and rng.random() < MENDING_SHARE for t in timesteps]
+        )
+        x, answer = self.noisy(rows, timesteps, mends)
+        return x, timesteps.float(), self.context(prompts), answer
+
+    def noisy(self, rows: Sequence[int], timesteps: Tensor, mends: Tensor) -> tuple[Tensor, Tensor]:
+        """Noised latents, and the noise that leads from them to the true ones."""
+        true = self._pool.true[list(rows)]
+        start = torch.where(rearrange(mends, "b -> b 1 1 1"), self._pool.degraded[list(rows)], true)
+        alpha = rearrange(self._alphas_cumprod[timesteps], "b -> b 1 1 1")
+        x = alpha.sqrt() * start + (1 - alpha).sqrt() * torch.randn_like(start)
+        return x, (x - alpha.sqrt() * true) / (1 - alpha).sqrt()
+
+    @torch.no_grad()
+    def context(self, prompts: Sequence[str]) -> Tensor:
+        return self._encoder(torch.from_numpy(self._tokenizer.encode(prompts)))
+
+
+def losses_of_step(unet: UNet, teacher: Teacher, batch_size: int, step: int) -> Losses:
+    x, timesteps, context, answer = teacher.draw(batch_size, rng_of_step("unet", step))
+    with torch.autocast("cpu", torch.bfloat16):
+        guess = unet(x, timesteps, context)
+    return {"loss": F.mse_loss(guess.float(), answer)}
+
+
+class Exam:
+    """Held-out scenes to measure on, and how to refine them as the service does."""
+
+    def __init__(self, painter: Painter, pool: Pool, autoencoder: Autoencoder, teacher: Teacher) -> None:
+        self._pool = pool
+        self._autoencoder = autoencoder
+        self._teacher = teacher
+        rng = random.Random(2)
+        self._prompts = [caption(scene, rng).text for scene in pool.scenes]
+        self._truth = [painter.paint(scene) for scene in pool.scenes]
+        self._masks = [painter.object_mask(scene) for scene in pool.scenes]
+
+    @torch.no_grad()
+    def measure(self, unet: UNet) -> Measures:
+        """The loss with the caption, without and with another's: the first alarm if the text is not listened to."""
+        measures: Measures = {}
+        count = len(self._prompts)
+        others = self._prompts[1:] + self._prompts[:1]
+        for name, prompts in (("caption", self._prompts), ("none", [""] * count), ("shuffled", others)):
+            torch.manual_seed(0)
+            losses = []
+            for t in (150, 300, 450):
+                timesteps = torch.full((count,), t)
+                x, answer = self._teacher.noisy(range(count), timesteps, timesteps > 0)
+                guess = unet(x, timesteps.float(), self._teacher.context(prompts))
+                losses.append(float(F.mse_loss(guess, answer)))
+            measures[f"loss_{name}"] = sum(losses) / len(losses)
+        before = to_pictures(self.decode(self._pool.degraded))
+        measures["object_psnr_before_db"] = object_psnr(before, self._truth, self._masks)
+        refined = to_pictures(self.refine(unet))
+        measures["object_psnr_refined_db"] = object_psnr(refined, self._truth, self._masks)
+        return measures
+
+    def decode(self, latents: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat(
+                [
+                    self._autoencoder.decode(self._autoencoder.from_diffusion(chunk))
+                    for chunk in torch.split(latents, 8)
+                ]
+            )
+
+    @torch.no_grad()
+    def refine(self, unet: UNet, *, guidance_scale: float = 1.0, num_skipped: int = NUM_SKIPPED) -> Tensor:
+        """All of them at once, from their degraded latents; decoded."""
+        noise = torch.randn(self._pool.true.shape, generator=torch.Generator().manual_seed(3))
+        schedule = make_schedule(NUM_STEPS)
+        samplers = [
+            start_sampler(schedule, n, init, num_skipped)
+            for n, init in zip(noise, self._pool.degraded, strict=True)
+        ]
+        context = self._teacher.context(self._prompts)
+        blank = self._teacher.context([""] * len(self._prompts))
+        while not samplers[0].is_finished:
+            x = torch.stack([sampler.point for sampler in samplers])
+            timesteps = torch.full((len(x),), samplers[0].timestep)
+            eps = unet(x, timesteps, context)
+            if guidance_scale != 1.0:
+                uncond = unet(x, timesteps, blank)
+                eps = uncond + guidance_scale * (eps - uncond)
+            samplers = [sampler.advance(e) for sampler, e in zip(samplers, eps, strict=True)]
+        return self.decode(torch.stack([sampler.pred_xstart for sampler in samplers]))
+
+    def sheet(self, unet: UNet) -> Image.Image:
+        """Truth, what refining starts from, refined, and refined with guidance."""
+        rows = [
+            self._truth[:10],
+            to_pictures(self.decode(self._pool.degraded[:10])),
+            to_pictures(self.refine(unet)[:10]),
+            to_pictures(self.refine(unet, guidance_scale=2.0)[:10]),
+        ]
+        return contact_sheet(rows)
+
+
+def run(arguments: argparse.Namespace, sprites: SpriteSource) -> UNet:
+    options = options_from(arguments)
+    torch.manual_seed(0)
+    autoencoder = load_exported("refiner", "autoencoder", Autoencoder, AutoencoderConfig)
+    autoencoder.eval().requires_grad_(False)
+    encoder, tokenizer = load_encoder()
+    painter, degrade = Painter(sprites), tokenizer_degrade()
+    pool = cached_pool(
+        OUTPUT_FOLDER / "unet" / "pool.pt", arguments.num_scenes, autoencoder, painter, degrade
+    )
+    held_out = pool_scenes(arguments.num_measured, 1, held_out=True)
+    exam_pool = encode_scenes(held_out, autoencoder, painter, degrade, 1)
+    exam = Exam(painter, exam_pool, autoencoder, Teacher(exam_pool, encoder, tokenizer))
+    unet = load_exported("refiner", "unet", UNet, UNetConfig) if options.from_weights else UNet(CONFIG)
+    average = train(
+        "unet",
+        unet,
+        partial(losses_of_step, unet, Teacher(pool, encoder, tokenizer), options.batch_size),
+        options,
+        measure=exam.measure,
+        sheet=exam.sheet,
+    )
+    if arguments.export:
+        write_part("refiner", "unet", average, asdict(average.config))
+    return average
+
+
+def main() -> None:
+    parser = option_parser(
+        __doc__, steps=4000, batch_size=16, learning_rate=1e-3, ema_decay=0.999, measure_every=500
+    )
+    parser.add_argument("--num-scenes", type=int, default=3000, help="training scenes, encoded once")
+    parser.add_argument("--num-measured", type=int, default=24, help="held-out scenes to measure on")
+    torch.set_num_threads(1)
+    run(parser.parse_args(), fluent_sprites())
+
+
+if __name__ == "__main__":
+    main()
