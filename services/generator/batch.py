@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, UInt32
 
 from services.generator import dalle, sampling
 
-# B lanes.
+# B lanes, V image tokens.
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,30 @@ class Batch:
     settings: Settings
 
 
-@partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def next_tokens(
+    params: dalle.Params,
+    config: dalle.DalleConfig,
+    batch: Batch,
+    uncond_prompt: dalle.Prompt,
+    image_tokens: Int[np.ndarray, " B"],
+    positions: Int[np.ndarray, " B"],
+) -> Int[np.ndarray, " B"]:
+    """Reads each lane's token at its position and draws the lane's next one; has finished when it returns."""
+    guided, batch.cache = read_tokens(
+        params,
+        config,
+        batch.cache,
+        jnp.asarray(image_tokens),
+        jnp.asarray(positions),
+        batch.prompt,
+        uncond_prompt,
+        batch.settings.guidance_scale,
+    )
+    return np.asarray(draw_tokens(guided, jnp.asarray(positions), batch.settings))
+
+
+@partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def read_tokens(
     params: dalle.Params,
     config: dalle.DalleConfig,
     cache: dalle.Cache,
@@ -72,16 +94,24 @@ def next_tokens(
     positions: Int[Array, " B"],
     prompt: dalle.Prompt,
     uncond_prompt: dalle.Prompt,
-    settings: Settings,
-) -> tuple[Int[Array, " B"], dalle.Cache]:
-    """Reads each lane's token at its position, with the prompt and without, and draws the lane's next token."""
+    guidance_scale: Float[Array, " B"],
+) -> tuple[Float[Array, "B V"], dalle.Cache]:
+    """One pass through the network with the prompt and without; the cache that is passed in is used up."""
     logits, cache = dalle.decode_step(
         params, config, cache, jnp.tile(image_tokens, 2), jnp.tile(positions, 2), [prompt, uncond_prompt]
     )
     cond_logits, uncond_logits = jnp.split(logits, 2)
-    guided = sampling.guide(cond_logits, uncond_logits, settings.guidance_scale)
+    return sampling.guide(cond_logits, uncond_logits, guidance_scale), cache
+
+
+# A program of its own, since it does not depend on the cache's length: fewer seconds of compilation at each start.
+@jax.jit
+def draw_tokens(
+    guided: Float[Array, "B V"], positions: Int[Array, " B"], settings: Settings
+) -> Int[Array, " B"]:
+    """Filters and draws; a lane's draw depends on its own logits, settings and position alone."""
     filtered = sampling.filter_logits(guided, settings.temperature, settings.top_k, settings.top_p)
-    return sampling.draw(filtered, settings.seeds, positions), cache
+    return sampling.draw(filtered, settings.seeds, positions)
 
 
 def lay_out(

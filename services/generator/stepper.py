@@ -27,8 +27,10 @@ from services.images import Picture
 
 # A caller asks for many pictures of one prompt in a row; more than these few would only hold memory.
 MAX_CACHED_PROMPTS = 8
-# More at once take memory, a gigabyte for 8 pictures of 256 px, and are no faster.
-MAX_PICTURES_DECODED = 4
+# These many at once, or one: two programs. More would take memory, half a gigabyte for four of 256 px, and save nothing.
+PICTURES_DECODED_TOGETHER = 4
+# Below this, a cache is read so fast that shorter ones are not worth the seconds that their programs take to compile.
+SMALL_CACHE_BYTES = 64 * 2**20
 
 
 class GeneratorStepper:
@@ -38,8 +40,7 @@ class GeneratorStepper:
         self.num_slots = num_slots
         self.model = model
         self._config = model.dalle_config
-        # Attending to a cache much longer than what is in it would cost as much as reading the weights.
-        self._lengths = [-(-self._config.image_length * quarter // 4) for quarter in (1, 2, 3, 4)]
+        self._lengths = _cache_lengths(self._config, num_slots)
         self._sketches: dict[int, Sketch] = {}
         self._batch: Batch | None = None
         self._prompts: OrderedDict[bytes, dalle.Prompt] = OrderedDict()
@@ -49,7 +50,7 @@ class GeneratorStepper:
 
     def warm_up(self) -> None:
         """Compiles every program that serving can need: each number of lanes with each length of the cache."""
-        for count in _sizes(min(MAX_PICTURES_DECODED, self.num_slots)):
+        for count in (1, PICTURES_DECODED_TOGETHER):
             self._decode([[0] * self._config.image_length] * count)
         job = GenerateJob("", 0, 1.0, 0, 1.0, 1.0)
         sketch = Sketch(job, self._prompt_of(job.prompt))
@@ -137,27 +138,18 @@ class GeneratorStepper:
             if slot is not None and (sketch := self._sketches[slot]).num_cached:
                 tokens[lane] = sketch.image_tokens[sketch.num_cached - 1]
                 positions[lane] = min(sketch.num_cached, batch.length - 1)
-        drawn, batch.cache = next_tokens(
-            self.model.dalle_params,
-            self._config,
-            batch.cache,
-            jnp.asarray(tokens),
-            jnp.asarray(positions),
-            batch.prompt,
-            self._uncond_prompt,
-            batch.settings,
+        return next_tokens(
+            self.model.dalle_params, self._config, batch, self._uncond_prompt, tokens, positions
         )
-        return np.asarray(drawn)
 
     def _decode(self, sketches: Sequence[Sequence[int]]) -> list[Picture]:
         pictures: list[Picture] = []
         with out_of_memory_is_the_jobs():
             while len(pictures) < len(sketches):
-                share = sketches[len(pictures) :][:MAX_PICTURES_DECODED]
-                size = next(size for size in _sizes(MAX_PICTURES_DECODED) if size >= len(share))
-                padded = [*share, *[share[0]] * (size - len(share))]
-                pixels = _pixels(self.model.vqgan_params, jnp.asarray(padded, jnp.int32))
-                pictures += list(np.asarray(pixels)[: len(share)])
+                share = sketches[len(pictures) :][:PICTURES_DECODED_TOGETHER]
+                if len(share) < PICTURES_DECODED_TOGETHER:
+                    share = share[:1]
+                pictures += list(np.asarray(_pixels(self.model.vqgan_params, jnp.asarray(share, jnp.int32))))
         return pictures
 
 
@@ -204,6 +196,13 @@ def _pixels(params: vqgan.Params, image_tokens: Int[Array, "B tokens"]) -> UInt8
 def _sizes(largest: int) -> list[int]:
     """1, 2, 4, ... and `largest` itself: the numbers of lanes, or of pictures, that programs are compiled for."""
     return [size for size in (2**i for i in range(largest.bit_length())) if size < largest] + [largest]
+
+
+def _cache_lengths(config: dalle.DalleConfig, num_slots: int) -> list[int]:
+    """The lengths that a batch's cache can have: attending to a long one costs as much as reading the weights."""
+    floats = 2 * config.decoder_layers * 2 * num_slots * config.image_length * config.d_model
+    parts = 4 if 4 * floats > SMALL_CACHE_BYTES else 2
+    return [-(-config.image_length * part // parts) for part in range(1, parts + 1)]
 
 
 def _continued(image_tokens: Sequence[int], side: int) -> list[int]:

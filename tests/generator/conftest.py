@@ -15,6 +15,13 @@ DALLES = ("mega_scan", "mini_scan", "mini_bias_ffn_lnscale")
 jax.config.update("jax_platforms", "cpu")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(request):
+    """Keeps compiled programs between runs of the tests."""
+    jax.config.update("jax_compilation_cache_dir", str(request.config.cache.mkdir("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory):
     """Every golden checkpoint as a part of a model folder, by name."""

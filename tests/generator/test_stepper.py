@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from services.generator.batch import next_tokens
+from services.generator.batch import draw_tokens, read_tokens
 from services.generator.sampling import SamplingDefaults
 from services.generator.stepper import GenerateJob, GeneratorStepper, generate
 from services.generator.verify import greedy
@@ -52,7 +52,7 @@ def test_a_picture_is_the_same_in_a_batch_with_other_prompts_and_settings(steppe
     assert tokens(stepper, 0) == tokens(stepper, 3) != alone
 
 
-@pytest.mark.parametrize("position", range(1, 16))
+@pytest.mark.parametrize("position", [1, 7, 8, 9, 15])
 def test_a_picture_is_the_same_when_it_joins_late(stepper, alone, position):
     stepper.admit(0, OTHER)
     step(stepper, [0], position)
@@ -63,7 +63,7 @@ def test_a_picture_is_the_same_when_it_joins_late(stepper, alone, position):
     assert tokens(stepper, 1) == alone
 
 
-@pytest.mark.parametrize("position", range(16))
+@pytest.mark.parametrize("position", [0, 1, 7, 8, 15])
 def test_a_picture_is_the_same_after_others_were_released(stepper, alone, position):
     for slot, job in enumerate((OTHER, JOB, OTHER)):
         stepper.admit(slot, job)
@@ -119,14 +119,14 @@ def test_a_top_k_of_one_is_greedy(model, stepper, seed):
 
 def test_nothing_is_compiled_after_the_warm_up(stepper):
     stepper.warm_up()
-    compiled = next_tokens._cache_size()
+    compiled = read_tokens._cache_size(), draw_tokens._cache_size()
     for slot, job in enumerate((JOB, OTHER, replace(JOB, temperature=0.1, top_k=3, top_p=0.5), OTHER)):
         stepper.admit(slot, job)
         step(stepper, list(range(slot + 1)), 3)
     for slot in range(4):
         step(stepper, list(range(slot, 4)), 2)
         stepper.release(slot)
-    assert next_tokens._cache_size() == compiled
+    assert (read_tokens._cache_size(), draw_tokens._cache_size()) == compiled
 
 
 def test_a_finished_picture_is_its_last_preview(stepper):
