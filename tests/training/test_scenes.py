@@ -1,0 +1,106 @@
+"""The world of the built-in models: the same seed is the same scene, picture and caption; held-out is held out."""
+
+import random
+
+import numpy as np
+import pytest
+
+from training.captions import SKY_PHRASES, Caption, caption, plural
+from training.drawing import Painter
+from training.scenes import NARROW, WIDE, is_held_out, sample_scene, sample_scenes
+from training.sprites import stand_in_sprites
+from training.vocabulary import COLOURS, NARROW_OBJECTS, OBJECTS, PLACES, TIMES, WEATHERS
+
+
+@pytest.fixture(scope="module")
+def painter() -> Painter:
+    return Painter(stand_in_sprites(), 128)
+
+
+def test_the_same_seed_gives_the_same_scenes():
+    assert sample_scenes(20, seed=5) == sample_scenes(20, seed=5)
+    assert sample_scenes(20, seed=5) != sample_scenes(20, seed=6)
+
+
+def test_two_painters_paint_a_scene_alike():
+    scene = sample_scene(random.Random(3))
+
+    first, second = (Painter(stand_in_sprites(), 128).paint(scene) for _ in range(2))
+
+    np.testing.assert_array_equal(first, second)
+
+
+def test_the_same_seed_gives_the_same_caption():
+    scene = sample_scene(random.Random(3))
+
+    assert caption(scene, random.Random(8)) == caption(scene, random.Random(8))
+
+
+def test_training_scenes_hold_nothing_that_is_held_out():
+    assert not any(is_held_out(scene) for scene in sample_scenes(300, seed=1))
+    assert all(is_held_out(scene) for scene in sample_scenes(50, seed=1, held_out=True))
+
+
+def test_the_narrow_world_is_as_large_as_promised():
+    scenes = sample_scenes(2000, seed=2, held_out=None)
+
+    assert len({o.name for scene in scenes for o in scene.objects}) == len(NARROW_OBJECTS) == 25
+    assert {o.colour for scene in scenes for o in scene.objects} - {None} == set(COLOURS)
+    assert {scene.place for scene in scenes} == set(PLACES)
+    assert {scene.time for scene in scenes} == set(TIMES)
+    assert {scene.weather for scene in scenes} == set(WEATHERS)
+
+
+def test_a_picture_can_be_painted_at_four_times_the_size():
+    scene = sample_scene(random.Random(4))
+
+    picture = Painter(stand_in_sprites(), 512).paint(scene)
+
+    assert picture.shape == (512, 512, 3)
+
+
+def test_objects_change_pixels_under_their_mask_only(painter: Painter):
+    scene = sample_scene(random.Random(7))
+    changed = (painter.paint(scene) != painter.background(scene)).any(-1)
+
+    inside = painter.object_mask(scene)
+
+    # The rest are soft edges and the shadow on the ground.
+    assert changed[inside].mean() > 0.99
+    assert (changed & ~inside).sum() < 0.35 * inside.sum() + 100
+
+
+@pytest.mark.parametrize("world", [NARROW, WIDE])
+def test_every_caption_names_all_objects_and_colours(world):
+    rng = random.Random(1)
+    for scene in sample_scenes(200, seed=9, world=world):
+        text = caption(scene, rng, plain=True).text
+        for o in scene.objects:
+            words = OBJECTS[o.name].words
+            assert any(word in text or plural(word) in text for word in words), text
+
+
+def test_a_caption_mentions_what_it_says_it_mentions():
+    scene = next(s for s in sample_scenes(200, seed=3) if s.sky == "moon" and s.weather == "clear")
+    captions = [caption(scene, random.Random(i)) for i in range(50)]
+
+    def says_moon(spoken: Caption) -> bool:
+        return any(phrase in spoken.text for phrase in SKY_PHRASES["moon", "night"])
+
+    # Articles may be dropped, so only whole phrases prove that it is said.
+    assert all("sky" in spoken.mentions for spoken in captions if says_moon(spoken))
+    assert any("sky" not in spoken.mentions for spoken in captions)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("cactus", "cacti"),
+        ("snowman", "snowmen"),
+        ("puppy", "puppies"),
+        ("fir tree", "fir trees"),
+        ("bus", "buses"),
+    ],
+)
+def test_plurals_are_english(word: str, expected: str):
+    assert plural(word) == expected
