@@ -36,15 +36,9 @@ class Tokenizer:
         self._length = max_text_length
 
     def __call__(self, text: str) -> TextTokens:
-        """Tokens beyond the length are dropped; the end token stays."""
+        """Tokens beyond the length are dropped, as the reference does; the end token stays."""
         encoding = self._pieces.encode(text)
         return TextTokens(np.array(encoding.ids, np.int32), np.array(encoding.attention_mask, bool))
-
-    def count(self, text: str) -> int:
-        """How many of the prompt's tokens there are, start and end apart, before any are dropped."""
-        encoding = self._pieces.encode(text)
-        kept = [encoding, *encoding.overflowing]
-        return sum(sum(part.attention_mask) - sum(part.special_tokens_mask) for part in kept)
 
     @property
     def uncond_tokens(self) -> TextTokens:

@@ -1,0 +1,109 @@
+"""The generator as a gRPC service: checks what a caller sends and makes each candidate a job of the engine.
+
+It knows the protocol and the stepper; how the process starts and stops is services/stage_service.py's.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+
+import click
+
+from services.engine import Ticket
+from services.generator.batch import GenerateJob
+from services.generator.device import set_up_device
+from services.generator.model import load_model
+from services.generator.stepper import GeneratorStepper
+from services.model_folder import open_model
+from services.requests import check_items, check_prompt, integer, number
+from services.server import Context
+from services.stage_service import ServeOptions, StageService, model_info, run_stage, stage_options
+from triptych.v1.generator_pb2 import (
+    GenerateRequest,
+    GenerateResponse,
+    GeneratorServiceGetModelRequest,
+    GeneratorServiceGetModelResponse,
+)
+from triptych.v1.generator_pb2_grpc import GeneratorServiceServicer, add_GeneratorServiceServicer_to_server
+from triptych.v1.stage_pb2 import STAGE_GENERATE, ModelInfo
+
+SERVICE_NAME = "triptych.v1.GeneratorService"
+# Below it, logits divided by the temperature leave the range of a float; top_k 1 is what such a caller wants.
+MIN_TEMPERATURE = 0.01
+MAX_TEMPERATURE = 100.0
+MAX_GUIDANCE_SCALE = 100.0
+MAX_INT32 = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class LoadedGenerator:
+    stepper: GeneratorStepper
+    info: ModelInfo
+
+
+class GeneratorService(StageService[LoadedGenerator, GenerateJob], GeneratorServiceServicer):
+    async def Generate(self, request: GenerateRequest, context: Context) -> AsyncIterator[GenerateResponse]:
+        tickets = read_request(request, self.loaded.info)
+        seeds = {item.index: item.seed for item in request.images}
+        async for event in self.stream(tickets, seeds=seeds, caller=request.caller, context=context):
+            yield GenerateResponse(event=event)
+
+    async def GetModel(
+        self, request: GeneratorServiceGetModelRequest, context: Context
+    ) -> GeneratorServiceGetModelResponse:
+        return GeneratorServiceGetModelResponse(model=self.loaded.info)
+
+
+def read_request(request: GenerateRequest, info: ModelInfo) -> list[Ticket[GenerateJob]]:
+    """Checks the whole request; raises InvalidRequest naming the field."""
+    settings, defaults = request.settings, info.defaults
+    check_items(request.images, info.limits)
+    prompt = check_prompt(request.prompt, info.limits.max_prompt_bytes)
+    temperature = number(
+        settings, "temperature", defaults["temperature"], low=MIN_TEMPERATURE, high=MAX_TEMPERATURE
+    )
+    top_k = integer(settings, "top_k", int(defaults["top_k"]), low=0, high=MAX_INT32)
+    top_p = number(settings, "top_p", defaults["top_p"], low=0, high=1, above_low=True)
+    guidance_scale = number(
+        settings, "guidance_scale", defaults["guidance_scale"], low=0, high=MAX_GUIDANCE_SCALE
+    )
+    preview_every = integer(settings, "preview_every", 0, low=0, high=MAX_INT32)
+    return [
+        Ticket(
+            item.index,
+            GenerateJob(prompt, item.seed, temperature, top_k, top_p, guidance_scale),
+            preview_every,
+        )
+        for item in request.images
+    ]
+
+
+def load(options: ServeOptions) -> LoadedGenerator:
+    """Raises ModelError when the device is not there or the model is not whole."""
+    device = set_up_device(options.device, threads=options.threads)
+    folder, manifest = open_model(options.model, "generator")
+    model = load_model(folder)
+    info = model_info(
+        manifest,
+        STAGE_GENERATE,
+        options,
+        image_size=model.vqgan_config.resolution,
+        scale=1,
+        device=device,
+        dtype="float32",
+        limits=ModelInfo.Limits(max_num_steps=model.dalle_config.image_length),
+        defaults={**asdict(model.sampling), "preview_every": 0},
+    )
+    return LoadedGenerator(GeneratorStepper(model, num_slots=options.slots), info)
+
+
+@click.command()
+@stage_options(50051, slots=8)
+def serve(options: ServeOptions) -> None:
+    """Sketch candidates from a prompt (DALL·E Mini)."""
+    run_stage(
+        GeneratorService(),
+        add_GeneratorServiceServicer_to_server,
+        lambda: load(options),
+        service_name=SERVICE_NAME,
+        options=options,
+    )
