@@ -67,7 +67,7 @@ def load_dalle(part_folder: Path) -> tuple[dalle.Params, dalle.DalleConfig]:
 def load_vqgan(part_folder: Path) -> tuple[vqgan.Params, vqgan.VqganConfig]:
     """Raises ModelError when the part's files are missing, damaged or do not fit each other."""
     config = vqgan.VqganConfig.from_json(read_config(part_folder))
-    params = load_parameters(part_folder, vqgan.parameter_shapes(config))
+    params = vqgan.group_norms(load_parameters(part_folder, vqgan.parameter_shapes(config)), config)
     return jax.tree.map(jnp.asarray, params), config
 
 
