@@ -152,8 +152,7 @@ class Pool:
 
     def distrust(self, worker: Worker, problem: str) -> None:
         """Gives the worker nothing new until it has answered a health check."""
-        log.warning("%s %s: %s", self.kind.worker, worker.address, problem)
-        worker.problem = problem
+        self._note(worker, problem)
 
     async def refresh(self) -> None:
         """Resolves the names and asks after every worker now; callers at the same time share one round."""
@@ -212,15 +211,20 @@ class Pool:
             request = health_pb2.HealthCheckRequest(service=self.kind.service)
             health = await checks.Check(request, timeout=CHECK_TIMEOUT_S)
             if health.status != health_pb2.HealthCheckResponse.SERVING:
-                worker.problem = "it is starting up or draining"
+                self._note(worker, "it is starting up or draining")
                 return
             answer = await stub.GetModel(self.kind.get_model_request(), timeout=CHECK_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            worker.problem = _explain(error, self.kind.worker)
+            self._note(worker, _explain(error, self.kind.worker))
             return
         if worker.problem:
             log.info("%s %s serves '%s'", self.kind.worker, worker.address, answer.model.name)
         worker.model, worker.problem = answer.model, ""
+
+    def _note(self, worker: Worker, problem: str) -> None:
+        if problem != worker.problem:
+            log.warning("%s %s can be given no work: %s", self.kind.worker, worker.address, problem)
+        worker.problem = problem
 
     def _why_none(self) -> str:
         name = self.kind.worker

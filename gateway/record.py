@@ -16,6 +16,8 @@ from triptych.v1.stage_pb2 import ImageData, ModelInfo, Stage, StageEvent
 
 # A picture of 256 tokens would fill the log with steps that nobody can see one by one.
 MAX_PROGRESS_EVENTS = 64
+# A client that sets no option of its own receives messages of up to 4 MiB: larger pictures do not travel in events.
+MAX_INLINE_BYTES = 3 * 2**20
 
 
 class Record:
@@ -81,6 +83,8 @@ class Record:
         self.log.append(Event(progress=told))
 
     def preview(self, kind: StageKind, preview: StageEvent.Preview) -> None:
+        if len(preview.image.data) > MAX_INLINE_BYTES:
+            return
         told = Event.ImagePreview(
             stage=kind.stage,
             index=preview.index,

@@ -13,6 +13,7 @@ import click
 from gateway.attempts import Patience
 from gateway.plan import MAX_REQUEST_ID_CHARS, NotBuilt, make_plan
 from gateway.pool import Pool, Target, models_of, parse_target
+from gateway.record import MAX_INLINE_BYTES
 from gateway.runs import Bounds, Run, Runs
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
 from services.errors import InvalidRequest, NotFound
@@ -47,8 +48,6 @@ from triptych.v1.pipeline_pb2_grpc import PipelineServiceServicer, add_PipelineS
 log = logging.getLogger(__name__)
 
 SERVICE = "triptych.v1.PipelineService"
-# A client that sets no option of its own receives messages of up to 4 MiB; larger pictures are downloaded.
-MAX_INLINE_BYTES = 3 * 2**20
 CHUNK_BYTES = 2**20
 
 

@@ -131,6 +131,13 @@ async def test_a_large_picture_is_downloaded_in_chunks(gateway):
     assert hashlib.sha256(b"".join(part.chunk for part in parts)).hexdigest() == large.sha256
 
 
+async def test_a_preview_too_large_for_a_message_is_left_out(gateway):
+    gateway.generator.preview_bytes = 4 * 2**20
+    call = gateway.stub.StreamRun(StreamRunRequest(spec=spec(refine=None, upscale=None)))
+    kinds = [response.event.WhichOneof("kind") async for response in call]
+    assert (kinds.count("preview"), kinds[-1]) == (0, "finished")
+
+
 async def test_the_client_fetches_large_pictures_by_itself(gateway):
     gateway.upscaler.picture_bytes = 5 * 2**20
     image = ready(await collect(gateway, spec()))[-1]
