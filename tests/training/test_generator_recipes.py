@@ -1,0 +1,202 @@
+"""The generator's recipes: two steps of each run, resuming goes on, and the exported network is the trained one."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from services.generator import dalle, vqgan
+from services.generator.model import load_model
+from services.model_folder import open_model
+from training import checkpoint, dalle_network, generator, vqgan as vqgan_recipe, vqgan_network
+from training.dalle_network import Dalle, text_mask
+from training.drawing import Painter
+from training.generator_export import export
+from training.image_tokens import TokenPool
+from training.scenes import NARROW, sample_scenes
+from training.sprites import stand_in_sprites
+from training.text_pretraining import pretrain
+from training.text_tokenizer import encode, train_tokenizer
+from training.vqgan_network import Vqgan
+
+DALLE = replace(
+    dalle_network.TINY,
+    d_model=32,
+    encoder_layers=1,
+    decoder_layers=1,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    encoder_ffn_dim=32,
+    decoder_ffn_dim=48,
+    image_vocab_size=64,
+    decoder_start_token_id=64,
+    image_length=64,
+)
+VQGAN = replace(vqgan_network.TINY, n_embed=64, ch_mult=(1, 1, 1, 1), resolution=64)
+
+
+@pytest.fixture(scope="module")
+def painter() -> Painter:
+    return Painter(stand_in_sprites(), 64)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(num_captions=500)
+
+
+@pytest.fixture
+def networks() -> tuple[Dalle, Vqgan]:
+    torch.manual_seed(0)
+    return Dalle(DALLE), Vqgan(VQGAN).eval()
+
+
+def vqgan_trainer(painter: Painter, network: Vqgan, *, steps: int = 4) -> vqgan_recipe.Trainer:
+    recipe = vqgan_recipe.Recipe(steps=steps, batch=2, crop=32, plain_share=0.5, whole_share=0.25)
+    batches = vqgan_recipe.Batches(painter, NARROW, seed=0)
+    return vqgan_recipe.Trainer(network, batches, recipe, compiled=False, decoder_only=False)
+
+
+def generator_trainer(
+    painter: Painter, tokenizer: Tokenizer, networks: tuple[Dalle, Vqgan]
+) -> generator.Trainer:
+    network, codes = networks
+    pool = TokenPool(codes, painter, NARROW, seed=0, capacity=8)
+    recipe = generator.Recipe(steps=4, batch=4, fresh=2)
+    return generator.Trainer(network, tokenizer, pool, recipe, compiled=False)
+
+
+def test_the_vqgan_trains_from_a_plain_autoencoder_to_codes(painter: Painter, networks: tuple[Dalle, Vqgan]):
+    trainer = vqgan_trainer(painter, networks[1])
+
+    losses = [trainer.train_step() for _ in range(4)]
+
+    assert np.isfinite(losses).all()
+    assert trainer.quantizes
+
+
+def test_a_vqgan_checkpoint_is_resumed_where_it_was(
+    painter: Painter, networks: tuple[Dalle, Vqgan], tmp_path: Path
+):
+    trainer = vqgan_trainer(painter, networks[1])
+    trainer.train_step()
+    checkpoint.save(tmp_path / "vqgan.pt", **trainer.state())
+    resumed = vqgan_trainer(painter, Vqgan(VQGAN))
+
+    resumed.resume(checkpoint.load(tmp_path / "vqgan.pt"))
+
+    assert resumed.step == 1
+    for name, tensor in trainer.network.state_dict().items():
+        torch.testing.assert_close(resumed.network.state_dict()[name], tensor)
+
+
+def test_training_the_decoder_alone_keeps_the_tokens(painter: Painter, networks: tuple[Dalle, Vqgan]):
+    network = networks[1]
+    pixels = vqgan_recipe.to_pixels(np.stack([painter.paint(s) for s in sample_scenes(2, seed=1)]))
+    before = network.tokens(network.encode(pixels))
+    trainer = vqgan_recipe.Trainer(
+        network,
+        vqgan_recipe.Batches(painter, NARROW, seed=0),
+        vqgan_recipe.Recipe(steps=2, batch=2, crop=32),
+        compiled=False,
+        decoder_only=True,
+    )
+
+    trainer.train_step()
+
+    assert torch.equal(network.tokens(network.encode(pixels)), before)
+
+
+def test_the_text_encoder_pretrains(tokenizer: Tokenizer, networks: tuple[Dalle, Vqgan]):
+    network = networks[0]
+    before = network.encoder.embed_tokens.weight.clone()
+
+    pretrain(network, tokenizer, NARROW, steps=2, batch=4)
+
+    assert not torch.equal(network.encoder.embed_tokens.weight, before)
+
+
+def test_the_transformer_trains_on_tokens_made_as_it_goes(
+    painter: Painter, tokenizer: Tokenizer, networks: tuple[Dalle, Vqgan]
+):
+    trainer = generator_trainer(painter, tokenizer, networks)
+
+    losses = [trainer.train_step() for _ in range(2)]
+
+    assert np.isfinite(losses).all()
+    assert len(trainer.pool) == 4
+
+
+def test_a_pool_of_tokens_is_restored_as_it_was(
+    painter: Painter, networks: tuple[Dalle, Vqgan], tmp_path: Path
+):
+    pool = TokenPool(networks[1], painter, NARROW, seed=0, capacity=8)
+    pool.grow(3)
+    pool.save(tmp_path / "tokens.npz")
+    restored = TokenPool(networks[1], painter, NARROW, seed=0, capacity=8)
+
+    restored.restore(tmp_path / "tokens.npz")
+
+    drawn, expected = (p.draw(3, random.Random(1)) for p in (restored, pool))
+    assert drawn[0] == expected[0]
+    assert torch.equal(drawn[1], expected[1])
+    assert torch.equal(drawn[2], expected[2])
+
+
+def test_the_exported_transformer_is_the_trained_one(
+    tokenizer: Tokenizer, networks: tuple[Dalle, Vqgan], tmp_path: Path
+):
+    network, codes = networks
+    # As trained weights are: no norm at its initial zeros and ones; exact in float16.
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_((parameter + 0.1 * torch.randn_like(parameter)).half().float())
+    export(network, codes, NARROW, tmp_path)
+    text_tokens = encode(tokenizer, ["a red house by the sea", "two cats"], DALLE.max_text_length)
+    image_tokens = torch.randint(64, (2, DALLE.image_length))
+    start = torch.full((2, 1), DALLE.decoder_start_token_id)
+
+    model = load_model(open_model(str(tmp_path), "generator")[0])
+    mask = jnp.asarray(text_mask(text_tokens)[:, 0, 0].numpy())
+    hidden = dalle.encode(model.dalle_params, model.dalle_config, jnp.asarray(text_tokens.numpy()), mask)
+    prompt = dalle.remember(model.dalle_params, model.dalle_config, hidden, mask)
+    inputs = torch.cat((start, image_tokens[:, :-1]), 1)
+    logits = dalle.decode(model.dalle_params, model.dalle_config, jnp.asarray(inputs.numpy()), prompt)
+
+    expected = network(text_tokens, image_tokens)[..., : DALLE.image_vocab_size]
+    np.testing.assert_allclose(np.asarray(logits), expected.detach().numpy(), atol=2e-4)
+
+
+def test_the_exported_vqgan_is_the_trained_one(networks: tuple[Dalle, Vqgan], tmp_path: Path):
+    network, codes = networks
+    with torch.no_grad():
+        for tensor in codes.state_dict().values():
+            tensor.copy_((tensor + 0.05 * torch.randn_like(tensor)).half().float())
+    export(network, codes, NARROW, tmp_path)
+    pixels = torch.rand(2, 3, 64, 64)
+
+    model = load_model(tmp_path)
+    vectors = vqgan.encode(model.vqgan_params, jnp.asarray(pixels.permute(0, 2, 3, 1).numpy()))
+    decoded = vqgan.decode(model.vqgan_params, vectors)
+
+    with torch.no_grad():
+        expected = codes.encode(pixels)
+        np.testing.assert_allclose(np.asarray(vectors), expected.permute(0, 2, 3, 1).numpy(), atol=1e-3)
+        np.testing.assert_allclose(
+            np.asarray(decoded), codes.decode(expected).permute(0, 2, 3, 1).numpy(), atol=1e-3
+        )
+
+
+def test_exported_weights_can_be_trained_on(networks: tuple[Dalle, Vqgan], tmp_path: Path):
+    export(*networks, NARROW, tmp_path)
+    network = Dalle(DALLE)
+
+    checkpoint.load_flax_tensors(network, checkpoint.read_tensors(tmp_path / "dalle" / "model.safetensors"))
+
+    for name, tensor in networks[0].state_dict().items():
+        torch.testing.assert_close(network.state_dict()[name], tensor.half().float())

@@ -1,0 +1,264 @@
+"""Trains the built-in generator's transformer:  python -m training.generator --steps 4000 [--resume | --from-weights]
+
+First its text encoder on captions alone (`text_pretraining`), then all of it on tokens of scenes that are drawn and
+tokenized as it goes. Logs the loss with the caption, without it and with another's: if those are equal, the caption is
+ignored, and training on is in vain. Writes a sample sheet of held-out prompts.
+Needs a trained VQGAN (checkpoint or committed weights), the sprites, 2 GB, 1.3 CPU seconds a step.
+"""
+
+import argparse
+import math
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int, UInt8
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from services.generator.dalle import TEXT_PAD_ID
+from training import checkpoint, vqgan
+from training.captions import caption
+from training.dalle_network import TINY, UNCONDITIONAL, Dalle
+from training.drawing import Painter
+from training.image_tokens import TokenPool
+from training.scenes import WORLDS, Scene, World, sample_scenes
+from training.sprites import fluent_sprites
+from training.text_pretraining import pretrain
+from training.text_tokenizer import encode
+from training.vqgan_network import Vqgan
+
+CHECKPOINT = checkpoint.FOLDER / "generator.pt"
+POOL = checkpoint.FOLDER / "tokens.npz"
+WEIGHTS = Path("services/generator/models/tiny/dalle/model.safetensors")
+TOKENIZER = Path("services/generator/models/tiny/dalle/tokenizer.json")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    steps: int = 4000
+    batch: int = 16
+    fresh: int = 8  # of which so many scenes are new, until the pool is full
+    learning_rate: float = 1.5e-3
+    uncond_share: float = 0.1  # of the captions are left out: guidance needs it
+    object_weight: float = 1.0  # what tokens that show an object weigh more
+    text_steps: int = 900
+
+
+class Trainer:
+    def __init__(
+        self, network: Dalle, tokenizer: Tokenizer, pool: TokenPool, recipe: Recipe, *, compiled: bool
+    ) -> None:
+        self.network, self.tokenizer, self.pool, self.recipe = network, tokenizer, pool, recipe
+        self.step = 0
+        self.rng = random.Random(0)
+        matrices = [p for p in network.parameters() if p.ndim > 1]
+        vectors = [p for p in network.parameters() if p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": 0.03}, {"params": vectors, "weight_decay": 0.0}],
+            lr=1e-3,
+            betas=(0.9, 0.97),
+        )
+        self._forward = torch.compile(network, dynamic=False) if compiled else network
+        self._autocast = compiled
+
+    def learning_rate(self) -> float:
+        warm = min(1.0, (self.step + 1) / 100)
+        return (
+            self.recipe.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * self.step / self.recipe.steps))
+            + 2e-5
+        )
+
+    def train_step(self) -> float:
+        recipe = self.recipe
+        # Its own generator for each step: a resumed run goes on as an unbroken one.
+        self.rng.seed(f"{recipe.steps} {self.step}")
+        if not self.pool.is_full:
+            self.pool.grow(recipe.fresh)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        scenes, image_tokens, on_object = self.pool.draw(recipe.batch, self.rng)
+        text_tokens = self.text_tokens(scenes)
+        for row in range(len(scenes)):
+            if self.rng.random() < recipe.uncond_share:
+                text_tokens[row] = unconditional(text_tokens.shape[1])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
+            logits = self._forward(text_tokens, image_tokens)
+        losses = F.cross_entropy(logits.float().flatten(0, 1), image_tokens.flatten(), reduction="none")
+        weight = 1 + recipe.object_weight * on_object.flatten()
+        (losses * weight).mean().backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return float(losses.detach().mean())
+
+    def text_tokens(self, scenes: list[Scene]) -> Int[Tensor, "B T"]:
+        texts = [caption(scene, self.rng, plain=self.rng.random() < 0.15).text for scene in scenes]
+        return encode(self.tokenizer, texts, self.network.config.max_text_length)
+
+    @torch.no_grad()
+    def validate(self, scenes: list[Scene], image_tokens: Int[Tensor, "B S"]) -> dict[str, float]:
+        """The loss with the caption, without it, and with another picture's."""
+        rng = random.Random(1)
+        texts = [caption(scene, rng, plain=True).text for scene in scenes]
+        text_tokens = encode(self.tokenizer, texts, self.network.config.max_text_length)
+        prompts = {
+            "caption": text_tokens,
+            "none": unconditional(text_tokens.shape[1]).expand_as(text_tokens),
+            "shuffled": text_tokens.roll(1, 0),
+        }
+        losses = {}
+        for name, tokens in prompts.items():
+            logits = self.network(tokens, image_tokens)
+            losses[name] = float(F.cross_entropy(logits.flatten(0, 1), image_tokens.flatten()))
+        return losses
+
+    def state(self) -> dict[str, object]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
+
+    def resume(self, state: dict[str, object]) -> None:
+        self.network.load_state_dict(state["network"])  # type: ignore[arg-type]
+        self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+        self.step = state["step"]  # type: ignore[assignment]
+
+
+def unconditional(length: int) -> Int[Tensor, " T"]:
+    """The prompt that says nothing, as the services encode it."""
+    tokens = torch.full((length,), TEXT_PAD_ID)
+    tokens[: len(UNCONDITIONAL)] = torch.tensor(UNCONDITIONAL)
+    return tokens
+
+
+def load_vqgan() -> Vqgan:
+    """The newer of the checkpoint and the committed weights; its tokens must be those the transformer learnt."""
+    network = Vqgan()
+    if vqgan.CHECKPOINT.exists():
+        network.load_state_dict(checkpoint.load(vqgan.CHECKPOINT)["network"])
+    else:
+        checkpoint.load_flax_tensors(network, checkpoint.read_tensors(vqgan.WEIGHTS))
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def pictures(network: Vqgan, image_tokens: Int[Tensor, "B S"]) -> UInt8[np.ndarray, "B H W 3"]:
+    side = math.isqrt(image_tokens.shape[1])
+    grids = image_tokens.unflatten(1, (side, side))
+    return np.concatenate(
+        [vqgan.to_pictures(network.decode(network.look_up(grid))) for grid in grids.split(8)]
+    )
+
+
+def sample_sheet(
+    network: Dalle, tokenizer: Tokenizer, decoder: Vqgan, scenes: list[Scene], seed: int
+) -> tuple[Image.Image, UInt8[np.ndarray, "B H W 3"]]:
+    rng = random.Random(seed)
+    text_tokens = encode(tokenizer, [caption(s, rng).text for s in scenes], network.config.max_text_length)
+    found = pictures(decoder, network.sample(text_tokens, torch.Generator().manual_seed(seed)))
+    return vqgan.sheet([found[i : i + 8] for i in range(0, len(found) // 8 * 8, 8)]), found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--batch", type=int, default=Recipe.batch)
+    parser.add_argument("--fresh", type=int, default=Recipe.fresh)
+    parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
+    parser.add_argument("--text-steps", type=int, default=Recipe.text_steps)
+    parser.add_argument("--text-only", action="store_true", help="pretrain the text encoder and stop")
+    parser.add_argument("--world", choices=sorted(WORLDS), default="narrow")
+    parser.add_argument("--pool", type=int, default=40000, help="most scenes to keep tokenized")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    parser.add_argument("--from-weights", action="store_true", help="start from the committed weights")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile and bfloat16: needs a C++ compiler"
+    )
+    parser.add_argument("--report-every", type=int, default=250)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    options = parser.parse_args(arguments)
+
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    world, painter = WORLDS[options.world], Painter(fluent_sprites(), 128)
+    tokenizer = Tokenizer.from_file(str(TOKENIZER))
+    recipe = Recipe(
+        options.steps, options.batch, options.fresh, options.learning_rate, text_steps=options.text_steps
+    )
+    network = Dalle(TINY)
+    text_checkpoint = options.checkpoint.with_name("text_encoder.pt")
+    if options.from_weights:
+        checkpoint.load_flax_tensors(network, checkpoint.read_tensors(WEIGHTS))
+    elif not options.resume:
+        _start_text_encoder(network, tokenizer, world, recipe, text_checkpoint)
+    if options.text_only:
+        return
+    tokenizing = load_vqgan()
+    pool = TokenPool(
+        tokenizing, painter, world, seed=options.seed, capacity=options.pool, compiled=options.compile
+    )
+    trainer = Trainer(network, tokenizer, pool, recipe, compiled=options.compile)
+    pool_file = options.checkpoint.with_name(POOL.name)
+    if options.resume:
+        trainer.resume(checkpoint.load(options.checkpoint))
+        if pool_file.exists():
+            pool.restore(pool_file)
+    _train(trainer, tokenizing, painter, world, options, pool_file)
+
+
+def _start_text_encoder(
+    network: Dalle, tokenizer: Tokenizer, world: World, recipe: Recipe, path: Path
+) -> None:
+    if path.exists():
+        network.encoder.load_state_dict(checkpoint.load(path)["encoder"])
+        return
+    pretrain(network, tokenizer, world, steps=recipe.text_steps)
+    checkpoint.save(path, encoder=network.encoder.state_dict())
+
+
+def _train(
+    trainer: Trainer,
+    decoder: Vqgan,
+    painter: Painter,
+    world: World,
+    options: argparse.Namespace,
+    pool_file: Path,
+) -> None:
+    scenes = sample_scenes(24, seed=1, world=world, held_out=True)
+    held_out = torch.cat(
+        [
+            decoder.tokens(decoder.encode(vqgan.to_pixels(painter.paint(scene)[None]))).flatten(1)
+            for scene in scenes
+        ]
+    )
+    losses, started = [], time.process_time()
+    while trainer.step < trainer.recipe.steps:
+        losses.append(trainer.train_step())
+        if trainer.step % options.report_every == 0 or trainer.step in (20, trainer.recipe.steps):
+            checkpoint.save(options.checkpoint, **trainer.state())
+            trainer.pool.save(pool_file)
+            validation = trainer.validate(scenes, held_out)
+            sheet, _ = sample_sheet(trainer.network, trainer.tokenizer, decoder, scenes[:16], seed=2)
+            sheet.save(options.checkpoint.with_suffix(".png"))
+            print(
+                f"step {trainer.step}  {time.process_time() - started:.0f} CPU s  pool {len(trainer.pool)}  "
+                f"loss {np.mean(losses):.4f}  held out: "
+                + "  ".join(f"{name} {loss:.3f}" for name, loss in validation.items()),
+                flush=True,
+            )
+            losses.clear()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""A growing pool of tokenized scenes for the transformer: drawn and tokenized while it trains.
+
+A small model overfits a few thousand pictures, and a tokenizer costs a quarter of a training step: so every step adds
+some new scenes, and trains on old ones too, each time with a new caption. Scene i is made from seed and i alone.
+"""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from training.drawing import Painter
+from training.scenes import Scene, World, sample_scene
+from training.vqgan import STRIDE, to_pixels
+from training.vqgan_network import Vqgan
+
+
+class TokenPool:
+    def __init__(
+        self,
+        vqgan: Vqgan,
+        painter: Painter,
+        world: World,
+        *,
+        seed: int,
+        capacity: int,
+        compiled: bool = False,
+    ) -> None:
+        self._encode = torch.compile(vqgan.encode, dynamic=False) if compiled else vqgan.encode
+        self._vqgan, self._painter, self._world = vqgan, painter, world
+        self._autocast = compiled
+        self._seed = seed
+        self.length = (painter.size // STRIDE) ** 2
+        self.scenes: list[Scene] = []
+        self.tokens = torch.zeros(capacity, self.length, dtype=torch.int16)
+        self.on_object = torch.zeros(capacity, self.length, dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self) >= len(self.tokens)
+
+    @torch.no_grad()
+    def grow(self, count: int) -> None:
+        """Adds `count` scenes; call it with one count only, or a compiled encoder compiles anew."""
+        scenes = [self._scene(len(self) + i) for i in range(count)]
+        pixels = to_pixels(np.stack([self._painter.paint(scene) for scene in scenes]))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
+            tokens = self._vqgan.tokens(self._encode(pixels).float())
+        masks = torch.from_numpy(np.stack([self._painter.object_mask(scene) for scene in scenes]))
+        covered = F.avg_pool2d(masks.float()[:, None], STRIDE).flatten(1)
+        start = len(self)
+        self.tokens[start : start + count] = tokens.flatten(1).to(torch.int16)
+        self.on_object[start : start + count] = covered > 0.1
+        self.scenes += scenes
+
+    def draw(
+        self, count: int, rng: random.Random
+    ) -> tuple[list[Scene], Int[Tensor, "B S"], Float[Tensor, "B S"]]:
+        """Scenes with their tokens, and which of those show an object."""
+        rows = [rng.randrange(len(self)) for _ in range(count)]
+        return [self.scenes[i] for i in rows], self.tokens[rows].long(), self.on_object[rows].float()
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.stem}.partial.npz")
+        n = len(self)
+        np.savez_compressed(
+            partial, tokens=self.tokens[:n].numpy(), on_object=np.packbits(self.on_object[:n].numpy(), axis=1)
+        )
+        partial.replace(path)
+
+    def restore(self, path: Path) -> None:
+        """Takes what `save` wrote; the scenes are sampled again. Only for the same seed, world and tokenizer."""
+        with np.load(path, allow_pickle=False) as stored:
+            n = min(len(stored["tokens"]), len(self.tokens))
+            self.tokens[:n] = torch.from_numpy(stored["tokens"][:n])
+            self.on_object[:n] = torch.from_numpy(np.unpackbits(stored["on_object"][:n], axis=1).astype(bool))
+        self.scenes = [self._scene(i) for i in range(n)]
+
+    def _scene(self, index: int) -> Scene:
+        return sample_scene(random.Random(f"{self._seed} {index}"), self._world)
