@@ -36,7 +36,7 @@ PARTS = ("bert", "clip", "unet", "autoencoder")
 # Tensors that files hold and no network needs.
 UNUSED = {
     "bert": r"transformer\.to_logits\.",
-    "clip": r"(input_resolution|context_length|vocab_size)$|.*\.position_ids$",
+    "clip": r"(input_resolution|context_length|vocab_size)$|.*\.(position_ids|attn_mask)$",
     "unet": r"inpaint:",  # a second first convolution, in the recorded vectors
     "autoencoder": r"loss\.|model_ema\.",
 }
@@ -122,9 +122,9 @@ def _write_tokenizer(source: Path, part_folder: Path, config: TextEncoderConfig 
     )
     if not files:
         log.warning(
-            "no tokenizer for the %s part: its vocabulary of %d is not the published one. Put tokenizer.json, or %s, "
-            "into %s before it is served",
-            part, config.vocab_size, "vocab.txt" if part == "bert" else "vocab.json and merges.txt", part_folder,
+            "no tokenizer for the %s part: its vocabulary of %d is not the published one. It cannot be served so: put "
+            "tokenizer.json, or %s, beside the source and convert it again",
+            part, config.vocab_size, "vocab.txt" if part == "bert" else "vocab.json and merges.txt",
         )  # fmt: skip
         return
     for name, data in files.items():

@@ -141,7 +141,7 @@ class RefinerStepper:
 
     @torch.inference_mode()
     def step(self, slots: Sequence[int]) -> None:
-        """Asks the UNet once about all slots, with and without their prompts in one batch."""
+        """Asks the UNet once about all slots, with their prompts and without, in one batch."""
         rows = [self._slots[slot] for slot in slots]
         with out_of_memory_is_the_jobs():
             samplers = [
@@ -167,14 +167,23 @@ class RefinerStepper:
 
     def _guided_noise(self, rows: Sequence[_Slot]) -> Float[Tensor, "N Z H W"]:
         device = self._model.device
-        latents = torch.stack([row.sampler.point for row in rows])
-        timesteps = torch.tensor([row.sampler.timestep for row in rows], dtype=torch.float32, device=device)
-        context, clip_embed = stack_conditioning([row.cond for row in rows] + [row.uncond for row in rows])
-        cond, uncond = self._model.predict_noise(
-            torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), context, clip_embed
-        ).chunk(2)
-        scale = torch.tensor([row.guidance_scale for row in rows], dtype=torch.float32, device=device)
-        return guide(cond, uncond, scale, self._model.unet.config.guided_channels)
+        # A scale of 1 is the prompt alone: such a slot needs no unconditional row.
+        guided = [i for i, row in enumerate(rows) if row.guidance_scale != 1]
+        asked = [*rows, *(rows[i] for i in guided)]
+        context, clip_embed = stack_conditioning(
+            [row.cond for row in rows] + [rows[i].uncond for i in guided]
+        )
+        noise = self._model.predict_noise(
+            torch.stack([row.sampler.point for row in asked]),
+            torch.tensor([row.sampler.timestep for row in asked], dtype=torch.float32, device=device),
+            context,
+            clip_embed,
+        )
+        cond, uncond = noise[: len(rows)], noise[len(rows) :]
+        if guided:
+            scale = torch.tensor([rows[i].guidance_scale for i in guided], dtype=torch.float32, device=device)
+            cond[guided] = guide(cond[guided], uncond, scale, self._model.unet.config.guided_channels)
+        return cond
 
     def _sample_init_latent(self, key: _InitLatentKey) -> Float[Tensor, "Z H W"]:
         return self._model.encode_image(key.image, self._noise(key.init_seed, INIT_STREAM))

@@ -124,6 +124,16 @@ def test_a_guidance_scale_of_one_ignores_the_negative_prompt(model, job):
     assert_same(first, second)
 
 
+def test_a_slot_without_guidance_is_asked_about_only_once(model, stepper, job):
+    stepper.admit(0, replace(job, guidance_scale=1.0))
+    stepper.admit(1, job)
+    batches = []
+    hook = model.unet.register_forward_pre_hook(lambda _module, inputs: batches.append(len(inputs[0])))
+    stepper.step([0, 1])
+    hook.remove()
+    assert batches == [3]
+
+
 def test_a_picture_is_made_without_an_init_image(model, job):
     [picture] = refine(model, [replace(job, init_image=None)])
     assert picture.shape == (32, 32, 3)
