@@ -1,6 +1,6 @@
 """Trains the built-in family's KL autoencoder: 128 px pictures to 16 x 16 latents and back.
 
-    python -m training.autoencoder --steps 2000 --resume
+    python -m training.autoencoder --steps 1600 --resume
 
 Needs: the sprites (fetched once through npm), 0.6 GB of memory, about 0.3 CPU seconds a step.
 Reached: see docs/models.md, "The refiner's autoencoder".
@@ -36,7 +36,7 @@ CONFIG = AutoencoderConfig(
 )
 CROP_PX, EARLY_CROP_PX = 64, 32
 # So large a share of the steps sees small crops: at first, many steps teach more than many pixels.
-EARLY_SHARE = 0.6
+EARLY_SHARE = 0.8
 OBJECT_WEIGHT = 4.0  # whole-picture losses hide destroyed objects
 KL_WEIGHT = 1e-4  # per latent number; enough that the decoder bears a little noise
 # Where the encoder's logvar starts: at 0 the noise drowns colours before they are learned, and they stay drowned.
@@ -140,7 +140,7 @@ def run(arguments: argparse.Namespace, make_painter: Callable[[], Painter]) -> A
 
 def main() -> None:
     parser = option_parser(
-        __doc__, steps=2000, batch_size=8, learning_rate=1.2e-3, measure_every=250, warm_up_steps=50
+        __doc__, steps=1600, batch_size=8, learning_rate=1.2e-3, measure_every=250, warm_up_steps=50
     )
     parser.add_argument("--num-measured", type=int, default=32, help="held-out pictures to measure on")
     torch.set_num_threads(1)

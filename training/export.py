@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from services.model_folder import BUILT_IN_FOLDER, read_config, write_atomically, write_manifest
+from training.scenes import NARROW
 from training.sprites import NOTICE
 
 NAME = "tiny"
@@ -48,7 +49,19 @@ def write_part(
 
 
 def write_stage_manifest(stage: str, folder: Path) -> None:
-    write_manifest(folder, name=NAME, stage=stage, origin=ORIGIN, licence=LICENCE, notices=NOTICE)
+    # Imported late: it brings the generator's framework along, which training itself does not need.
+    from training.generator_export import EXAMPLE_PROMPTS, vocabulary
+
+    write_manifest(
+        folder,
+        name=NAME,
+        stage=stage,
+        origin=ORIGIN,
+        licence=LICENCE,
+        notices=NOTICE,
+        vocabulary=vocabulary(NARROW) if stage == "refiner" else {},
+        example_prompts=EXAMPLE_PROMPTS if stage == "refiner" else (),
+    )
 
 
 def load_exported(

@@ -46,6 +46,9 @@ CONFIG = UNetConfig(
     context_dim=192,
     guided_channels=8,
     norm_groups=8,
+    num_steps=25,
+    skip_ratio=0.6,
+    guidance_scale=1.5,
 )
 UNCONDITIONAL_SHARE = 0.1
 # Refining starts at t = 500 at most: most steps learn what comes after that.
