@@ -11,6 +11,8 @@ import jax
 from services.errors import DeviceOutOfMemory, ModelError
 
 log = logging.getLogger(__name__)
+# It reports every kind of accelerator that is not there.
+logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
 
 CACHE_VARIABLE = "TRIPTYCH_JAX_CACHE"
 

@@ -64,8 +64,8 @@ class VqganConfig:
         for name in cls.__dataclass_fields__:
             is_list = name in ("ch_mult", "attn_resolutions")
             found = raw.get(name, NUM_GROUPS if name == "norm_num_groups" else None)
-            numbers = found if is_list and isinstance(found, list | tuple) else [found]
-            if not all(type(number) is int and number > 0 for number in numbers):
+            numbers = found if is_list else [found]
+            if not isinstance(numbers, list) or not all(type(n) is int and n > 0 for n in numbers):
                 kind = "a list of whole numbers" if is_list else "a whole number"
                 raise ModelError(f"config.json: {name}: expected {kind} above 0, got {found!r}")
             values[name] = tuple(numbers) if is_list else found

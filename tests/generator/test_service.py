@@ -1,0 +1,109 @@
+"""The generator over gRPC: a real server on a free port around a small random network."""
+
+import io
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.channels import open_channel
+from services.engine import Engine
+from services.generator.sampling import SamplingDefaults
+from services.generator.service import SERVICE_NAME, GeneratorService, LoadedGenerator
+from services.generator.stepper import GeneratorStepper, generate
+from services.server import serving
+from triptych.v1.generator_pb2 import GenerateRequest, GenerateSettings, GeneratorServiceGetModelRequest
+from triptych.v1.generator_pb2_grpc import GeneratorServiceStub, add_GeneratorServiceServicer_to_server
+from triptych.v1.stage_pb2 import ImageItem, ModelInfo
+
+INFO = ModelInfo(
+    name="small",
+    limits=ModelInfo.Limits(max_images=8, max_prompt_bytes=200),
+    defaults={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 3.0},
+)
+
+
+@pytest.fixture
+async def stub(model):
+    stepper = GeneratorStepper(model, num_slots=2)
+    service = GeneratorService()
+    async with (
+        Engine(stepper, max_queue=8) as engine,
+        serving(
+            lambda server: add_GeneratorServiceServicer_to_server(service, server), services=[SERVICE_NAME]
+        ) as running,
+        open_channel(running.address) as channel,
+    ):
+        service.set_ready(LoadedGenerator(stepper, INFO), engine)
+        yield GeneratorServiceStub(channel)
+
+
+def request(*seeds, prompt="a red house", **settings):
+    items = [ImageItem(index=10 + i, seed=seed) for i, seed in enumerate(seeds)]
+    return GenerateRequest(prompt=prompt, images=items, settings=GenerateSettings(**settings))
+
+
+async def events_of(stub, sent):
+    return [response.event async for response in stub.Generate(sent)]
+
+
+def decoded(image):
+    return np.asarray(Image.open(io.BytesIO(image.data))).astype(int)
+
+
+async def test_each_picture_comes_under_its_index_with_its_seed(stub, model):
+    events = await events_of(stub, request(7, 2**64 - 1, 9, top_k=5))
+    images = {event.image.index: event.image for event in events if event.HasField("image")}
+    assert {index: image.seed for index, image in images.items()} == {10: 7, 11: 2**64 - 1, 12: 9}
+    for image in images.values():
+        (expected,) = generate(
+            model, ["a red house"], [image.seed], sampling=SamplingDefaults(top_k=5, guidance_scale=3.0)
+        )
+        np.testing.assert_allclose(decoded(image.image), expected, atol=1)
+
+
+async def test_previews_come_when_they_are_asked_for(stub):
+    kinds = [event.WhichOneof("kind") for event in await events_of(stub, request(1, preview_every=5))]
+    assert kinds[0] == "accepted"
+    assert "preview" in kinds
+    assert kinds[-2:] == ["image", "timing"]
+    assert "preview" not in [event.WhichOneof("kind") for event in await events_of(stub, request(1))]
+
+
+@pytest.mark.parametrize(
+    ("sent", "field"),
+    [
+        (request(1, prompt="  "), "prompt"),
+        (request(1, prompt="x" * 201), "prompt"),
+        (request(), "images"),
+        (request(*range(9)), "images"),
+        (request(1, temperature=0), "settings.temperature"),
+        (request(1, temperature=float("nan")), "settings.temperature"),
+        (request(1, top_k=-1), "settings.top_k"),
+        (request(1, top_p=0), "settings.top_p"),
+        (request(1, top_p=1.5), "settings.top_p"),
+        (request(1, guidance_scale=-1), "settings.guidance_scale"),
+        (request(1, preview_every=-1), "settings.preview_every"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_value_out_of_range_is_refused_by_name(stub, sent, field):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await events_of(stub, sent)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details().startswith(field)
+
+
+async def test_the_extremes_of_the_ranges_make_pictures(stub):
+    for settings in (
+        {"temperature": 0.01, "guidance_scale": 100.0},
+        {"temperature": 100.0, "guidance_scale": 0.0, "top_p": 1e-9, "top_k": 2**31 - 1},
+    ):
+        events = await events_of(stub, request(1, **settings))
+        assert events[-1].HasField("timing")
+
+
+async def test_what_is_loaded_can_be_asked_for(stub):
+    response = await stub.GetModel(GeneratorServiceGetModelRequest())
+    assert response.model == INFO
