@@ -121,6 +121,8 @@ cli.add_command(serve)
 
 def main() -> NoReturn:
     """Runs the command line and exits: 0 done, 1 an explained error, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."""
+    # gRPC would mix its own notes, such as a server's goodbye, with ours.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         code = cli.main(prog_name="triptych", standalone_mode=False)
     except click.ClickException as error:

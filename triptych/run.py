@@ -11,7 +11,7 @@ import click
 from google.protobuf import json_format
 
 from triptych.album import Album, slug
-from triptych.client import Client, Unreachable
+from triptych.client import CallError, Client, Unreachable
 from triptych.display import Display, choose_display
 from triptych.foreground import run_in_foreground
 from triptych.processes import Pipeline, running_pipeline
@@ -106,17 +106,22 @@ async def follow(address: str, spec: RunSpec, output: Output) -> tuple[Event.Fin
     finished = Event.Finished()
     async with Client(address) as client:
         await note_unknown_words(client, spec.prompt, output.display)
-        async with aclosing(client.stream_run(spec)) as events:
-            async for event in events:
-                path = keep(event, output.album, address)
-                progress.update(event)
-                output.display.show(event, progress)
-                if output.as_json:
-                    click.echo(to_json(event, path))
-                if event.HasField("warning"):
-                    output.display.note(f"Warning: {event.warning.message}")
-                if event.HasField("finished"):
-                    finished = event.finished
+        try:
+            async with aclosing(client.stream_run(spec)) as events:
+                async for event in events:
+                    path = keep(event, output.album, address)
+                    progress.update(event)
+                    output.display.show(event, progress)
+                    if output.as_json:
+                        click.echo(to_json(event, path))
+                    if event.HasField("warning"):
+                        output.display.note(f"Warning: {event.warning.message}")
+                    if event.HasField("finished"):
+                        finished = event.finished
+        except CallError:
+            # A failed run is told twice, as its last event and as the status of the call; what it made is kept.
+            if finished.state == RunState.RUN_STATE_UNSPECIFIED:
+                raise
     return finished, progress
 
 

@@ -58,6 +58,8 @@ class ScriptedGateway(PipelineServiceServicer):
             yield StreamRunResponse(event=event)
         if "endless" in request.spec.prompt:
             self.was_cancelled.wait(60)
+        if "broken" in request.spec.prompt:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "nobody serves the stage 'refine' now")
 
     def events(self, spec: RunSpec) -> Iterator[Event]:
         yield Event(state=Event.StateChanged(state=RunState.RUN_STATE_RUNNING, run="runs/1", spec=spec))

@@ -14,7 +14,7 @@ from tests.triptych.command_line import Marked, command
 from triptych.run_spec import STAGES
 
 # Few pictures and few steps: what counts is that everything fits together.
-SMALL = ["--candidates", "2", "--variations", "1", "--num-steps", "6", "--seed", "7", "--out", "pictures"]
+SMALL = ["--candidates=2", "--variations=1", "--num-steps=6", "--skip-ratio=0", "--seed=7", "--out=pictures"]
 
 
 @pytest.fixture(scope="module")
