@@ -34,10 +34,11 @@ _BY_REASON = {kind.reason: kind for kind in (DeviceOutOfMemory, DeadlineExceeded
 class Patience:
     """How long a call to a stage may take. `deadline` is the caller's, on the event loop's clock."""
 
-    # Silence of a picture that is being made: a worker that hangs although its machine answers.
-    stall_timeout_s: float = 120.0
+    # Silence of a picture that is being made: a worker that hangs although its machine answers. One step of a full
+    # batch of GLID-3-xl takes a minute or two without an accelerator.
+    stall_timeout_s: float = 300.0
     # The whole call, its time in the worker's queue included.
-    call_timeout_s: float = 1800.0
+    call_timeout_s: float = 4 * 3600.0
     deadline: float | None = None
 
     def timeout_s(self) -> float:

@@ -217,7 +217,7 @@ class TargetType(click.ParamType[Target, str | Target]):
 @click.option(
     "--stall-timeout",
     type=click.FloatRange(1),
-    default=120.0,
+    default=300.0,
     show_default=True,
     help="Seconds of silence after which a worker that makes a picture is taken for lost.",
 )

@@ -70,9 +70,9 @@ class ScriptedStage:
     async def start(self) -> None:
         self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
         self.add_to_server(self._server)
-        checks = health.aio.HealthServicer()
-        await checks.set(self.kind.service, health_pb2.HealthCheckResponse.SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(checks, self._server)
+        self.checks = health.aio.HealthServicer()
+        await self.checks.set(self.kind.service, health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self.checks, self._server)
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self.address = f"127.0.0.1:{self.port}"
         await self._server.start()
@@ -149,6 +149,7 @@ class ScriptedRefiner(ScriptedStage, refiner_pb2_grpc.RefinerServiceServicer):
         super().__init__(**more)
         self.rank_requests: list = []
         self.rank_error: Exception | None = None
+        self.rank_answer: list[float] | None = None
         # Score of the picture that was made with this seed; 0 for others.
         self.scores: dict[int, float] = {}
 
@@ -167,6 +168,8 @@ class ScriptedRefiner(ScriptedStage, refiner_pb2_grpc.RefinerServiceServicer):
         self.rank_requests.append(request)
         if self.rank_error is not None:
             raise self.rank_error
+        if self.rank_answer is not None:
+            return refiner_pb2.RankResponse(scores=self.rank_answer)
         by_picture = {png(seed): score for seed, score in self.scores.items()}
         return refiner_pb2.RankResponse(scores=[by_picture.get(one.data, 0.0) for one in request.images])
 
@@ -237,6 +240,7 @@ async def pipeline(
                 stack.push_async_callback(worker.kill)
                 targets.append(Target("127.0.0.1", worker.port))
             pools[kind.name] = await stack.enter_async_context(Pool(kind, targets))
+            await pools[kind.name].refresh()
         runs = Runs(pools, patience, bounds)
         stack.push_async_callback(runs.close)
         service = PipelineService(pools, runs)

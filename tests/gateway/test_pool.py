@@ -1,6 +1,7 @@
 """Workers: found, checked, chosen."""
 
 import pytest
+from grpc_health.v1 import health_pb2
 
 from gateway.pool import Pool, Target, models_of, parse_target
 from gateway.stages import GENERATE
@@ -170,6 +171,18 @@ async def test_a_name_that_does_not_resolve_is_told():
     async with Pool(GENERATE, [target], check_every_s=NEVER_S, resolve=resolve) as pool:
         with pytest.raises(NoWorker, match=r"tried dns:generators:50051 \(the name does not resolve"):
             await pool.require()
+
+
+async def test_a_worker_that_is_not_serving_yet_gets_no_work(worker):
+    await worker.checks.set(GENERATE.service, health_pb2.HealthCheckResponse.NOT_SERVING)
+    async with pool_of(worker) as pool:
+        with pytest.raises(NoWorker, match="it is starting up or draining"):
+            await pool.require()
+
+
+async def test_a_name_is_resolved_by_the_system(worker):
+    async with Pool(GENERATE, [parse_target(f"dns:localhost:{worker.port}")], check_every_s=NEVER_S) as pool:
+        assert [one.address for one in await pool.require()] == [worker.address]
 
 
 async def test_models_are_told_apart_by_their_digest(worker, other):
