@@ -36,7 +36,7 @@ class Album:
             path = (
                 self.out
                 / "previews"
-                / f"{picture_name(preview.stage, preview.index)}-step-{preview.step}.png"
+                / f"{picture_name(preview.stage, preview.index)}-step-{preview.step:04d}.png"
             )
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(preview.image.data)

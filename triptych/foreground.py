@@ -7,28 +7,28 @@ from typing import Any
 
 import click
 
-# 128 + SIGTERM, as a shell has it.
-TERMINATED = 143
-
 
 def run_in_foreground(main: Coroutine[Any, Any, None]) -> None:
-    """Ctrl-C and SIGTERM cancel `main`. Ctrl-C leaves as KeyboardInterrupt, SIGTERM as click's Exit with 143."""
-    was_terminated = False
+    """Ctrl-C and SIGTERM cancel `main`, a second one its cleaning up too; leaves with 130 or 143, as a shell has it.
+
+    Both are handled even where they are ignored, as SIGINT is in what a script starts in the background.
+    """
+    received: list[signal.Signals] = []
 
     async def cancellable() -> None:
         task = asyncio.ensure_future(main)
 
-        def terminate() -> None:
-            nonlocal was_terminated
-            was_terminated = True
+        def stop(number: signal.Signals) -> None:
+            received.append(number)
             task.cancel()
 
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
         await task
 
     try:
         asyncio.run(cancellable())
     except asyncio.CancelledError:
-        if not was_terminated:
+        if not received:
             raise
-        raise click.exceptions.Exit(TERMINATED) from None
+        raise click.exceptions.Exit(128 + received[0]) from None
