@@ -203,6 +203,11 @@ class Pipeline:
     refiners: Sequence[ScriptedRefiner]
     upscalers: Sequence[ScriptedUpscaler]
 
+    async def notice(self) -> None:
+        """Has the gateway ask after its workers now, after a test has changed what they say."""
+        for pool in self.pools.values():
+            await pool.refresh()
+
     @property
     def generator(self) -> ScriptedGenerator:
         return self.generators[0]

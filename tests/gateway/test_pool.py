@@ -208,5 +208,6 @@ async def test_the_images_of_a_run_spread_over_the_workers():
 async def test_all_pictures_of_a_stage_are_made_with_one_model():
     async with pipeline(generators=2) as gateway:
         gateway.generators[1].info.digest = "d2"
+        await gateway.notice()
         await collect(gateway, spec(generate={"count": 4}, refine=None, upscale=None))
         assert sorted(len(one.requests) for one in gateway.generators) == [0, 4]

@@ -169,6 +169,7 @@ async def test_models_are_listed_with_their_workers():
 async def test_models_are_listed_of_the_stages_that_are_there():
     async with pipeline(upscalers=0) as gateway:
         await gateway.refiner.kill()
+        await gateway.notice()
         assert {one.model.stage for one in await gateway.client.list_models()} == {1}
 
 

@@ -99,6 +99,7 @@ async def refused(gateway, asked) -> tuple[str, str]:
 )
 async def test_a_spec_that_cannot_be_served_is_refused(gateway, text, field, description):
     gateway.refiner.info.limits.max_num_steps = 30
+    await gateway.notice()
     said = await refused(gateway, text_format.Parse(text, RunSpec()))
     assert said[0] == field
     assert description in said[1]
@@ -112,12 +113,14 @@ async def test_a_prompt_of_ten_megabytes_is_refused_in_a_sentence(gateway):
 
 async def test_a_model_may_accept_less_of_a_prompt(gateway):
     gateway.generator.info.limits.max_prompt_bytes = 10
+    await gateway.notice()
     said = await refused(gateway, RunSpec(prompt="a red house", generate={}))
     assert said == ("spec.prompt", "must have at most 10 bytes, got 11")
 
 
 async def test_a_picture_beyond_the_model_s_limit_is_too_large(gateway):
     gateway.refiner.info.limits.max_image_pixels = 32
+    await gateway.notice()
     with pytest.raises(InvalidRequest) as raised:
         await collect(gateway, RunSpec(prompt="x", refine={}, init_images=[image(1)]))
     assert raised.value.reason == "IMAGE_TOO_LARGE"
