@@ -19,7 +19,7 @@ def config(part: str, tensors: Tensors, settings: Mapping[str, Any], where: str)
     kind = NETWORKS[part][0]
     try:
         inferred = INFER[part](tensors, settings)
-    except (KeyError, IndexError, ZeroDivisionError) as error:
+    except (KeyError, IndexError, ZeroDivisionError, ValueError, TypeError) as error:
         wanted = error.args[0] if isinstance(error, KeyError) else "its layers"
         raise ModelError(
             f"{where} does not look like a {part}: {wanted} is missing or of another shape (it holds {len(tensors)} "

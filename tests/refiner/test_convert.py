@@ -178,6 +178,19 @@ def test_another_part_s_file_is_recognised(golden, tmp_path, part):
         convert(golden.folder / f"{SOURCES[other]}.safetensors", tmp_path / part, part)
 
 
+def test_a_tensor_with_another_number_of_axes_is_no_stack_trace(tmp_path):
+    save_file({"transformer.token_emb.weight": torch.zeros(3)}, tmp_path / "weights.safetensors")
+    with pytest.raises(ModelError, match="does not look like a bert"):
+        convert(tmp_path / "weights.safetensors", tmp_path / "bert", "bert")
+
+
+def test_a_head_count_beside_the_source_that_is_no_number_is_refused(golden, tmp_path):
+    (tmp_path / "config.json").write_text('{"heads": "eight"}')
+    (tmp_path / "bert.safetensors").write_bytes((golden.folder / "bert_tiny.safetensors").read_bytes())
+    with pytest.raises(ModelError, match="does not look like a bert"):
+        convert(tmp_path / "bert.safetensors", tmp_path / "bert", "bert")
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_a_hostile_checkpoint_is_refused_and_nothing_of_it_runs(tmp_path, part):
     marker = tmp_path / "it-ran"
