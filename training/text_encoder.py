@@ -85,8 +85,9 @@ def draw_batch(
 
 def losses_of_step(reader: Reader, tokenizer: Tokenizer, batch_size: int, step: int) -> Losses:
     tokens, truth = draw_batch(tokenizer, batch_size, rng_of_step("text_encoder", step))
-    guesses = reader(tokens).values()
-    losses = [F.cross_entropy(guess, answer) for guess, answer in zip(guesses, truth.T, strict=True)]
+    with torch.autocast("cpu", torch.bfloat16):
+        guesses = reader(tokens).values()
+    losses = [F.cross_entropy(guess.float(), answer) for guess, answer in zip(guesses, truth.T, strict=True)]
     return {"loss": torch.stack(losses).sum()}
 
 
