@@ -27,6 +27,17 @@ def test_another_prompt_gives_another_score(model, pictures):
     assert rank(model, "a red house", pictures) != pytest.approx(rank(model, "two cats", pictures), abs=1e-3)
 
 
+def test_a_picture_is_ranked_by_its_middle(model):
+    long = np.random.default_rng(1).integers(0, 256, (32, 2048, 3), np.uint8)
+    middle = np.ascontiguousarray(long[:, 1008:1040])
+    assert rank(model, "a red house", [long]) == pytest.approx(rank(model, "a red house", [middle]), abs=1e-5)
+
+
+def test_a_picture_of_one_row_is_not_enlarged_as_a_whole(model):
+    [score] = rank(model, "a red house", [np.zeros((1, 8192, 3), np.uint8)])
+    assert -1 <= score <= 1
+
+
 def test_no_pictures_have_no_scores(model):
     assert rank(model, "a red house", []) == []
 
