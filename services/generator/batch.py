@@ -133,14 +133,14 @@ def lay_out(
             moves.append((len(members) + lane, len(old.slots) + old_lane, sketch.num_cached))
 
     heads = config.decoder_attention_heads
-    shape = (2 * len(members), length, heads, config.d_model // heads)
+    shape = (2 * len(members), heads, length, config.d_model // heads)
 
     def moved(layer: Array | None) -> Array:
         array = np.zeros(shape, np.float32)
         if layer is not None:
             source = np.asarray(layer)
             for row, old_row, num_cached in moves:
-                array[row, :num_cached] = source[old_row, :num_cached]
+                array[row, :, :num_cached] = source[old_row, :, :num_cached]
         return jnp.asarray(array)
 
     nothing = [None] * config.decoder_layers

@@ -104,8 +104,8 @@ class DalleConfig:
 class Memory(NamedTuple):
     """The prompt as one decoder layer's cross-attention sees it; computed once per prompt."""
 
-    k: Float[Array, "B T N K"]
-    v: Float[Array, "B T N K"]
+    k: Float[Array, "B N T K"]
+    v: Float[Array, "B N T K"]
 
 
 class Prompt(NamedTuple):
@@ -118,8 +118,8 @@ class Prompt(NamedTuple):
 class Cache(NamedTuple):
     """Keys and values of the image tokens so far, one array per decoder layer: the static KV cache."""
 
-    k: list[Float[Array, "B S N K"]]
-    v: list[Float[Array, "B S N K"]]
+    k: list[Float[Array, "B N S K"]]
+    v: list[Float[Array, "B N S K"]]
 
 
 def parameter_shapes(config: DalleConfig) -> dict[str, tuple[int, ...]]:
@@ -222,6 +222,12 @@ def remember(
     return Prompt(memories, text_mask)
 
 
+def first_tokens(prompt: Prompt, length: int) -> Prompt:
+    """The prompt without what stands behind its first `length` tokens: for one whose rest is padding."""
+    memories = [Memory(memory.k[:, :, :length], memory.v[:, :, :length]) for memory in prompt.memories]
+    return Prompt(memories, prompt.text_mask[:, :length])
+
+
 def decode(
     params: Params, config: DalleConfig, image_tokens: Int[Array, "B S"], prompt: Prompt
 ) -> Float[Array, "B S V"]:
@@ -242,7 +248,7 @@ def decode(
 def empty_cache(config: DalleConfig, rows: int, length: int) -> Cache:
     """A cache for `rows` pictures of up to `length` image tokens."""
     heads = config.decoder_attention_heads
-    shape = (rows, length, heads, config.d_model // heads)
+    shape = (rows, heads, length, config.d_model // heads)
     layers = range(config.decoder_layers)
     return Cache([jnp.zeros(shape) for _ in layers], [jnp.zeros(shape) for _ in layers])
 
@@ -261,7 +267,7 @@ def decode_step(
     A position must be below the cache's length. The same token at the same position may be read again.
     """
     decoder = params["decoder"]
-    length = cache.k[0].shape[1]
+    length = cache.k[0].shape[2]
     rows = jnp.arange(len(image_tokens))
     seen = jnp.arange(length)[None, None, :] <= positions[:, None, None]
     x = _embed(decoder, config, image_tokens[:, None], positions[:, None])
@@ -269,8 +275,8 @@ def decode_step(
     for i, layer in enumerate(decoder["layers"]):
         attention = layer["self_attention"]
         q, k, v = _qkv(attention, _norm(attention["pre_norm"], x), config.decoder_attention_heads)
-        keys.append(cache.k[i].at[rows, positions].set(k[:, 0]))
-        values.append(cache.v[i].at[rows, positions].set(v[:, 0]))
+        keys.append(cache.k[i].at[rows, :, positions].set(k[:, :, 0]))
+        values.append(cache.v[i].at[rows, :, positions].set(v[:, :, 0]))
         x = _add_attended(attention, x, attend(q, keys[-1], values[-1], seen))
         x = _cross_attend(
             layer["cross_attention"],
@@ -283,21 +289,19 @@ def decode_step(
 
 
 def attend(
-    q: Float[Array, "B T N K"],
-    k: Float[Array, "#B S N K"],
-    v: Float[Array, "#B S N K"],
+    q: Float[Array, "B N T K"],
+    k: Float[Array, "#B N S K"],
+    v: Float[Array, "#B N S K"],
     mask: Bool[Array, "#B #T S"],
-) -> Float[Array, "B T N K"]:
-    """Scaled dot-product attention; what the mask forbids has weight exactly 0. One row of k and v may serve all of q."""
-    q = q * q.shape[-1] ** -0.5
-    if q.shape[1] == 1:
-        # For a single query, sums of products read the cache once, threaded and vectorized; XLA's batched products of a
-        # vector and a matrix took three times as long on a CPU.
-        scores = jnp.where(mask[:, 0, :, None], (q * k).sum(-1), -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=1)
-        return (weights[..., None] * v).sum(1, keepdims=True)
-    scores = jnp.where(mask[:, None], jnp.einsum("btnk,bsnk->bnts", q, k), -jnp.inf)
-    return jnp.einsum("bnts,bsnk->btnk", jax.nn.softmax(scores, axis=-1), v)
+) -> Float[Array, "B N T K"]:
+    """Scaled dot-product attention; what the mask forbids has weight exactly 0. One row of k and v may serve all of q.
+
+    Heads come before positions: then the products run along memory, three times as fast on a CPU as the other way.
+    """
+    k, v = (jnp.broadcast_to(x, (q.shape[0], *x.shape[1:])) for x in (k, v))
+    scores = jnp.einsum("bntk,bnsk->bnts", q * q.shape[-1] ** -0.5, k)
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bnts,bnsk->bntk", weights, v)
 
 
 def _embed(
@@ -310,15 +314,16 @@ def _embed(
 
 def _qkv(
     attention: Params, x: Float[Array, "B T D"], heads: int
-) -> tuple[Float[Array, "B T N K"], Float[Array, "B T N K"], Float[Array, "B T N K"]]:
+) -> tuple[Float[Array, "B N T K"], Float[Array, "B N T K"], Float[Array, "B N T K"]]:
     q, k, v = jnp.split(_dense(attention["qkv"], x), 3, axis=-1)
     return _split_heads(q, heads), _split_heads(k, heads), _split_heads(v, heads)
 
 
 def _add_attended(
-    attention: Params, x: Float[Array, "B T D"], attended: Float[Array, "B T N K"]
+    attention: Params, x: Float[Array, "B T D"], attended: Float[Array, "B N T K"]
 ) -> Float[Array, "B T D"]:
-    return x + _norm(attention["post_norm"], _dense(attention["out"], attended.reshape(x.shape)))
+    joined = attended.swapaxes(1, 2).reshape(x.shape)
+    return x + _norm(attention["post_norm"], _dense(attention["out"], joined))
 
 
 def _cross_attend(
@@ -349,8 +354,8 @@ def _logits(params: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     return _dense(params["lm_head"], _norm(params["decoder"]["final_norm"], x)).astype(jnp.float32)
 
 
-def _split_heads(x: Float[Array, "B T D"], heads: int) -> Float[Array, "B T N K"]:
-    return x.reshape(*x.shape[:-1], heads, -1)
+def _split_heads(x: Float[Array, "B T D"], heads: int) -> Float[Array, "B N T K"]:
+    return x.reshape(*x.shape[:-1], heads, -1).swapaxes(1, 2)
 
 
 def _dense(dense: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:

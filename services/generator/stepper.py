@@ -46,7 +46,7 @@ class GeneratorStepper:
         self._prompts: OrderedDict[bytes, dalle.Prompt] = OrderedDict()
         uncond = self._encode(model.tokenizer.uncond_tokens)
         # Its padding is never attended to: two tokens are all there is.
-        self._uncond_prompt: dalle.Prompt = jax.tree.map(lambda x: x[:, :2], uncond)
+        self._uncond_prompt: dalle.Prompt = dalle.first_tokens(uncond, 2)
 
     def warm_up(self) -> None:
         """Compiles every program that serving can need: each number of lanes with each length of the cache."""
