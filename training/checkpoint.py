@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save as serialize
 from torch import Tensor, nn
+
+from services.model_folder import write_atomically
 
 FOLDER = Path("build/training")
 
@@ -55,8 +57,7 @@ def load_flax_tensors(network: nn.Module, tensors: Mapping[str, NDArray[Any]]) -
 
 
 def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], dtype: type = np.float16) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(array, dtype) for name, array in tensors.items()}, path)
+    write_atomically(path, serialize({name: np.ascontiguousarray(a, dtype) for name, a in tensors.items()}))
 
 
 def read_tensors(path: Path) -> dict[str, NDArray[Any]]:

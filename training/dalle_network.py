@@ -45,7 +45,7 @@ class Norm(nn.Module):
             self.scale = None
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return F.layer_norm(x, self.size, self.scale, self.bias, LAYER_NORM_EPS)
+        return F.layer_norm(x.float(), self.size, self.scale, self.bias, LAYER_NORM_EPS)
 
 
 class Attention(nn.Module):

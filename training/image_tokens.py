@@ -28,11 +28,8 @@ class TokenPool:
         *,
         seed: int,
         capacity: int,
-        compiled: bool = False,
     ) -> None:
-        self._encode = torch.compile(vqgan.encode, dynamic=False) if compiled else vqgan.encode
         self._vqgan, self._painter, self._world = vqgan, painter, world
-        self._autocast = compiled
         self._seed = seed
         self.length = (painter.size // STRIDE) ** 2
         self.scenes: list[Scene] = []
@@ -48,11 +45,10 @@ class TokenPool:
 
     @torch.no_grad()
     def grow(self, count: int) -> None:
-        """Adds `count` scenes; call it with one count only, or a compiled encoder compiles anew."""
+        """Adds `count` scenes."""
         scenes = [self._scene(len(self) + i) for i in range(count)]
         pixels = to_pixels(np.stack([self._painter.paint(scene) for scene in scenes]))
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
-            tokens = self._vqgan.tokens(self._encode(pixels).float())
+        tokens = self._vqgan.tokens(self._vqgan.encode(pixels))
         masks = torch.from_numpy(np.stack([self._painter.object_mask(scene) for scene in scenes]))
         covered = F.avg_pool2d(masks.float()[:, None], STRIDE).flatten(1)
         start = len(self)

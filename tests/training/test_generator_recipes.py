@@ -59,7 +59,7 @@ def networks() -> tuple[Dalle, Vqgan]:
 def vqgan_trainer(painter: Painter, network: Vqgan, *, steps: int = 4) -> vqgan_recipe.Trainer:
     recipe = vqgan_recipe.Recipe(steps=steps, batch=2, crop=32, plain_share=0.5, whole_share=0.25)
     batches = vqgan_recipe.Batches(painter, NARROW, seed=0)
-    return vqgan_recipe.Trainer(network, batches, recipe, compiled=False, decoder_only=False)
+    return vqgan_recipe.Trainer(network, batches, recipe, decoder_only=False)
 
 
 def generator_trainer(
@@ -68,7 +68,7 @@ def generator_trainer(
     network, codes = networks
     pool = TokenPool(codes, painter, NARROW, seed=0, capacity=8)
     recipe = generator.Recipe(steps=4, batch=4, fresh=2)
-    return generator.Trainer(network, tokenizer, pool, recipe, compiled=False)
+    return generator.Trainer(network, tokenizer, pool, recipe)
 
 
 def test_the_vqgan_trains_from_a_plain_autoencoder_to_codes(painter: Painter, networks: tuple[Dalle, Vqgan]):
@@ -103,7 +103,6 @@ def test_training_the_decoder_alone_keeps_the_tokens(painter: Painter, networks:
         network,
         vqgan_recipe.Batches(painter, NARROW, seed=0),
         vqgan_recipe.Recipe(steps=2, batch=2, crop=32),
-        compiled=False,
         decoder_only=True,
     )
 
