@@ -171,12 +171,12 @@ async def serving(
         yield running
     finally:
         await checks.enter_graceful_shutdown()
-        stopping = asyncio.create_task(server.stop(grace_s))
+        stopping = asyncio.create_task(server.stop(grace_s or None))
         idle = asyncio.create_task(calls.idle.wait())
         await asyncio.wait([stopping, idle], return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
         # An open health Watch would count as a running call for all of the grace.
-        await server.stop(0)
+        await server.stop(None)
         await stopping
 
 
