@@ -204,3 +204,15 @@ def test_the_largest_result_fits_a_message() -> None:
     side = int(max_pixels_for(4) ** 0.5)
     noise = np.random.default_rng(0).integers(0, 256, (4 * side, 4 * side, 3), dtype=np.uint8)
     assert len(encode_png(noise)) < 32 * 2**20
+
+
+def test_the_built_in_model_enlarges_a_picture() -> None:
+    loaded = load(options(Path("tiny")), "float32")
+    slots = [0, 1]
+    pictures = [random_picture(32, 48, seed) for seed in slots]
+    assert {loaded.stepper.admit(slot, UpscaleJob(pictures[slot])) for slot in slots} == {1}
+    loaded.stepper.step(slots)
+    # Noise is no scene, but its colours are where they were.
+    for picture, result in zip(pictures, loaded.stepper.result(slots), strict=True):
+        assert result.shape == (128, 192, 3)
+        assert abs(result.mean() - picture.mean()) < 5
