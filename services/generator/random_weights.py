@@ -77,6 +77,7 @@ _VQGAN_TINY = {
     "z_channels": 16,
     "embed_dim": 16,
     "n_embed": 2048,
+    "norm_num_groups": 8,
 }
 
 # The dalle's configuration, the vqgan's, and the type of the dalle's numbers.

@@ -50,7 +50,7 @@ class GeneratorStepper:
 
     def warm_up(self) -> None:
         """Compiles every program that serving can need: each number of lanes with each length of the cache."""
-        for count in (1, PICTURES_DECODED_TOGETHER):
+        for count in {1, PICTURES_DECODED_TOGETHER} & set(range(self.num_slots + 1)):
             self._decode([[0] * self._config.image_length] * count)
         job = GenerateJob("", 0, 1.0, 0, 1.0, 1.0)
         sketch = Sketch(job, self._prompt_of(job.prompt))
@@ -85,9 +85,8 @@ class GeneratorStepper:
                 sketch.num_cached += 1
 
     def preview(self, slots: Sequence[int]) -> list[Picture]:
-        """The pictures so far; what is not drawn yet repeats the token above it."""
-        side = self.model.vqgan_config.tokens_per_side
-        return self._decode([_continued(self._sketches[slot].image_tokens, side) for slot in slots])
+        """The pictures so far; the rest is in the mean colour of what is there."""
+        return self._decode([self._sketches[slot].image_tokens for slot in slots])
 
     def result(self, slots: Sequence[int]) -> list[Picture]:
         """The finished pictures."""
@@ -144,12 +143,16 @@ class GeneratorStepper:
 
     def _decode(self, sketches: Sequence[Sequence[int]]) -> list[Picture]:
         pictures: list[Picture] = []
+        length = self._config.image_length
         with out_of_memory_is_the_jobs():
             while len(pictures) < len(sketches):
                 share = sketches[len(pictures) :][:PICTURES_DECODED_TOGETHER]
                 if len(share) < PICTURES_DECODED_TOGETHER:
                     share = share[:1]
-                pictures += list(np.asarray(_pixels(self.model.vqgan_params, jnp.asarray(share, jnp.int32))))
+                padded = [[*tokens, *[0] * (length - len(tokens))] for tokens in share]
+                num_drawn = jnp.asarray([len(tokens) for tokens in share])
+                pixels = _pixels(self.model.vqgan_params, jnp.asarray(padded, jnp.int32), num_drawn)
+                pictures += list(np.asarray(pixels))
         return pictures
 
 
@@ -189,8 +192,17 @@ def _encoded(
 
 
 @jax.jit
-def _pixels(params: vqgan.Params, image_tokens: Int[Array, "B tokens"]) -> UInt8[Array, "B H W 3"]:
-    return vqgan.to_uint8(vqgan.decode(params, vqgan.look_up(params, image_tokens)))
+def _pixels(
+    params: vqgan.Params, image_tokens: Int[Array, "B tokens"], num_drawn: Int[Array, " B"]
+) -> UInt8[Array, "B H W 3"]:
+    """Pixels of the first `num_drawn` tokens; of several ways to fill the rest, their mean looked most like a sketch."""
+    codes = vqgan.look_up(params, image_tokens)
+    is_drawn = jnp.arange(image_tokens.shape[1]) < num_drawn[:, None]
+    is_drawn = is_drawn.reshape(*codes.shape[:3], 1)
+    mean = jnp.where(is_drawn, codes, 0).sum((1, 2), keepdims=True) / jnp.maximum(
+        num_drawn.reshape(-1, 1, 1, 1), 1
+    )
+    return vqgan.to_uint8(vqgan.decode(params, jnp.where(is_drawn, codes, mean)))
 
 
 def _sizes(largest: int) -> list[int]:
@@ -203,11 +215,3 @@ def _cache_lengths(config: dalle.DalleConfig, num_slots: int) -> list[int]:
     floats = 2 * config.decoder_layers * 2 * num_slots * config.image_length * config.d_model
     parts = 4 if 4 * floats > SMALL_CACHE_BYTES else 2
     return [-(-config.image_length * part // parts) for part in range(1, parts + 1)]
-
-
-def _continued(image_tokens: Sequence[int], side: int) -> list[int]:
-    """A whole picture's tokens: below the last one drawn, each column goes on as it was."""
-    tokens = list(image_tokens) or [0]
-    while len(tokens) < side * side:
-        tokens.append(tokens[-side] if len(tokens) >= side else tokens[-1])
-    return tokens
