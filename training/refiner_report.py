@@ -25,13 +25,16 @@ from training.measure import Reader, score
 from training.pictures import Picture, contact_sheet, object_psnr, psnr, to_pictures, to_tensor
 from training.scenes import NARROW, sample_scenes
 from training.sprites import fluent_sprites
+from training.vqgan import WEIGHTS
 
 SHEET_FOLDER = Path("build/training/refiner_report")
 SHEET_COLUMNS = 10
 
 
 class Report:
-    def __init__(self, painter: Painter, model: RefinerModel, num_scenes: int, seed: int) -> None:
+    def __init__(
+        self, painter: Painter, model: RefinerModel, num_scenes: int, seed: int, tokenizer_weights: Path
+    ) -> None:
         rng = random.Random(seed)
         self._model = model
         self._reader = Reader(painter, NARROW)
@@ -41,7 +44,7 @@ class Report:
         self._mentions = [c.mentions for c in captions]
         self.truth = [painter.paint(scene) for scene in self._scenes]
         self._masks = [painter.object_mask(scene) for scene in self._scenes]
-        degrade = tokenizer_degrade()
+        degrade = tokenizer_degrade(tokenizer_weights)
         with torch.no_grad():
             self.before = to_pictures(degrade(to_tensor(self.truth), rng))
 
@@ -85,7 +88,7 @@ class Report:
 
 
 def run(arguments: argparse.Namespace, painter: Painter, model: RefinerModel) -> None:
-    report = Report(painter, model, arguments.num_scenes, arguments.seed)
+    report = Report(painter, model, arguments.num_scenes, arguments.seed, arguments.tokenizer_weights)
     print(json.dumps({"setting": "truth", **report.measure(report.truth)}), flush=True)
     print(json.dumps({"setting": "before", **report.measure(report.before)}), flush=True)
     rows = [report.truth[:SHEET_COLUMNS], report.before[:SHEET_COLUMNS]]
@@ -113,6 +116,7 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=25)
     parser.add_argument("--skip-ratios", type=float, nargs="+", default=[0.5, 0.6, 0.7])
     parser.add_argument("--guidance-scales", type=float, nargs="+", default=[1.0, 2.0])
+    parser.add_argument("--tokenizer-weights", type=Path, default=WEIGHTS, help="of the generator's VQGAN")
     torch.set_num_threads(1)
     run(parser.parse_args(), Painter(fluent_sprites()), load_model(model_folder("refiner")))
 

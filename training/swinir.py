@@ -38,7 +38,7 @@ CONFIG = SwinIRConfig(
     num_heads=(4, 4, 4),
 )
 CROP_PX = 16  # of the small picture
-LEAVES_SHARE, DEGRADED_SHARE = 0.25, 0.35  # of the crops; the rest are sharp scenes
+LEAVES_SHARE, DEGRADED_SHARE = 0.35, 0.25  # of the crops; the rest are sharp scenes
 # So many crops are looked at for each one that is trained on: the busiest are kept.
 CANDIDATES_A_CROP = 3
 
@@ -99,7 +99,7 @@ def degrade(small: Picture, autoencoder: Autoencoder | None, rng: random.Random)
         with torch.no_grad():
             return to_pictures(autoencoder.decode(autoencoder.encode(to_tensor([small])).mean))[0]
     blurred = Image.fromarray(small).filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7)))
-    noise = np.random.default_rng(rng.getrandbits(64)).normal(0, rng.uniform(0, 3), small.shape)
+    noise = np.random.default_rng(rng.getrandbits(64)).normal(0, rng.uniform(0, 1.5), small.shape)
     return (np.asarray(blurred) + noise).clip(0, 255).astype(np.uint8)
 
 
@@ -114,9 +114,11 @@ def draw_batch(corpus: Corpus, batch_size: int, rng: random.Random) -> tuple[Ten
         y, x = (rng.randint(0, side - CROP_PX) for side in pair.small.shape[:2])
         small = pair.small[y : y + CROP_PX, x : x + CROP_PX]
         large = pair.large[UPSCALE * y : UPSCALE * (y + CROP_PX), UPSCALE * x : UPSCALE * (x + CROP_PX)]
-        # Leaves are busy everywhere: they are not to crowd out the scenes.
+        # Leaves are busy everywhere: they compete as if they were as busy as scenes are.
         busyness = (
-            rng.random() * 20 if pairs is corpus.leaves else float(small.astype(np.float32).std((0, 1)).sum())
+            rng.random() * 130
+            if pairs is corpus.leaves
+            else float(small.astype(np.float32).std((0, 1)).sum())
         )
         candidates.append((busyness, len(candidates), small, large))
     chosen = sorted(candidates, reverse=True)[:batch_size]

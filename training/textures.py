@@ -23,10 +23,10 @@ def dead_leaves(rng: random.Random, size_px: int) -> Picture:
     side = 2 * size_px
     canvas = np.asarray(_leaves(rng, side)).astype(np.float32)
     noise_rng = np.random.default_rng(rng.getrandbits(64))
-    grain = pink_noise(noise_rng, side, slope=rng.uniform(0.9, 1.6))
+    grain = pink_noise(noise_rng, side, slope=rng.uniform(0.6, 1.5))
     # Which leaf a pixel lies on decides how strongly it is grained: smooth skies beside rough bark.
     roughness = 3 + 37 * (canvas[..., :1] * 0.37 + canvas[..., 2:] * 0.73) % 60 / 60
-    textured = canvas + grain[..., None] * roughness * rng.uniform(0.1, 0.9)
+    textured = canvas + grain[..., None] * roughness * rng.uniform(0.1, 1.2)
     whole = Image.fromarray(textured.clip(0, 255).astype(np.uint8))
     return np.asarray(whole.resize((size_px, size_px), Image.Resampling.BOX))
 

@@ -13,6 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,7 @@ from training.loop import OUTPUT_FOLDER, Losses, Measures, option_parser, option
 from training.pictures import contact_sheet, object_psnr, to_pictures
 from training.sprites import SpriteSource, fluent_sprites
 from training.text_encoder import load_encoder
+from training.vqgan import WEIGHTS
 
 CONFIG = UNetConfig(
     in_channels=8,
@@ -182,7 +184,7 @@ def run(arguments: argparse.Namespace, sprites: SpriteSource) -> UNet:
     autoencoder = load_exported("refiner", "autoencoder", Autoencoder, AutoencoderConfig)
     autoencoder.eval().requires_grad_(False)
     encoder, tokenizer = load_encoder()
-    painter, degrade = Painter(sprites), tokenizer_degrade()
+    painter, degrade = Painter(sprites), tokenizer_degrade(arguments.tokenizer_weights)
     pool = cached_pool(
         OUTPUT_FOLDER / "unet" / "pool.pt", arguments.num_scenes, autoencoder, painter, degrade
     )
@@ -209,6 +211,9 @@ def main() -> None:
     )
     parser.add_argument("--num-scenes", type=int, default=3000, help="training scenes, encoded once")
     parser.add_argument("--num-measured", type=int, default=24, help="held-out scenes to measure on")
+    parser.add_argument(
+        "--tokenizer-weights", type=Path, default=WEIGHTS, help="of the VQGAN whose pictures are to be mended"
+    )
     torch.set_num_threads(1)
     run(parser.parse_args(), fluent_sprites())
 
