@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Generic, Self, TypeVar
 
 from services.errors import DeadlineExceeded, DeviceOutOfMemory, QueueFull, TriptychError, WorkerEvicted
 from services.events import (
@@ -30,56 +30,12 @@ from services.events import (
 )
 from services.fair_queue import FairQueue
 from services.images import Picture, encode_png, encode_preview
+from services.stepper import Stepper, Ticket
 
 log = logging.getLogger(__name__)
 
-Job_contra = TypeVar("Job_contra", contravariant=True)
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-
-
-@runtime_checkable  # for the type checks of the tests
-class Stepper(Protocol[Job_contra]):
-    """A network that advances in steps, with room for `num_slots` jobs at once. Called from one thread only."""
-
-    @property
-    def num_slots(self) -> int: ...
-
-    def warm_up(self) -> None:
-        """Compiles and touches every shape that serving can meet."""
-        ...
-
-    def admit(self, slot: int, job: Job_contra) -> int:
-        """Begins a job in a free slot and returns how many steps it takes; raises to fail this job alone."""
-        ...
-
-    def step(self, slots: Sequence[int]) -> None:
-        """Advances each slot by one step in one forward; has finished when it returns.
-
-        Raises before the state of any slot has changed, so that the slots can be tried again one by one.
-        """
-        ...
-
-    def preview(self, slots: Sequence[int]) -> list[Picture]:
-        """What the unfinished pictures look like now."""
-        ...
-
-    def result(self, slots: Sequence[int]) -> list[Picture]:
-        """The finished pictures of slots that have made all their steps."""
-        ...
-
-    def release(self, slot: int) -> None:
-        """Frees the slot, also in the middle of a job."""
-        ...
-
-
-@dataclass(frozen=True)
-class Ticket(Generic[Job]):
-    """One image of a request: its index there, what to make, and a preview every so many steps (0: none)."""
-
-    index: int
-    job: Job
-    preview_every: int = 0
 
 
 @dataclass(eq=False)

@@ -19,11 +19,12 @@ import click
 import grpc
 from google.protobuf import duration_pb2
 
-from services.engine import Engine, Stepper, Ticket
+from services.engine import Engine
 from services.errors import NotReady, TriptychError
 from services.events import Accepted, EncodedPicture, Event, Failed, Finished, Preview, Progress
 from services.model_folder import Manifest
 from services.server import Context, announce, serving, stop_signal
+from services.stepper import Stepper, Ticket
 from triptych import __version__
 from triptych.v1.stage_pb2 import ImageData, ModelInfo, Stage, StageEvent
 

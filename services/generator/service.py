@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 
 import click
 
-from services.engine import Ticket
 from services.generator.batch import GenerateJob
 from services.generator.device import set_up_device
 from services.generator.model import load_model
@@ -17,6 +16,7 @@ from services.model_folder import open_model
 from services.requests import check_items, check_prompt, integer, number
 from services.server import Context
 from services.stage_service import ServeOptions, StageService, model_info, run_stage, stage_options
+from services.stepper import Ticket
 from triptych.v1.generator_pb2 import (
     GenerateRequest,
     GenerateResponse,

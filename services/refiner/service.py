@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import click
 import torch
 
-from services.engine import Ticket
 from services.images import ImageLimits, Picture, decode_image
 from services.model_folder import open_model
 from services.refiner.device import DTYPES
@@ -29,6 +28,7 @@ from services.stage_service import (
     run_stage,
     stage_options,
 )
+from services.stepper import Ticket
 from triptych.v1.refiner_pb2 import (
     RankRequest,
     RankResponse,

@@ -11,7 +11,6 @@ import click
 import torch
 
 from services.channels import MAX_MESSAGE_BYTES
-from services.engine import Ticket
 from services.errors import InvalidRequest
 from services.images import ImageLimits, decode_image
 from services.model_folder import open_model
@@ -25,6 +24,7 @@ from services.stage_service import (
     run_stage,
     stage_options,
 )
+from services.stepper import Ticket
 from services.upscaler.device import DTYPES, find_device, place
 from services.upscaler.model import load_swinir
 from services.upscaler.stepper import UpscaleJob, UpscalerStepper
