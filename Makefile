@@ -37,6 +37,9 @@ test: $(VENV)/dev ## Run the tests (minutes)
 test-compose: $(VENV)/runtime ## Build and start docker-compose.yml and make a picture through it (needs an engine)
 	TRIPTYCH=$(abspath $(BIN))/triptych tests/compose/run.sh
 
+parity: $(VENV)/dev ## Compare with dalle-mini, diffusers and spandrel, in environments of their own
+	$(TEST_ENV) $(BIN)/python -m tests.parity $(ARGS)
+
 check: $(VENV)/dev ## Lint, types, protos, stubs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -80,7 +80,7 @@ class UpscaleSettings(_message.Message):
     tile_size: _builtins.int
     """Side of a tile in pixels of the input. Memory depends on it, not on the picture. 0: the picture in one piece."""
     tile_overlap: _builtins.int
-    """Pixels of context around a tile that are computed and cut away, so that no seam shows."""
+    """Pixels that neighbouring tiles share. Each cuts away its half of them, so that no seam shows."""
     preview_every: _builtins.int
     """A preview every so many tiles; 0: none."""
     def __init__(
