@@ -133,7 +133,7 @@ def keep(event: Event, album: Album, address: str) -> Path | None:
 
 
 async def note_unknown_words(client: Client, prompt: str, display: Display) -> None:
-    """Says which words of the prompt the generator's model was never taught, where it knows its vocabulary."""
+    """Says which words of the prompt are not among those that the generator lists, where it lists any."""
     for served in await client.list_models():
         model = served.model
         known = [word for words in model.vocabulary.values() for word in words.words]
@@ -141,7 +141,7 @@ async def note_unknown_words(client: Client, prompt: str, display: Display) -> N
             continue
         if unknown := unknown_words(prompt, known):
             hint = f"; try: {model.example_prompts[0]}" if model.example_prompts else ""
-            display.note(f"Note: the model {model.name} was never taught: {', '.join(unknown)}{hint}")
+            display.note(f"Note: the model {model.name} may not know: {', '.join(unknown)}{hint}")
 
 
 def conclude(finished: Event.Finished, progress: RunProgress, output: Output) -> None:

@@ -1,4 +1,4 @@
-"""Finds the words of a prompt that a small model was never taught, so that its picture disappoints nobody."""
+"""Finds the words of a prompt that are not among those a small model lists, so that its picture disappoints nobody."""
 
 import re
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ def words_of(text: str) -> list[str]:
 # Words that join others. No list of things to draw has them, and a model may read over them.
 JOINING = frozenset(
     words_of(
-        "a an the this that these those some one and or of in on at by to from near next beside behind before "
+        "a an the this that these those some one and or of in on at by to from near next beside behind before during "
         "under below beneath over above with without into onto up down is are there it its"
     )
 )

@@ -1,4 +1,4 @@
-"""Which words of a prompt a model was never taught."""
+"""Which words of a prompt are not among those that a model lists."""
 
 import pytest
 
