@@ -22,7 +22,7 @@ from services.refiner.text_encoder import TextEncoder, TextEncoderConfig
 from services.refiner.tokenizer import Tokenizer
 from training.captions import caption
 from training.export import load_exported, read_files, write_part
-from training.loop import Losses, Measures, option_parser, options_from, rng_of_step, train
+from training.loop import Losses, Measures, Options, option_parser, options_from, rng_of_step, train
 from training.pictures import sample_either
 from training.scenes import Scene
 from training.vocabulary import COLOURS, OBJECTS, PLACES, SIZES, SKIES, SLOTS, TIMES, WEATHERS
@@ -112,6 +112,17 @@ def load_encoder() -> tuple[TextEncoder, Tokenizer]:
     return encoder.requires_grad_(False).eval(), Tokenizer(bert_tokenizer(vocab), encoder.config.max_seq_len)
 
 
+def learned_vocab(options: Options) -> list[str]:
+    """Learned once a run: learning breaks ties anew each time, and a resumed run needs the same ids."""
+    path = options.output_folder / "text_encoder" / "vocab.txt"
+    if options.resume and path.exists():
+        return path.read_text("utf-8").splitlines()
+    vocab = learn_wordpieces()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(vocab) + "\n", "utf-8")
+    return vocab
+
+
 def run(arguments: argparse.Namespace) -> TextEncoder:
     options = options_from(arguments)
     torch.manual_seed(0)
@@ -120,7 +131,7 @@ def run(arguments: argparse.Namespace) -> TextEncoder:
         encoder.requires_grad_(True).train()
         files = read_files("refiner", "bert", ["vocab.txt"])
     else:
-        vocab = learn_wordpieces()
+        vocab = learned_vocab(options)
         encoder, tokenizer = TextEncoder(CONFIG), Tokenizer(bert_tokenizer(vocab), NUM_TOKENS)
         files = bert_files(vocab)
     reader = Reader(encoder)

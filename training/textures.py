@@ -10,12 +10,14 @@ import random
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from training.pictures import Picture
 
 NUM_LEAVES = 420
 SMALLEST_RADIUS, LARGEST_RADIUS = 0.012, 0.4  # of the side
+# Photographs have backgrounds that are soft in truth: an upscaler must not sharpen every edge that it sees.
+OUT_OF_FOCUS_SHARE = 0.5
 
 
 def dead_leaves(rng: random.Random, size_px: int) -> Picture:
@@ -28,7 +30,10 @@ def dead_leaves(rng: random.Random, size_px: int) -> Picture:
     roughness = 3 + 37 * (canvas[..., :1] * 0.37 + canvas[..., 2:] * 0.73) % 60 / 60
     textured = canvas + grain[..., None] * roughness * rng.uniform(0.1, 1.2)
     whole = Image.fromarray(textured.clip(0, 255).astype(np.uint8))
-    return np.asarray(whole.resize((size_px, size_px), Image.Resampling.BOX))
+    picture = whole.resize((size_px, size_px), Image.Resampling.BOX)
+    if rng.random() < OUT_OF_FOCUS_SHARE:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(1, 8) * size_px / 256))
+    return np.asarray(picture)
 
 
 def pink_noise(rng: np.random.Generator, side: int, *, slope: float) -> Float[np.ndarray, "H W"]:
