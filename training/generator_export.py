@@ -22,7 +22,7 @@ from training.vqgan_network import Vqgan
 
 FOLDER = Path("services/generator/models/tiny")
 # What the built-in model samples best with, by the attribute measure.
-SAMPLING = SamplingDefaults(temperature=0.5, top_k=0, top_p=1.0, guidance_scale=2.0)
+SAMPLING = SamplingDefaults(temperature=0.4, top_k=0, top_p=1.0, guidance_scale=2.0)
 EXAMPLE_PROMPTS = (
     "a red house under a full moon by the sea",
     "a red house at night on the beach under a full moon",
