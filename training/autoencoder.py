@@ -3,7 +3,7 @@
     python -m training.autoencoder --steps 1600 --resume
 
 Needs: the sprites (fetched once through npm), 0.6 GB of memory, about 0.3 CPU seconds a step.
-Reached: see docs/models.md, "The refiner's autoencoder".
+Reached: 22.0 dB on objects, 23.7 dB on whole held-out pictures, in 440 CPU seconds (docs/models.md).
 """
 
 import argparse

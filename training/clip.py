@@ -5,7 +5,7 @@
 Every batch holds hard negatives: for each scene a near miss with another colour, object or count, for telling
 eight candidates of one prompt apart is all that ranking has to do.
 Needs: the sprites, 0.6 GB of memory, about 0.5 CPU seconds a step.
-Reached: see docs/models.md, "The refiner's CLIP".
+Reached: right one of 8 .92 against other scenes, .38 against near misses, in 280 CPU seconds (docs/models.md).
 """
 
 import argparse

@@ -4,7 +4,8 @@
 
 Needs: the sprites; the exported autoencoder, if there is one, to degrade pictures with; 1 GB of memory; about
 0.2 CPU seconds a step. `python -m training.photographs` fetches the photographs that it also measures on.
-Reached: see docs/models.md, "The upscaler".
+Reached: 3.25 dB over Lanczos on held-out scenes, .24 to 1.51 dB over bicubic on photographs, in 330 CPU
+seconds (docs/models.md).
 """
 
 import argparse

@@ -5,7 +5,7 @@
 A UNet learns to ignore a text encoder that knows nothing; this one has learned, from text alone, to tell the
 scene's attributes from the caption, and stays frozen while the UNet is trained.
 Needs: no sprites, 0.3 GB of memory, about 0.08 CPU seconds a step.
-Reached: see docs/models.md, "The refiner's text encoder".
+Reached: place .87, time .97, object of each slot .76, in 330 CPU seconds (docs/models.md).
 """
 
 import argparse
