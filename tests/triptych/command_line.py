@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -48,12 +49,23 @@ class Marked:
 
     def signal_and_wait_for_all(self, number: signal.Signals) -> None:
         """Signals the parent alone; fails unless every process with the mark ends within half a minute."""
-        watches = [os.pidfd_open(pid) for pid in self.pids()]
+        watches = self._watch()
         self.process.send_signal(number)
-        for watch in watches:
+        self.wait_for_all(watches)
+
+    def wait_for_all(self, watches: list[int] | None = None) -> None:
+        """Fails unless every process that is watched, or else has the mark now, ends within half a minute."""
+        for watch in self._watch() if watches is None else watches:
             ready, _, _ = select.select([watch], [], [], 30)
             os.close(watch)
             assert ready, "a process stayed behind"
+
+    def _watch(self) -> list[int]:
+        watches = []
+        for pid in self.pids():
+            with suppress(ProcessLookupError):  # it ended meanwhile
+                watches.append(os.pidfd_open(pid))
+        return watches
 
     def close(self) -> None:
         for pid in self.pids():

@@ -55,8 +55,8 @@ def test_no_service_outlives_a_parent_that_is_stopped_at_start_up(parent, number
     assert parent.process.stderr.readline().startswith("starting upscaler")
     parent.signal_and_wait_for_all(number)
     assert parent.process.wait(30) != 0
-    parent.process.communicate()  # its end of the pipes closes when the last child has gone
-    assert parent.pids() == []
+    parent.process.communicate()  # its end of the pipes closes when the last child ends
+    parent.wait_for_all()
 
 
 def test_the_end_of_one_service_ends_all_and_says_which(parent):
