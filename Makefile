@@ -8,7 +8,7 @@ PROMPT ?= a red house under a full moon
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up test test-compose check fix protos release-protos clean
+.PHONY: help setup run up test test-compose parity tiny quality check fix protos release-protos clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,19 @@ test-compose: $(VENV)/runtime ## Build and start docker-compose.yml and make a p
 
 parity: $(VENV)/dev ## Compare with dalle-mini, diffusers and spandrel, in environments of their own
 	$(TEST_ENV) $(BIN)/python -m tests.parity $(ARGS)
+
+# In this order: each network learns from those before it. Every recipe can be stopped and started again with --resume.
+tiny: $(VENV)/dev ## Train the built-in models from nothing (many hours; needs npm for the sprites)
+	$(TEST_ENV) $(BIN)/python -m training.text_tokenizer
+	$(TEST_ENV) $(BIN)/python -m training.vqgan
+	$(TEST_ENV) $(BIN)/python -m training.generator
+	$(TEST_ENV) $(BIN)/python -m training.generator_export
+	for recipe in autoencoder text_encoder unet clip swinir; do \
+		$(TEST_ENV) $(BIN)/python -m training.$$recipe --export || exit 1; \
+	done
+
+quality: $(VENV)/dev ## Measure the built-in generator on held-out prompts: make quality ARGS="--seed 7"
+	$(TEST_ENV) $(BIN)/python -m training.quality $(ARGS)
 
 check: $(VENV)/dev ## Lint, types, protos, stubs
 	$(BIN)/ruff check .

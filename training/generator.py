@@ -179,6 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--text-only", action="store_true", help="pretrain the text encoder and stop")
     parser.add_argument("--world", choices=sorted(WORLDS), default="narrow")
     parser.add_argument("--pool", type=int, default=40000, help="most scenes to keep tokenized")
+    parser.add_argument("--first-pool", type=int, default=2000, help="fewest scenes to begin with")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("--from-weights", action="store_true", help="start from the committed weights")
@@ -210,6 +211,9 @@ def main(arguments: list[str] | None = None) -> None:
         trainer.resume(checkpoint.load(options.checkpoint))
         if pool_file.exists():
             pool.restore(pool_file)
+    # Weights that know thousands of scenes would only learn a handful by heart.
+    while len(pool) < min(options.first_pool, options.pool):
+        pool.grow(recipe.fresh)
     _train(trainer, tokenizing, painter, world, options, pool_file)
 
 
