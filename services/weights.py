@@ -108,10 +108,11 @@ def verify(ctx: click.Context, folder: Path, golden: Path | None, as_json: bool)
 
     Exits with 1 when a file differs from the manifest or an array is beyond its tolerance.
     """
-    model, parts = model_and_parts(folder)
+    model, wanted = model_and_parts(folder)
     manifest = model_folder.read_manifest(model)
-    absent = [part for part in parts if not of_part(manifest, part)]
-    if absent:
+    parts = tuple(part for part in wanted if of_part(manifest, part))
+    absent = [part for part in wanted if part not in parts]
+    if not parts:
         raise ModelError(
             f"{model / MANIFEST} names no file of {', '.join(absent)}; convert that part before it is verified"
         )
@@ -125,6 +126,8 @@ def verify(ctx: click.Context, folder: Path, golden: Path | None, as_json: bool)
         click.echo(json.dumps(report(manifest, parts, num_files, differences)))
     else:
         click.echo(f"{folder}: {num_files} files as the manifest says ({manifest.stage} {manifest.name})")
+        if absent:
+            click.echo(f"Note: {model} still lacks {', '.join(absent)} and cannot be served yet", err=True)
         for line in table(differences):
             click.echo(line)
     if not all(difference.ok for difference in differences):

@@ -39,6 +39,15 @@ def test_converting_again_keeps_what_the_manifest_said(triptych_here, model):
     assert (manifest.name, manifest.licence) == ("golden", "Apache-2.0")
 
 
+def test_a_half_made_model_is_verified_as_far_as_it_goes(triptych_here):
+    published = GOLDEN.parent / "generator" / "vqgan_tiny"
+    triptych_here("weights", "convert", str(published), "half", "--part", "vqgan")
+    done = triptych_here("weights", "verify", "half", "--golden", str(published))
+    assert done.returncode == 0, done.stderr
+    assert "still lacks dalle" in done.stderr
+    assert "pixels_raw" in done.stdout
+
+
 def test_a_source_that_cannot_be_converted_leaves_nothing_behind(triptych_here, tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"not a checkpoint")
     done = triptych_here("weights", "convert", "broken.safetensors", "new/model", "--part", "swinir")
