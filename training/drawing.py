@@ -356,15 +356,18 @@ def _draw_clouds(picture: Image.Image, time: str, *, dark: bool, keep_free: str 
 
 
 def _draw_falling(picture: Image.Image, weather: str) -> None:
-    """Rain or snow in a pattern that repeats every half width: few different tokens."""
+    """Rain or snow in a pattern that repeats every half width: few different tokens.
+
+    Drops and flakes are thick enough to outlast the tokenizer, which keeps nothing thinner than 2 of 128 pixels.
+    """
     draw, s = ImageDraw.Draw(picture, "RGBA"), picture.width
     rng = random.Random("drops")
-    for _ in range(13):
+    for _ in range(10):
         x0, y0 = rng.random() / 2, rng.random() / 2
         for x, y in ((x0, y0), (x0 + 0.5, y0), (x0, y0 + 0.5), (x0 + 0.5, y0 + 0.5)):
             if weather == "rain":
-                line = (x * s, y * s, (x - 0.02) * s, (y + 0.06) * s)
-                draw.line(line, fill=(195, 218, 246, 190), width=max(1, s // 110))
+                line = (x * s, y * s, (x - 0.03) * s, (y + 0.09) * s)
+                draw.line(line, fill=(195, 218, 246, 230), width=max(1, round(s * 0.018)))
             else:
-                r = 0.011
+                r = 0.02
                 draw.ellipse(((x - r) * s, (y - r) * s, (x + r) * s, (y + r) * s), fill=(255, 255, 255, 240))
