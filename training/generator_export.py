@@ -12,7 +12,7 @@ from typing import Any
 
 from services.generator.sampling import SamplingDefaults
 from services.model_folder import Manifest, write_atomically, write_manifest
-from training import checkpoint, generator, vqgan
+from training import captions, checkpoint, generator, vqgan
 from training.dalle_network import Dalle
 from training.scenes import WORLDS, World
 from training.sprites import NOTICE
@@ -44,8 +44,8 @@ EXAMPLE_PROMPTS = (
 
 
 def vocabulary(world: World) -> dict[str, list[str]]:
-    """The words that people may use, by kind."""
-    return {
+    """The words that people may use, by kind; those that say the same in other words come last."""
+    kinds = {
         "objects": [OBJECTS[name].words[0] for name in world.objects],
         "colours": sorted(
             {colour for name in world.objects for colour in OBJECTS[name].colours}, key=list(COLOURS).index
@@ -58,6 +58,27 @@ def vocabulary(world: World) -> dict[str, list[str]]:
         "sizes": ["small", "big"],
         "positions": ["on the left", "in the middle", "on the right"],
     }
+    named = {word for words in kinds.values() for word in words}
+    return {**kinds, "synonyms": [word for word in _synonyms(world) if word not in named]}
+
+
+def _synonyms(world: World) -> list[str]:
+    """Every other word or phrase of the captions, in the order of the tables."""
+    tables = (
+        captions.COLOUR_WORDS,
+        captions.PLACE_PHRASES,
+        captions.TIME_PHRASES,
+        captions.SKY_PHRASES,
+        captions.WEATHER_PHRASES,
+        captions.SLOT_PHRASES,
+        captions.SIZE_WORDS,
+        captions.NUMBER_WORDS,
+    )
+    names = [word for name in world.objects for word in OBJECTS[name].words]
+    plurals = [captions.plural(OBJECTS[name].words[0]) for name in world.objects]
+    irregular = [word for word in plurals if not word.endswith("s")]
+    phrases = [phrase for table in tables for phrases in table.values() for phrase in phrases]
+    return list(dict.fromkeys([*names, *irregular, *phrases]))
 
 
 def dalle_config(network: Dalle) -> dict[str, Any]:
