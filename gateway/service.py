@@ -65,11 +65,13 @@ class PipelineService(PipelineServiceServicer):
     async def StreamRun(
         self, request: StreamRunRequest, context: Context
     ) -> AsyncIterator[StreamRunResponse]:
+        if request.after_sequence < 0:
+            raise InvalidRequest("after_sequence", f"must not be negative, got {request.after_sequence}")
         run = await self._begin(request.request_id, request.spec, context, is_detached=request.detach)
         run.attach()
         # Unlike a `finally` here, the callback is called at once, also while a slow reader holds this generator up.
         context.add_done_callback(lambda _: run.detach())  # type: ignore[arg-type]  # typed as something else in the stubs
-        async for event in self._events(run, after_sequence=0):
+        async for event in self._events(run, after_sequence=request.after_sequence):
             yield StreamRunResponse(event=event)
         if run.error is not None and run.record.run.state == RunState.RUN_STATE_FAILED:
             raise run.error

@@ -882,9 +882,12 @@ class StreamRunRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     DETACH_FIELD_NUMBER: _builtins.int
+    AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     detach: _builtins.bool
     """Whether the run goes on when the caller goes away; otherwise it is cancelled."""
+    after_sequence: _builtins.int
+    """For a caller who comes back with the same request_id: replays events after this one; 0: all."""
     @_builtins.property
     def spec(self) -> Global___RunSpec: ...
     def __init__(
@@ -893,10 +896,11 @@ class StreamRunRequest(_message.Message):
         request_id: _builtins.str = ...,
         spec: Global___RunSpec | None = ...,
         detach: _builtins.bool = ...,
+        after_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detach", b"detach", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "detach", b"detach", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -107,7 +107,7 @@ class PipelineServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamRun(self, request, context):
-        """CreateRun and WatchRun in one call.
+        """CreateRun and WatchRun in one call, and again after a broken connection.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class PipelineServiceStub:
     WatchRun: _grpc.UnaryStreamMultiCallable[_pipeline_pb2.WatchRunRequest, _pipeline_pb2.WatchRunResponse]
     """Replays a run's events from the log, then follows it. Ends OK only after `finished`."""
     StreamRun: _grpc.UnaryStreamMultiCallable[_pipeline_pb2.StreamRunRequest, _pipeline_pb2.StreamRunResponse]
-    """CreateRun and WatchRun in one call."""
+    """CreateRun and WatchRun in one call, and again after a broken connection."""
     SelectImages: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.SelectImagesRequest, _pipeline_pb2.SelectImagesResponse]
     """Takes images of a run to a stage with settings of one's choice, forwards or back, at any time."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.CancelRunRequest, _pipeline_pb2.CancelRunResponse]
@@ -67,7 +67,7 @@ class PipelineServiceAsyncStub(PipelineServiceStub):
     WatchRun: _aio.UnaryStreamMultiCallable[_pipeline_pb2.WatchRunRequest, _pipeline_pb2.WatchRunResponse]  # type: ignore[assignment]
     """Replays a run's events from the log, then follows it. Ends OK only after `finished`."""
     StreamRun: _aio.UnaryStreamMultiCallable[_pipeline_pb2.StreamRunRequest, _pipeline_pb2.StreamRunResponse]  # type: ignore[assignment]
-    """CreateRun and WatchRun in one call."""
+    """CreateRun and WatchRun in one call, and again after a broken connection."""
     SelectImages: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.SelectImagesRequest, _pipeline_pb2.SelectImagesResponse]  # type: ignore[assignment]
     """Takes images of a run to a stage with settings of one's choice, forwards or back, at any time."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.CancelRunRequest, _pipeline_pb2.CancelRunResponse]  # type: ignore[assignment]
@@ -109,7 +109,7 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pipeline_pb2.StreamRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_pipeline_pb2.StreamRunResponse], _abc.AsyncIterator[_pipeline_pb2.StreamRunResponse]]:
-        """CreateRun and WatchRun in one call."""
+        """CreateRun and WatchRun in one call, and again after a broken connection."""
 
     @_abc_1.abstractmethod
     def SelectImages(
