@@ -258,6 +258,7 @@ class Run(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"runs/{id}"."""
     state: Global___RunState.ValueType
@@ -281,6 +282,10 @@ class Run(_message.Message):
     def error(self) -> Global___RunError:
         """Why the run failed, or what its failed images failed of."""
 
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChosenModel]:
+        """What the pictures of each stage are made with, chosen when the run was accepted."""
+
     def __init__(
         self,
         *,
@@ -294,14 +299,43 @@ class Run(_message.Message):
         images: _abc.Iterable[Global___Image] | None = ...,
         timings: _abc.Iterable[Global___ImageTiming] | None = ...,
         error: Global___RunError | None = ...,
+        models: _abc.Iterable[Global___ChosenModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "images", b"images", "last_sequence", b"last_sequence", "name", b"name", "spec", b"spec", "start_time", b"start_time", "state", b"state", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "images", b"images", "last_sequence", b"last_sequence", "models", b"models", "name", b"name", "spec", b"spec", "start_time", b"start_time", "state", b"state", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class ChosenModel(_message.Message):
+    """The model that a stage of a run, or of a selection, keeps to: a replay by another worker gives the same pictures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    stage: _stage_pb2.Stage.ValueType
+    name: _builtins.str
+    digest: _builtins.str
+    """As ModelInfo has it."""
+    def __init__(
+        self,
+        *,
+        stage: _stage_pb2.Stage.ValueType = ...,
+        name: _builtins.str = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "name", b"name", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChosenModel: _TypeAlias = ChosenModel  # noqa: Y015
 
 @_typing.final
 class RunError(_message.Message):
@@ -449,21 +483,27 @@ class Event(_message.Message):
         STATE_FIELD_NUMBER: _builtins.int
         RUN_FIELD_NUMBER: _builtins.int
         SPEC_FIELD_NUMBER: _builtins.int
+        MODELS_FIELD_NUMBER: _builtins.int
         state: Global___RunState.ValueType
         run: _builtins.str
         """The run's name, and its spec with the seed filled in, so that the first event says all."""
         @_builtins.property
         def spec(self) -> Global___RunSpec: ...
+        @_builtins.property
+        def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChosenModel]:
+            """In the first event, too."""
+
         def __init__(
             self,
             *,
             state: Global___RunState.ValueType = ...,
             run: _builtins.str = ...,
             spec: Global___RunSpec | None = ...,
+            models: _abc.Iterable[Global___ChosenModel] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "spec", b"spec", "state", b"state"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "run", b"run", "spec", b"spec", "state", b"state"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -475,7 +515,9 @@ class Event(_message.Message):
         POSITION_FIELD_NUMBER: _builtins.int
         ESTIMATED_WAIT_FIELD_NUMBER: _builtins.int
         stage: _stage_pb2.Stage.ValueType
+        """Of the worker that the images wait for; unspecified: the run itself waits for its turn to begin."""
         position: _builtins.int
+        """How many stand before it and itself; 0: it waits no more."""
         @_builtins.property
         def estimated_wait(self) -> _duration_pb2.Duration:
             """Measured from the pace of the queue; unset while there is nothing to measure by."""
@@ -682,20 +724,80 @@ class Event(_message.Message):
         REASON_FIELD_NUMBER: _builtins.int
         MESSAGE_FIELD_NUMBER: _builtins.int
         IMAGE_FIELD_NUMBER: _builtins.int
+        GIVEN_UP_FIELD_NUMBER: _builtins.int
         reason: _builtins.str
         message: _builtins.str
         image: _builtins.str
         """Name of the image that failed or was tried again; empty when it is about none."""
+        given_up: _builtins.bool
+        """Whether what it is about will not be made any more; otherwise it is tried again, or only told."""
         def __init__(
             self,
             *,
             reason: _builtins.str = ...,
             message: _builtins.str = ...,
             image: _builtins.str = ...,
+            given_up: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "message", b"message", "reason", b"reason"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["given_up", b"given_up", "image", b"image", "message", b"message", "reason", b"reason"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Selected(_message.Message):
+        """Images were taken to a stage by SelectImages. The run goes on, also one that had finished."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        @_typing.final
+        class Choice(_message.Message):
+            DESCRIPTOR: _descriptor.Descriptor
+
+            SELECTION_FIELD_NUMBER: _builtins.int
+            INDEXES_FIELD_NUMBER: _builtins.int
+            MODEL_FIELD_NUMBER: _builtins.int
+            @_builtins.property
+            def selection(self) -> Global___SelectImagesRequest.Selection:
+                """With what it left out filled in from the run's spec."""
+
+            @_builtins.property
+            def indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+                """Indexes of the images that it becomes."""
+
+            @_builtins.property
+            def model(self) -> Global___ChosenModel:
+                """What they are made with."""
+
+            def __init__(
+                self,
+                *,
+                selection: Global___SelectImagesRequest.Selection | None = ...,
+                indexes: _abc.Iterable[_builtins.int] | None = ...,
+                model: Global___ChosenModel | None = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "selection", b"selection"]  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["indexes", b"indexes", "model", b"model", "selection", b"selection"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+        REQUEST_ID_FIELD_NUMBER: _builtins.int
+        CHOICES_FIELD_NUMBER: _builtins.int
+        request_id: _builtins.str
+        """As SelectImages had it."""
+        @_builtins.property
+        def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event.Selected.Choice]: ...
+        def __init__(
+            self,
+            *,
+            request_id: _builtins.str = ...,
+            choices: _abc.Iterable[Global___Event.Selected.Choice] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "request_id", b"request_id"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -735,6 +837,7 @@ class Event(_message.Message):
     TIMING_FIELD_NUMBER: _builtins.int
     WARNING_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    SELECTED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """From 1, without gaps in the log. Previews may be dropped on replay or for a slow reader."""
     @_builtins.property
@@ -761,6 +864,8 @@ class Event(_message.Message):
     def warning(self) -> Global___Event.Warning: ...
     @_builtins.property
     def finished(self) -> Global___Event.Finished: ...
+    @_builtins.property
+    def selected(self) -> Global___Event.Selected: ...
     def __init__(
         self,
         *,
@@ -777,12 +882,13 @@ class Event(_message.Message):
         timing: Global___ImageTiming | None = ...,
         warning: Global___Event.Warning | None = ...,
         finished: Global___Event.Finished | None = ...,
+        selected: Global___Event.Selected | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "image_ready", b"image_ready", "kind", b"kind", "preview", b"preview", "progress", b"progress", "queued", b"queued", "ranked", b"ranked", "selection_required", b"selection_required", "stage_started", b"stage_started", "state", b"state", "time", b"time", "timing", b"timing", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "image_ready", b"image_ready", "kind", b"kind", "preview", b"preview", "progress", b"progress", "queued", b"queued", "ranked", b"ranked", "selected", b"selected", "selection_required", b"selection_required", "stage_started", b"stage_started", "state", b"state", "time", b"time", "timing", b"timing", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "image_ready", b"image_ready", "kind", b"kind", "preview", b"preview", "progress", b"progress", "queued", b"queued", "ranked", b"ranked", "selection_required", b"selection_required", "sequence", b"sequence", "stage_started", b"stage_started", "state", b"state", "time", b"time", "timing", b"timing", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "image_ready", b"image_ready", "kind", b"kind", "preview", b"preview", "progress", b"progress", "queued", b"queued", "ranked", b"ranked", "selected", b"selected", "selection_required", b"selection_required", "sequence", b"sequence", "stage_started", b"stage_started", "state", b"state", "time", b"time", "timing", b"timing", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state", "queued", "stage_started", "progress", "preview", "image_ready", "ranked", "selection_required", "timing", "warning", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["state", "queued", "stage_started", "progress", "preview", "image_ready", "ranked", "selection_required", "timing", "warning", "finished", "selected"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -938,7 +1044,7 @@ class SelectImagesRequest(_message.Message):
         REFINE_FIELD_NUMBER: _builtins.int
         UPSCALE_FIELD_NUMBER: _builtins.int
         image: _builtins.str
-        """Name of an image of the run."""
+        """Name of an image of the run, or "runs/{id}/images/init-{i}"."""
         @_builtins.property
         def refine(self) -> Global___RefineStage: ...
         @_builtins.property

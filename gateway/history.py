@@ -1,0 +1,99 @@
+"""What the events of a run say has been done: pictures, choices, what was given up.
+
+It is all that a flow begins from, so a flow that begins again, in this process or another, makes only what is
+missing. It knows nothing but events.
+"""
+
+from collections.abc import Iterable
+
+from triptych.v1.pipeline_pb2 import Event, Image, RunError, RunState
+from triptych.v1.stage_pb2 import Stage
+
+STAGE_NAMES = {Stage.STAGE_GENERATE: "generate", Stage.STAGE_REFINE: "refine", Stage.STAGE_UPSCALE: "upscale"}
+# What an image is given up for when nobody wants it any more: no failure.
+CANCELLED = "CANCELLED"
+_AT_REST = {RunState.RUN_STATE_AWAITING_SELECTION}
+
+
+class History:
+    """`add` every event of a run, in order; previews may be missing."""
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        # Finished pictures, without their files, and why the others will not be made, by name.
+        self.images: dict[str, Image] = {}
+        self.given_up: dict[str, str] = {}
+        # Names of those that went on, best first, of each stage that was ranked.
+        self.ranked: dict[Stage.ValueType, list[str]] = {}
+        self.selections: list[Event.Selected] = []
+        # How often each picture was asked for.
+        self.attempts: dict[str, int] = {}
+        # What failed since the run was accepted, or was last taken up again.
+        self.failures: list[RunError] = []
+        # Whether there may be something left to do; false where it has finished or waits to be given images.
+        self.is_open = True
+        self._name = ""
+        for event in events:
+            self.add(event)
+
+    def add(self, event: Event) -> None:
+        match event.WhichOneof("kind"):
+            case "state":
+                self._name = event.state.run or self._name
+                self.is_open = event.state.state not in _AT_REST
+            case "stage_started":
+                for index in event.stage_started.indexes:
+                    name = self._image_name(event.stage_started.stage, index)
+                    self.attempts[name] = self.attempts.get(name, 0) + 1
+            case "image_ready":
+                image = Image()
+                image.CopyFrom(event.image_ready.image)
+                image.ClearField("data")
+                self.images[image.name] = image
+            case "ranked":
+                self.ranked[event.ranked.stage] = list(event.ranked.selected)
+                for score in event.ranked.scores:
+                    self.images[score.image].clip_score = score.clip_score
+            case "selected":
+                if not self.is_open:
+                    self.failures = []
+                self.is_open = True
+                self.selections.append(event.selected)
+            case "warning" if event.warning.given_up:
+                self._give_up(event.warning)
+            case "finished":
+                self.is_open = False
+
+    def find_selection(self, request_id: str) -> Event.Selected | None:
+        """What this request_id has selected already."""
+        if not request_id:
+            return None
+        return next((one for one in self.selections if one.request_id == request_id), None)
+
+    def next_index(self, stage: Stage.ValueType, num_planned: int) -> int:
+        """The first index of the stage that no picture has and none will have."""
+        taken = [
+            index + 1
+            for selected in self.selections
+            for choice in selected.choices
+            if choice.model.stage == stage
+            for index in choice.indexes
+        ]
+        return max([num_planned, *taken])
+
+    def is_selected(self, name: str) -> bool:
+        """Whether a selection makes the image of that name."""
+        return any(
+            name == self._image_name(choice.model.stage, index)
+            for selected in self.selections
+            for choice in selected.choices
+            for index in choice.indexes
+        )
+
+    def _give_up(self, warning: Event.Warning) -> None:
+        if warning.image:
+            self.given_up[warning.image] = warning.reason
+        if warning.reason != CANCELLED:
+            self.failures.append(RunError(reason=warning.reason, message=warning.message))
+
+    def _image_name(self, stage: Stage.ValueType, index: int) -> str:
+        return f"{self._name}/images/{STAGE_NAMES[stage]}-{index}"
