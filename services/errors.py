@@ -7,8 +7,11 @@ TriptychError
 ├── NoWorker            UNAVAILABLE         nobody serves that stage or model now
 ├── WorkerEvicted       UNAVAILABLE         this process is going away
 ├── DeviceOutOfMemory   RESOURCE_EXHAUSTED  the device cannot hold this job
+├── Unauthenticated     UNAUTHENTICATED     nobody says who calls
+├── PermissionDenied    PERMISSION_DENIED   a token that this gateway does not know
 ├── NotFound            NOT_FOUND
 ├── AlreadyExists       ALREADY_EXISTS      a request_id used before with another body
+├── RunUnderWay         FAILED_PRECONDITION a run that must have finished first
 └── ModelError          FAILED_PRECONDITION a model folder or checkpoint that cannot be used
 """
 
@@ -75,6 +78,16 @@ class DeadlineExceeded(TriptychError):
     reason = "DEADLINE_EXCEEDED"
 
 
+class Unauthenticated(TriptychError):
+    status = grpc.StatusCode.UNAUTHENTICATED
+    reason = "TOKEN_MISSING"
+
+
+class PermissionDenied(TriptychError):
+    status = grpc.StatusCode.PERMISSION_DENIED
+    reason = "TOKEN_UNKNOWN"
+
+
 class NotFound(TriptychError):
     status = grpc.StatusCode.NOT_FOUND
     reason = "NOT_FOUND"
@@ -83,6 +96,11 @@ class NotFound(TriptychError):
 class AlreadyExists(TriptychError):
     status = grpc.StatusCode.ALREADY_EXISTS
     reason = "REQUEST_ID_REUSED"
+
+
+class RunUnderWay(TriptychError):
+    status = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "RUN_UNDER_WAY"
 
 
 class ModelError(TriptychError):

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -60,6 +61,19 @@ async def abort(context: Context, error: TriptychError) -> None:
     await context.abort(status.code, status.details, status.trailing_metadata)
 
 
+def parse(deserializer: Callable[[bytes], Any] | None, data: Any) -> Any:
+    """The request that a call brought; raises InvalidRequest for bytes that are no message of the method's.
+
+    Interceptors that parse by themselves leave the handler without a deserializer; then it is done already.
+    """
+    if deserializer is None:
+        return data
+    try:
+        return deserializer(data)
+    except DecodeError:
+        raise InvalidRequest("request", "must be a message of this method, with text in UTF-8") from None
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Gives our errors their status; any other exception is a bug: logged whole here, opaque to the caller.
 
@@ -88,12 +102,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None or not details.method.startswith("/triptych."):
             return handler
-        serializers = (handler.request_deserializer, handler.response_serializer)
+        # Parsed inside, not by gRPC, which answers a message that is none with an error of its own making.
+        serializers = (None, handler.response_serializer)
         if handler.unary_stream:
 
-            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            async def stream(data: Any, context: Context) -> AsyncIterator[Any]:
                 try:
                     with self._counted():
+                        request = parse(handler.request_deserializer, data)
                         async for response in handler.unary_stream(request, context):
                             yield response
                 except Exception as error:  # noqa: BLE001 - the one place where everything ends
@@ -101,10 +117,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
             return grpc.unary_stream_rpc_method_handler(stream, *serializers)
 
-        async def unary(request: Any, context: Context) -> Any:
+        async def unary(data: Any, context: Context) -> Any:
             try:
                 with self._counted():
-                    return await handler.unary_unary(request, context)
+                    return await handler.unary_unary(parse(handler.request_deserializer, data), context)
             except Exception as error:  # noqa: BLE001 - as above
                 return await _abort_for(error, details.method, context)
 
@@ -144,14 +160,16 @@ async def serving(
     host: str = "127.0.0.1",
     port: int = 0,
     grace_s: float = 30.0,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> AsyncIterator[Serving]:
     """Listens inside the block; `services` are the full names that health and reflection know.
 
+    What `interceptors` raise gets its status as what the servicers raise does.
     On exit the server says NOT_SERVING, takes no new call and waits `grace_s` for those that run.
     Raises AddressInUse.
     """
     calls = ErrorInterceptor()
-    server = grpc.aio.server(interceptors=[calls], options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=[calls, *interceptors], options=SERVER_OPTIONS)
     add_servicers(server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

@@ -103,6 +103,7 @@ COMMANDS = {
     "run": LazyCommand("triptych.run", "run", "Make pictures from a prompt."),
     "up": LazyCommand("triptych.up", "up", "Start all four services and keep them running."),
     "weights": LazyCommand("services.weights", "weights", "Convert, make, check and list models.", "gateway"),
+    "tokens": LazyCommand("gateway.tokens", "tokens", "Say who may call the gateway.", "gateway"),
     "health": LazyCommand("triptych.health", "health", "Ask a service whether it serves.", "gateway"),
 }
 

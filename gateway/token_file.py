@@ -1,0 +1,133 @@
+"""The file of tokens: callers by name, what each may do, and the hashes of their tokens.
+
+{"callers": {"NAME": {"sees_all": false, "limits": {"max_running_runs": 4}, "tokens": [
+    {"id": "1f3c9a20", "sha256": "...", "created": "2026-01-31T12:00:00+00:00"}]}}}
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gateway.callers import Caller, CallerLimits
+from services.errors import TriptychError
+
+# So that a token is recognised where it does not belong, by people and by scanners of repositories.
+TOKEN_PREFIX = "triptych_"  # noqa: S105 - no secret
+# 256 bits from the system's generator cannot be guessed, so one fast hash of them is safe to keep.
+TOKEN_BYTES = 32
+# No colon: callers without tokens are named by their addresses, which have one, so neither can pose as the other.
+CALLER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+
+
+class TokenFileError(TriptychError):
+    reason = "TOKEN_FILE"
+
+
+@dataclass(frozen=True)
+class TokenEntry:
+    """What is kept of a token. `token_id` names it to people; it is no part of the token."""
+
+    token_id: str
+    sha256: str
+    created: str
+    caller: Caller
+
+
+def hash_token(token: str) -> str:
+    """What is kept of a token, and compared."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def new_token(caller: Caller) -> tuple[str, TokenEntry]:
+    """A token that nobody can guess, and what to keep of it; raises ValueError for a name that cannot be used."""
+    _check_name(caller.name)
+    token = TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return token, TokenEntry(secrets.token_hex(4), hash_token(token), created, caller)
+
+
+def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
+    """The tokens in a file; raises TokenFileError that says what is wrong with it."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        return tuple(entry for name, item in content["callers"].items() for entry in _entries(name, item))
+    except OSError as error:
+        raise TokenFileError(
+            f"cannot read the tokens in {path}: {error.strerror}; make it with `triptych tokens add`"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TokenFileError(f"{path} is no file of tokens: {error!r}") from None
+
+
+def write_tokens(path: Path, entries: Sequence[TokenEntry]) -> None:
+    """Replaces the file as a whole, readable by its owner alone."""
+    callers: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        limits = {name: value for name, value in asdict(entry.caller.limits).items() if value is not None}
+        item = {"sees_all": entry.caller.sees_all, "limits": limits, "tokens": []}
+        token = {"id": entry.token_id, "sha256": entry.sha256, "created": entry.created}
+        callers.setdefault(entry.caller.name, item)["tokens"].append(token)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(file, "w", encoding="utf-8") as output:
+            output.write(json.dumps({"callers": callers}, indent=2) + "\n")
+            output.flush()
+            os.fsync(output.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What changes when the file does; raises TokenFileError."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise TokenFileError(
+            f"cannot read the tokens in {path}: {error.strerror}; make it with `triptych tokens add`"
+        ) from None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _entries(name: str, item: Mapping[str, Any]) -> list[TokenEntry]:
+    _check_name(name)
+    _check_keys(item, {"sees_all", "limits", "tokens"}, f"caller {name!r}")
+    sees_all = item.get("sees_all", False)
+    if not isinstance(sees_all, bool):
+        raise TypeError(f"sees_all of {name!r}: expected true or false, got {sees_all!r}")
+    limits = item.get("limits", {})
+    _check_keys(limits, {each.name for each in fields(CallerLimits)}, f"limits of {name!r}")
+    for limit, value in limits.items():
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{limit} of {name!r}: expected a whole number of at least 0, got {value!r}")
+    caller = Caller(name, sees_all, CallerLimits(**limits))
+    return [_entry(token, caller) for token in item["tokens"]]
+
+
+def _entry(token: Mapping[str, Any], caller: Caller) -> TokenEntry:
+    _check_keys(token, {"id", "sha256", "created"}, f"a token of {caller.name!r}")
+    if not re.fullmatch("[0-9a-f]{64}", str(token["sha256"])):
+        raise ValueError(f"token {token['id']!r} of {caller.name!r}: sha256 must be 64 hexadecimal digits")
+    return TokenEntry(str(token["id"]), token["sha256"], str(token.get("created", "")), caller)
+
+
+def _check_name(name: str) -> None:
+    if not CALLER_NAME.fullmatch(name):
+        raise ValueError(
+            f"a caller's name has 1 to 64 letters, digits and '.', '_', '-', '@', beginning with a letter or digit; "
+            f"got {name!r}"
+        )
+
+
+def _check_keys(item: Mapping[str, Any], known: set[str], where: str) -> None:
+    if unknown := set(item) - known:
+        raise ValueError(f"{where}: expected only {', '.join(sorted(known))}, got {sorted(unknown)[0]!r}")
