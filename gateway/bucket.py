@@ -1,0 +1,152 @@
+"""The store of pictures in a bucket: S3, or a service that speaks its protocol (AWS_ENDPOINT_URL).
+
+Credentials, region and endpoint come from where every AWS program looks for them; nothing of ours reads or logs them.
+"""
+
+import hashlib
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, TypeVar
+
+from gateway.store import (
+    NUM_THREADS,
+    BadStore,
+    Stored,
+    StoreFull,
+    StoreUnavailable,
+    Threads,
+    missing,
+    verified,
+)
+from services.errors import TriptychError
+
+try:
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+except ImportError:
+    raise BadStore("a store in S3 needs boto3; install it with `pip install triptych[s3]`") from None
+
+Result = TypeVar("Result")
+
+# At most four attempts of 5 + 20 s each, and the waits between them.
+_CONFIG: dict[str, Any] = {
+    "connect_timeout": 5,
+    "read_timeout": 20,
+    "retries": {"mode": "standard", "total_max_attempts": 4},
+    "max_pool_connections": NUM_THREADS,
+}
+TIMEOUT_S = 130.0
+
+_NOT_THERE = {"NoSuchKey", "404", "NotFound"}
+# What no repetition mends.
+_REFUSED = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+_FULL = {"QuotaExceeded", "XMinioStorageFull", "EntityTooLarge", "507"}
+
+
+class BucketStore:
+    """Objects at s3://BUCKET/PREFIX/ab/cdef...; S3 itself makes each appear whole or not at all."""
+
+    def __init__(self, bucket: str, prefix: str = "") -> None:
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._threads = Threads(f"the bucket {bucket}", TIMEOUT_S)
+        try:
+            self._client: Any = boto3.session.Session().client("s3", config=Config(**_CONFIG))
+        except (BotoCoreError, ValueError) as error:
+            raise BadStore(f"{self} cannot be used: {error}") from None
+
+    def __str__(self) -> str:
+        return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+
+    async def check(self) -> None:
+        try:
+            await self._call(lambda: self._client.head_bucket(Bucket=self._bucket))
+        except FileNotFoundError:
+            raise BadStore(f"there is no bucket {self._bucket!r} there; make it first") from None
+        except TriptychError as error:
+            raise BadStore(str(error)) from None
+
+    async def put(self, data: bytes) -> str:
+        sha256 = hashlib.sha256(data).hexdigest()
+        key = self._key(sha256)
+        try:
+            await self._call(lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=data))
+        except FileNotFoundError:
+            raise StoreUnavailable(f"the bucket {self._bucket!r} is gone") from None
+        return sha256
+
+    async def get(self, sha256: str) -> bytes:
+        key = self._key(sha256)
+
+        def read() -> bytes:
+            body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+            with body:
+                return verified(sha256, body.read())
+
+        try:
+            return await self._call(read)
+        except FileNotFoundError:
+            raise missing(sha256) from None
+
+    async def delete(self, sha256: str, *, put_before: float | None = None) -> None:
+        key = self._key(sha256)
+
+        def drop() -> None:
+            # S3 has no deletion under a condition on the date; the moment between these two calls stays.
+            if put_before is not None:
+                found = self._client.head_object(Bucket=self._bucket, Key=key)
+                if found["LastModified"].timestamp() >= put_before:
+                    return
+            self._client.delete_object(Bucket=self._bucket, Key=key)
+
+        try:
+            await self._call(drop)
+        except FileNotFoundError:
+            return
+
+    async def iterate(self) -> AsyncGenerator[Stored]:
+        pages = iter(
+            self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
+        )
+        while (page := await self._call(lambda: next(pages, None))) is not None:
+            for one in page.get("Contents", []):
+                sha256 = one["Key"].removeprefix(self._prefix).replace("/", "")
+                if one["Key"] == self._prefix + f"{sha256[:2]}/{sha256[2:]}" and len(sha256) == 64:
+                    yield Stored(sha256, one["Size"], one["LastModified"].timestamp())
+
+    async def close(self) -> None:
+        self._threads.close()
+        self._client.close()
+
+    def _key(self, sha256: str) -> str:
+        if len(sha256) != 64 or not sha256.isalnum():
+            raise missing(sha256)
+        return f"{self._prefix}{sha256[:2]}/{sha256[2:]}"
+
+    async def _call(self, work: Callable[[], Result]) -> Result:
+        """Raises FileNotFoundError for what is not there, and domain errors for all else."""
+        try:
+            return await self._threads.run(work)
+        except (NoCredentialsError, PartialCredentialsError):
+            raise StoreUnavailable(
+                f"there are no credentials for {self}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, "
+                "or give this machine a role"
+            ) from None
+        except ClientError as error:
+            raise self._explain(error) from None
+        except BotoCoreError as error:
+            raise StoreUnavailable(f"{self} does not answer: {error}") from None
+
+    def _explain(self, error: ClientError) -> TriptychError | FileNotFoundError:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in _NOT_THERE:
+            return FileNotFoundError(code)
+        if code in _REFUSED:
+            return StoreUnavailable(
+                f"{self} refuses this gateway's credentials ({code}); they need to read, write, list and delete there"
+            )
+        if code in _FULL:
+            return StoreFull(
+                f"{self} is full ({code}); free some space, or let the gateway keep less (--keep-bytes)"
+            )
+        return StoreUnavailable(f"{self} answered with {code or 'an error'}")
