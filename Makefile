@@ -50,7 +50,7 @@ tiny: $(VENV)/dev ## Train the built-in models from nothing (many hours; needs n
 		$(TEST_ENV) $(BIN)/python -m training.$$recipe --export || exit 1; \
 	done
 
-quality: $(VENV)/dev ## Measure the built-in generator on held-out prompts: make quality ARGS="--seed 7"
+quality: $(VENV)/dev ## Measure the built-in models on held-out prompts: make quality ARGS="--seed 7"
 	$(TEST_ENV) $(BIN)/python -m training.quality $(ARGS)
 
 check: $(VENV)/dev ## Lint, types, protos, stubs

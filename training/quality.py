@@ -2,6 +2,7 @@
 
 Held-out combinations in free-ish English, drawn by the networks as the services run them, read by the attribute measure.
 Beside each number: the tokenizer's ceiling (real pictures, only tokenized) and chance (readings of other prompts).
+With --family-count also what ranking, refining and enlarging add (`family_quality`): eight pictures a prompt.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
@@ -21,8 +23,12 @@ from services.generator.model import Model, load_model
 from services.generator.sampling import SamplingDefaults
 from services.generator.stepper import generate
 from services.model_folder import open_model
+from services.refiner.model import load_model as load_refiner
+from services.upscaler.swinir import SwinIR, SwinIRConfig
+from training import family_quality
 from training.captions import Caption, caption
 from training.drawing import Painter
+from training.export import load_exported, model_folder
 from training.measure import ATTRIBUTES, Reader, score
 from training.scenes import WORLDS, sample_scenes
 from training.sprites import fluent_sprites
@@ -125,6 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--family-count", type=int, default=64, help="prompts for the other stages; 0: none")
+    parser.add_argument("--skip-ratios", type=float, nargs="+", default=[0.5, 0.6, 0.7, 0.76])
     parser.add_argument("--world", choices=sorted(WORLDS), default="narrow")
     parser.add_argument("--generator", default="tiny", help="name or folder of the generator's model")
     parser.add_argument("--guidance-scale", type=float)
@@ -142,7 +150,8 @@ def main(arguments: list[str] | None = None) -> None:
         if options.guidance_scale is None
         else options.guidance_scale,
     )
-    painter = Painter(fluent_sprites(), model.vqgan_config.resolution)
+    sprites = fluent_sprites()
+    painter = Painter(sprites, model.vqgan_config.resolution)
     reader = Reader(painter, WORLDS[options.world])
     report, pictures, captions = measure_generator(
         model, reader, painter, world=options.world, seed=options.seed, count=options.count, sampling=sampling
@@ -150,7 +159,26 @@ def main(arguments: list[str] | None = None) -> None:
     print(report)
     options.sheet.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(pictures[:32], [spoken.text for spoken in captions[:32]]).save(options.sheet)
-    print(f"Contact sheet: {options.sheet}")
+    print(f"Contact sheet: {options.sheet}\n")
+    if options.family_count:
+        torch.set_num_threads(1)
+        refined_sheet = options.sheet.with_name("refined.png")
+        print(
+            family_quality.report(
+                model,
+                load_refiner(model_folder("refiner")),
+                load_exported("upscaler", "swinir", SwinIR, SwinIRConfig),
+                reader,
+                painter,
+                sprites,
+                WORLDS[options.world],
+                num_prompts=options.family_count,
+                seed=options.seed,
+                skip_ratios=options.skip_ratios,
+                sheet=refined_sheet,
+            )
+        )
+        print(f"Before and after refining: {refined_sheet}")
 
 
 if __name__ == "__main__":
