@@ -33,8 +33,9 @@ class Bounds:
 class Run:
     """A run that is carried out, or was."""
 
-    def __init__(self, record: Record, plan: Plan, flow: Flow, *, is_detached: bool) -> None:
+    def __init__(self, record: Record, plan: Plan, flow: Flow, *, caller: str, is_detached: bool) -> None:
         self.record = record
+        self.caller = caller
         self.plan = plan
         self.error: TriptychError | None = None
         # Detached runs go on without anybody who reads them.
@@ -116,8 +117,11 @@ class Runs:
         self._patience = patience
         self._bounds = bounds
         self._runs: dict[str, Run] = {}
-        # The run that a request_id made, and a digest of what it asked for.
-        self._requests: dict[str, tuple[str, bytes]] = {}
+        # The run that a caller's request_id made, and a digest of what it asked for.
+        self._requests: dict[tuple[str, str], tuple[str, bytes]] = {}
+
+    def all(self) -> list[Run]:
+        return list(self._runs.values())
 
     def get(self, name: str) -> Run:
         """Raises NotFound."""
@@ -128,11 +132,11 @@ class Runs:
             )
         return run
 
-    def find(self, request_id: str, spec: RunSpec) -> Run | None:
+    def find(self, request_id: str, spec: RunSpec, caller: str) -> Run | None:
         """The run that this request_id has made already; raises AlreadyExists when that was with another spec."""
-        if not request_id or request_id not in self._requests:
+        if not request_id or (caller, request_id) not in self._requests:
             return None
-        name, digest = self._requests[request_id]
+        name, digest = self._requests[caller, request_id]
         if digest != _digest(spec):
             raise AlreadyExists(
                 f"request_id {request_id!r} made {name} from another spec; use a new request_id for a new run"
@@ -150,7 +154,7 @@ class Runs:
         timeout_s: float | None = None,
     ) -> Run:
         """Begins the run, or gives the one that the request_id has begun meanwhile. Raises QueueFull, AlreadyExists."""
-        if run := self.find(request_id, asked):
+        if run := self.find(request_id, asked, caller):
             return run
         if (
             num_running := sum(not run.is_finished for run in self._runs.values())
@@ -160,10 +164,11 @@ class Runs:
         deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         patience = Patience(self._patience.stall_timeout_s, self._patience.call_timeout_s, deadline)
         record = Record(f"runs/{secrets.token_hex(8)}", plan.spec)
-        run = Run(record, plan, Flow(plan, record, self._pools, patience, caller), is_detached=is_detached)
+        flow = Flow(plan, record, self._pools, patience, caller)
+        run = Run(record, plan, flow, caller=caller, is_detached=is_detached)
         self._runs[record.name] = run
         if request_id:
-            self._requests[request_id] = record.name, _digest(asked)
+            self._requests[caller, request_id] = record.name, _digest(asked)
         log.info("%s begins", record.name)
         return run
 
@@ -181,8 +186,13 @@ class Runs:
             too_many = len(finished) - place > self._bounds.max_finished
             if not too_many and num_bytes <= self._bounds.max_finished_bytes:
                 break
-            num_bytes -= self._runs.pop(name).num_bytes
-            self._requests = {key: made for key, made in self._requests.items() if made[0] != name}
+            num_bytes -= self._runs[name].num_bytes
+            self.forget(name)
+
+    def forget(self, name: str) -> None:
+        """Keeps nothing of a finished run."""
+        del self._runs[name]
+        self._requests = {key: made for key, made in self._requests.items() if made[0] != name}
 
 
 def _digest(spec: RunSpec) -> bytes:

@@ -1,22 +1,22 @@
 """PipelineService, the gateway's public face, and the command that serves it.
 
-It translates between calls and runs; what a run does is in flow.py. It imports neither jax nor torch.
+It translates calls to gateway/pipeline.py and back. It imports neither jax nor torch.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 
 import click
 
 from gateway.attempts import Patience
-from gateway.plan import MAX_REQUEST_ID_CHARS, NotBuilt, make_plan
-from gateway.pool import Pool, Target, models_of, parse_target
-from gateway.record import MAX_INLINE_BYTES
-from gateway.runs import Bounds, Run, Runs
+from gateway.callers import Caller
+from gateway.pipeline import Pipeline
+from gateway.pool import Pool, Target, parse_target
+from gateway.runs import Bounds, Runs
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
-from services.errors import InvalidRequest, NotFound
+from services.errors import InvalidRequest
 from services.server import Context, announce, serving, stop_signal
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
@@ -27,15 +27,12 @@ from triptych.v1.pipeline_pb2 import (
     DeleteRunResponse,
     DownloadImageRequest,
     DownloadImageResponse,
-    Event,
     GetRunRequest,
     GetRunResponse,
     ListModelsRequest,
     ListModelsResponse,
     ListRunsRequest,
     ListRunsResponse,
-    RunSpec,
-    RunState,
     SelectImagesRequest,
     SelectImagesResponse,
     StreamRunRequest,
@@ -52,53 +49,69 @@ CHUNK_BYTES = 2**20
 
 
 class PipelineService(PipelineServiceServicer):
-    """The RPCs of this version; those of later ones say what there is instead."""
+    """The RPCs, in terms of the pipeline's methods."""
 
-    def __init__(self, pools: Mapping[str, Pool], runs: Runs) -> None:
-        self._pools = pools
-        self._runs = runs
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
 
     async def CreateRun(self, request: CreateRunRequest, context: Context) -> CreateRunResponse:
-        run = await self._begin(request.request_id, request.spec, context, is_detached=True)
-        return CreateRunResponse(run=run.record.to_proto())
+        run = await self._pipeline.create_run(request.request_id, request.spec, _caller(context))
+        return CreateRunResponse(run=run)
 
     async def StreamRun(
         self, request: StreamRunRequest, context: Context
     ) -> AsyncIterator[StreamRunResponse]:
-        if request.after_sequence < 0:
-            raise InvalidRequest("after_sequence", f"must not be negative, got {request.after_sequence}")
-        run = await self._begin(request.request_id, request.spec, context, is_detached=request.detach)
-        run.attach()
+        caller = _caller(context)
+        run = await self._pipeline.create_run(
+            request.request_id,
+            request.spec,
+            caller,
+            detach=request.detach,
+            timeout_s=context.time_remaining(),
+        )
+        attached = ExitStack()
+        attached.enter_context(self._pipeline.attach(run.name))
         # Unlike a `finally` here, the callback is called at once, also while a slow reader holds this generator up.
-        context.add_done_callback(lambda _: run.detach())  # type: ignore[arg-type]  # typed as something else in the stubs
-        async for event in self._events(run, after_sequence=request.after_sequence):
+        context.add_done_callback(lambda _: attached.close())  # type: ignore[arg-type]  # typed as something else in the stubs
+        async for event in self._pipeline.watch_run(run.name, caller):
             yield StreamRunResponse(event=event)
-        if run.error is not None and run.record.run.state == RunState.RUN_STATE_FAILED:
-            raise run.error
+        if error := await self._pipeline.failure(run.name, caller):
+            raise error
 
     async def WatchRun(self, request: WatchRunRequest, context: Context) -> AsyncIterator[WatchRunResponse]:
-        run = self._runs.get(request.name)
-        if request.after_sequence < 0:
-            raise InvalidRequest("after_sequence", f"must not be negative, got {request.after_sequence}")
-        async for event in self._events(run, after_sequence=request.after_sequence):
+        events = self._pipeline.watch_run(
+            request.name, _caller(context), after_sequence=request.after_sequence
+        )
+        async for event in events:
             yield WatchRunResponse(event=event)
 
+    async def SelectImages(self, request: SelectImagesRequest, context: Context) -> SelectImagesResponse:
+        run = await self._pipeline.select_images(
+            request.request_id, request.name, request.selections, _caller(context)
+        )
+        return SelectImagesResponse(run=run)
+
     async def CancelRun(self, request: CancelRunRequest, context: Context) -> CancelRunResponse:
-        run = self._runs.get(request.name)
-        await run.cancel(request.images)
-        return CancelRunResponse(run=run.record.to_proto())
+        run = await self._pipeline.cancel_run(request.name, _caller(context), request.images)
+        return CancelRunResponse(run=run)
 
     async def GetRun(self, request: GetRunRequest, context: Context) -> GetRunResponse:
-        return GetRunResponse(run=self._runs.get(request.name).record.to_proto())
+        return GetRunResponse(run=await self._pipeline.get_run(request.name, _caller(context)))
+
+    async def ListRuns(self, request: ListRunsRequest, context: Context) -> ListRunsResponse:
+        runs, next_page_token = await self._pipeline.list_runs(
+            _caller(context), page_size=request.page_size, page_token=request.page_token
+        )
+        return ListRunsResponse(runs=runs, next_page_token=next_page_token)
+
+    async def DeleteRun(self, request: DeleteRunRequest, context: Context) -> DeleteRunResponse:
+        await self._pipeline.delete_run(request.name, _caller(context))
+        return DeleteRunResponse()
 
     async def DownloadImage(
         self, request: DownloadImageRequest, context: Context
     ) -> AsyncIterator[DownloadImageResponse]:
-        record = self._runs.get(request.name.partition("/images/")[0]).record
-        image = record.find_image(request.name)
-        if image is None:
-            raise NotFound(f"{record.name} has no finished image {request.name[:120]!r}")
-        data = record.files[image.name]
+        image, data = await self._pipeline.read_image(request.name, _caller(context))
         if not 0 <= request.offset <= len(data):
             raise InvalidRequest("offset", f"must be 0 to {len(data)}, got {request.offset}")
         part = DownloadImageResponse(total_bytes=len(data), sha256=image.sha256, mime_type=image.mime_type)
@@ -108,57 +121,12 @@ class PipelineService(PipelineServiceServicer):
             part = DownloadImageResponse()
 
     async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
-        pools = [self._pools[kind.name] for kind in STAGES]
-        await asyncio.gather(*(pool.refresh() for pool in pools if not pool.healthy))
-        return ListModelsResponse(
-            models=[
-                ListModelsResponse.StageModel(model=model, num_workers=num_workers)
-                for pool in pools
-                for model, num_workers in models_of(pool.healthy)
-            ]
-        )
+        return ListModelsResponse(models=await self._pipeline.list_models())
 
-    async def SelectImages(self, request: SelectImagesRequest, context: Context) -> SelectImagesResponse:
-        raise NotBuilt("choosing by hand is not served yet; begin a run with the image in spec.init_images")
 
-    async def ListRuns(self, request: ListRunsRequest, context: Context) -> ListRunsResponse:
-        raise NotBuilt("runs are not listed yet; GetRun gives the run of a name")
-
-    async def DeleteRun(self, request: DeleteRunRequest, context: Context) -> DeleteRunResponse:
-        raise NotBuilt(
-            "runs are not deleted by hand yet; the oldest finished ones are forgotten by themselves"
-        )
-
-    async def _begin(self, request_id: str, spec: RunSpec, context: Context, *, is_detached: bool) -> Run:
-        if len(request_id) > MAX_REQUEST_ID_CHARS:
-            raise InvalidRequest(
-                "request_id", f"must have at most {MAX_REQUEST_ID_CHARS} characters, got {len(request_id)}"
-            )
-        run = self._runs.find(request_id, spec)
-        if run is None:
-            run = self._runs.begin(
-                request_id,
-                spec,
-                await make_plan(spec, self._pools),
-                caller=_host(context.peer()),
-                is_detached=is_detached,
-                timeout_s=None if is_detached else context.time_remaining(),
-            )
-        run.is_detached = run.is_detached or is_detached
-        return run
-
-    async def _events(self, run: Run, *, after_sequence: int) -> AsyncIterator[Event]:
-        """The events of a run as they leave here: finished pictures with their files, where a message can hold them."""
-        async for event in run.record.log.follow(after_sequence):
-            if event.HasField("image_ready"):
-                data = run.record.files[event.image_ready.image.name]
-                if len(data) <= MAX_INLINE_BYTES:
-                    told = Event()
-                    told.CopyFrom(event)
-                    told.image_ready.image.data = data
-                    yield told
-                    continue
-            yield event
+def _caller(context: Context) -> Caller:
+    """Without tokens everybody sees all runs, and hosts are served in turns."""
+    return Caller(_host(context.peer()), sees_all=True)
 
 
 def _host(peer: str) -> str:
@@ -283,7 +251,7 @@ async def run_gateway(
         }
         runs = Runs(pools, patience, bounds)
         stack.push_async_callback(runs.close)
-        service = PipelineService(pools, runs)
+        service = PipelineService(Pipeline(pools, runs))
         running = await stack.enter_async_context(
             serving(
                 lambda server: add_PipelineServiceServicer_to_server(service, server),

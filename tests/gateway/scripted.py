@@ -12,6 +12,7 @@ import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gateway.attempts import Patience
+from gateway.pipeline import Pipeline as Facade
 from gateway.pool import Pool, Target
 from gateway.runs import Bounds, Runs
 from gateway.service import SERVICE, PipelineService
@@ -197,6 +198,7 @@ class Pipeline:
     address: str
     stub: PipelineServiceStub
     client: Client
+    facade: Facade
     runs: Runs
     pools: dict[str, Pool]
     generators: Sequence[ScriptedGenerator]
@@ -248,7 +250,8 @@ async def pipeline(
             await pools[kind.name].refresh()
         runs = Runs(pools, patience, bounds)
         stack.push_async_callback(runs.close)
-        service = PipelineService(pools, runs)
+        facade = Facade(pools, runs)
+        service = PipelineService(facade)
         running = await stack.enter_async_context(
             serving(
                 lambda server: add_PipelineServiceServicer_to_server(service, server),
@@ -259,7 +262,7 @@ async def pipeline(
         await running.set_serving(True)
         client = await stack.enter_async_context(Client(running.address))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(running.address))
-        yield Pipeline(running.address, PipelineServiceStub(channel), client, runs, pools, *stages)
+        yield Pipeline(running.address, PipelineServiceStub(channel), client, facade, runs, pools, *stages)
 
 
 def _open() -> asyncio.Event:
