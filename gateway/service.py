@@ -7,11 +7,12 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
 
 import click
 
 from gateway.attempts import Patience
-from gateway.callers import Caller
+from gateway.authentication import Authentication, TokenInterceptor, current_caller
 from gateway.pipeline import Pipeline
 from gateway.pool import Pool, Target, parse_target
 from gateway.runs import Bounds, Runs
@@ -55,13 +56,13 @@ class PipelineService(PipelineServiceServicer):
         self._pipeline = pipeline
 
     async def CreateRun(self, request: CreateRunRequest, context: Context) -> CreateRunResponse:
-        run = await self._pipeline.create_run(request.request_id, request.spec, _caller(context))
+        run = await self._pipeline.create_run(request.request_id, request.spec, current_caller())
         return CreateRunResponse(run=run)
 
     async def StreamRun(
         self, request: StreamRunRequest, context: Context
     ) -> AsyncIterator[StreamRunResponse]:
-        caller = _caller(context)
+        caller = current_caller()
         run = await self._pipeline.create_run(
             request.request_id,
             request.spec,
@@ -80,38 +81,38 @@ class PipelineService(PipelineServiceServicer):
 
     async def WatchRun(self, request: WatchRunRequest, context: Context) -> AsyncIterator[WatchRunResponse]:
         events = self._pipeline.watch_run(
-            request.name, _caller(context), after_sequence=request.after_sequence
+            request.name, current_caller(), after_sequence=request.after_sequence
         )
         async for event in events:
             yield WatchRunResponse(event=event)
 
     async def SelectImages(self, request: SelectImagesRequest, context: Context) -> SelectImagesResponse:
         run = await self._pipeline.select_images(
-            request.request_id, request.name, request.selections, _caller(context)
+            request.request_id, request.name, request.selections, current_caller()
         )
         return SelectImagesResponse(run=run)
 
     async def CancelRun(self, request: CancelRunRequest, context: Context) -> CancelRunResponse:
-        run = await self._pipeline.cancel_run(request.name, _caller(context), request.images)
+        run = await self._pipeline.cancel_run(request.name, current_caller(), request.images)
         return CancelRunResponse(run=run)
 
     async def GetRun(self, request: GetRunRequest, context: Context) -> GetRunResponse:
-        return GetRunResponse(run=await self._pipeline.get_run(request.name, _caller(context)))
+        return GetRunResponse(run=await self._pipeline.get_run(request.name, current_caller()))
 
     async def ListRuns(self, request: ListRunsRequest, context: Context) -> ListRunsResponse:
         runs, next_page_token = await self._pipeline.list_runs(
-            _caller(context), page_size=request.page_size, page_token=request.page_token
+            current_caller(), page_size=request.page_size, page_token=request.page_token
         )
         return ListRunsResponse(runs=runs, next_page_token=next_page_token)
 
     async def DeleteRun(self, request: DeleteRunRequest, context: Context) -> DeleteRunResponse:
-        await self._pipeline.delete_run(request.name, _caller(context))
+        await self._pipeline.delete_run(request.name, current_caller())
         return DeleteRunResponse()
 
     async def DownloadImage(
         self, request: DownloadImageRequest, context: Context
     ) -> AsyncIterator[DownloadImageResponse]:
-        image, data = await self._pipeline.read_image(request.name, _caller(context))
+        image, data = await self._pipeline.read_image(request.name, current_caller())
         if not 0 <= request.offset <= len(data):
             raise InvalidRequest("offset", f"must be 0 to {len(data)}, got {request.offset}")
         part = DownloadImageResponse(total_bytes=len(data), sha256=image.sha256, mime_type=image.mime_type)
@@ -122,16 +123,6 @@ class PipelineService(PipelineServiceServicer):
 
     async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
         return ListModelsResponse(models=await self._pipeline.list_models())
-
-
-def _caller(context: Context) -> Caller:
-    """Without tokens everybody sees all runs, and hosts are served in turns."""
-    return Caller(_host(context.peer()), sees_all=True)
-
-
-def _host(peer: str) -> str:
-    """ "ipv4:10.0.0.7:53122" -> "ipv4:10.0.0.7": who is served in turns with others."""
-    return peer.rpartition(":")[0] or peer
 
 
 class TargetType(click.ParamType[Target, str | Target]):
@@ -178,6 +169,11 @@ class TargetType(click.ParamType[Target, str | Target]):
     help="An upscaler, as above.",
 )
 @click.option(
+    "--tokens",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file of tokens that `triptych tokens add` makes; without it everybody may call and sees all runs.",
+)
+@click.option(
     "--max-runs",
     type=click.IntRange(1),
     default=64,
@@ -211,6 +207,7 @@ def serve(
     generator: tuple[Target, ...],
     refiner: tuple[Target, ...],
     upscaler: tuple[Target, ...],
+    tokens: Path | None,
     max_runs: int,
     stall_timeout: float,
     grace: float,
@@ -227,6 +224,7 @@ def serve(
             port=port,
             patience=Patience(stall_timeout_s=stall_timeout),
             bounds=Bounds(max_running=max_runs),
+            authentication=Authentication(tokens),
             grace_s=grace,
             exit_with_parent=exit_with_parent,
         )
@@ -240,6 +238,7 @@ async def run_gateway(
     port: int,
     patience: Patience,
     bounds: Bounds,
+    authentication: Authentication,
     grace_s: float,
     exit_with_parent: bool,
 ) -> None:
@@ -256,6 +255,7 @@ async def run_gateway(
             serving(
                 lambda server: add_PipelineServiceServicer_to_server(service, server),
                 services=[SERVICE],
+                interceptors=[TokenInterceptor(authentication)],
                 host=host,
                 port=port,
                 grace_s=grace_s,

@@ -6,12 +6,14 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gateway.attempts import Patience
+from gateway.authentication import Authentication, TokenInterceptor
 from gateway.pipeline import Pipeline as Facade
 from gateway.pool import Pool, Target
 from gateway.runs import Bounds, Runs
@@ -231,6 +233,7 @@ async def pipeline(
     upscalers: int = 1,
     patience: Patience = Patience(),  # noqa: B008 - frozen
     bounds: Bounds = Bounds(),  # noqa: B008 - frozen
+    tokens: Path | None = None,
 ) -> AsyncIterator[Pipeline]:
     """A gateway and so many workers of each stage, on ports of their own."""
     stages = (
@@ -256,6 +259,7 @@ async def pipeline(
             serving(
                 lambda server: add_PipelineServiceServicer_to_server(service, server),
                 services=[SERVICE],
+                interceptors=[TokenInterceptor(Authentication(tokens))],
                 grace_s=5,
             )
         )

@@ -111,6 +111,15 @@ async def test_a_bug_in_a_unary_call_is_internal_and_does_not_leak(channel):
     assert "secret" not in raised.value.details()
 
 
+async def test_a_message_that_does_not_parse_is_an_invalid_request(channel):
+    call = channel.unary_stream(f"/{SERVICE}/Generate")(b"\x0a\x02\xff\xfe")  # a prompt that is no UTF-8
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call.read()
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    [info] = details(raised.value, error_details_pb2.ErrorInfo)
+    assert info.reason == "INVALID_ARGUMENT"
+
+
 async def test_a_service_is_not_serving_until_it_says_so():
     async with serving_scripted(Scripted()) as running, open_channel(running.address) as channel:
         checks = health_pb2_grpc.HealthStub(channel)
