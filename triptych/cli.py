@@ -18,7 +18,7 @@ import triptych
 # Of a process ended by Ctrl-C, as a shell has it: 128 + SIGINT.
 INTERRUPTED = 130
 # Errors whose text is all that there is to say, by module: importing them here would import grpc.
-EXPECTED_ERRORS = {"services.errors": "TriptychError", "triptych.client": "CallError"}
+EXPECTED_ERRORS = {"services.errors": "TriptychError", "triptych.errors": "CallError"}
 OUR_PACKAGES = ("triptych", "services", "gateway")
 
 

@@ -1,44 +1,80 @@
-"""The async client of a gateway: runs as streams of events, and errors with types.
+"""The async client of a gateway. Imports grpc and protobuf and nothing heavier; it knows the contract, not the gateway.
 
-Imports grpc and protobuf and nothing heavier. It knows the contract, not how a gateway works.
-
-CallError              any other status; `reason` says which
-├── InvalidRequest     a field cannot be served; `violations` says which and why
-├── NotFound           no such run or image here
-├── RequestIdReused    the request_id was used before with another spec
-├── Busy               the queue is full; come back after `retry_after_s`
-├── NoWorker           nobody serves a stage of the run now
-└── Unreachable        nobody answers at the address
+Methods named after a call of the contract are that one call, with errors that have types (triptych/errors.py).
+`run`, `watch` and `select` are what most programs want: they survive broken connections and gather the result.
 """
 
+import hashlib
+import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
+from triptych.errors import (
+    Busy,
+    CallError,
+    DamagedImage,
+    DeadlineExceeded,
+    ErrorDetails,
+    InvalidRequest,
+    NotFound,
+    NoWorker,
+    PermissionDenied,
+    RequestIdReused,
+    RunFailed,
+    Unauthenticated,
+    Unreachable,
+    read_details,
+    to_call_error,
+)
+from triptych.result import Picture
+from triptych.resume import Backoff, Persistence, repeated
+from triptych.run_stream import RunStream
+from triptych.selection import image_names, selected_stage
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
+    CreateRunRequest,
+    DeleteRunRequest,
     DownloadImageRequest,
     Event,
     GetRunRequest,
     ListModelsRequest,
     ListModelsResponse,
+    ListRunsRequest,
+    RefineStage,
     Run,
     RunSpec,
+    SelectImagesRequest,
     StreamRunRequest,
     StreamRunResponse,
+    UpscaleStage,
     WatchRunRequest,
     WatchRunResponse,
 )
 from triptych.v1.pipeline_pb2_grpc import PipelineServiceStub
 
-ERROR_DOMAIN = "triptych"
+# With the client come the errors that its callers catch.
+__all__ = [
+    "Client",
+    "Busy",
+    "CallError",
+    "DamagedImage",
+    "DeadlineExceeded",
+    "InvalidRequest",
+    "NotFound",
+    "NoWorker",
+    "PermissionDenied",
+    "RequestIdReused",
+    "RunFailed",
+    "Unauthenticated",
+    "Unreachable",
+    "read_details",
+    "to_call_error",
+]
 
 # What a caller needs of the options that services/channels.py explains; the layer above cannot be imported here.
 CHANNEL_OPTIONS = (
@@ -48,10 +84,17 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
+    # Between connections gRPC itself waits as well, by default up to two minutes; the pauses are ours (resume.py).
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
 # For calls that answer at once; a stream has the caller's own deadline or none.
 UNARY_TIMEOUT_S = 30.0
+# For telling the gateway that a run is left, when nobody waits for the answer.
+LEAVE_TIMEOUT_S = 2.0
+PAGE_SIZE = 100
 
 Answer = TypeVar("Answer")
 EventStream = (
@@ -60,94 +103,13 @@ EventStream = (
 )
 
 
-@dataclass(frozen=True)
-class ErrorDetails:
-    """What the details of a status say; all empty when the server attached none."""
-
-    reason: str = ""
-    retry_after_s: float | None = None
-    # Descriptions by the path of the field.
-    violations: Mapping[str, str] = field(default_factory=dict)
-
-
-def read_details(error: grpc.aio.AioRpcError) -> ErrorDetails:
-    """Reads ErrorInfo, RetryInfo and BadRequest; details that do not parse count as none."""
-    try:
-        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # has the three methods of a Call it reads
-    except ValueError:  # the details contradict the status: not ours
-        status = None
-    if status is None:
-        return ErrorDetails()
-    reason, retry_after_s, violations = "", None, {}
-    for packed in status.details:
-        info, retry, bad = (
-            error_details_pb2.ErrorInfo(),
-            error_details_pb2.RetryInfo(),
-            error_details_pb2.BadRequest(),
-        )
-        if packed.Unpack(info) and info.domain == ERROR_DOMAIN:
-            reason = info.reason
-        elif packed.Unpack(retry):
-            retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
-        elif packed.Unpack(bad):
-            violations = {violation.field: violation.description for violation in bad.field_violations}
-    return ErrorDetails(reason, retry_after_s, violations)
-
-
-class CallError(Exception):
-    """A call failed; its text is the server's own. `retry_after_s` is None where a retry cannot help."""
-
-    def __init__(self, message: str, code: grpc.StatusCode, details: ErrorDetails) -> None:
-        super().__init__(message)
-        self.code = code
-        self.reason = details.reason or code.name
-        self.retry_after_s = details.retry_after_s
-        self.violations = dict(details.violations)
-
-
-class InvalidRequest(CallError):
-    pass
-
-
-class NotFound(CallError):
-    pass
-
-
-class RequestIdReused(CallError):
-    pass
-
-
-class Busy(CallError):
-    pass
-
-
-class NoWorker(CallError):
-    pass
-
-
-class Unreachable(CallError):
-    pass
-
-
-_BY_REASON = {"QUEUE_FULL": Busy, "NO_WORKER": NoWorker, "REQUEST_ID_REUSED": RequestIdReused}
-_BY_CODE = {grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest, grpc.StatusCode.NOT_FOUND: NotFound}
-
-
-def to_call_error(error: grpc.aio.AioRpcError, address: str) -> CallError:
-    """The typed error of a failed call to `address`."""
-    details, code, message = read_details(error), error.code(), error.details() or error.code().name
-    if code == grpc.StatusCode.UNAVAILABLE and not details.reason:
-        message = f"no gateway answers at {address}; start one with `triptych serve gateway` ({message})"
-        return Unreachable(message, code, details)
-    kind = _BY_REASON.get(details.reason) or _BY_CODE.get(code) or CallError
-    return kind(message, code, details)
-
-
 class Client:
     """A connection to one gateway: `async with Client("127.0.0.1:50050") as client: ...`."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, backoff: Backoff | None = None) -> None:
+        """`backoff` says how long calls that broke off are begun again."""
         self.address = address
+        self._backoff = backoff or Backoff()
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = PipelineServiceStub(self._channel)
 
@@ -157,7 +119,117 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
         await self._channel.close()
+
+    def run(
+        self,
+        prompt: str | RunSpec,
+        *,
+        request_id: str = "",
+        detach: bool | None = None,
+        timeout_s: float | None = None,
+        show: bool | None = None,
+    ) -> RunStream:
+        """Makes pictures: iterate over what it returns for the events, or await it for the result.
+
+        Leaving before the end cancels the run, unless it is detached; a run in manual mode is, since people take their
+        time. Another call with the same `request_id` (made up here where there is none) joins the same run.
+        `timeout_s` bounds the whole of it. `show`: whether a live contact sheet is shown, by default in notebooks.
+        """
+        spec = RunSpec(prompt=prompt) if isinstance(prompt, str) else prompt
+        request_id = request_id or uuid.uuid4().hex
+        if detach is None:
+            detach = spec.HasField("manual")
+        deadline_s = deadline(timeout_s)
+
+        async def begin() -> int:
+            return 0
+
+        def follow(after_sequence: int) -> AsyncGenerator[Event]:
+            request = StreamRunRequest(
+                request_id=request_id, spec=spec, detach=detach, after_sequence=after_sequence
+            )
+            return self._events(lambda: self._stub.StreamRun(request, timeout=left(deadline_s)))
+
+        return RunStream(
+            begin,
+            follow,
+            request_id=request_id,
+            backoff=self._backoff,
+            deadline_s=deadline_s,
+            leave=None if detach else self._leave,
+            show=show,
+        )
+
+    def watch(
+        self,
+        name: str,
+        *,
+        after_sequence: int = 0,
+        timeout_s: float | None = None,
+        show: bool | None = None,
+    ) -> RunStream:
+        """Follows a run that there is, from its first event or later; leaving it changes nothing."""
+        deadline_s = deadline(timeout_s)
+
+        async def begin() -> int:
+            return after_sequence
+
+        return RunStream(
+            begin,
+            lambda after: self.watch_run(name, after_sequence=after, timeout_s=left(deadline_s)),
+            request_id="",
+            backoff=self._backoff,
+            deadline_s=deadline_s,
+            show=show,
+        )
+
+    def select(
+        self,
+        images: str | Picture | Iterable[str | Picture],
+        *,
+        refine: int | RefineStage | None = None,
+        upscale: bool | UpscaleStage = False,
+        request_id: str = "",
+        timeout_s: float | None = None,
+        show: bool | None = None,
+    ) -> RunStream:
+        """Takes finished pictures of a run to one more stage: so many variations of each, or an enlargement.
+
+        To be iterated over or awaited as in `run`; its result has the new pictures. Nothing happens before that.
+        """
+        names = image_names(images)
+        stage = selected_stage(refine, upscale)
+        selections = [SelectImagesRequest.Selection(image=name, **stage) for name in names]
+        run_name = names[0].partition("/images/")[0]
+        request_id = request_id or uuid.uuid4().hex
+        deadline_s = deadline(timeout_s)
+
+        async def begin() -> int:
+            # Before the selection, so that none of the events that it causes is missed.
+            run = await repeated(lambda: self.get_run(run_name), self._backoff)
+            await self.select_images(run_name, selections, request_id=request_id)
+            return run.last_sequence
+
+        return RunStream(
+            begin,
+            lambda after: self.watch_run(run_name, after_sequence=after, timeout_s=left(deadline_s)),
+            request_id=request_id,
+            backoff=self._backoff,
+            deadline_s=deadline_s,
+            show=show,
+        )
+
+    async def create_run(self, spec: RunSpec, *, request_id: str = "") -> Run:
+        """Begins a run that goes on by itself; begun once, over however many connections."""
+        request = CreateRunRequest(request_id=request_id or uuid.uuid4().hex, spec=spec)
+        answer = await repeated(
+            lambda: self._answer(self._stub.CreateRun(request, timeout=UNARY_TIMEOUT_S)), self._backoff
+        )
+        return answer.run
 
     def stream_run(
         self, spec: RunSpec, *, request_id: str = "", detach: bool = False, timeout_s: float | None = None
@@ -177,6 +249,18 @@ class Client:
         request = WatchRunRequest(name=name, after_sequence=after_sequence)
         return self._events(lambda: self._stub.WatchRun(request, timeout=timeout_s))
 
+    async def select_images(
+        self, name: str, selections: Sequence[SelectImagesRequest.Selection], *, request_id: str = ""
+    ) -> Run:
+        """Takes images of a run to stages; done once, over however many connections."""
+        request = SelectImagesRequest(
+            request_id=request_id or uuid.uuid4().hex, name=name, selections=selections
+        )
+        answer = await repeated(
+            lambda: self._answer(self._stub.SelectImages(request, timeout=UNARY_TIMEOUT_S)), self._backoff
+        )
+        return answer.run
+
     async def cancel_run(self, name: str, images: Sequence[str] = ()) -> Run:
         """Stops a run, or only the images named; a second time changes nothing."""
         request = CancelRunRequest(name=name, images=images)
@@ -186,16 +270,59 @@ class Client:
         """The run as it stands; its images without their data."""
         return (await self._answer(self._stub.GetRun(GetRunRequest(name=name), timeout=UNARY_TIMEOUT_S))).run
 
+    async def list_runs(self) -> AsyncGenerator[Run]:
+        """The caller's runs, newest first, page by page as they are read."""
+        request = ListRunsRequest(page_size=PAGE_SIZE)
+        while True:
+            page = await self._answer(self._stub.ListRuns(request, timeout=UNARY_TIMEOUT_S))
+            for run in page.runs:
+                yield run
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def delete_run(self, name: str) -> None:
+        """Deletes a finished run and the pictures that no other run has."""
+        await self._answer(self._stub.DeleteRun(DeleteRunRequest(name=name), timeout=UNARY_TIMEOUT_S))
+
     async def list_models(self) -> list[ListModelsResponse.StageModel]:
         """What each stage serves now, and by how many workers."""
         answer = await self._answer(self._stub.ListModels(ListModelsRequest(), timeout=UNARY_TIMEOUT_S))
         return list(answer.models)
 
     async def download_image(self, name: str, *, timeout_s: float | None = None) -> bytes:
-        """An image's file."""
-        call = self._stub.DownloadImage(DownloadImageRequest(name=name), timeout=timeout_s)
-        with self._typed_errors():
-            return b"".join([part.chunk async for part in call])
+        """An image's file, gone on with where a connection broke, and checked against its sha256.
+
+        Raises DamagedImage when it is not what the gateway meant to send.
+        """
+        deadline_s = deadline(timeout_s)
+        persistence = Persistence(self._backoff, deadline_s)
+        data, sha256 = bytearray(), ""
+        while True:
+            request = DownloadImageRequest(name=name, offset=len(data))
+            try:
+                with self._typed_errors():
+                    async for part in self._stub.DownloadImage(request, timeout=left(deadline_s)):
+                        sha256 = sha256 or part.sha256
+                        data += part.chunk
+                        persistence.succeeded()
+                break
+            except CallError as error:
+                await persistence.wait_after(error)
+        if (came := hashlib.sha256(data).hexdigest()) != sha256:
+            raise DamagedImage(
+                f"{name}: expected sha256 {sha256 or 'in the first message'}, got {came} of {len(data)} bytes; "
+                "download it again",
+                grpc.StatusCode.DATA_LOSS,
+                ErrorDetails(),
+            )
+        return bytes(data)
+
+    async def _leave(self, name: str) -> None:
+        """Cancels a run at once that the gateway would cancel after a while; where that fails it does so by itself."""
+        with suppress(CallError):
+            request = CancelRunRequest(name=name)
+            await self._answer(self._stub.CancelRun(request, timeout=LEAVE_TIMEOUT_S))
 
     async def _events(self, start: Callable[[], EventStream]) -> AsyncGenerator[Event]:
         call = start()
@@ -220,3 +347,13 @@ class Client:
             yield
         except grpc.aio.AioRpcError as error:
             raise to_call_error(error, self.address) from None
+
+
+def deadline(timeout_s: float | None) -> float | None:
+    """On the monotonic clock."""
+    return None if timeout_s is None else time.monotonic() + timeout_s
+
+
+def left(deadline_s: float | None) -> float | None:
+    """As a call's timeout, which must not be negative."""
+    return None if deadline_s is None else max(0.0, deadline_s - time.monotonic())

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -28,7 +29,8 @@ CHOSEN = (214, 84, 40)
 class Panel:
     """One picture of a band, with up to CAPTION_LINES lines of caption."""
 
-    file: Path
+    # A file, or one that is in memory.
+    file: Path | BinaryIO
     caption: str
     is_chosen: bool = False
 
@@ -107,7 +109,7 @@ def draw_band(sheet: Image.Image, draw: ImageDraw.ImageDraw, band: Band, grid: G
         )
 
 
-def fitted(file: Path, cell: int) -> Image.Image:
+def fitted(file: Path | BinaryIO, cell: int) -> Image.Image:
     """The picture with its longer side as long as a cell; smaller ones are enlarged."""
     with Image.open(file) as image:
         scale = cell / max(image.size)

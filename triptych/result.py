@@ -1,0 +1,215 @@
+"""What a run has made so far: its pictures with their bytes, seeds, scores and parents.
+
+Gathered from the run's events. Pictures show themselves in a notebook. It draws with Pillow only when it is asked to.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from triptych.progress import STAGE_NAMES
+from triptych.v1.pipeline_pb2 import Event, Image, RunError, RunState
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
+    from triptych.contact_sheet import Band
+
+STAGE_TITLES: Mapping[str, str] = {"generate": "sketches", "refine": "variations", "upscale": "enlarged"}
+
+
+FINISHED = {"succeeded", "partially_succeeded", "cancelled", "failed"}
+
+
+@dataclass(frozen=True, repr=False)
+class Picture:
+    """A finished picture. `stage` is "generate", "refine" or "upscale"; `parent` the name of what it was made from."""
+
+    name: str
+    stage: str
+    index: int
+    seed: int
+    parent: str
+    width: int
+    height: int
+    mime_type: str
+    sha256: str
+    model_name: str
+    model_digest: str
+    data: bytes
+    # Nearness to the prompt, where the stage was ranked.
+    clip_score: float | None = None
+    # Whether it went on to the next stage, or was marked as among the best of the last.
+    is_chosen: bool = False
+
+    def __repr__(self) -> str:
+        score = "" if self.clip_score is None else f", clip_score={self.clip_score:.3f}"
+        return f"<Picture {self.name} {self.width}x{self.height}, seed={self.seed}{score}>"
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
+        return {self.mime_type: self.data, "text/plain": repr(self)}
+
+    def _repr_png_(self) -> bytes | None:
+        return self.data if self.mime_type == "image/png" else None
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the file as it came; returns where."""
+        Path(path).write_bytes(self.data)
+        return Path(path)
+
+    def open(self) -> "PillowImage":
+        """The picture decoded by Pillow."""
+        import PIL.Image
+
+        return PIL.Image.open(io.BytesIO(self.data))
+
+    @classmethod
+    def of(cls, image: Image) -> "Picture":
+        """From an image of the contract that has its data."""
+        return cls(
+            name=image.name,
+            stage=STAGE_NAMES.get(image.stage, "other"),
+            index=image.index,
+            seed=image.seed,
+            parent=image.parent,
+            width=image.width,
+            height=image.height,
+            mime_type=image.mime_type or "image/png",
+            sha256=image.sha256,
+            model_name=image.model_name,
+            model_digest=image.model_digest,
+            data=image.data,
+            clip_score=image.clip_score if image.HasField("clip_score") else None,
+        )
+
+
+def state_name(state: RunState.ValueType) -> str:
+    """ "succeeded" for RUN_STATE_SUCCEEDED."""
+    return RunState.Name(state).removeprefix("RUN_STATE_").lower()
+
+
+@dataclass
+class RunResult:
+    """A run as far as its events have been told. `state` is a RunState's name, such as "succeeded"."""
+
+    name: str = ""
+    prompt: str = ""
+    seed: int = 0
+    state: str = "unspecified"
+    last_sequence: int = 0
+    # Why it failed, or what its failed pictures failed of.
+    error: RunError | None = None
+    warnings: list[str] = field(default_factory=list)
+    _pictures: dict[str, Picture] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more comes, unless images are selected again."""
+        return self.state in FINISHED
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """All of them, in the order of stages and indexes."""
+        order = list(STAGE_NAMES.values())
+        return sorted(
+            self._pictures.values(),
+            key=lambda picture: (
+                order.index(picture.stage) if picture.stage in order else len(order),
+                picture.index,
+            ),
+        )
+
+    @property
+    def sketches(self) -> list[Picture]:
+        return self.of_stage("generate")
+
+    @property
+    def variations(self) -> list[Picture]:
+        return self.of_stage("refine")
+
+    @property
+    def enlarged(self) -> list[Picture]:
+        return self.of_stage("upscale")
+
+    @property
+    def best(self) -> Picture | None:
+        """Of the last stage that made any, the picture nearest to the prompt; the first where none is scored."""
+        for stage in reversed(list(STAGE_TITLES)):
+            if pictures := self.of_stage(stage):
+                return max(pictures, key=lambda picture: picture.clip_score or 0.0)
+        return None
+
+    def of_stage(self, stage: str) -> list[Picture]:
+        return [picture for picture in self.pictures if picture.stage == stage]
+
+    def __getitem__(self, name: str) -> Picture:
+        """By name, in full or as its last part: `result["refine-2"]`."""
+        full = name if "/" in name else f"{self.name}/images/{name}"
+        return self._pictures[full]
+
+    def update(self, event: Event) -> None:
+        """Takes in the next event of the run."""
+        self.last_sequence = max(self.last_sequence, event.sequence)
+        match event.WhichOneof("kind"):
+            case "state":
+                self.name = event.state.run or self.name
+                self.state = state_name(event.state.state)
+                if event.state.HasField("spec"):
+                    self.prompt, self.seed = event.state.spec.prompt, event.state.spec.seed
+            case "image_ready":
+                self._pictures[event.image_ready.image.name] = Picture.of(event.image_ready.image)
+            case "ranked":
+                self._mark(event.ranked)
+            case "selection_required":
+                self.state = state_name(RunState.RUN_STATE_AWAITING_SELECTION)
+            case "warning":
+                self.warnings.append(event.warning.message)
+            case "finished":
+                self.state = state_name(event.finished.state)
+                self.error = event.finished.error if event.finished.HasField("error") else None
+
+    def _mark(self, ranked: Event.Ranked) -> None:
+        for score in ranked.scores:
+            if score.image in self._pictures:
+                scored = replace(
+                    self._pictures[score.image],
+                    clip_score=score.clip_score,
+                    is_chosen=score.image in ranked.selected,
+                )
+                self._pictures[score.image] = scored
+
+    def contact_sheet(self, previews: Mapping[tuple[str, int], bytes] = MappingProxyType({})) -> bytes:
+        """A PNG of all pictures with their scores and seeds, the chosen ones framed.
+
+        `previews` stand, by stage and index, where a picture is not finished yet.
+        """
+        from triptych.contact_sheet import draw_contact_sheet
+
+        drawn = io.BytesIO()
+        bands = [self._band(stage, previews) for stage in STAGE_TITLES]
+        draw_contact_sheet(self.prompt, bands).save(drawn, "PNG")
+        return drawn.getvalue()
+
+    def _band(self, stage: str, previews: Mapping[tuple[str, int], bytes]) -> "Band":
+        from triptych.contact_sheet import Band, Panel
+
+        panels = {
+            each.index: Panel(io.BytesIO(each.data), caption_of(each), each.is_chosen)
+            for each in self.of_stage(stage)
+        }
+        for (of_stage, index), data in previews.items():
+            if of_stage == stage and index not in panels:
+                panels[index] = Panel(io.BytesIO(data), f"{stage}-{index}\n...")
+        return Band(STAGE_TITLES[stage], [panels[index] for index in sorted(panels)])
+
+    def _repr_png_(self) -> bytes:
+        return self.contact_sheet()
+
+
+def caption_of(picture: Picture) -> str:
+    """Two lines for below a picture."""
+    scored = "" if picture.clip_score is None else f"  clip {picture.clip_score:.3f}"
+    return f"{picture.name.rpartition('/')[2]}{scored}\nseed {picture.seed}"

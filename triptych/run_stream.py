@@ -1,0 +1,104 @@
+"""One run as a caller follows it: its events one by one, or its result when there is no more to come.
+
+It knows neither channels nor requests: how a run begins, is followed and is left comes from client.py.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import aclosing
+from types import TracebackType
+from typing import Self
+
+from triptych.errors import CallError, to_run_error
+from triptych.notebook import choose_sheet
+from triptych.result import RunResult
+from triptych.resume import Backoff, resumed
+from triptych.v1.pipeline_pb2 import Event, RunError
+
+
+class RunStream:
+    """Iterate over it for the events, or await it for the result: `async for event in run`, or `await run`.
+
+    Either, once; `async with` ends it at a place that is known. Events come once each and in order, over as many
+    connections as it takes. When the run FAILED, a CallError is raised after its last event. Awaiting a run in manual
+    mode returns when an image has to be selected.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[], Awaitable[int]],
+        follow: Callable[[int], AsyncGenerator[Event]],
+        *,
+        request_id: str,
+        backoff: Backoff,
+        deadline_s: float | None = None,
+        leave: Callable[[str], Awaitable[None]] | None = None,
+        show: bool | None = None,
+    ) -> None:
+        """`begin` returns the sequence number to follow from. `leave` is called when a run goes on that should not."""
+        self.request_id = request_id
+        # As far as the events have told it.
+        self.result = RunResult()
+        self._begin = begin
+        self._follow = follow
+        self._backoff = backoff
+        self._deadline_s = deadline_s
+        self._leave = leave
+        self._show = show
+        self._events: AsyncGenerator[Event] | None = None
+
+    def __aiter__(self) -> AsyncGenerator[Event]:
+        if self._events is not None:
+            raise RuntimeError(
+                "this run has been followed already; expected one `async for` or one `await`: "
+                "follow it again with client.watch(name)"
+            )
+        self._events = self._told()
+        return self._events
+
+    def __await__(self) -> Generator[object, None, RunResult]:
+        return self._gather().__await__()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stops following; the run is cancelled unless it is detached or only watched."""
+        if self._events is not None:
+            await self._events.aclose()
+
+    async def _gather(self) -> RunResult:
+        with choose_sheet(self._show) as sheet:
+            async with aclosing(aiter(self)) as events:
+                async for event in events:
+                    sheet.update(event, self.result)
+                    # Whoever would be cancelled by our leaving is not left.
+                    if event.HasField("selection_required") and self._leave is None:
+                        break
+        return self.result
+
+    async def _told(self) -> AsyncGenerator[Event]:
+        try:
+            after_sequence = await self._begin()
+            events = resumed(
+                self._follow, self._backoff, after_sequence=after_sequence, deadline_s=self._deadline_s
+            )
+            async with aclosing(events):
+                async for event in events:
+                    self.result.update(event)
+                    yield event
+        except CallError as error:
+            if self.result.state != "failed":
+                raise
+            raise to_run_error(self.result.error or RunError(), error) from None
+        except (GeneratorExit, asyncio.CancelledError):
+            if self._leave is not None and self.result.name and not self.result.is_finished:
+                await self._leave(self.result.name)
+            raise
+        if self.result.state == "failed":
+            raise to_run_error(self.result.error or RunError())

@@ -1,0 +1,48 @@
+"""A RunSpec from the few numbers that most callers set; for everything else there is the message itself."""
+
+from triptych.v1.pipeline_pb2 import RunSpec
+
+
+def make_spec(
+    prompt: str,
+    *,
+    seed: int | None = None,
+    candidates: int = 8,
+    refine_top: int = 1,
+    variations: int = 8,
+    upscale_top: int = 1,
+    preview_every: int = 0,
+    manual: bool = False,
+) -> RunSpec:
+    """As the options of `triptych run`: so many sketches, of the best so many variations each, the best enlarged.
+
+    0 leaves a stage out. With `manual` the run waits after each stage for images to be selected, and `refine_top` and
+    `upscale_top` say no more than whether the stage is there. Nothing is checked here; the gateway refuses what it
+    cannot serve by the name of the field.
+    """
+    spec = RunSpec(prompt=prompt, seed=seed)
+    spec.generate.count = candidates
+    spec.generate.settings.preview_every = preview_every
+    refines = refine_top > 0 and variations > 0
+    if refines:
+        spec.refine.count = variations
+        spec.refine.settings.preview_every = preview_every
+    if upscale_top > 0:
+        spec.upscale.SetInParent()
+    if manual:
+        spec.manual.SetInParent()
+        return spec
+    spec.automatic.SetInParent()
+    if refines:
+        spec.automatic.top_k_after_generate = _choice(refine_top, candidates)
+    if upscale_top > 0:
+        if refines:
+            spec.automatic.top_k_after_refine = _choice(upscale_top, refine_top * variations)
+        else:
+            spec.automatic.top_k_after_generate = _choice(upscale_top, candidates)
+    return spec
+
+
+def _choice(top: int, num_images: int) -> int:
+    """A choice of all images is sent as 0, so that none waits for the others."""
+    return 0 if top == num_images else top
