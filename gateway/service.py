@@ -5,7 +5,7 @@ It translates calls to gateway/pipeline.py and back. It imports neither jax nor 
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
@@ -13,6 +13,8 @@ import click
 
 from gateway.attempts import Patience
 from gateway.authentication import Authentication, TokenInterceptor, current_caller
+from gateway.http.api import Api
+from gateway.http.server import serving_http
 from gateway.pipeline import Pipeline
 from gateway.pool import Pool, Target, parse_target
 from gateway.runs import Bounds, Runs
@@ -169,6 +171,16 @@ class TargetType(click.ParamType[Target, str | Target]):
     help="An upscaler, as above.",
 )
 @click.option(
+    "--http-port",
+    type=click.IntRange(0, 65535),
+    help="Serve the page, HTTP and server-sent events here, too; 0: any free port.  [default: no HTTP]",
+)
+@click.option(
+    "--http-allowed-host",
+    multiple=True,
+    help="A name that HTTP may be asked by, such as that of a proxy in front; repeat it for more.",
+)
+@click.option(
     "--tokens",
     type=click.Path(dir_okay=False, path_type=Path),
     help="The file of tokens that `triptych tokens add` makes; without it everybody may call and sees all runs.",
@@ -207,6 +219,8 @@ def serve(
     generator: tuple[Target, ...],
     refiner: tuple[Target, ...],
     upscaler: tuple[Target, ...],
+    http_port: int | None,
+    http_allowed_host: tuple[str, ...],
     tokens: Path | None,
     max_runs: int,
     stall_timeout: float,
@@ -222,6 +236,8 @@ def serve(
             targets,
             host=host,
             port=port,
+            http_port=http_port,
+            http_allowed_hosts=http_allowed_host,
             patience=Patience(stall_timeout_s=stall_timeout),
             bounds=Bounds(max_running=max_runs),
             authentication=Authentication(tokens),
@@ -236,6 +252,8 @@ async def run_gateway(
     *,
     host: str,
     port: int,
+    http_port: int | None,
+    http_allowed_hosts: Collection[str],
     patience: Patience,
     bounds: Bounds,
     authentication: Authentication,
@@ -250,7 +268,19 @@ async def run_gateway(
         }
         runs = Runs(pools, patience, bounds)
         stack.push_async_callback(runs.close)
-        service = PipelineService(Pipeline(pools, runs))
+        pipeline = Pipeline(pools, runs)
+        service = PipelineService(pipeline)
+        web = None
+        if http_port is not None:
+            web = await stack.enter_async_context(
+                serving_http(
+                    Api(pipeline, authentication),
+                    host=host,
+                    port=http_port,
+                    grace_s=grace_s,
+                    hosts=http_allowed_hosts,
+                )
+            )
         running = await stack.enter_async_context(
             serving(
                 lambda server: add_PipelineServiceServicer_to_server(service, server),
@@ -263,6 +293,8 @@ async def run_gateway(
         )
         await running.set_serving(True)
         log.info("serving on %s", running.address)
-        announce("gateway", running.address)
+        announce("gateway", running.address, **({"http": web.address} if web else {}))
         await stop.wait()
+        if web:
+            web.stop()
         log.info("stopping; running calls have %.0f s", grace_s)

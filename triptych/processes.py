@@ -35,6 +35,8 @@ class ServiceReady:
     service: str
     address: str
     model: str = ""
+    # Of the gateway's page, where it serves one.
+    http: str = ""
 
 
 @dataclass
@@ -56,7 +58,9 @@ class Child:
         async for line in lines_of(self.output):
             with suppress(ValueError, KeyError, TypeError):
                 said = json.loads(line)
-                ready = ServiceReady(said["service"], said["address"], said.get("model", ""))
+                ready = ServiceReady(
+                    said["service"], said["address"], said.get("model", ""), said.get("http", "")
+                )
                 self.output_reader = asyncio.create_task(drain(self.output))
                 return ready
         raise click.ClickException(f"the {self.name} did not start: {await self.epitaph()}")

@@ -9,6 +9,7 @@ from triptych.processes import ServiceReady, running_pipeline
 from triptych.run_spec import STAGES, model_options, models_of
 
 GATEWAY_PORT = 50050
+HTTP_PORT = 8080
 
 
 @click.command()
@@ -18,12 +19,19 @@ GATEWAY_PORT = 50050
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=GATEWAY_PORT, help="Of the gateway; 0: any free one."
 )
+@click.option(
+    "--http-port",
+    type=click.IntRange(0, 65535),
+    default=HTTP_PORT,
+    help="Of the page and the HTTP interfaces; 0: any free one.",
+)
 @model_options
-def up(host: str, port: int, **settings: Any) -> None:
+def up(host: str, port: int, http_port: int, **settings: Any) -> None:
     """Start the three stages and the gateway and keep them running until Ctrl-C."""
     models = models_of(settings)
     stages = {name: ["--port", "0", *models.get(name, ())] for name in STAGES}
-    run_in_foreground(keep_running(stages, ["--host", host, "--port", str(port)]))
+    options = ["--host", host, "--port", str(port), "--http-port", str(http_port)]
+    run_in_foreground(keep_running(stages, options))
 
 
 async def keep_running(stages: dict[str, list[str]], gateway_options: list[str]) -> None:
@@ -33,7 +41,9 @@ async def keep_running(stages: dict[str, list[str]], gateway_options: list[str])
         stages, gateway_options=gateway_options, on_ready=say_ready, on_log=say_log
     ) as pipeline:
         address = pipeline.gateway.address
-        click.echo(f'Ready. In another terminal: triptych run "a red house" --gateway {address}')
+        page = f" The page: http://{pipeline.gateway.http}/" if pipeline.gateway.http else ""
+        click.echo(f"Ready.{page}")
+        click.echo(f'In another terminal: triptych run "a red house" --gateway {address}')
         click.echo("Ctrl-C stops all of them.", err=True)
         raise click.ClickException(await pipeline.first_end())
 

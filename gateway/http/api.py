@@ -1,0 +1,51 @@
+"""What every route needs: the pipeline, who calls, and the bounds of a request.
+
+Routes find it with `api_of(request)` and the caller with `caller_of(request)`.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import cast
+
+from starlette.requests import Request
+
+from gateway.authentication import Authentication
+from gateway.callers import Caller
+from gateway.http.event_json import EventEncoder
+from gateway.http.sse import HEARTBEAT_S
+from gateway.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may bring. A spec may hold pictures in base64, as a gRPC message of 32 MiB may hold them raw."""
+
+    max_run_bytes: int = 44 * 2**20
+    max_body_bytes: int = 2**20
+    max_upload_bytes: int = 34 * 2**20
+    # For the whole of a body: a caller who sends a byte a minute holds nothing for long.
+    body_timeout_s: float = 60.0
+
+
+@dataclass
+class Api:
+    pipeline: Pipeline
+    authentication: Authentication = field(default_factory=Authentication)
+    limits: Limits = field(default_factory=Limits)
+    heartbeat_s: float = HEARTBEAT_S
+    # Set when the process is asked to stop: event streams end, and their readers come back to whoever is there then.
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    events: EventEncoder = field(default_factory=EventEncoder)
+
+
+def api_of(request: Request) -> Api:
+    return cast(Api, request.app.state.api)
+
+
+def caller_of(request: Request) -> Caller:
+    """Raises Unauthenticated or PermissionDenied where callers need tokens."""
+    host = request.client.host if request.client else ""
+    family = "ipv6" if ":" in host else "ipv4"
+    # As gRPC writes it, so that the calls of one machine through both doors share their turns.
+    peer = f"{family}:[{host}]" if family == "ipv6" else f"{family}:{host}"
+    return api_of(request).authentication.authenticate(request.headers.get("authorization"), peer=peer)

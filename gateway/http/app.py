@@ -1,0 +1,54 @@
+"""The HTTP application: all routes, and one place where every error becomes an answer."""
+
+import logging
+from collections.abc import Collection
+from http import HTTPStatus
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from gateway.http import page, runs_routes
+from gateway.http.api import Api
+from gateway.http.errors import HttpError, to_response
+from gateway.http.safety import Safety, is_openai
+from services.errors import TriptychError
+
+log = logging.getLogger(__name__)
+
+
+def make_app(api: Api, *, hosts: Collection[str] = ()) -> ASGIApp:
+    """`hosts`: the names that we may be asked by; none: any."""
+    app = Starlette(
+        routes=[*runs_routes.routes, *page.routes],
+        exception_handlers={
+            TriptychError: _answer_error,
+            HTTPException: _answer_http_exception,
+            Exception: _answer_bug,
+        },
+    )
+    app.state.api = api
+    return Safety(app, hosts=hosts)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TriptychError)  # noqa: S101 - it is registered for these
+    return to_response(error, is_openai=is_openai(request.url.path))
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    """What the router says: no such route, or not with this method."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - as above
+    status = HTTPStatus(error.status_code)
+    told = HttpError(
+        status, status.name, f"{request.method} {request.url.path}: {error.detail}", dict(error.headers or {})
+    )
+    return to_response(told, is_openai=is_openai(request.url.path))
+
+
+async def _answer_bug(request: Request, error: Exception) -> Response:
+    """A bug is logged whole by the server that called us, and is opaque to the caller."""
+    bug = TriptychError("internal error; see the gateway's log")
+    return to_response(bug, is_openai=is_openai(request.url.path))

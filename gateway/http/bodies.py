@@ -1,0 +1,89 @@
+"""The bodies of requests, bounded in size and time, and read whole before anything is done with them."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from gateway.http.errors import HttpError
+from services.errors import InvalidRequest
+
+MAX_FILES = 17
+MAX_FIELDS = 64
+MAX_FIELD_BYTES = 64 * 2**10
+# Larger texts are parsed beside the event loop, on which all other calls wait.
+PARSED_IN_PLACE_BYTES = 64 * 2**10
+
+
+async def read_json(request: Request, *, max_bytes: int, timeout_s: float, any_type: bool = False) -> Any:
+    """The JSON of a body. Raises HttpError for another content type, unless any will do, and beyond the bounds.
+
+    A page of another site can send a text without asking first, but not JSON: the browser would ask us, and be refused.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not any_type and kind != "application/json":
+        raise HttpError(
+            415, "UNSUPPORTED_MEDIA_TYPE", f"expected content-type application/json, got {kind!r}"
+        )
+    data = b"".join([part async for part in _bounded(request, max_bytes, timeout_s)])
+    try:
+        if len(data) > PARSED_IN_PLACE_BYTES:
+            return await asyncio.to_thread(json.loads, data)
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise HttpError(400, "INVALID_ARGUMENT", f"the body must be JSON: {error}") from None
+
+
+async def read_form(request: Request, *, max_bytes: int, timeout_s: float) -> FormData:
+    """The fields and files of a multipart body; whoever asks must close it."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise HttpError(
+            415, "UNSUPPORTED_MEDIA_TYPE", f"expected content-type multipart/form-data, got {kind!r}"
+        )
+    parser = MultiPartParser(
+        request.headers,
+        _bounded(request, max_bytes, timeout_s),
+        max_files=MAX_FILES,
+        max_fields=MAX_FIELDS,
+        max_part_size=MAX_FIELD_BYTES,
+    )
+    try:
+        return await parser.parse()
+    except MultiPartException as error:
+        raise HttpError(400, "INVALID_ARGUMENT", f"the body is no multipart form: {error.message}") from None
+
+
+async def _bounded(request: Request, max_bytes: int, timeout_s: float) -> AsyncGenerator[bytes]:
+    """The parts of a body; raises HttpError where it is too large, too slow, or ends too soon."""
+    stream = request.stream()
+    too_large = HttpError(413, "BODY_TOO_LARGE", f"the body must have at most {max_bytes} bytes")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise too_large
+    num_bytes = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for part in stream:
+                num_bytes += len(part)
+                if num_bytes > max_bytes:
+                    raise too_large
+                yield part
+    except TimeoutError:
+        raise HttpError(408, "BODY_TOO_SLOW", f"the body must be here within {timeout_s:g} s") from None
+    except ClientDisconnect:
+        raise HttpError(400, "BODY_CUT_SHORT", "the body ended before it was whole") from None
+
+
+def query_integer(request: Request, name: str, default: int = 0) -> int:
+    """A whole number of the query; raises InvalidRequest."""
+    text = request.query_params.get(name, "")
+    if not text:
+        return default
+    if not text.removeprefix("-").isdecimal() or len(text) > 19:
+        raise InvalidRequest(name, f"must be a whole number, got {text[:40]!r}")
+    return int(text)

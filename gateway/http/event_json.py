@@ -1,0 +1,70 @@
+"""The contract's messages as JSON: protobuf's own mapping, with the names that the .proto files have.
+
+Zeros and empty lists are written out, so a reader need not know what they stand for.
+"""
+
+import json
+from collections import OrderedDict
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from google.protobuf.message import Message
+
+from gateway.http.errors import HttpError
+from gateway.http.sse import message
+from triptych.v1.pipeline_pb2 import Event
+
+# Everybody who watches a run is sent the same bytes: those of so many bytes of recent events are kept.
+MAX_KEPT_BYTES = 8 * 2**20
+
+
+def to_dict(one: Message) -> dict[str, Any]:
+    """A message for an answer; pictures without their files do not say so."""
+    told: dict[str, Any] = MessageToDict(
+        one, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    for image in told.get("images", ()):
+        image.pop("data", None)
+    return told
+
+
+def from_dict(body: object, kind: type[Message]) -> Any:
+    """Reads a message of that kind; raises HttpError that names the field which does not fit."""
+    if not isinstance(body, dict):
+        raise HttpError(400, "INVALID_ARGUMENT", f"the body must be a JSON object, got {type(body).__name__}")
+    try:
+        return ParseDict(body, kind())
+    except ParseError as error:
+        raise HttpError(400, "INVALID_ARGUMENT", f"the body is no {kind.DESCRIPTOR.name}: {error}") from None
+
+
+class EventEncoder:
+    """Writes each event once, however many watch."""
+
+    def __init__(self, max_bytes: int = MAX_KEPT_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+
+    def encode(self, run: str, event: Event) -> bytes:
+        """The event as a server-sent one, a finished picture without its file."""
+        key = run, event.sequence
+        if (text := self._kept.get(key)) is None:
+            text = self._kept[key] = message(_event_json(event), sequence=event.sequence)
+            self._num_bytes += len(text)
+            while self._num_bytes > self._max_bytes:
+                _, oldest = self._kept.popitem(last=False)
+                self._num_bytes -= len(oldest)
+        return text
+
+
+def _event_json(event: Event) -> bytes:
+    if event.HasField("image_ready") and event.image_ready.image.data:
+        told = Event()
+        told.CopyFrom(event)
+        event = told
+        event.image_ready.image.ClearField("data")
+    fields = MessageToDict(event, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    if "image_ready" in fields:
+        fields["image_ready"]["image"].pop("data", None)
+    return json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()

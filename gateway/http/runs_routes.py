@@ -1,0 +1,159 @@
+"""Runs over HTTP: begun, listed, watched, chosen from, cancelled and deleted; their pictures; the models.
+
+Bodies and answers are the contract's messages as JSON. It knows the pipeline's methods and nothing behind them.
+"""
+
+import json
+import re
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gateway.callers import Caller
+from gateway.http.api import Api, api_of, caller_of
+from gateway.http.bodies import query_integer, read_json
+from gateway.http.errors import error_body
+from gateway.http.event_json import from_dict, to_dict
+from gateway.http.sse import EventStream, message
+from services.errors import InvalidRequest, NotFound, TriptychError
+from triptych.v1.pipeline_pb2 import (
+    CancelRunRequest,
+    ListModelsResponse,
+    ListRunsResponse,
+    RunState,
+    SelectImagesRequest,
+    StreamRunRequest,
+)
+
+SHA256 = re.compile("[0-9a-f]{64}")
+MAX_FILE_NAME_CHARS = 120
+
+
+async def list_models(request: Request) -> Response:
+    caller_of(request)
+    models = await api_of(request).pipeline.list_models()
+    return JSONResponse(to_dict(ListModelsResponse(models=models)))
+
+
+async def create_run(request: Request) -> Response:
+    api, caller = api_of(request), caller_of(request)
+    body = await read_json(request, max_bytes=api.limits.max_run_bytes, timeout_s=api.limits.body_timeout_s)
+    asked = from_dict(body, StreamRunRequest)
+    # What begins with a request that has an answer at once goes on without it, unless the caller says otherwise.
+    detach = asked.detach or "detach" not in body
+    run = await api.pipeline.create_run(asked.request_id, asked.spec, caller, detach=detach)
+    return JSONResponse(to_dict(run), 201, {"location": f"/{run.name}"})
+
+
+async def list_runs(request: Request) -> Response:
+    caller = caller_of(request)
+    runs, token = await api_of(request).pipeline.list_runs(
+        caller,
+        page_size=query_integer(request, "page_size"),
+        page_token=request.query_params.get("page_token", ""),
+    )
+    answer = to_dict(ListRunsResponse(next_page_token=token))
+    return JSONResponse({**answer, "runs": [to_dict(run) for run in runs]})
+
+
+async def get_run(request: Request) -> Response:
+    run = await api_of(request).pipeline.get_run(_name(request), caller_of(request))
+    return JSONResponse(to_dict(run))
+
+
+async def delete_run(request: Request) -> Response:
+    await api_of(request).pipeline.delete_run(_name(request), caller_of(request))
+    return Response(status_code=204)
+
+
+async def cancel_run(request: Request) -> Response:
+    api, caller = api_of(request), caller_of(request)
+    body = await read_json(request, max_bytes=api.limits.max_body_bytes, timeout_s=api.limits.body_timeout_s)
+    asked = from_dict(body, CancelRunRequest)
+    return JSONResponse(to_dict(await api.pipeline.cancel_run(_name(request), caller, asked.images)))
+
+
+async def select_images(request: Request) -> Response:
+    api, caller = api_of(request), caller_of(request)
+    body = await read_json(request, max_bytes=api.limits.max_body_bytes, timeout_s=api.limits.body_timeout_s)
+    asked = from_dict(body, SelectImagesRequest)
+    run = await api.pipeline.select_images(asked.request_id, _name(request), asked.selections, caller)
+    return JSONResponse(to_dict(run))
+
+
+async def watch_run(request: Request) -> Response:
+    """Server-sent events from where the reader has been; 204, which ends a browser's attempts, when there is no more."""
+    api, caller, name = api_of(request), caller_of(request), _name(request)
+    after = _last_event_id(request)
+    run = await api.pipeline.get_run(name, caller)
+    if run.state >= RunState.RUN_STATE_SUCCEEDED and after >= run.last_sequence:
+        return Response(status_code=204)
+    return EventStream(_events(api, name, caller, after), api.closing, heartbeat_s=api.heartbeat_s)
+
+
+async def _events(api: Api, name: str, caller: Caller, after_sequence: int) -> AsyncGenerator[bytes]:
+    with ExitStack() as attached:
+        try:
+            attached.enter_context(api.pipeline.attach(name))
+            events = api.pipeline.watch_run(name, caller, after_sequence=after_sequence)
+            async with aclosing(events):
+                async for event in events:
+                    yield api.events.encode(name, event)
+        except TriptychError as error:
+            # The answer has begun: what went wrong can only be said in it.
+            yield message(json.dumps(error_body(error)).encode(), event="error")
+
+
+def _last_event_id(request: Request) -> int:
+    text = request.headers.get("last-event-id", "")
+    if not text:
+        return max(0, query_integer(request, "after_sequence"))
+    if not text.isdecimal() or len(text) > 18:
+        raise InvalidRequest("Last-Event-ID", f"must be the id of an event, got {text[:40]!r}")
+    return int(text)
+
+
+async def read_image(request: Request) -> Response:
+    """A picture by the hash of its file, to whoever may see a run that has it."""
+    api, sha256 = api_of(request), request.path_params["sha256"]
+    if not SHA256.fullmatch(sha256):
+        raise NotFound(f"there is no picture {sha256[:80]!r}; expected 64 hexadecimal digits")
+    caller = caller_of(request)
+    tag = f'"{sha256}"'
+    mime_type, data = await api.pipeline.read_file(sha256, caller)
+    headers = {
+        # Under this address there will never be anything else; private, for it may not be everybody's.
+        "cache-control": "private, max-age=31536000, immutable",
+        "etag": tag,
+    }
+    if tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    if name := request.query_params.get("download", ""):
+        headers["content-disposition"] = attachment(name)
+    return Response(data, media_type=mime_type, headers=headers)
+
+
+def attachment(name: str) -> str:
+    """A header that saves an answer under that name (RFC 6266)."""
+    return f"attachment; filename*=UTF-8''{quote(name[:MAX_FILE_NAME_CHARS], safe='')}"
+
+
+def _name(request: Request) -> str:
+    return f"runs/{request.path_params['id']}"
+
+
+routes = [
+    Route("/models", list_models, methods=["GET"]),
+    Route("/runs", create_run, methods=["POST"]),
+    Route("/runs", list_runs, methods=["GET"]),
+    Route("/runs/{id}", get_run, methods=["GET"]),
+    Route("/runs/{id}", delete_run, methods=["DELETE"]),
+    Route("/runs/{id}/cancel", cancel_run, methods=["POST"]),
+    Route("/runs/{id}/selections", select_images, methods=["POST"]),
+    Route("/runs/{id}/events", watch_run, methods=["GET"]),
+    Route("/images/{sha256}", read_image, methods=["GET"]),
+]

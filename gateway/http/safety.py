@@ -1,0 +1,108 @@
+"""What every answer says to browsers: what our page may load, that nobody may frame it, and which sites may read what.
+
+Pages of other sites may use what existing programs call from them: OpenAI's API, and dalle-playground's. It is an
+ASGI wrapper and knows routes by the beginnings of their paths.
+"""
+
+from collections.abc import Collection
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# The page, its modules and its styles come from here; pictures also from what the page has fetched or been sent.
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": PAGE_POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
+# In the order and the words of Flask-CORS, which dalle-playground's back end answers with.
+CORS_METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
+EXPOSED_HEADERS = "retry-after, retry-after-ms, x-should-retry, x-request-id"
+
+
+class Safety:
+    """Adds the headers to every answer of `app`, and answers preflights itself.
+
+    `hosts`: names under which we may be asked, none: any. A site that has its own name resolve to our address would
+    otherwise be, to a browser, the same site as our page.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str] = ()) -> None:
+        self._app = app
+        self._hosts = frozenset(host.lower() for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        asked = Headers(scope=scope)
+        cors = _cors(scope["path"], asked)
+
+        async def send_safely(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in {**HEADERS, **cors}.items():
+                    headers.setdefault(name, value)
+                if cors:
+                    headers.add_vary_header("Origin")
+            await send(message)
+
+        if self._hosts and _host_name(asked.get("host", "")) not in self._hosts:
+            answer: ASGIApp = _wrong_host(asked.get("host", ""))
+        elif cors and scope["method"] == "OPTIONS":
+            answer = _preflight(asked)
+        else:
+            answer = self._app
+        await answer(scope, receive, send_safely)
+
+
+def is_openai(path: str) -> bool:
+    """Whether the answer is in the shapes of OpenAI's API."""
+    return path.startswith("/v1/")
+
+
+def _cors(path: str, asked: Headers) -> dict[str, str]:
+    """What lets pages of other sites read the answer; nothing of what is not for them."""
+    if not is_openai(path) and path not in ("/dalle", "/"):
+        return {}
+    # No credentials of a browser are ever asked for, so any site may; as Flask-CORS, we answer by its name.
+    return {
+        "access-control-allow-origin": asked.get("origin", "*"),
+        "access-control-expose-headers": EXPOSED_HEADERS,
+    }
+
+
+def _preflight(asked: Headers) -> Response:
+    headers = {"allow": "OPTIONS, GET, POST"}
+    if "access-control-request-method" in asked:
+        headers["access-control-allow-methods"] = CORS_METHODS
+        names = sorted(name.strip() for name in asked.get("access-control-request-headers", "").split(","))
+        if any(names):
+            headers["access-control-allow-headers"] = ", ".join(names)
+    return Response(b"", 200, headers, media_type="text/html")
+
+
+def _host_name(host: str) -> str:
+    name = host.lower()
+    return name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
+
+
+def _wrong_host(host: str) -> Response:
+    body = {
+        "error": {
+            "reason": "WRONG_HOST",
+            "message": f"this gateway is not known as {host[:80]!r}; open it at localhost, or start it with "
+            "--http-allowed-host NAME",
+            "violations": {},
+        }
+    }
+    return JSONResponse(body, 421)

@@ -1,0 +1,113 @@
+"""Serves the HTTP application on the event loop that it is called on, beside gRPC: `serving_http` is its whole life."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import uvicorn
+
+from gateway.http.api import Api
+from gateway.http.app import make_app
+from gateway.http.safety import LOOPBACK_HOSTS
+from gateway.pool import join
+from services.server import AddressInUse
+
+# Event streams are connections: so many people and programs at once, and no more.
+MAX_CONNECTIONS = 1_000
+# Of a caller who asks for nothing.
+KEEP_ALIVE_S = 15
+# A peer that takes nothing of what it has been sent for so long is gone, also when it does not say so; the kernel
+# then ends the connection, and with it what is held for it.
+TAKE_TIMEOUT_MS = 60_000
+MAX_HEADER_BYTES = 64 * 2**10
+BACKLOG = 512
+
+
+@dataclass(frozen=True)
+class ServingHttp:
+    """Where it listens."""
+
+    port: int
+    address: str
+    stop: Callable[[], None]
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: the process has one place where it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+
+@asynccontextmanager
+async def serving_http(
+    api: Api, *, host: str = "127.0.0.1", port: int = 0, grace_s: float = 30.0, hosts: Collection[str] = ()
+) -> AsyncIterator[ServingHttp]:
+    """Answers inside the block; on exit event streams end at once, and other calls have `grace_s`. Raises AddressInUse.
+
+    `hosts`: names under which it may be asked, beside loopback's own. On loopback, where anybody's page could have its
+    name resolve to us, there are no others; elsewhere, without any, all are right.
+    """
+    listening = _listen(host, port)
+    is_private = host in ("127.0.0.1", "::1", "localhost")
+    config = uvicorn.Config(
+        make_app(api, hosts=(*LOOPBACK_HOSTS, *hosts) if is_private or hosts else ()),
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(grace_s)),
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+    )
+    server = _Server(config)
+    running = asyncio.create_task(server.serve(sockets=[listening]), name="http")
+    ready = asyncio.create_task(server.ready.wait())
+    await asyncio.wait([running, ready], return_when=asyncio.FIRST_COMPLETED)
+    ready.cancel()
+    bound = listening.getsockname()[1]
+
+    def stop() -> None:
+        """Begins the end without waiting for it."""
+        api.closing.set()
+        server.should_exit = True
+
+    try:
+        yield ServingHttp(bound, join(host, bound), stop)
+    finally:
+        stop()
+        await running
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections take it over from here
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TAKE_TIMEOUT_MS)
+    try:
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise AddressInUse(
+            f"cannot listen on {join(host, port)}: {error.strerror}; choose another --http-port, or 0 for any "
+            "free one"
+        ) from None
+    listening.setblocking(False)
+    return listening
