@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gateway.stages import StageKind
 from services.channels import open_channel
 from services.errors import NoWorker
+from services.tls import CertificateFiles, Certificates
 from triptych.v1.stage_pb2 import ModelInfo
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class Worker:
     outstanding: int = 0
     # No longer at its name: gets nothing new and is closed when it has no work left.
     gone: bool = False
+    # What the channel was opened with.
+    certificates: Certificates | None = None
 
 
 class Pool:
@@ -88,11 +91,15 @@ class Pool:
         *,
         check_every_s: float = CHECK_EVERY_S,
         resolve: Resolve = resolve_name,
+        certificates: CertificateFiles | None = None,
     ) -> None:
         self.kind = kind
         self.targets = tuple(targets)
         self._check_every_s = check_every_s
         self._resolve = resolve
+        self._certificates = certificates
+        # Those whose channel has the certificates from before a change: closed when they have no work left.
+        self._replaced: list[Worker] = []
         self._workers: dict[str, Worker] = {}
         self._resolved: dict[Target, list[str]] = {}
         self._unresolved: dict[Target, str] = {}
@@ -110,8 +117,10 @@ class Pool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(worker.channel.close() for worker in self._workers.values()))
+        workers = [*self._workers.values(), *self._replaced]
+        await asyncio.gather(*(worker.channel.close() for worker in workers))
         self._workers.clear()
+        self._replaced.clear()
 
     @property
     def healthy(self) -> list[Worker]:
@@ -175,21 +184,34 @@ class Pool:
             await asyncio.sleep(self._check_every_s)
 
     async def _refresh(self) -> None:
-        addresses = [
-            address
-            for found in await asyncio.gather(*map(self._addresses, self.targets))
-            for address in found
-        ]
-        for address in addresses:
-            if address not in self._workers:
-                self._workers[address] = Worker(address, open_channel(address))
+        found = await asyncio.gather(*map(self._addresses, self.targets))
+        # Behind a name every worker proves to be the name, whatever address it has.
+        server_names = {
+            address: target.host if target.is_name else None
+            for target, those in zip(self.targets, found, strict=True)
+            for address in those
+        }
+        addresses = list(server_names)
+        certificates = self._certificates.current() if self._certificates else None
+        for address, server_name in server_names.items():
+            known = self._workers.get(address)
+            if known is None or known.certificates is not certificates:
+                channel = open_channel(address, certificates, server_name=server_name)
+                worker = Worker(address, channel, certificates=certificates)
+                if known is not None:
+                    worker.problem, worker.model = known.problem, known.model
+                    self._replaced.append(known)
+                self._workers[address] = worker
             self._workers[address].gone = False
+        for worker in [worker for worker in self._replaced if not worker.outstanding]:
+            self._replaced.remove(worker)
+            await worker.channel.close()
         for worker in [worker for worker in self._workers.values() if worker.address not in addresses]:
             worker.gone = True
             if not worker.outstanding:
                 del self._workers[worker.address]
                 await worker.channel.close()
-        await asyncio.gather(*(self._check(self._workers[address]) for address in dict.fromkeys(addresses)))
+        await asyncio.gather(*(self._check(self._workers[address]) for address in addresses))
 
     async def _addresses(self, target: Target) -> list[str]:
         if not target.is_name:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import grpc
 
+from services.tls import Certificates, channel_credentials
+
 # A 2048 px RGB picture is 12 MiB at worst as PNG: room for two, for several sketches, or for the 10 MB
 # prompt that deserves a better answer than "message too large". gRPC's own limit is 4 MiB.
 MAX_MESSAGE_BYTES = 32 * 2**20
@@ -65,6 +67,17 @@ CLIENT_OPTIONS: Sequence[tuple[str, int]] = (
 )
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to one server at "host:port"; it connects at the first call and must be closed."""
-    return grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
+def open_channel(
+    address: str, certificates: Certificates | None = None, *, server_name: str | None = None
+) -> grpc.aio.Channel:
+    """A channel to one server at "host:port"; it connects at the first call and must be closed.
+
+    With `certificates` both ends prove who they are. `server_name` is whom the server's certificate must be for, where
+    that is not the host.
+    """
+    if certificates is None:
+        return grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
+    name = [("grpc.ssl_target_name_override", server_name)] if server_name else []
+    return grpc.aio.secure_channel(
+        address, channel_credentials(certificates), options=[*CLIENT_OPTIONS, *name]
+    )

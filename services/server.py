@@ -25,6 +25,7 @@ from grpc_status import rpc_status
 
 from services.channels import SERVER_OPTIONS
 from services.errors import InvalidRequest, TriptychError
+from services.tls import CertificateFiles, server_credentials
 
 log = logging.getLogger(__name__)
 
@@ -161,10 +162,12 @@ async def serving(
     port: int = 0,
     grace_s: float = 30.0,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    certificate: CertificateFiles | None = None,
 ) -> AsyncIterator[Serving]:
     """Listens inside the block; `services` are the full names that health and reflection know.
 
-    What `interceptors` raise gets its status as what the servicers raise does.
+    What `interceptors` raise gets its status as what the servicers raise does. Without a `certificate` nothing is
+    encrypted; see listening.py for where that may be.
     On exit the server says NOT_SERVING, takes no new call and waits `grace_s` for those that run.
     Raises AddressInUse.
     """
@@ -176,7 +179,10 @@ async def serving(
     reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     address = f"[{host}]" if ":" in host else host
     try:
-        bound = server.add_insecure_port(f"{address}:{port}")
+        if certificate is None:
+            bound = server.add_insecure_port(f"{address}:{port}")
+        else:
+            bound = server.add_secure_port(f"{address}:{port}", server_credentials(certificate))
     except RuntimeError:
         raise AddressInUse(
             f"cannot listen on {address}:{port}: the port is in use or the address is not of this machine; "

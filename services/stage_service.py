@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import click
@@ -22,9 +23,11 @@ from google.protobuf import duration_pb2
 from services.engine import Engine
 from services.errors import NotReady, TriptychError
 from services.events import Accepted, EncodedPicture, Event, Failed, Finished, Preview, Progress
+from services.listening import certificate_of, check_address, tls_options
 from services.model_folder import Manifest
 from services.server import Context, announce, serving, stop_signal
 from services.stepper import Stepper, Ticket
+from services.tls import CertificateFiles
 from triptych import __version__
 from triptych.v1.stage_pb2 import ImageData, ModelInfo, Stage, StageEvent
 
@@ -64,6 +67,10 @@ class ServeOptions:
     grace: float
     exit_with_parent: bool
     log_level: str
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    insecure: bool = False
 
 
 class StageService(Generic[Loaded, Job]):
@@ -158,7 +165,7 @@ def stage_options(
 
         gather.__doc__ = command.__doc__
         gather.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined] # click's own place for options that decorators below this one added
-        decorated: Callable[..., None] = gather
+        decorated: Callable[..., None] = tls_options(gather)
         for option in reversed(decorators):
             decorated = option(decorated)
         return decorated
@@ -178,7 +185,15 @@ def run_stage(
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s"
     )
-    asyncio.run(_run_stage(service, add_to_server, load, service_name, options))
+    files = certificate_of(options.tls_cert, options.tls_key, options.tls_client_ca)
+    # A stage knows no tokens: whom it lets in is the certificate's say alone.
+    safe = {
+        "--tls-cert": options.tls_cert,
+        "--tls-key": options.tls_key,
+        "--tls-client-ca": options.tls_client_ca,
+    }
+    check_address(options.host, options=safe, insecure=options.insecure)
+    asyncio.run(_run_stage(service, add_to_server, load, service_name, options, files))
 
 
 async def _run_stage(
@@ -187,6 +202,7 @@ async def _run_stage(
     load: Callable[[], Loaded],
     service_name: str,
     options: ServeOptions,
+    files: CertificateFiles | None,
 ) -> None:
     async with AsyncExitStack() as stack:
         stop = await stack.enter_async_context(stop_signal(with_parent=options.exit_with_parent))
@@ -196,6 +212,7 @@ async def _run_stage(
             host=options.host,
             port=options.port,
             grace_s=options.grace,
+            certificate=files,
         )
         # Calls must end before the engine does, so the server is entered after it, once the model is there; until
         # then it is entered here, to answer health checks and to find a port in use before minutes of loading.
