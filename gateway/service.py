@@ -20,7 +20,9 @@ from gateway.pool import Pool, Target, parse_target
 from gateway.runs import Bounds, Runs
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
 from services.errors import InvalidRequest
+from services.listening import FILE, certificate_of, check_address, tls_options
 from services.server import Context, announce, serving, stop_signal
+from services.tls import CertificateFiles
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
     CancelRunResponse,
@@ -181,8 +183,16 @@ class TargetType(click.ParamType[Target, str | Target]):
     help="A name that HTTP may be asked by, such as that of a proxy in front; repeat it for more.",
 )
 @click.option(
+    "--stage-ca",
+    type=FILE,
+    help="The authority that stages' certificates must come from; without it, no TLS there.",
+)
+@click.option("--stage-cert", type=FILE, help="The certificate that this gateway shows to the stages.")
+@click.option("--stage-key", type=FILE, help="Its key.")
+@tls_options
+@click.option(
     "--tokens",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FILE,
     help="The file of tokens that `triptych tokens add` makes; without it everybody may call and sees all runs.",
 )
 @click.option(
@@ -222,6 +232,13 @@ def serve(
     http_port: int | None,
     http_allowed_host: tuple[str, ...],
     tokens: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    insecure: bool,
+    stage_ca: Path | None,
+    stage_cert: Path | None,
+    stage_key: Path | None,
     max_runs: int,
     stall_timeout: float,
     grace: float,
@@ -231,6 +248,10 @@ def serve(
     """Serve the pipeline over the three stages."""
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     targets = {GENERATE.name: generator, REFINE.name: refiner, UPSCALE.name: upscaler}
+    certificate = certificate_of(tls_cert, tls_key, tls_client_ca)
+    check_address(
+        host, options={"--tls-cert": tls_cert, "--tls-key": tls_key, "--tokens": tokens}, insecure=insecure
+    )
     asyncio.run(
         run_gateway(
             targets,
@@ -241,10 +262,19 @@ def serve(
             patience=Patience(stall_timeout_s=stall_timeout),
             bounds=Bounds(max_running=max_runs),
             authentication=Authentication(tokens),
+            certificate=certificate,
+            stage_certificates=stage_certificates_of(stage_cert, stage_key, stage_ca),
             grace_s=grace,
             exit_with_parent=exit_with_parent,
         )
     )
+
+
+def stage_certificates_of(cert: Path | None, key: Path | None, ca: Path | None) -> CertificateFiles | None:
+    """What the options name; None without an authority. Raises CertificateError when it cannot be used."""
+    if ca is None and (cert is not None or key is not None):
+        raise click.UsageError("--stage-cert and --stage-key need --stage-ca beside them")
+    return CertificateFiles(cert, key, ca) if ca is not None else None
 
 
 async def run_gateway(
@@ -257,6 +287,8 @@ async def run_gateway(
     patience: Patience,
     bounds: Bounds,
     authentication: Authentication,
+    certificate: CertificateFiles | None,
+    stage_certificates: CertificateFiles | None,
     grace_s: float,
     exit_with_parent: bool,
 ) -> None:
@@ -264,7 +296,10 @@ async def run_gateway(
     async with AsyncExitStack() as stack:
         stop = await stack.enter_async_context(stop_signal(with_parent=exit_with_parent))
         pools = {
-            kind.name: await stack.enter_async_context(Pool(kind, targets[kind.name])) for kind in STAGES
+            kind.name: await stack.enter_async_context(
+                Pool(kind, targets[kind.name], certificates=stage_certificates)
+            )
+            for kind in STAGES
         }
         runs = Runs(pools, patience, bounds)
         stack.push_async_callback(runs.close)
@@ -286,6 +321,7 @@ async def run_gateway(
                 lambda server: add_PipelineServiceServicer_to_server(service, server),
                 services=[SERVICE],
                 interceptors=[TokenInterceptor(authentication)],
+                certificate=certificate,
                 host=host,
                 port=port,
                 grace_s=grace_s,
