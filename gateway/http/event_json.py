@@ -35,7 +35,9 @@ def from_dict(body: object, kind: type[Message]) -> Any:
     try:
         return ParseDict(body, kind())
     except ParseError as error:
-        raise HttpError(400, "INVALID_ARGUMENT", f"the body is no {kind.DESCRIPTOR.name}: {error}") from None
+        # The parser goes on to list the fields in another spelling than ours.
+        why = str(error).partition("\n")[0]
+        raise HttpError(400, "INVALID_ARGUMENT", f"the body is no {kind.DESCRIPTOR.name}: {why}") from None
 
 
 class EventEncoder:

@@ -1,13 +1,11 @@
-"""Runs over HTTP: begun, listed, watched, chosen from, cancelled and deleted; their pictures; the models.
+"""Runs over HTTP: begun, listed, watched, chosen from, cancelled and deleted; the models.
 
 Bodies and answers are the contract's messages as JSON. It knows the pipeline's methods and nothing behind them.
 """
 
 import json
-import re
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
-from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -19,7 +17,7 @@ from gateway.http.bodies import query_integer, read_json
 from gateway.http.errors import error_body
 from gateway.http.event_json import from_dict, to_dict
 from gateway.http.sse import EventStream, message
-from services.errors import InvalidRequest, NotFound, TriptychError
+from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
     ListModelsResponse,
@@ -28,9 +26,6 @@ from triptych.v1.pipeline_pb2 import (
     SelectImagesRequest,
     StreamRunRequest,
 )
-
-SHA256 = re.compile("[0-9a-f]{64}")
-MAX_FILE_NAME_CHARS = 120
 
 
 async def list_models(request: Request) -> Response:
@@ -117,31 +112,6 @@ def _last_event_id(request: Request) -> int:
     return int(text)
 
 
-async def read_image(request: Request) -> Response:
-    """A picture by the hash of its file, to whoever may see a run that has it."""
-    api, sha256 = api_of(request), request.path_params["sha256"]
-    if not SHA256.fullmatch(sha256):
-        raise NotFound(f"there is no picture {sha256[:80]!r}; expected 64 hexadecimal digits")
-    caller = caller_of(request)
-    tag = f'"{sha256}"'
-    mime_type, data = await api.pipeline.read_file(sha256, caller)
-    headers = {
-        # Under this address there will never be anything else; private, for it may not be everybody's.
-        "cache-control": "private, max-age=31536000, immutable",
-        "etag": tag,
-    }
-    if tag in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    if name := request.query_params.get("download", ""):
-        headers["content-disposition"] = attachment(name)
-    return Response(data, media_type=mime_type, headers=headers)
-
-
-def attachment(name: str) -> str:
-    """A header that saves an answer under that name (RFC 6266)."""
-    return f"attachment; filename*=UTF-8''{quote(name[:MAX_FILE_NAME_CHARS], safe='')}"
-
-
 def _name(request: Request) -> str:
     return f"runs/{request.path_params['id']}"
 
@@ -155,5 +125,4 @@ routes = [
     Route("/runs/{id}/cancel", cancel_run, methods=["POST"]),
     Route("/runs/{id}/selections", select_images, methods=["POST"]),
     Route("/runs/{id}/events", watch_run, methods=["GET"]),
-    Route("/images/{sha256}", read_image, methods=["GET"]),
 ]

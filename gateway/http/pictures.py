@@ -1,0 +1,73 @@
+"""Pictures over HTTP: by the hash of their file, and as files to keep, which say how they were made."""
+
+import re
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+import triptych
+from gateway.http.api import api_of, caller_of
+from gateway.stages import STAGES
+from services.errors import NotFound
+from triptych.png_text import with_text
+from triptych.v1.pipeline_pb2 import Image, Run
+
+SHA256 = re.compile("[0-9a-f]{64}")
+MAX_FILE_NAME_CHARS = 120
+STAGE_NAMES = {kind.stage: kind.name for kind in STAGES}
+# Under this address there will never be anything else; private, for it may not be everybody's.
+FOR_EVER = "private, max-age=31536000, immutable"
+
+
+async def read_image(request: Request) -> Response:
+    """The file whose sha256 it is, to whoever may see a run that has it."""
+    api, caller, sha256 = api_of(request), caller_of(request), request.path_params["sha256"]
+    if not SHA256.fullmatch(sha256):
+        raise NotFound(f"there is no picture {sha256[:80]!r}; expected 64 hexadecimal digits")
+    mime_type, data = await api.pipeline.read_file(sha256, caller)
+    headers = {"cache-control": FOR_EVER, "etag": f'"{sha256}"'}
+    if headers["etag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    if name := request.query_params.get("download", ""):
+        headers["content-disposition"] = attachment(name)
+    return Response(data, media_type=mime_type, headers=headers)
+
+
+async def keep_image(request: Request) -> Response:
+    """A picture of a run as a file to keep: a PNG says in its own text chunks how it was made."""
+    api, caller, ids = api_of(request), caller_of(request), request.path_params
+    run = await api.pipeline.get_run(f"runs/{ids['id']}", caller)
+    image, data = await api.pipeline.read_image(f"{run.name}/images/{ids['image']}", caller)
+    if image.mime_type == "image/png":
+        data = with_text(data, describe(run, image))
+    suffix = image.mime_type.partition("/")[2]
+    name = request.query_params.get("download") or f"{ids['id']}-{ids['image']}.{suffix}"
+    headers = {"cache-control": "private, no-cache", "content-disposition": attachment(name)}
+    return Response(data, media_type=image.mime_type, headers=headers)
+
+
+def describe(run: Run, image: Image) -> dict[str, str]:
+    """What a picture's file says of it: all that it takes to make it again."""
+    return {
+        "prompt": run.spec.prompt,
+        "seed": str(image.seed),
+        "stage": STAGE_NAMES[image.stage],
+        "model": image.model_name,
+        "model-digest": image.model_digest,
+        "parent": image.parent.rpartition("/")[2],
+        "run": run.name,
+        "Software": f"triptych {triptych.__version__}",
+    }
+
+
+def attachment(name: str) -> str:
+    """A header that saves an answer under that name (RFC 6266)."""
+    return f"attachment; filename*=UTF-8''{quote(name[:MAX_FILE_NAME_CHARS], safe='')}"
+
+
+routes = [
+    Route("/images/{sha256}", read_image, methods=["GET"]),
+    Route("/runs/{id}/images/{image}", keep_image, methods=["GET"]),
+]
