@@ -15,6 +15,7 @@ import grpc
 from gateway.pool import Pool, Worker
 from gateway.stages import Job, StageKind
 from services.errors import DeadlineExceeded, DeviceOutOfMemory, NoWorker, TriptychError, WorkerEvicted
+from services.images import read_png_size
 from triptych.client import read_details
 from triptych.v1.stage_pb2 import StageEvent
 
@@ -184,6 +185,16 @@ def _find_fault(event: StageEvent, job: Job, kind: StageKind, *, has_picture: bo
         return "a picture without data or size"
     if kind.is_seeded and detail.seed != job.seed:
         return f"a picture of seed {detail.seed} where {job.seed} was asked for"
+    # The next stage and every caller take it for what it says it is; nobody else on the way looks inside.
+    if detail.image.mime_type not in ("", "image/png"):
+        return f"a picture of type {detail.image.mime_type[:40]!r}"
+    try:
+        size = read_png_size(detail.image.data)
+    except ValueError as error:
+        return str(error)
+    if size != (detail.image.width, detail.image.height):
+        said = f"{detail.image.width} x {detail.image.height}"
+        return f"a picture of {size[0]} x {size[1]} pixels that is said to have {said}"
     return ""
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from services.errors import ImageTooLarge, InvalidRequest
-from services.images import ImageLimits, decode_image, encode_png
+from services.images import ImageLimits, decode_image, encode_png, read_png_size
 
 LIMITS = ImageLimits(max_bytes=200_000, max_pixels=512 * 512, max_side_px=1024)
 
@@ -99,3 +99,26 @@ def test_damage_anywhere_is_a_picture_or_a_clear_refusal(at, junk):
             continue
         assert image.dtype == np.uint8
         assert image.shape[2] == 3
+
+
+def test_the_size_of_a_png_is_read_without_decoding_it():
+    assert read_png_size(encode_png(picture(9, 7))) == (7, 9)
+    assert read_png_size(bomb(100_000, 3)) == (100_000, 3)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", as_file(Image.new("RGB", (2, 2)), "GIF")])
+def test_what_is_no_png_has_no_size(data):
+    with pytest.raises(ValueError, match="no PNG file|cut short"):
+        read_png_size(data)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_png_that_is_cut_short_or_changed_anywhere_has_no_size(data):
+    whole = encode_png(picture(16, 16))
+    at = data.draw(st.integers(0, len(whole) - 1))
+    changed = bytearray(whole)
+    changed[at] ^= data.draw(st.integers(1, 255))
+    for damaged in (whole[:at], bytes(changed)):
+        with pytest.raises(ValueError, match="PNG file"):
+            read_png_size(damaged)
