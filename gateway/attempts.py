@@ -17,6 +17,7 @@ from gateway.stages import Job, StageKind
 from services.errors import DeadlineExceeded, DeviceOutOfMemory, NoWorker, TriptychError, WorkerEvicted
 from services.images import read_png_size
 from triptych.client import read_details
+from triptych.v1.pipeline_pb2 import RunError
 from triptych.v1.stage_pb2 import StageEvent
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,17 @@ QUEUE_PATIENCE_S = 60.0
 SECOND_CHANCE = {"WORKER_EVICTED", "WORKER_LOST", "WORKER_STALLED", "WORKER_BROKEN", "NOT_READY", "INTERNAL"}
 # What else an image alone can fail of, and whether a retry can help.
 _BY_REASON = {kind.reason: kind for kind in (DeviceOutOfMemory, DeadlineExceeded, WorkerEvicted)}
+# As this module and the pool raise them.
+_STATUS_BY_REASON = {
+    "NO_WORKER": grpc.StatusCode.UNAVAILABLE,
+    "WORKER_LOST": grpc.StatusCode.UNAVAILABLE,
+    "WORKER_STALLED": grpc.StatusCode.UNAVAILABLE,
+    "NOT_READY": grpc.StatusCode.UNAVAILABLE,
+    "QUEUE_FULL": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "MESSAGE_TOO_LARGE": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "INVALID_ARGUMENT": grpc.StatusCode.INVALID_ARGUMENT,
+    "IMAGE_TOO_LARGE": grpc.StatusCode.INVALID_ARGUMENT,
+}
 
 
 @dataclass(frozen=True)
@@ -239,6 +251,14 @@ def from_rpc(error: grpc.aio.AioRpcError, where: str) -> StageError:
                 status=grpc.StatusCode.INTERNAL,
                 reason="WORKER_BROKEN",
             )
+
+
+def as_recorded(error: RunError) -> StageError:
+    """What an image failed of when only the record of it is left."""
+    kind = _BY_REASON.get(error.reason)
+    status = kind.status if kind else _STATUS_BY_REASON.get(error.reason, grpc.StatusCode.INTERNAL)
+    retry_after_s = 1.0 if status is grpc.StatusCode.UNAVAILABLE else None
+    return StageError(error.message, status=status, reason=error.reason, retry_after_s=retry_after_s)
 
 
 async def _wait_for_room(error: StageError, until: float) -> None:

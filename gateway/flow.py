@@ -2,26 +2,26 @@
 
 Every picture is a call of its own to a stage, so it can be cancelled, or made elsewhere, alone; the stage batches it
 with all others. Picture i of a stage has index i and seed `seed + i`: the children of the parent at position p,
-which is its index where all go on and its rank where the best do, are p * count ... p * count + count - 1.
+which is its index where all go on and its rank where the best do, are p * count ... p * count + count - 1; those of
+a selection have the indexes that were told when it was made. What the record has already is not made again.
 """
 
 import asyncio
-import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
-from gateway.attempts import Patience, Retrying, StageError, Started, make_picture
-from gateway.plan import MAX_SEED, Plan, StagePlan
+from gateway.attempts import Patience, Retrying, StageError, Started, as_recorded, make_picture
+from gateway.history import CANCELLED
+from gateway.plan import MAX_SEED, Plan, StagePlan, StageWork
 from gateway.pool import Pool
 from gateway.ranking import score
 from gateway.record import Record
-from gateway.stages import REFINE, Job
+from gateway.stages import REFINE, Job, StageKind
 from services.errors import InvalidRequest, TriptychError
-from triptych.v1.pipeline_pb2 import Image, RunState
-from triptych.v1.stage_pb2 import ImageData, StageEvent
-
-log = logging.getLogger(__name__)
+from triptych.v1.pipeline_pb2 import Event, Image, RunState
+from triptych.v1.stage_pb2 import StageEvent
 
 # Pictures of one stage that are asked for, or wait for the next stage to begin with them. A fast stage is asked for no
 # more before the slow one after it has caught up.
@@ -30,11 +30,10 @@ CREDITS = 16
 
 @dataclass(frozen=True)
 class Parent:
-    """What children are made from; `taken` is called once the work on all of them has begun."""
+    """What children are made from, "" for nothing; `taken` is called once the work on all of them has begun."""
 
     position: int
     name: str = ""
-    image: ImageData | None = None
     taken: Callable[[], None] = lambda: None
 
 
@@ -43,133 +42,203 @@ Lane = asyncio.Queue[Parent | None]
 
 
 class Flow:
-    """Carries out a plan. One use: `await run()`, then ask for the `outcome`."""
+    """Carries out a plan and the selections of a run, from wherever its record stands."""
 
     def __init__(
         self, plan: Plan, record: Record, pools: Mapping[str, Pool], patience: Patience, caller: str
     ) -> None:
         self._plan = plan
         self._record = record
+        self._history = record.history
         self._pools = pools
         self._patience = patience
         self._caller = caller
         self._making: dict[str, asyncio.Task[None]] = {}
-        self._unwanted: set[str] = set()
-        self._failures: list[TriptychError] = []
-        self._num_results = 0
+        self._failures: list[TriptychError] = [as_recorded(error) for error in self._history.failures]
+        self._work = asyncio.TaskGroup()
+        # Of the work group's tasks those that are not done; with none left no other can join them.
+        self._num_working = 0
+        self._num_taken = self._history.num_settled
+        # Of all selections together, each of which may ask for as many pictures as a stage makes.
+        self._selection_credits = asyncio.Semaphore(CREDITS)
 
     async def run(self) -> None:
         """Ends when nothing is left to do; cancelling it cancels the work of all stages at once."""
-        inbox: Lane = asyncio.Queue()
-        for parent in self._first_parents():
-            inbox.put_nowait(parent)
-        inbox.put_nowait(None)
         self._record.begin()
-        async with asyncio.TaskGroup() as stages:
-            for stage in self._plan.stages:
-                outbox: Lane = asyncio.Queue()
-                stages.create_task(self._run_stage(stage, inbox, outbox))
-                inbox = outbox
+        if not self._history.is_plan_settled:
+            async with self._work:
+                self._start(self._run_plan())
+                self._take_selections()
+        while self.has_more:
+            self._work = asyncio.TaskGroup()
+            async with self._work:
+                self._take_selections()
+
+    def selected(self) -> None:
+        """The record has a new selection: begins with it, where this flow has not ended."""
+        if self._num_working:
+            self._take_selections()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether the record has a selection that came too late for this flow."""
+        return self._num_taken < len(self._history.selections)
 
     @property
     def outcome(self) -> tuple[RunState.ValueType, TriptychError | None]:
-        """How the run ended: it has failed when the last stage made nothing, and partly succeeded when some failed."""
+        """What the run came to: it has failed when it made nothing of its last stage, and partly succeeded when some
+        failed. A manual run that has nothing of its last stage waits for a choice, as long as there is one."""
         error = self._failures[0] if self._failures else None
-        if self._num_results:
+        if self._has_results():
             done = RunState.RUN_STATE_PARTIALLY_SUCCEEDED if error else RunState.RUN_STATE_SUCCEEDED
             return done, error
+        if self._plan.is_manual and self.candidates:
+            return RunState.RUN_STATE_AWAITING_SELECTION, None
         return (RunState.RUN_STATE_FAILED if error else RunState.RUN_STATE_CANCELLED), error
+
+    @property
+    def candidates(self) -> list[Image]:
+        """What a manual run has to choose from: the pictures of the furthest stage that has any and is not its last."""
+        for stage in reversed(self._plan.stages[:-1]):
+            images = [image for image in self._history.images.values() if image.stage == stage.kind.stage]
+            if images:
+                return sorted(images, key=lambda image: image.index)
+        return []
+
+    @property
+    def next_stage(self) -> StageKind:
+        """The stage that the candidates are for."""
+        stage = self.candidates[0].stage
+        return next(planned.kind for planned in self._plan.stages if planned.kind.stage > stage)
 
     def cancel_images(self, names: Collection[str]) -> None:
         """Stops the work on these images, begun or not; of finished ones nothing changes."""
         for name in names:
-            if name in self._unwanted or self._record.find_image(name):
+            if name in self._history.given_up or name in self._history.images:
                 continue
-            self._unwanted.add(name)
+            self._record.warn(CANCELLED, "cancelled by the caller", name, given_up=True)
             if task := self._making.get(name):
                 task.cancel()
 
-    def _first_parents(self) -> list[Parent]:
-        if not self._plan.init_images:
-            return [Parent(0)]
-        return [
-            Parent(place, f"{self._record.name}/images/init-{place}", image)
-            for place, image in enumerate(self._plan.init_images)
-        ]
+    def _has_results(self) -> bool:
+        """Whether there is what the run is for: a picture of its last stage, or one that was chosen for beyond it."""
+        last = self._plan.stages[-1].kind.stage
+        return any(
+            image.stage >= last or (not self._plan.is_manual and self._history.is_selected(image.name))
+            for image in self._history.images.values()
+        )
 
-    async def _run_stage(self, stage: StagePlan, inbox: Lane, outbox: Lane) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        def count_down(_: asyncio.Task[None]) -> None:
+            self._num_working -= 1
+
+        self._num_working += 1
+        self._work.create_task(work).add_done_callback(count_down)
+
+    def _take_selections(self) -> None:
+        for selected in self._history.selections[self._num_taken :]:
+            self._num_taken += 1
+            for choice in selected.choices:
+                self._start(self._run_choice(choice))
+
+    async def _run_choice(self, choice: Event.Selected.Choice) -> None:
+        """Makes the pictures of one image that was taken to a stage by hand."""
+        work = self._plan.work_of(choice)
+        release = self._selection_credits.release
+        async with asyncio.TaskGroup() as pictures:
+            for index in choice.indexes:
+                await self._selection_credits.acquire()
+                made = self._make(work, index, choice.selection.image, lambda _: release(), release)
+                pictures.create_task(made)
+
+    async def _run_plan(self) -> None:
+        inbox: Lane = asyncio.Queue()
+        for parent in self._first_parents():
+            inbox.put_nowait(parent)
+        inbox.put_nowait(None)
+        # By hand nothing goes on from the first stage but what is selected.
+        planned = self._plan.stages[:1] if self._plan.is_manual else self._plan.stages
+        async with asyncio.TaskGroup() as stages:
+            for stage in planned:
+                outbox: Lane = asyncio.Queue()
+                stages.create_task(self._run_stage(stage, inbox, outbox, is_last=stage is planned[-1]))
+                inbox = outbox
+
+    def _first_parents(self) -> list[Parent]:
+        names = self._record.init_names
+        return [Parent(place, name) for place, name in enumerate(names)] or [Parent(0)]
+
+    async def _run_stage(self, stage: StagePlan, inbox: Lane, outbox: Lane, *, is_last: bool) -> None:
         credits = asyncio.Semaphore(CREDITS)
         # Where the best go on, all wait here for their scores; those credits are given back, or nobody could be last.
         waiting: list[Image] = []
-        is_last = stage is self._plan.stages[-1]
 
         def deliver(image: Image) -> None:
-            self._num_results += is_last
             if stage.top_k:
                 waiting.append(image)
             if stage.top_k or is_last:
                 credits.release()
             else:
-                outbox.put_nowait(Parent(image.index, image.name, self._file_of(image), credits.release))
+                outbox.put_nowait(Parent(image.index, image.name, credits.release))
 
         async with asyncio.TaskGroup() as pictures:
             while (parent := await inbox.get()) is not None:
                 for place in range(stage.count):
                     await credits.acquire()
-                    job = self._job(stage, parent.position * stage.count + place, parent)
-                    pictures.create_task(self._make(stage, job, parent.name, deliver, credits.release))
+                    index = parent.position * stage.count + place
+                    made = self._make(stage.work, index, parent.name, deliver, credits.release)
+                    pictures.create_task(made)
                 parent.taken()
-        for rank, image in enumerate(await self._select(stage, waiting)):
-            outbox.put_nowait(Parent(rank, image.name, self._file_of(image)))
+        for rank, name in enumerate(await self._rank(stage, waiting)):
+            outbox.put_nowait(Parent(rank, name))
         outbox.put_nowait(None)
 
     async def _make(
         self,
-        stage: StagePlan,
-        job: Job,
+        work: StageWork,
+        index: int,
         parent: str,
         deliver: Callable[[Image], None],
         give_up: Callable[[], None],
     ) -> None:
-        """Makes one picture and calls exactly one of `deliver` and `give_up`."""
-        name = self._record.image_name(stage.kind, job.index)
+        """Makes one picture, unless it is there, and calls exactly one of `deliver` and `give_up`."""
+        name = self._record.image_name(work.kind, index)
+        if image := self._history.images.get(name):
+            deliver(image)
+            return
         task = asyncio.current_task()
         if task is not None:
             self._making[name] = task
         is_delivered = False
         try:
-            if name in self._unwanted:
-                self._tell_cancelled(name)
+            if name in self._history.given_up:
                 return
-            pool, digest = self._pools[stage.kind.name], stage.model.digest
+            job = await self._job(work, index, parent)
             watch = Watch(asyncio.get_running_loop().time)
-            async with aclosing(make_picture(pool, job, digest, self._patience)) as happenings:
+            picture = make_picture(self._pools[work.kind.name], job, work.model.digest, self._patience)
+            async with aclosing(picture) as happenings:
                 async for happening in happenings:
-                    if image := self._tell(stage, job, parent, happening, watch):
+                    if image := await self._tell(work, job, parent, happening, watch):
                         is_delivered = True
                         deliver(image)
         except TriptychError as error:
-            self._fail(_as_the_callers(error, stage), name)
-        except asyncio.CancelledError:
-            if name in self._unwanted and not is_delivered:
-                self._tell_cancelled(name)
-            raise
+            self._fail(_as_the_callers(error, work.kind), name)
         finally:
             del self._making[name]
-            self._record.queued(stage.kind, job.index, 0)
+            self._record.queued(work.kind, index, 0)
             if not is_delivered:
                 give_up()
 
-    def _tell(
+    async def _tell(
         self,
-        stage: StagePlan,
+        work: StageWork,
         job: Job,
         parent: str,
         happening: Started | Retrying | StageEvent,
         watch: "Watch",
     ) -> Image | None:
         """Records what happened to a picture; returns it when that is that it is finished."""
-        kind, record = stage.kind, self._record
+        kind, record = work.kind, self._record
         if isinstance(happening, Retrying):
             record.warn(
                 happening.error.reason,
@@ -192,18 +261,20 @@ class Flow:
                 record.timing(kind, happening.timing, watch.waited_s)
             case "image":
                 watch.stop()
-                return record.image_ready(kind, job, happening.image.image, stage.model, parent)
+                return await record.image_ready(kind, job, happening.image.image, work.model, parent)
         return None
 
-    async def _select(self, stage: StagePlan, images: list[Image]) -> list[Image]:
-        """The best of a stage's pictures, best first; none where all have gone on already."""
+    async def _rank(self, stage: StagePlan, images: list[Image]) -> list[str]:
+        """Names of the best of a stage's pictures, best first; none where all have gone on already."""
         ranker = self._plan.ranker
         if not stage.top_k or not images or ranker is None:
             return []
-        files = [self._file_of(image) for image in images]
-        prompt = self._plan.spec.prompt
+        if stage.kind.stage in self._history.ranked:
+            return self._history.ranked[stage.kind.stage]
+        names = [image.name for image in images]
+        prompt, read = self._plan.spec.prompt, self._record.read
         try:
-            scores = await score(self._pools[REFINE.name], prompt, files, ranker.digest, self._patience)
+            scores = await score(self._pools[REFINE.name], prompt, names, read, ranker.digest, self._patience)
         except TriptychError as error:
             self._fail(error)
             return []
@@ -211,30 +282,23 @@ class Flow:
         ranked = sorted(zip(images, scores, strict=True), key=lambda pair: (-pair[1], pair[0].index))
         selected = [image for image, _ in ranked[: stage.top_k]]
         self._record.ranked(stage.kind, ranked, selected)
-        return selected
+        return [image.name for image in selected]
 
     def _fail(self, error: TriptychError, image: str = "") -> None:
         self._failures.append(error)
-        self._record.warn(error.reason, str(error), image)
+        self._record.warn(error.reason, str(error), image, given_up=True)
 
-    def _tell_cancelled(self, name: str) -> None:
-        self._record.warn("CANCELLED", "cancelled by the caller", name)
-
-    def _job(self, stage: StagePlan, index: int, parent: Parent) -> Job:
+    async def _job(self, work: StageWork, index: int, parent: str) -> Job:
         spec = self._plan.spec
         return Job(
             index=index,
             seed=(spec.seed + index) & MAX_SEED,
             prompt=spec.prompt,
-            settings=stage.settings,
+            settings=work.settings,
             run_seed=spec.seed,
             caller=self._caller,
-            image=parent.image,
+            image=await self._record.read(parent) if parent else None,
         )
-
-    def _file_of(self, image: Image) -> ImageData:
-        data = self._record.files[image.name]
-        return ImageData(mime_type=image.mime_type, data=data, width=image.width, height=image.height)
 
 
 class Watch:
@@ -252,12 +316,12 @@ class Watch:
         self.waited_s = self._clock() - self._started_at
 
 
-def _as_the_callers(error: TriptychError, stage: StagePlan) -> TriptychError:
+def _as_the_callers(error: TriptychError, kind: StageKind) -> TriptychError:
     """A stage names fields of its own request; the caller is told those of the spec."""
     if isinstance(error, StageError):
         for field, description in error.violations.items():
             if field.startswith("settings"):
-                return InvalidRequest(f"spec.{stage.kind.name}.{field}", description)
+                return InvalidRequest(f"spec.{kind.name}.{field}", description)
             if field == "prompt":
                 return InvalidRequest("spec.prompt", description)
     return error

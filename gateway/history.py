@@ -12,14 +12,17 @@ from triptych.v1.stage_pb2 import Stage
 STAGE_NAMES = {Stage.STAGE_GENERATE: "generate", Stage.STAGE_REFINE: "refine", Stage.STAGE_UPSCALE: "upscale"}
 # What an image is given up for when nobody wants it any more: no failure.
 CANCELLED = "CANCELLED"
-_AT_REST = {RunState.RUN_STATE_AWAITING_SELECTION}
+
+
+def image_name(run: str, stage: Stage.ValueType, index: int) -> str:
+    return f"{run}/images/{STAGE_NAMES[stage]}-{index}"
 
 
 class History:
     """`add` every event of a run, in order; previews may be missing."""
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
-        # Finished pictures, without their files, and why the others will not be made, by name.
+        # Finished pictures, without their files, and why others will not be made, by name.
         self.images: dict[str, Image] = {}
         self.given_up: dict[str, str] = {}
         # Names of those that went on, best first, of each stage that was ranked.
@@ -27,22 +30,27 @@ class History:
         self.selections: list[Event.Selected] = []
         # How often each picture was asked for.
         self.attempts: dict[str, int] = {}
-        # What failed since the run was accepted, or was last taken up again.
+        # What failed since the run was accepted, or was taken up again after its end.
         self.failures: list[RunError] = []
-        # Whether there may be something left to do; false where it has finished or waits to be given images.
+        self.state: RunState.ValueType = RunState.RUN_STATE_QUEUED
+        # Whether something may be left to do; not where the run has finished or waits to be given images. What was
+        # left undone by then stays undone: so many of the selections are done with, and the plan.
         self.is_open = True
-        self._name = ""
+        self.num_settled = 0
+        self.is_plan_settled = False
+        # The run's name.
+        self.run = ""
         for event in events:
             self.add(event)
 
     def add(self, event: Event) -> None:
         match event.WhichOneof("kind"):
             case "state":
-                self._name = event.state.run or self._name
-                self.is_open = event.state.state not in _AT_REST
+                self.run = event.state.run or self.run
+                self._enter(event.state.state)
             case "stage_started":
                 for index in event.stage_started.indexes:
-                    name = self._image_name(event.stage_started.stage, index)
+                    name = image_name(self.run, event.stage_started.stage, index)
                     self.attempts[name] = self.attempts.get(name, 0) + 1
             case "image_ready":
                 image = Image()
@@ -54,14 +62,17 @@ class History:
                 for score in event.ranked.scores:
                     self.images[score.image].clip_score = score.clip_score
             case "selected":
-                if not self.is_open:
-                    self.failures = []
-                self.is_open = True
                 self.selections.append(event.selected)
+                self.is_open = True
             case "warning" if event.warning.given_up:
                 self._give_up(event.warning)
             case "finished":
-                self.is_open = False
+                self._enter(event.finished.state)
+
+    @property
+    def open_selections(self) -> list[Event.Selected]:
+        """Those whose pictures may be missing."""
+        return self.selections[self.num_settled :]
 
     def find_selection(self, request_id: str) -> Event.Selected | None:
         """What this request_id has selected already."""
@@ -81,19 +92,26 @@ class History:
         return max([num_planned, *taken])
 
     def is_selected(self, name: str) -> bool:
-        """Whether a selection makes the image of that name."""
+        """Whether the image of that name was to be made by a selection."""
         return any(
-            name == self._image_name(choice.model.stage, index)
+            name == image_name(self.run, choice.model.stage, index)
             for selected in self.selections
             for choice in selected.choices
             for index in choice.indexes
         )
+
+    def _enter(self, state: RunState.ValueType) -> None:
+        was_finished = self.state >= RunState.RUN_STATE_SUCCEEDED
+        self.state = state
+        self.is_open = state in (RunState.RUN_STATE_QUEUED, RunState.RUN_STATE_RUNNING)
+        if not self.is_open:
+            self.num_settled = len(self.selections)
+            self.is_plan_settled = True
+        elif was_finished:
+            self.failures = []
 
     def _give_up(self, warning: Event.Warning) -> None:
         if warning.image:
             self.given_up[warning.image] = warning.reason
         if warning.reason != CANCELLED:
             self.failures.append(RunError(reason=warning.reason, message=warning.message))
-
-    def _image_name(self, stage: Stage.ValueType, index: int) -> str:
-        return f"{self._name}/images/{STAGE_NAMES[stage]}-{index}"

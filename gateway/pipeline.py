@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from gateway.callers import Caller
-from gateway.plan import MAX_REQUEST_ID_CHARS, NotBuilt, make_plan
+from gateway.plan import MAX_REQUEST_ID_CHARS, make_plan
 from gateway.pool import Pool, models_of
 from gateway.record import MAX_INLINE_BYTES
 from gateway.runs import Run as LiveRun, Runs
@@ -109,8 +109,13 @@ class Pipeline:
         selections: Sequence[SelectImagesRequest.Selection],
         caller: Caller,
     ) -> Run:
-        """Takes images of a run to a stage, each with settings of its own."""
-        raise NotBuilt("choosing by hand is not served yet; begin a run with the image in spec.init_images")
+        """Takes images of a run to a stage, each with settings of its own, once for each request_id.
+
+        Raises NotFound, InvalidRequest, AlreadyExists or NoWorker.
+        """
+        run = self._find(name, caller)
+        await run.select(request_id, selections, self._pools)
+        return run.record.to_proto()
 
     async def cancel_run(self, name: str, caller: Caller, images: Sequence[str] = ()) -> Run:
         """Stops a run, or only these images; of what is finished nothing changes. Raises NotFound, InvalidRequest."""

@@ -10,14 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
-
 from gateway.pool import Pool, models_of
-from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE, StageKind
-from services.errors import InvalidRequest, NoWorker, TriptychError
+from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE, StageKind, kind_of
+from services.errors import InvalidRequest, NoWorker
 from services.images import ImageLimits, decode_image
 from services.requests import check_count, check_prompt, integer, number
-from triptych.v1.pipeline_pb2 import RunSpec
+from triptych.v1.pipeline_pb2 import ChosenModel, Event, RunSpec
 from triptych.v1.stage_pb2 import ImageData, ModelInfo
 
 # The article's flow, for what a spec leaves out: 8 candidates, the best one -> 8 variations, the best one -> x4.
@@ -45,24 +43,28 @@ _MAX_PREVIEW_EVERY = 1_000_000
 _MAX_TILE_PX = 4_096
 
 
-class NotBuilt(TriptychError):
-    """Part of the contract that this version does not serve yet."""
+@dataclass(frozen=True)
+class StageWork:
+    """What pictures are made with: a stage, its settings, a model."""
 
-    status = grpc.StatusCode.UNIMPLEMENTED
-    reason = "UNIMPLEMENTED"
+    kind: StageKind
+    settings: Any
+    model: ChosenModel
 
 
 @dataclass(frozen=True)
 class StagePlan:
     """One stage of a run. `count` is per parent; `top_k` pictures go on, 0: all, each as soon as it is there."""
 
-    kind: StageKind
+    work: StageWork
     count: int
     top_k: int
-    settings: Any
-    model: ModelInfo
-    # Over all parents, as far as the plan can know.
+    # Over all parents, as far as the plan can know; 0 where what goes on is chosen by hand.
     max_images: int
+
+    @property
+    def kind(self) -> StageKind:
+        return self.work.kind
 
 
 @dataclass(frozen=True)
@@ -71,45 +73,76 @@ class Plan:
 
     spec: RunSpec
     stages: tuple[StagePlan, ...]
+    # Of all stages, and the one that ranks.
+    models: tuple[ChosenModel, ...]
     init_images: tuple[ImageData, ...]
-    # The model that ranks; None where nothing is ranked.
-    ranker: ModelInfo | None
+
+    @property
+    def is_manual(self) -> bool:
+        return self.spec.HasField("manual")
+
+    @property
+    def ranker(self) -> ChosenModel | None:
+        """The model that ranks; None where nothing is ranked."""
+        return self.model_of(REFINE) if any(stage.top_k for stage in self.stages) else None
+
+    def model_of(self, kind: StageKind) -> ChosenModel | None:
+        return next((model for model in self.models if model.stage == kind.stage), None)
+
+    def max_images(self, kind: StageKind) -> int:
+        """How many pictures the stage makes without a selection, at most."""
+        return next((stage.max_images for stage in self.stages if stage.kind is kind), 0)
+
+    def work_of(self, choice: Event.Selected.Choice) -> StageWork:
+        """What the pictures of a selection are made with."""
+        kind = kind_of(choice.model.stage)
+        return StageWork(kind, getattr(choice.selection, kind.name).settings, choice.model)
 
 
 async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
-    """Checks a spec and plans it. Raises InvalidRequest, NotBuilt or NoWorker; `pools` are by the stage's name."""
+    """Checks a spec and plans it. Raises InvalidRequest or NoWorker; `pools` are by the stage's name."""
     spec = complete(asked)
     kinds = _stages(spec)
-    _check_settings(spec)
-    sizes = _count_images(spec, kinds)
-    models = {kind.name: await _choose_model(spec.model, kind, pools[kind.name]) for kind in kinds}
+    settings = {kind: getattr(spec, kind.name).settings for kind in kinds}
+    paths = {kind: f"spec.{kind.name}.settings" for kind in kinds}
     for kind in kinds:
-        _check_against_model(spec, kind, models[kind.name])
-    ranker = await _choose_ranker(spec, pools, models)
-    init_images = await _check_init_images(spec, models[kinds[0].name])
+        check_settings(kind, settings[kind], paths[kind])
+    _count_images(spec, kinds)
+    models = {kind: await choose_model(spec.model, kind, pools[kind.name]) for kind in kinds}
+    for kind, model in models.items():
+        check_against_model(spec.prompt, kind, settings[kind], model, paths[kind])
+    init_images = await _check_init_images(spec, models[kinds[0]])
+    if REFINE not in models and any(_top_k(spec, kind) for kind in kinds):
+        models[REFINE] = await _choose_ranker(pools)
+    chosen = [chosen_model(kind, model) for kind, model in models.items()]
+    for image in spec.init_images:
+        image.ClearField("data")
+    return restore_plan(spec, chosen, init_images)
+
+
+def restore_plan(spec: RunSpec, models: Sequence[ChosenModel], init_images: Sequence[ImageData]) -> Plan:
+    """The plan of a run that was planned before, from what it was told then."""
+    kinds = _stages(spec)
+    sizes = _count_images(spec, kinds)
+    by_stage = {model.stage: model for model in models}
     stages = tuple(
         StagePlan(
-            kind=kind,
+            work=StageWork(kind, getattr(spec, kind.name).settings, by_stage[kind.stage]),
             count=_count(spec, kind),
             top_k=_top_k(spec, kind),
-            settings=getattr(spec, kind.name).settings,
-            model=models[kind.name],
             max_images=sizes[kind.name],
         )
         for kind in kinds
     )
-    for image in spec.init_images:
-        image.ClearField("data")
-    return Plan(spec, stages, init_images, ranker)
+    return Plan(spec, stages, tuple(models), tuple(init_images))
+
+
+def chosen_model(kind: StageKind, model: ModelInfo) -> ChosenModel:
+    return ChosenModel(stage=kind.stage, name=model.name, digest=model.digest)
 
 
 def complete(asked: RunSpec) -> RunSpec:
-    """A copy with stages, counts, top-k and seed filled in where they were left out. Raises InvalidRequest, NotBuilt."""
-    if asked.HasField("manual"):
-        raise NotBuilt(
-            "spec.manual: choosing by hand is not served yet; use spec.automatic, where top_k_after_generate and "
-            "top_k_after_refine choose by CLIP, or run the stages one by one with spec.init_images"
-        )
+    """A copy with stages, counts, top-k and seed filled in where they were left out. Raises InvalidRequest."""
     spec = RunSpec()
     spec.CopyFrom(asked)
     if not _stages(spec):
@@ -121,7 +154,8 @@ def complete(asked: RunSpec) -> RunSpec:
         spec.generate.count = DEFAULT_CANDIDATES
     if spec.HasField("refine") and not spec.refine.HasField("count"):
         spec.refine.count = DEFAULT_VARIATIONS
-    _complete_top_k(spec)
+    if not spec.HasField("manual"):
+        _complete_top_k(spec)
     _check_start(spec)
     return spec
 
@@ -156,32 +190,28 @@ def _check_start(spec: RunSpec) -> None:
         check_prompt(spec.prompt, MAX_PROMPT_BYTES, "spec.prompt")
 
 
-def _check_settings(spec: RunSpec) -> None:
-    if spec.HasField("generate"):
-        path, sketch = "spec.generate.settings", spec.generate.settings
-        number(sketch, "temperature", 1, low=0, high=_MAX_TEMPERATURE, above_low=True, path=path)
-        integer(sketch, "top_k", 0, low=0, high=_MAX_TOP_K, path=path)
-        number(sketch, "top_p", 1, low=0, high=1, above_low=True, path=path)
-        number(sketch, "guidance_scale", 1, low=0, high=_MAX_GUIDANCE_SCALE, path=path)
-        integer(sketch, "preview_every", 0, low=0, high=_MAX_PREVIEW_EVERY, path=path)
-    if spec.HasField("refine"):
-        path, variation = "spec.refine.settings", spec.refine.settings
-        integer(variation, "num_steps", 1, low=1, high=_MAX_NUM_STEPS, path=path)
-        if not math.isfinite(variation.skip_ratio) or not 0 <= variation.skip_ratio < 1:
-            raise InvalidRequest(
-                f"{path}.skip_ratio", f"must be at least 0 and below 1, got {variation.skip_ratio:g}"
-            )
-        number(variation, "guidance_scale", 1, low=0, high=_MAX_GUIDANCE_SCALE, path=path)
-        integer(variation, "preview_every", 0, low=0, high=_MAX_PREVIEW_EVERY, path=path)
-        if (num_bytes := len(variation.negative_prompt.encode())) > MAX_PROMPT_BYTES:
-            raise InvalidRequest(
-                f"{path}.negative_prompt", f"must have at most {MAX_PROMPT_BYTES} bytes, got {num_bytes}"
-            )
-    if spec.HasField("upscale"):
-        path, tiles = "spec.upscale.settings", spec.upscale.settings
-        integer(tiles, "tile_size", 0, low=0, high=_MAX_TILE_PX, path=path)
-        integer(tiles, "tile_overlap", 0, low=0, high=_MAX_TILE_PX, path=path)
-        integer(tiles, "preview_every", 0, low=0, high=_MAX_PREVIEW_EVERY, path=path)
+def check_settings(kind: StageKind, settings: Any, path: str) -> None:
+    """Raises InvalidRequest for what no model could mean; a model may accept less."""
+    integer(settings, "preview_every", 0, low=0, high=_MAX_PREVIEW_EVERY, path=path)
+    if kind is UPSCALE:
+        integer(settings, "tile_size", 0, low=0, high=_MAX_TILE_PX, path=path)
+        integer(settings, "tile_overlap", 0, low=0, high=_MAX_TILE_PX, path=path)
+        return
+    number(settings, "guidance_scale", 1, low=0, high=_MAX_GUIDANCE_SCALE, path=path)
+    if kind is GENERATE:
+        number(settings, "temperature", 1, low=0, high=_MAX_TEMPERATURE, above_low=True, path=path)
+        integer(settings, "top_k", 0, low=0, high=_MAX_TOP_K, path=path)
+        number(settings, "top_p", 1, low=0, high=1, above_low=True, path=path)
+        return
+    integer(settings, "num_steps", 1, low=1, high=_MAX_NUM_STEPS, path=path)
+    if not math.isfinite(settings.skip_ratio) or not 0 <= settings.skip_ratio < 1:
+        raise InvalidRequest(
+            f"{path}.skip_ratio", f"must be at least 0 and below 1, got {settings.skip_ratio:g}"
+        )
+    if (num_bytes := len(settings.negative_prompt.encode())) > MAX_PROMPT_BYTES:
+        raise InvalidRequest(
+            f"{path}.negative_prompt", f"must have at most {MAX_PROMPT_BYTES} bytes, got {num_bytes}"
+        )
 
 
 def _count_images(spec: RunSpec, kinds: Sequence[StageKind]) -> dict[str, int]:
@@ -191,6 +221,9 @@ def _count_images(spec: RunSpec, kinds: Sequence[StageKind]) -> dict[str, int]:
     for kind in kinds:
         if kind is not UPSCALE:
             check_count(_count(spec, kind), MAX_IMAGES, f"spec.{kind.name}.count")
+        if spec.HasField("manual") and kind is not kinds[0]:
+            sizes[kind.name] = 0
+            continue
         total = num_parents * _count(spec, kind)
         if total > MAX_IMAGES:
             field = f"spec.{kind.name}" if kind is UPSCALE else f"spec.{kind.name}.count"
@@ -210,7 +243,7 @@ def _count_images(spec: RunSpec, kinds: Sequence[StageKind]) -> dict[str, int]:
     return sizes
 
 
-async def _choose_model(name: str, kind: StageKind, pool: Pool) -> ModelInfo:
+async def choose_model(name: str, kind: StageKind, pool: Pool) -> ModelInfo:
     """The model that all pictures of the stage are made with: a replay elsewhere must give the same ones."""
     models = models_of(await pool.require())
     for model, _ in models:
@@ -222,30 +255,18 @@ async def _choose_model(name: str, kind: StageKind, pool: Pool) -> ModelInfo:
     )
 
 
-def _check_against_model(spec: RunSpec, kind: StageKind, model: ModelInfo) -> None:
+def check_against_model(prompt: str, kind: StageKind, settings: Any, model: ModelInfo, path: str) -> None:
+    """Raises InvalidRequest for what this model does not accept. `path` is that of the settings."""
     limits = model.limits
     if kind is not UPSCALE and limits.max_prompt_bytes:
-        check_prompt(spec.prompt, limits.max_prompt_bytes, "spec.prompt")
+        check_prompt(prompt, limits.max_prompt_bytes, "spec.prompt")
     if kind is REFINE and limits.max_num_steps:
-        integer(
-            spec.refine.settings,
-            "num_steps",
-            1,
-            low=1,
-            high=limits.max_num_steps,
-            path="spec.refine.settings",
-        )
+        integer(settings, "num_steps", 1, low=1, high=limits.max_num_steps, path=path)
 
 
-async def _choose_ranker(
-    spec: RunSpec, pools: Mapping[str, Pool], models: Mapping[str, ModelInfo]
-) -> ModelInfo | None:
-    if not any(_top_k(spec, kind) for kind in _stages(spec)):
-        return None
-    if REFINE.name in models:
-        return models[REFINE.name]
+async def _choose_ranker(pools: Mapping[str, Pool]) -> ModelInfo:
     try:
-        return await _choose_model("", REFINE, pools[REFINE.name])
+        return await choose_model("", REFINE, pools[REFINE.name])
     except NoWorker as error:
         raise NoWorker(
             f"{error}; it ranks pictures: without one, set spec.automatic.top_k_after_generate to 0"

@@ -1,7 +1,7 @@
 """CLIP scores of pictures from a refiner, or from another one when the first is lost. It knows nothing of runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 
@@ -16,13 +16,18 @@ PICTURES_PER_CALL = 16
 
 
 async def score(
-    pool: Pool, prompt: str, pictures: Sequence[ImageData], digest: str, patience: Patience
+    pool: Pool,
+    prompt: str,
+    names: Sequence[str],
+    read: Callable[[str], Awaitable[ImageData]],
+    digest: str,
+    patience: Patience,
 ) -> list[float]:
     """One score for each picture, in order. Raises NoWorker, DeadlineExceeded or StageError."""
     scores: list[float] = []
-    for first in range(0, len(pictures), PICTURES_PER_CALL):
-        request = RankRequest(prompt=prompt, images=pictures[first : first + PICTURES_PER_CALL])
-        scores += await _ask(pool, request, digest, patience)
+    for first in range(0, len(names), PICTURES_PER_CALL):
+        pictures = [await read(name) for name in names[first : first + PICTURES_PER_CALL]]
+        scores += await _ask(pool, RankRequest(prompt=prompt, images=pictures), digest, patience)
     return scores
 
 

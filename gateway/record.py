@@ -1,6 +1,7 @@
-"""What is known of one run: its state, its events, its pictures. Whatever happens in a run is said here, once.
+"""What is known of one run. Whatever happens in it is said here, once, and becomes an event of its log.
 
-It knows what happened and not why. A journal would keep the events and a store the files; today both are in memory.
+It knows what happened and not why. All that is known follows from the events, so a record that is made anew from them
+knows the same. Pictures are in the store before their event is told.
 """
 
 import hashlib
@@ -9,10 +10,12 @@ from collections.abc import Sequence
 from google.protobuf.duration_pb2 import Duration
 
 from gateway.event_log import EventLog
+from gateway.history import History, image_name
+from gateway.run_view import RunView
 from gateway.stages import Job, StageKind
-from services.errors import TriptychError
-from triptych.v1.pipeline_pb2 import Event, Image, ImageTiming, Run, RunError, RunSpec, RunState
-from triptych.v1.stage_pb2 import ImageData, ModelInfo, Stage, StageEvent
+from services.errors import NotFound, TriptychError
+from triptych.v1.pipeline_pb2 import ChosenModel, Event, Image, ImageTiming, Run, RunError, RunSpec, RunState
+from triptych.v1.stage_pb2 import ImageData, Stage, StageEvent
 
 # A picture of 256 tokens would fill the log with steps that nobody can see one by one.
 MAX_PROGRESS_EVENTS = 64
@@ -21,45 +24,71 @@ MAX_INLINE_BYTES = 3 * 2**20
 
 
 class Record:
-    def __init__(self, name: str, spec: RunSpec) -> None:
-        self.run = Run(name=name, spec=spec)
-        self.run.create_time.GetCurrentTime()
-        self.log = EventLog()
+    """The record of a run that begins now."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: RunSpec,
+        *,
+        models: Sequence[ChosenModel] = (),
+        init_images: Sequence[ImageData] = (),
+    ) -> None:
+        events = [first_event(name, spec, models)]
+        self.name = name
+        self.history = History(events)
+        self.log = EventLog(lambda log, event: log.publish(event.sequence), events)
+        self._view = RunView(events)
         # Files of finished pictures, by the picture's name.
         self.files: dict[str, bytes] = {}
-        self._images: dict[str, Image] = {}
+        self._init_images = {f"{name}/images/init-{place}": image for place, image in enumerate(init_images)}
         self._positions: dict[Stage.ValueType, dict[int, int]] = {}
         self._told_position: dict[Stage.ValueType, int] = {}
-        self._enter(RunState.RUN_STATE_QUEUED)
 
     @property
-    def name(self) -> str:
-        return self.run.name
+    def run(self) -> Run:
+        return self._view.run
+
+    @property
+    def state(self) -> RunState.ValueType:
+        return self._view.state
+
+    @property
+    def init_names(self) -> list[str]:
+        """Names of the pictures that the run starts from, in order."""
+        return list(self._init_images)
 
     def image_name(self, kind: StageKind, index: int) -> str:
-        return f"{self.name}/images/{kind.name}-{index}"
+        return image_name(self.name, kind.stage, index)
 
     def find_image(self, name: str) -> Image | None:
         """A finished picture, without its file."""
-        return self._images.get(name)
+        return self.history.images.get(name)
+
+    async def read(self, name: str) -> ImageData:
+        """A finished picture, or one that the run starts from, with its file. Raises NotFound."""
+        if name in self._init_images:
+            return self._init_images[name]
+        image = self.history.images.get(name)
+        if image is None:
+            raise NotFound(f"{self.name} has no finished image {name[:120]!r}")
+        data = self.files[name]
+        return ImageData(mime_type=image.mime_type, data=data, width=image.width, height=image.height)
 
     def to_proto(self) -> Run:
         """The run as it stands."""
-        run = Run()
-        run.CopyFrom(self.run)
-        run.last_sequence = self.log.last_sequence
-        run.images.extend(self._images.values())
-        return run
+        return self._view.to_proto()
 
     def begin(self) -> None:
-        self.run.start_time.GetCurrentTime()
-        self._enter(RunState.RUN_STATE_RUNNING)
+        """The run is carried out, for the first time or again."""
+        if self.state != RunState.RUN_STATE_RUNNING:
+            self._tell(Event(state=Event.StateChanged(state=RunState.RUN_STATE_RUNNING, run=self.name)))
 
     def stage_started(self, kind: StageKind, worker: str, attempt: int, index: int, parent: str) -> None:
         started = Event.StageStarted(
             stage=kind.stage, worker=worker, attempt=attempt, indexes=[index], parent=parent
         )
-        self.log.append(Event(stage_started=started))
+        self._tell(Event(stage_started=started))
 
     def queued(self, kind: StageKind, index: int, position: int) -> None:
         """An image's place in its worker's queue; what is told is that of the run's first, when it changes."""
@@ -71,7 +100,7 @@ class Record:
         first = min(places.values(), default=0)
         if first != self._told_position.get(kind.stage, 0):
             self._told_position[kind.stage] = first
-            self.log.append(Event(queued=Event.Queued(stage=kind.stage, position=first)))
+            self._tell(Event(queued=Event.Queued(stage=kind.stage, position=first)))
 
     def progress(self, kind: StageKind, progress: StageEvent.Progress) -> None:
         step, num_steps = progress.step, progress.num_steps
@@ -80,7 +109,7 @@ class Record:
             if int(step * share) == int((step - 1) * share):
                 return
         told = Event.ImageProgress(stage=kind.stage, index=progress.index, step=step, num_steps=num_steps)
-        self.log.append(Event(progress=told))
+        self._tell(Event(progress=told))
 
     def preview(self, kind: StageKind, preview: StageEvent.Preview) -> None:
         if len(preview.image.data) > MAX_INLINE_BYTES:
@@ -92,12 +121,12 @@ class Record:
             num_steps=preview.num_steps,
             image=preview.image,
         )
-        self.log.append(Event(preview=told))
+        self._tell(Event(preview=told))
 
-    def image_ready(
-        self, kind: StageKind, job: Job, picture: ImageData, model: ModelInfo, parent: str
+    async def image_ready(
+        self, kind: StageKind, job: Job, picture: ImageData, model: ChosenModel, parent: str
     ) -> Image:
-        """Keeps the finished picture; the event in the log goes without the file."""
+        """Keeps the finished picture, then tells of it. Raises what the store does when it cannot be kept."""
         image = Image(
             name=self.image_name(kind, job.index),
             parent=parent,
@@ -112,8 +141,7 @@ class Record:
             model_digest=model.digest,
         )
         self.files[image.name] = picture.data
-        self._images[image.name] = image
-        self.log.append(Event(image_ready=Event.ImageReady(image=image)))
+        self._tell(Event(image_ready=Event.ImageReady(image=image)))
         return image
 
     def timing(self, kind: StageKind, timing: StageEvent.Timing, waited_s: float) -> None:
@@ -131,39 +159,55 @@ class Record:
         transfer = Duration()
         transfer.FromNanoseconds(max(0, transfer_ns))
         told.transfer.CopyFrom(transfer)
-        self.run.timings.append(told)
-        self.log.append(Event(timing=told))
+        self._tell(Event(timing=told))
 
     def ranked(
         self, kind: StageKind, scores: Sequence[tuple[Image, float]], selected: Sequence[Image]
     ) -> None:
         """`scores` best first."""
-        for image, score in scores:
-            self._images[image.name].clip_score = score
         told = Event.Ranked(
             stage=kind.stage,
             scores=[Event.Ranked.Score(image=image.name, clip_score=score) for image, score in scores],
             selected=[image.name for image in selected],
         )
-        self.log.append(Event(ranked=told))
+        self._tell(Event(ranked=told))
 
-    def warn(self, reason: str, message: str, image: str = "") -> None:
-        self.log.append(Event(warning=Event.Warning(reason=reason, message=message, image=image)))
+    def selected(self, selected: Event.Selected) -> None:
+        """Images are taken to a stage by hand."""
+        self.log.reopen()
+        self._tell(Event(selected=selected))
+
+    def warn(self, reason: str, message: str, image: str = "", *, given_up: bool = False) -> None:
+        """Something went wrong; `given_up`: what it is about will not be made."""
+        warning = Event.Warning(reason=reason, message=message, image=image, given_up=given_up)
+        self._tell(Event(warning=warning))
+
+    def rest(self, next_stage: StageKind, candidates: Sequence[Image]) -> None:
+        """The run rests until it is told which images go on."""
+        required = Event.SelectionRequired(
+            next_stage=next_stage.stage, candidates=[image.name for image in candidates]
+        )
+        self._tell(Event(selection_required=required))
+        state = RunState.RUN_STATE_AWAITING_SELECTION
+        self._tell(Event(state=Event.StateChanged(state=state, run=self.name)))
 
     def finish(self, state: RunState.ValueType, error: TriptychError | None) -> None:
-        """The last event."""
-        self.run.state = state
-        self.run.end_time.GetCurrentTime()
+        """The last event, unless images are selected again."""
         finished = Event.Finished(state=state)
         if error is not None:
             finished.error.CopyFrom(RunError(reason=error.reason, message=str(error)))
-            self.run.error.CopyFrom(finished.error)
-        self.log.append(Event(finished=finished))
+        self._tell(Event(finished=finished))
         self.log.close()
 
-    def _enter(self, state: RunState.ValueType) -> None:
-        self.run.state = state
-        changed = Event.StateChanged(state=state, run=self.name)
-        if not self.log.last_sequence:
-            changed.spec.CopyFrom(self.run.spec)
-        self.log.append(Event(state=changed))
+    def _tell(self, event: Event) -> None:
+        self.log.append(event)
+        self.history.add(event)
+        self._view.add(event)
+
+
+def first_event(name: str, spec: RunSpec, models: Sequence[ChosenModel]) -> Event:
+    """The event that a run begins with: it says all that was asked for."""
+    state = Event.StateChanged(state=RunState.RUN_STATE_QUEUED, run=name, spec=spec, models=models)
+    event = Event(sequence=1, state=state)
+    event.time.GetCurrentTime()
+    return event

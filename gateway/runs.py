@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.attempts import Patience
@@ -15,6 +15,7 @@ from gateway.flow import Flow
 from gateway.plan import Plan
 from gateway.pool import Pool
 from gateway.record import Record
+from gateway.selections import Selection, changed_models, find_selected, make_selection, number_children
 from services.errors import AlreadyExists, InvalidRequest, NotFound, QueueFull, TriptychError
 from triptych.v1.pipeline_pb2 import RunSpec, RunState
 
@@ -31,9 +32,11 @@ class Bounds:
 
 
 class Run:
-    """A run that is carried out, or was."""
+    """A run that is carried out, or was. `make_flow` gives a flow that begins from where the record stands."""
 
-    def __init__(self, record: Record, plan: Plan, flow: Flow, *, caller: str, is_detached: bool) -> None:
+    def __init__(
+        self, record: Record, plan: Plan, make_flow: Callable[[], Flow], *, caller: str, is_detached: bool
+    ) -> None:
         self.record = record
         self.caller = caller
         self.plan = plan
@@ -41,14 +44,25 @@ class Run:
         # Detached runs go on without anybody who reads them.
         self.is_detached = is_detached
         self._num_readers = 0
-        self._flow = flow
+        self._make_flow = make_flow
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Begins with what the record says is left to do."""
+        self._flow = self._make_flow()
         self._is_cancelled = False
-        self._task = asyncio.create_task(flow.run(), name=record.name)
+        self._is_at_rest = False
+        self._task = asyncio.create_task(self._flow.run(), name=self.record.name)
         self._task.add_done_callback(self._conclude)
 
     @property
     def is_finished(self) -> bool:
         return self.record.log.is_closed
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is done for it: it has finished, or waits to be given images."""
+        return self._is_at_rest
 
     @property
     def num_bytes(self) -> int:
@@ -66,9 +80,37 @@ class Run:
 
     def request_cancel(self) -> None:
         """Stops the work of all stages; of a finished run nothing changes."""
-        if not self.is_finished and not self._is_cancelled:
+        if self._is_at_rest and not self.is_finished:
+            self._finish(RunState.RUN_STATE_CANCELLED)
+        elif not self.is_finished and not self._is_cancelled:
             self._is_cancelled = True
             self._task.cancel()
+
+    async def select(self, request_id: str, asked: Sequence[Selection], pools: Mapping[str, Pool]) -> None:
+        """Takes images to a stage, also of a run that had finished; once for each request_id.
+
+        Raises InvalidRequest, AlreadyExists or NoWorker, and then nothing was begun.
+        """
+        if self._is_cancelled and not self._is_at_rest:
+            await self.wait()
+        history = self.record.history
+        if find_selected(history, request_id, asked, self.plan):
+            return
+        selected = await make_selection(request_id, asked, self.plan, history, pools)
+        # Once more: nothing is awaited from here to the record.
+        if find_selected(history, request_id, asked, self.plan):
+            return
+        number_children(selected, self.plan, history)
+        self.record.selected(selected)
+        for model in changed_models(selected, self.plan):
+            self.record.warn(
+                "MODEL_CHANGED",
+                f"nobody serves the model any more that this run began with; made with {model.name} {model.digest[:12]}",
+            )
+        if self._is_at_rest:
+            self._go_on()
+        else:
+            self._flow.selected()
 
     async def cancel(self, images: Sequence[str] = ()) -> None:
         """Stops the run, or only these images, and returns when it is done. Raises InvalidRequest for a name it lacks."""
@@ -89,7 +131,7 @@ class Run:
 
     def _has_image(self, name: str) -> bool:
         stage_name, _, index = name.removeprefix(f"{self.record.name}/images/").rpartition("-")
-        return any(
+        return self.record.history.is_selected(name) or any(
             stage.kind.name == stage_name and index.isdecimal() and int(index) < stage.max_images
             for stage in self.plan.stages
         )
@@ -100,11 +142,22 @@ class Run:
         if not task.cancelled():
             bug = task.exception()
             if bug is None:
+                if self._flow.has_more:
+                    self._go_on()
+                    return
                 state, self.error = self._flow.outcome
             else:
                 log.error("%s failed of a bug", self.record.name, exc_info=bug)
                 state = RunState.RUN_STATE_FAILED
                 self.error = TriptychError("internal error; see the gateway's log")
+        if state == RunState.RUN_STATE_AWAITING_SELECTION:
+            self._is_at_rest = True
+            self.record.rest(self._flow.next_stage, self._flow.candidates)
+        else:
+            self._finish(state)
+
+    def _finish(self, state: RunState.ValueType) -> None:
+        self._is_at_rest = True
         self.record.finish(state, self.error)
         log.info("%s ended: %s", self.record.name, RunState.Name(state))
 
@@ -157,15 +210,20 @@ class Runs:
         if run := self.find(request_id, asked, caller):
             return run
         if (
-            num_running := sum(not run.is_finished for run in self._runs.values())
+            num_running := sum(not run.is_at_rest for run in self._runs.values())
         ) >= self._bounds.max_running:
             raise QueueFull(f"{num_running} runs are under way; try again later", retry_after_s=5.0)
         self._forget_old_ones()
         deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         patience = Patience(self._patience.stall_timeout_s, self._patience.call_timeout_s, deadline)
-        record = Record(f"runs/{secrets.token_hex(8)}", plan.spec)
-        flow = Flow(plan, record, self._pools, patience, caller)
-        run = Run(record, plan, flow, caller=caller, is_detached=is_detached)
+        record = Record(
+            f"runs/{secrets.token_hex(8)}", plan.spec, models=plan.models, init_images=plan.init_images
+        )
+
+        def make_flow() -> Flow:
+            return Flow(plan, record, self._pools, patience, caller)
+
+        run = Run(record, plan, make_flow, caller=caller, is_detached=is_detached)
         self._runs[record.name] = run
         if request_id:
             self._requests[caller, request_id] = record.name, _digest(asked)

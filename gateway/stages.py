@@ -131,3 +131,7 @@ UPSCALE = StageKind(
     is_seeded=False,
 )
 STAGES = (GENERATE, REFINE, UPSCALE)
+
+
+def kind_of(stage: Stage.ValueType) -> StageKind:
+    return STAGES[stage - 1]

@@ -18,7 +18,6 @@ from triptych.v1.pipeline_pb2 import (
     DownloadImageRequest,
     RunSpec,
     RunState,
-    SelectImagesRequest,
     StreamRunRequest,
     WatchRunRequest,
 )
@@ -169,13 +168,6 @@ async def test_models_are_listed_of_the_stages_that_are_there():
         await gateway.refiner.kill()
         await gateway.notice()
         assert {one.model.stage for one in await gateway.client.list_models()} == {1}
-
-
-async def test_what_is_not_there_yet_says_what_is(gateway):
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await gateway.stub.SelectImages(SelectImagesRequest())
-    assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert "yet; " in raised.value.details()
 
 
 async def test_more_runs_than_the_gateway_holds_are_refused_with_a_retry():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.gateway.runs_as_seen import collect
 from tests.gateway.scripted import image, pipeline, png
-from triptych.client import CallError, InvalidRequest
+from triptych.client import InvalidRequest
 from triptych.v1.pipeline_pb2 import RunSpec
 from triptych.v1.stage_pb2 import ImageData
 
@@ -153,12 +153,6 @@ async def test_a_truncated_jpeg_is_damaged(gateway):
 async def test_too_many_init_images_are_refused(gateway):
     asked = RunSpec(prompt="x", refine={"count": 1}, init_images=[ImageData(data=png(1))] * 17)
     assert await refused(gateway, asked) == ("spec.init_images", "must be at most 16, got 17")
-
-
-async def test_manual_mode_says_what_there_is_instead(gateway):
-    with pytest.raises(CallError, match="use spec.automatic") as raised:
-        await collect(gateway, RunSpec(prompt="x", manual={}))
-    assert raised.value.reason == "UNIMPLEMENTED"
 
 
 async def test_the_caller_s_mistake_is_told_before_the_missing_worker():

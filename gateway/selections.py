@@ -1,0 +1,181 @@
+"""Images taken to a stage by hand: what a caller asked for, checked and completed, with indexes for what it makes.
+
+The children of a selection go on after the highest index that their stage has or is planned to have. It asks the
+pools what is served, and starts nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gateway.history import History
+from gateway.plan import (
+    DEFAULT_VARIATIONS,
+    MAX_IMAGES,
+    MAX_REQUEST_ID_CHARS,
+    Plan,
+    check_against_model,
+    check_settings,
+    choose_model,
+    chosen_model,
+)
+from gateway.pool import Pool
+from gateway.stages import REFINE, UPSCALE, StageKind
+from services.errors import AlreadyExists, ImageTooLarge, InvalidRequest
+from services.requests import check_count
+from triptych.v1.pipeline_pb2 import ChosenModel, Event, SelectImagesRequest
+from triptych.v1.stage_pb2 import ModelInfo, Stage
+
+Selection = SelectImagesRequest.Selection
+
+# Of one stage of one run, over all its selections: what a list of a run's images can still hold.
+MAX_IMAGES_IN_ALL = 1024
+
+
+def find_selected(
+    history: History, request_id: str, asked: Sequence[Selection], plan: Plan
+) -> Event.Selected | None:
+    """What this request_id has selected already; raises AlreadyExists when that was something else."""
+    if len(request_id) > MAX_REQUEST_ID_CHARS:
+        raise InvalidRequest(
+            "request_id", f"must have at most {MAX_REQUEST_ID_CHARS} characters, got {len(request_id)}"
+        )
+    selected = history.find_selection(request_id)
+    if selected is None:
+        return None
+    if [choice.selection for choice in selected.choices] != [_complete(one, plan) for one in asked]:
+        raise AlreadyExists(
+            f"request_id {request_id!r} selected other images, or with other settings; use a new one to select again"
+        )
+    return selected
+
+
+async def make_selection(
+    request_id: str, asked: Sequence[Selection], plan: Plan, history: History, pools: Mapping[str, Pool]
+) -> Event.Selected:
+    """Checks all selections, so that none begins of a request that cannot be served whole.
+
+    It has no indexes yet: see `number_children`. Raises InvalidRequest or NoWorker.
+    """
+    if not asked:
+        raise InvalidRequest("selections", "must name at least one image, got none")
+    choices = []
+    totals = dict.fromkeys((REFINE, UPSCALE), 0)
+    for place, one in enumerate(asked):
+        path = f"selections[{place}]"
+        kind = _stage_of(one, path)
+        selection = _complete(one, plan)
+        stage_path = f"{path}.{kind.name}"
+        if kind is REFINE:
+            check_count(selection.refine.count, MAX_IMAGES, f"{stage_path}.count")
+            if not plan.spec.prompt.strip():
+                raise InvalidRequest(stage_path, "needs a prompt, and this run has none: begin another run")
+        totals[kind] += _count(selection)
+        if totals[kind] > MAX_IMAGES:
+            raise InvalidRequest(
+                stage_path,
+                f"{kind.name} makes at most {MAX_IMAGES} pictures for one request, and this is more",
+            )
+        settings = getattr(selection, kind.name).settings
+        check_settings(kind, settings, f"{stage_path}.settings")
+        model = await _choose_model(plan, kind, pools[kind.name])
+        check_against_model(plan.spec.prompt, kind, settings, model, f"{stage_path}.settings")
+        _check_parent(one.image, kind, plan, history, model, f"{path}.image")
+        choices.append(Event.Selected.Choice(selection=selection, model=chosen_model(kind, model)))
+    for kind, total in totals.items():
+        if history.next_index(kind.stage, plan.max_images(kind)) + total > MAX_IMAGES_IN_ALL:
+            raise InvalidRequest(
+                "selections",
+                f"a run makes at most {MAX_IMAGES_IN_ALL} pictures of a stage: begin another run",
+            )
+    return Event.Selected(request_id=request_id, choices=choices)
+
+
+def number_children(selected: Event.Selected, plan: Plan, history: History) -> None:
+    """Gives the pictures of a selection the next indexes of their stages. Nothing may be awaited from here to the
+    record, or two selections would have the same."""
+    next_index = {
+        kind.stage: history.next_index(kind.stage, plan.max_images(kind)) for kind in (REFINE, UPSCALE)
+    }
+    for choice in selected.choices:
+        first = next_index[choice.model.stage]
+        next_index[choice.model.stage] += _count(choice.selection)
+        choice.indexes.extend(range(first, next_index[choice.model.stage]))
+
+
+def changed_models(selected: Event.Selected, plan: Plan) -> list[ChosenModel]:
+    """Those of the selection that are not what the run began with, since nobody serves that any more."""
+    began_with = {model.stage: model.digest for model in plan.models}
+    changed = {
+        choice.model.stage: choice.model
+        for choice in selected.choices
+        if began_with.get(choice.model.stage, choice.model.digest) != choice.model.digest
+    }
+    return list(changed.values())
+
+
+def _stage_of(asked: Selection, path: str) -> StageKind:
+    match asked.WhichOneof("stage"):
+        case "refine":
+            return REFINE
+        case "upscale":
+            return UPSCALE
+        case _:
+            raise InvalidRequest(path, "must say where the image goes: refine or upscale")
+
+
+def _complete(asked: Selection, plan: Plan) -> Selection:
+    """With what it leaves out as the run's spec has it."""
+    selection = Selection(image=asked.image)
+    name = asked.WhichOneof("stage")
+    if name is None:
+        return selection
+    stage: Any = getattr(selection, name)
+    stage.CopyFrom(getattr(plan.spec, name))
+    stage.MergeFrom(getattr(asked, name))
+    stage.SetInParent()
+    if name == REFINE.name and not selection.refine.HasField("count"):
+        selection.refine.count = DEFAULT_VARIATIONS
+    return selection
+
+
+def _count(selection: Selection) -> int:
+    return selection.refine.count if selection.HasField("refine") else 1
+
+
+async def _choose_model(plan: Plan, kind: StageKind, pool: Pool) -> ModelInfo:
+    """The model that the run began with, or, where nobody has that any more, what is served now."""
+    began_with = plan.model_of(kind)
+    for worker in await pool.require():
+        if began_with is not None and worker.model.digest == began_with.digest:
+            return worker.model
+    return await choose_model(plan.spec.model, kind, pool)
+
+
+def _check_parent(
+    name: str, kind: StageKind, plan: Plan, history: History, model: ModelInfo, field: str
+) -> None:
+    image = history.images.get(name)
+    width, height = (image.width, image.height) if image else _size_of_init_image(name, plan, history)
+    if not width:
+        state = f"was given up ({history.given_up[name]})" if name in history.given_up else "is not there"
+        raise InvalidRequest(
+            field, f"must be a finished image of {history.run}, got {name[:120]!r}, which {state}"
+        )
+    if kind is UPSCALE and image and image.stage == Stage.STAGE_UPSCALE:
+        raise InvalidRequest(field, f"must not be enlarged already to be enlarged, got {name!r}")
+    max_pixels = model.limits.max_image_pixels
+    if max_pixels and width * height > max_pixels:
+        raise ImageTooLarge(
+            field, f"must have at most {max_pixels} pixels for {kind.name}, got {width}x{height}"
+        )
+
+
+def _size_of_init_image(name: str, plan: Plan, history: History) -> tuple[int, int]:
+    """Width and height; 0 where there is none of that name."""
+    prefix, _, place = name.rpartition("-")
+    if prefix != f"{history.run}/images/init" or not place.isdecimal():
+        return 0, 0
+    if len(place) > 2 or int(place) >= len(plan.spec.init_images):
+        return 0, 0
+    image = plan.spec.init_images[int(place)]
+    return image.width, image.height
