@@ -16,7 +16,11 @@ ENVIRONMENTS = HERE.parents[1] / ".venv-parity"
 # For each environment what pip is told, in turn.
 INSTALLS: dict[str, Sequence[Sequence[str]]] = {
     "jax": [["--no-deps", "-r", str(HERE / "requirements-jax.txt")]],
-    "torch": [["-r", str(HERE / "requirements-torch.txt")], ["--no-deps", "spandrel==0.4.2"]],
+    # min-dalle is timed by tests/bench, which shares this environment.
+    "torch": [
+        ["-r", str(HERE / "requirements-torch.txt")],
+        ["--no-deps", "spandrel==0.4.2", "min-dalle==0.4.11", "emoji==2.16.0"],
+    ],
 }
 
 
