@@ -1,22 +1,32 @@
-"""A run's events: numbered without gaps, kept, and followed by any number of readers at their own pace.
+"""A run's events: numbered without gaps, and followed by any number of readers at their own pace.
 
-Readers hold a place in the log and no queue of their own, so a slow one costs no memory: of each unfinished picture
-only the newest preview is kept, and none once it is finished; everything else stays. It knows nothing of runs.
+No reader sees an event before whoever writes the log down has said so: what was seen once is never taken back. Readers
+hold a place in the log and no queue of their own, so a slow one costs no memory: of each unfinished picture only the
+newest preview is kept, and none once it is finished; everything else stays. It knows nothing of runs.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 
 from triptych.v1.pipeline_pb2 import Event
 from triptych.v1.stage_pb2 import Stage
 
 
 class EventLog:
-    def __init__(self) -> None:
+    """`write` is given every new event; once it is written down, `publish` shows it."""
+
+    def __init__(self, write: Callable[[Event], None], events: Iterable[Event] = ()) -> None:
         # Event i has sequence i + 1; None is a preview that a newer one, or the finished picture, has replaced.
         self._events: list[Event | None] = []
+        for event in events:
+            # What is written down of a preview is its number alone.
+            self._events += [None] * (event.sequence - 1 - len(self._events))
+            self._events.append(None if event.HasField("preview") else event)
+        self._num_published = len(self._events)
+        self._write = write
         self._previews: dict[tuple[Stage.ValueType, int], int] = {}
         self._is_closed = False
+        self._is_abandoned = False
         self._grown = asyncio.Event()
 
     @property
@@ -27,9 +37,16 @@ class EventLog:
     def is_closed(self) -> bool:
         return self._is_closed
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all of it has been written down."""
+        return self._num_published == len(self._events)
+
     def append(self, event: Event) -> None:
-        """Numbers the event, dates it and wakes the readers."""
+        """Numbers the event, dates it and has it written down."""
         assert not self._is_closed, "an event after the last one"  # noqa: S101 - our own bug
+        if self._is_abandoned:
+            return
         event.sequence = len(self._events) + 1
         event.time.GetCurrentTime()
         if event.HasField("preview"):
@@ -39,6 +56,11 @@ class EventLog:
         elif event.HasField("image_ready"):
             self._drop_preview((event.image_ready.image.stage, event.image_ready.image.index))
         self._events.append(event)
+        self._write(event)
+
+    def publish(self, sequence: int) -> None:
+        """The events up to that one are written down: readers see them."""
+        self._num_published = max(self._num_published, sequence)
         self._wake()
 
     def close(self) -> None:
@@ -47,17 +69,32 @@ class EventLog:
         self._previews.clear()
         self._wake()
 
+    def reopen(self) -> None:
+        """Takes back the end: there is more to tell."""
+        self._is_closed = False
+
+    def abandon(self) -> None:
+        """Somebody else writes the log from here on: readers stop where it stands, and what is appended is lost."""
+        self._is_abandoned = True
+        self._wake()
+
     async def follow(self, after_sequence: int = 0) -> AsyncIterator[Event]:
-        """Yields the kept events after that sequence number, then new ones as they come, until the log is closed."""
+        """Yields the kept events after that sequence number, then new ones as they come, until the log ends here."""
         place = max(after_sequence, 0)
         while True:
-            while place < len(self._events):
+            while place < self._num_published:
                 event = self._events[place]
                 place += 1
                 if event is not None:
                     yield event
-            if self._is_closed:
+            if self._is_abandoned or (self._is_closed and self.is_settled):
                 return
+            await self._grown.wait()
+
+    async def settled(self) -> None:
+        """Returns when what has been appended so far is written down, or the log is abandoned."""
+        target = len(self._events)
+        while self._num_published < target and not self._is_abandoned:
             await self._grown.wait()
 
     def _drop_preview(self, key: tuple[Stage.ValueType, int]) -> None:

@@ -37,7 +37,7 @@ class Record:
         events = [first_event(name, spec, models)]
         self.name = name
         self.history = History(events)
-        self.log = EventLog(lambda log, event: log.publish(event.sequence), events)
+        self.log = EventLog(lambda event: self.log.publish(event.sequence), events)
         self._view = RunView(events)
         # Files of finished pictures, by the picture's name.
         self.files: dict[str, bytes] = {}

@@ -1,9 +1,23 @@
 """The event log: numbers without gaps, and readers who are slower than the run."""
 
+import asyncio
+from collections.abc import AsyncIterator
+
 from gateway.event_log import EventLog
 from tests.gateway.runs_as_seen import spec
 from triptych.v1.pipeline_pb2 import Event, Image, RunState, StreamRunRequest
 from triptych.v1.stage_pb2 import ImageData, Stage
+
+
+def new_log() -> EventLog:
+    """A log whose events are written down at once."""
+    return resumed([])
+
+
+def resumed(events) -> EventLog:
+    """A log that goes on after these."""
+    log = EventLog(lambda event: log.publish(event.sequence), events)
+    return log
 
 
 def preview(index: int, data: bytes = b"") -> Event:
@@ -15,12 +29,17 @@ def image_ready(index: int) -> Event:
     return Event(image_ready=Event.ImageReady(image=Image(stage=Stage.STAGE_GENERATE, index=index)))
 
 
+def closed(log: EventLog) -> AsyncIterator[Event]:
+    log.close()
+    return log.follow()
+
+
 async def sequences(log: EventLog, after: int = 0) -> list[int]:
     return [event.sequence async for event in log.follow(after)]
 
 
 async def test_events_are_numbered_from_one_without_gaps():
-    log = EventLog()
+    log = new_log()
     for _ in range(3):
         log.append(Event(warning={}))
     log.close()
@@ -29,7 +48,7 @@ async def test_events_are_numbered_from_one_without_gaps():
 
 
 async def test_a_reader_can_begin_after_any_event():
-    log = EventLog()
+    log = new_log()
     for _ in range(3):
         log.append(Event(warning={}))
     log.close()
@@ -38,7 +57,7 @@ async def test_a_reader_can_begin_after_any_event():
 
 
 async def test_a_newer_preview_replaces_the_one_before_of_the_same_image():
-    log = EventLog()
+    log = new_log()
     for index in (0, 1, 0):
         log.append(preview(index))
     log.close()
@@ -46,7 +65,7 @@ async def test_a_newer_preview_replaces_the_one_before_of_the_same_image():
 
 
 async def test_a_finished_image_replaces_its_preview():
-    log = EventLog()
+    log = new_log()
     log.append(preview(0))
     log.append(image_ready(0))
     log.close()
@@ -54,7 +73,7 @@ async def test_a_finished_image_replaces_its_preview():
 
 
 async def test_a_reader_who_keeps_up_sees_every_preview():
-    log = EventLog()
+    log = new_log()
     seen = []
     log.append(preview(0))
     async for event in log.follow():
@@ -67,7 +86,7 @@ async def test_a_reader_who_keeps_up_sees_every_preview():
 
 
 async def test_what_a_slow_reader_costs_does_not_grow_with_the_previews():
-    log = EventLog()
+    log = new_log()
     follower = log.follow()
     log.append(Event(warning={}))
     await anext(follower)
@@ -76,6 +95,43 @@ async def test_what_a_slow_reader_costs_does_not_grow_with_the_previews():
     kept = sum(event.ByteSize() for event in log._events if event is not None)
     assert kept < 20_000
     assert (await anext(follower)).sequence == 1001
+
+
+async def test_a_reader_sees_no_event_before_it_is_written_down():
+    written = []
+    log = EventLog(lambda event: written.append(event.sequence))
+    follower = log.follow()
+    log.append(Event(warning={}))
+    waiting = asyncio.ensure_future(anext(follower))
+    await asyncio.sleep(0)
+    assert (written, waiting.done()) == ([1], False)
+    log.publish(1)
+    assert (await waiting).sequence == 1
+
+
+async def test_a_log_goes_on_after_the_events_that_it_is_made_from():
+    first = new_log()
+    for _ in range(2):
+        first.append(Event(warning={}))
+    second = resumed([event async for event in closed(first)])
+    second.append(Event(warning={}))
+    second.close()
+    assert await sequences(second) == [1, 2, 3]
+
+
+async def test_previews_that_were_not_kept_leave_their_numbers():
+    log = resumed([Event(sequence=1), Event(sequence=4)])
+    log.append(Event(warning={}))
+    log.close()
+    assert await sequences(log) == [1, 4, 5]
+
+
+async def test_readers_of_an_abandoned_log_stop_where_it_stands():
+    log = new_log()
+    log.append(Event(warning={}))
+    log.abandon()
+    log.append(Event(warning={}))
+    assert await sequences(log) == [1]
 
 
 async def test_a_reader_who_stops_reading_does_not_hold_up_the_run(gateway):
