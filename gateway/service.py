@@ -314,6 +314,7 @@ async def run_gateway(
                     port=http_port,
                     grace_s=grace_s,
                     hosts=http_allowed_hosts,
+                    certificate=certificate,
                 )
             )
         running = await stack.enter_async_context(

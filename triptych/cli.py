@@ -104,6 +104,7 @@ COMMANDS = {
     "up": LazyCommand("triptych.up", "up", "Start all four services and keep them running."),
     "weights": LazyCommand("services.weights", "weights", "Convert, make, check and list models.", "gateway"),
     "tokens": LazyCommand("gateway.tokens", "tokens", "Say who may call the gateway.", "gateway"),
+    "certs": LazyCommand("gateway.certificates", "certs", "Make certificates of one's own.", "gateway"),
     "health": LazyCommand("triptych.health", "health", "Ask a service whether it serves.", "gateway"),
 }
 

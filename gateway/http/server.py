@@ -14,6 +14,7 @@ from gateway.http.app import make_app
 from gateway.http.safety import LOOPBACK_HOSTS
 from gateway.pool import join
 from services.server import AddressInUse
+from services.tls import CertificateFiles, server_context
 
 # Event streams are connections: so many people and programs at once, and no more.
 MAX_CONNECTIONS = 1_000
@@ -53,12 +54,18 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serving_http(
-    api: Api, *, host: str = "127.0.0.1", port: int = 0, grace_s: float = 30.0, hosts: Collection[str] = ()
+    api: Api,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    grace_s: float = 30.0,
+    hosts: Collection[str] = (),
+    certificate: CertificateFiles | None = None,
 ) -> AsyncIterator[ServingHttp]:
     """Answers inside the block; on exit event streams end at once, and other calls have `grace_s`. Raises AddressInUse.
 
     `hosts`: names under which it may be asked, beside loopback's own. On loopback, where anybody's page could have its
-    name resolve to us, there are no others; elsewhere, without any, all are right.
+    name resolve to us, there are no others; elsewhere, without any, all are right. With a `certificate` it is HTTPS.
     """
     listening = _listen(host, port)
     is_private = host in ("127.0.0.1", "::1", "localhost")
@@ -75,6 +82,7 @@ async def serving_http(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(grace_s)),
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        ssl_context_factory=(lambda _config, _default: server_context(certificate)) if certificate else None,
     )
     server = _Server(config)
     running = asyncio.create_task(server.serve(sockets=[listening]), name="http")
