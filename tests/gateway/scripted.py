@@ -234,10 +234,11 @@ async def pipeline(
     patience: Patience = Patience(),  # noqa: B008 - frozen
     bounds: Bounds = Bounds(),  # noqa: B008 - frozen
     tokens: Path | None = None,
+    generator: type[ScriptedGenerator] = ScriptedGenerator,
 ) -> AsyncIterator[Pipeline]:
     """A gateway and so many workers of each stage, on ports of their own."""
     stages = (
-        [ScriptedGenerator() for _ in range(generators)],
+        [generator() for _ in range(generators)],
         [ScriptedRefiner() for _ in range(refiners)],
         [ScriptedUpscaler() for _ in range(upscalers)],
     )

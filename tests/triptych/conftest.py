@@ -1,7 +1,9 @@
 """A scripted gateway on a real port, and the command line in a real process."""
 
 import io
+import json
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ import grpc
 import pytest
 from PIL import Image as Picture
 
-from tests.triptych.command_line import command, environment
+from tests.triptych.command_line import ROOT, command, environment
 from triptych.cli import main
 from triptych.v1.generator_pb2 import GenerateSettings
 from triptych.v1.pipeline_pb2 import (
@@ -114,6 +116,23 @@ def gateway() -> Iterator[ScriptedGateway]:
     yield servicer
     servicer.was_cancelled.set()
     server.stop(None).wait()
+
+
+@pytest.fixture(scope="session")
+def gateway_process() -> Iterator[str]:
+    """The address of a real gateway over scripted stages, which runs in a process of its own."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.triptych.gateway_process"],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        yield json.loads(line)["address"]
+        process.communicate()
 
 
 @pytest.fixture

@@ -1,0 +1,196 @@
+"""The client for programs without asyncio: the same calls, and each waits for its answer.
+
+The async client runs on an event loop in a thread of its own; nothing is written twice but the signatures. May be
+used by several threads at once.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from triptych import client, run_stream
+from triptych.result import Picture, RunResult
+from triptych.resume import Backoff
+from triptych.v1.pipeline_pb2 import Event, ListModelsResponse, RefineStage, Run, RunSpec, UpscaleStage
+
+Answer = TypeVar("Answer")
+END = object()
+
+
+class Client:
+    """A connection to one gateway: `with Client("127.0.0.1:50050") as client: ...`. Arguments as in triptych.client."""
+
+    def __init__(self, address: str, *, backoff: Backoff | None = None) -> None:
+        self._loop = LoopThread()
+        self._client = self._loop.wait(connect(address, backoff))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what is still followed, then the connection. The client is of no use afterwards."""
+        self._loop.close(self._client.close())
+
+    def run(
+        self,
+        prompt: str | RunSpec,
+        *,
+        request_id: str = "",
+        detach: bool | None = None,
+        timeout_s: float | None = None,
+    ) -> "RunStream":
+        stream = self._client.run(
+            prompt, request_id=request_id, detach=detach, timeout_s=timeout_s, show=False
+        )
+        return RunStream(stream, self._loop)
+
+    def watch(self, name: str, *, after_sequence: int = 0, timeout_s: float | None = None) -> "RunStream":
+        stream = self._client.watch(name, after_sequence=after_sequence, timeout_s=timeout_s, show=False)
+        return RunStream(stream, self._loop)
+
+    def select(
+        self,
+        images: str | Picture | Iterable[str | Picture],
+        *,
+        refine: int | RefineStage | None = None,
+        upscale: bool | UpscaleStage = False,
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> "RunStream":
+        stream = self._client.select(
+            images, refine=refine, upscale=upscale, request_id=request_id, timeout_s=timeout_s, show=False
+        )
+        return RunStream(stream, self._loop)
+
+    def create_run(self, spec: RunSpec, *, request_id: str = "") -> Run:
+        return self._loop.wait(self._client.create_run(spec, request_id=request_id))
+
+    def cancel_run(self, name: str, images: Sequence[str] = ()) -> Run:
+        return self._loop.wait(self._client.cancel_run(name, images))
+
+    def get_run(self, name: str) -> Run:
+        return self._loop.wait(self._client.get_run(name))
+
+    def list_runs(self) -> Iterator[Run]:
+        return self._loop.iterate(self._client.list_runs())
+
+    def delete_run(self, name: str) -> None:
+        self._loop.wait(self._client.delete_run(name))
+
+    def list_models(self) -> list[ListModelsResponse.StageModel]:
+        return self._loop.wait(self._client.list_models())
+
+    def download_image(self, name: str, *, timeout_s: float | None = None) -> bytes:
+        return self._loop.wait(self._client.download_image(name, timeout_s=timeout_s))
+
+
+class RunStream:
+    """Iterate over it for the events, or ask for the `result()`; either, once."""
+
+    def __init__(self, stream: run_stream.RunStream, loop: "LoopThread") -> None:
+        self._stream = stream
+        self._loop = loop
+
+    @property
+    def request_id(self) -> str:
+        return self._stream.request_id
+
+    @property
+    def so_far(self) -> RunResult:
+        """What the events have told until now; it grows while the run is followed."""
+        return self._stream.result
+
+    def __iter__(self) -> Iterator[Event]:
+        return self._loop.iterate(aiter(self._stream))
+
+    def result(self) -> RunResult:
+        """Waits for the end of the run, or in manual mode until an image has to be selected. Raises CallError."""
+
+        async def gathered() -> RunResult:
+            return await self._stream
+
+        return self._loop.wait(gathered())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.wait(self._stream.aclose())
+
+
+async def connect(address: str, backoff: Backoff | None) -> client.Client:
+    """A channel belongs to the event loop that it was made on."""
+    return client.Client(address, backoff=backoff)
+
+
+class LoopThread:
+    """An event loop in a thread, and how others wait for it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        # A daemon: a program that forgets to close its client can still end.
+        self._thread = threading.Thread(target=self._loop.run_forever, name="triptych-client", daemon=True)
+        self._thread.start()
+
+    def wait(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        """Runs it on the loop and returns its answer. A wait that is interrupted (Ctrl-C) cancels it first."""
+        if self._loop.is_closed():
+            work.close()
+            raise RuntimeError("this client is closed; expected calls before close() and inside its `with`")
+        over = threading.Event()
+        tasks: list[asyncio.Task[Answer]] = []
+
+        def start() -> None:
+            tasks.append(self._loop.create_task(work))
+            tasks[0].add_done_callback(lambda _: over.set())
+
+        self._loop.call_soon_threadsafe(start)
+        try:
+            over.wait()
+        except BaseException:
+            self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            over.wait()
+            raise
+        return tasks[0].result()
+
+    def iterate(self, source: AsyncGenerator[Answer]) -> Iterator[Answer]:
+        """Its items, one by one; the source is closed when the iteration ends or is left."""
+        try:
+            while (item := self.wait(next_of(source))) is not END:
+                yield item
+        finally:
+            if not self._loop.is_closed():
+                self.wait(source.aclose())
+
+    def close(self, last: Coroutine[Any, Any, None]) -> None:
+        """Cancels what still runs, waits for its end and for `last`, and ends the thread."""
+        if self._loop.is_closed():
+            last.close()
+            return
+
+        async def end() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await last
+            await asyncio.get_running_loop().shutdown_asyncgens()
+
+        self.wait(end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def next_of(source: AsyncGenerator[Answer]) -> Any:
+    """The next item, or END: a StopAsyncIteration does not travel between threads."""
+    return await anext(source, END)
