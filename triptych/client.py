@@ -9,11 +9,13 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
 
+from triptych.credentials import Credentials
 from triptych.errors import (
     Busy,
     CallError,
@@ -106,12 +108,26 @@ EventStream = (
 class Client:
     """A connection to one gateway: `async with Client("127.0.0.1:50050") as client: ...`."""
 
-    def __init__(self, address: str, *, backoff: Backoff | None = None) -> None:
-        """`backoff` says how long calls that broke off are begun again."""
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str = "",
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        key: str | Path | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        """`token` and the PEM files as in triptych/credentials.py; `backoff` says how long broken calls are begun again.
+
+        With `ca`, or where the address begins with https://, the connection is encrypted. Raises OSError for a file
+        that cannot be read.
+        """
         self.address = address
         self._backoff = backoff or Backoff()
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self._stub = PipelineServiceStub(self._channel)
+        credentials = Credentials(token, ca, cert, key)
+        self._channel = credentials.open_channel(address, CHANNEL_OPTIONS)
+        self._stub = credentials.authorize(PipelineServiceStub(self._channel))
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,0 +1,51 @@
+"""How a caller knows that it talks to its gateway, and how the gateway knows the caller: TLS and a token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+SCHEME = "https://"
+
+Stub = TypeVar("Stub")
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a caller shows and trusts. The files are PEM; `cert` and `key` are for gateways that ask for certificates.
+
+    TLS is used where there is an authority, `ca`, or the address begins with https://; then the world's authorities are
+    trusted where there is no `ca`.
+    """
+
+    # Not shown where somebody prints the object.
+    token: str = field(default="", repr=False)
+    ca: str | Path | None = None
+    cert: str | Path | None = None
+    key: str | Path | None = None
+
+    def open_channel(self, address: str, options: Sequence[tuple[str, int]]) -> grpc.aio.Channel:
+        """A channel to "host:port" or "https://host:port"; raises OSError for a file that cannot be read."""
+        target = address.removeprefix(SCHEME)
+        if self.ca is None and not address.startswith(SCHEME):
+            return grpc.aio.insecure_channel(target, options=options)
+        return grpc.aio.secure_channel(target, self.for_channel(), options=options)
+
+    def for_channel(self) -> grpc.ChannelCredentials:
+        """The certificates, as grpc wants them."""
+        ca, key, cert = (
+            Path(path).read_bytes() if path is not None else None for path in (self.ca, self.key, self.cert)
+        )
+        return grpc.ssl_channel_credentials(ca, key, cert)
+
+    def authorize(self, stub: Stub) -> Stub:
+        """Has every call of the stub bring the token, if there is one."""
+        # gRPC's own call credentials would refuse a gateway on loopback, which needs no TLS.
+        if self.token:
+            metadata = (("authorization", f"Bearer {self.token}"),)
+            for name, method in vars(stub).items():
+                setattr(stub, name, partial(method, metadata=metadata))
+        return stub
