@@ -62,6 +62,8 @@ class History:
                 for score in event.ranked.scores:
                     self.images[score.image].clip_score = score.clip_score
             case "selected":
+                if self.state >= RunState.RUN_STATE_SUCCEEDED:
+                    self.failures = []
                 self.selections.append(event.selected)
                 self.is_open = True
             case "warning" if event.warning.given_up:
@@ -101,14 +103,11 @@ class History:
         )
 
     def _enter(self, state: RunState.ValueType) -> None:
-        was_finished = self.state >= RunState.RUN_STATE_SUCCEEDED
         self.state = state
         self.is_open = state in (RunState.RUN_STATE_QUEUED, RunState.RUN_STATE_RUNNING)
         if not self.is_open:
             self.num_settled = len(self.selections)
             self.is_plan_settled = True
-        elif was_finished:
-            self.failures = []
 
     def _give_up(self, warning: Event.Warning) -> None:
         if warning.image:

@@ -10,8 +10,8 @@ def spec(**more) -> RunSpec:
     for stage, fields in {**settings, **more}.items():
         if fields is None:
             continue
-        if stage == "automatic":
-            asked.automatic.CopyFrom(type(asked.automatic)(**fields))
+        if stage in ("automatic", "manual"):
+            getattr(asked, stage).CopyFrom(type(getattr(asked, stage))(**fields))
         else:
             getattr(asked, stage).SetInParent()
             for name, value in fields.items():
