@@ -71,22 +71,32 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads MODEL/manifest.json; raises ModelError that says what is wrong with it."""
     path = folder / MANIFEST
     try:
-        raw = json.loads(path.read_text("utf-8"))
+        return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise ModelError(
             f"{folder} holds no {MANIFEST}: expected a model folder; make one with `triptych weights convert`"
         ) from None
+
+
+def parse_manifest(text: bytes, where: str) -> Manifest:
+    """Raises ModelError that says what is wrong with it, also for names of files outside of the model's folder."""
+    try:
+        raw = json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} is not JSON: {error}") from None
+        raise ModelError(f"{where} is not JSON: {error}") from None
     try:
         files = {
             name: FileEntry(str(entry["sha256"]), int(entry["num_bytes"]))
             for name, entry in raw.pop("files").items()
         }
         raw["example_prompts"] = tuple(raw.get("example_prompts", ()))
-        return Manifest(files=files, **raw)
+        manifest = Manifest(files=files, **raw)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path} is not a model's manifest: {error!r}") from None
+        raise ModelError(f"{where} is not a model's manifest: {error!r}") from None
+    for name in files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelError(f"{where} names {name!r}, which is no file of a model")
+    return manifest
 
 
 def write_manifest(folder: Path, **fields: Any) -> Manifest:

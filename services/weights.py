@@ -1,5 +1,6 @@
 """`triptych weights`: converts published files into model folders, makes random ones, checks and lists them.
 
+Fetching and sharing them is in weights_cache.py.
 It knows folders and manifests. What a file holds is each stage's to know: its `convert`, `random_weights` and
 `verify` are imported by name when they are needed, so that one stage's libraries are enough for its weights.
 """
@@ -19,8 +20,10 @@ from typing import Any
 
 import click
 
-from services import model_folder
+from services import model_folder, weights_cache
+from services.catalog import KNOWN
 from services.errors import ModelError
+from services.model_cache import machine_cache, user_cache
 from services.model_folder import BUILT_IN_FOLDER, MANIFEST, PARTS, STAGE_OF_PART, Difference, Manifest
 
 
@@ -138,7 +141,7 @@ def verify(ctx: click.Context, folder: Path, golden: Path | None, as_json: bool)
 @weights.command("list")
 @click.option("--json", "as_json", envvar="TRIPTYCH_JSON", is_flag=True, help="Print one JSON object a line.")
 def list_models(as_json: bool) -> None:
-    """List the built-in models and those below the folder TRIPTYCH_MODELS."""
+    """List the models that are here, and those that `pull` knows where to find."""
     rows = []
     for stage, name, folder in model_folders():
         try:
@@ -148,17 +151,27 @@ def list_models(as_json: bool) -> None:
             continue
         num_bytes = sum(entry.num_bytes for entry in manifest.files.values())
         rows.append((stage, name, num_bytes, manifest.digest, manifest.licence, str(folder)))
+    here = {(stage, name) for stage, name, *_ in rows}
+    rows += [
+        (known.stage, known.name, known.num_bytes, "", known.licence, "")
+        for known in KNOWN.values()
+        if (known.stage, known.name) not in here
+    ]
     if as_json:
         for row in rows:
             names = ("stage", "name", "num_bytes", "digest", "licence", "folder")
             click.echo(json.dumps(dict(zip(names, row, strict=True))))
         return
     cells = [
-        (stage, name, f"{size / 2**20:.1f} MiB", digest[:12], path)
-        for stage, name, size, digest, _, path in rows
+        (stage, name, f"{size / 10**6:.1f} MB", licence, path or "not here: triptych weights pull")
+        for stage, name, size, _, licence, path in rows
     ]
-    for line in aligned([("stage", "name", "size", "digest", "folder"), *cells]):
+    for line in aligned([("stage", "name", "size", "licence", "folder"), *cells]):
         click.echo(line)
+
+
+for command in (weights_cache.pull, weights_cache.push, weights_cache.rm):
+    weights.add_command(command)
 
 
 def stage_module(stage: str, role: str) -> ModuleType:
@@ -252,8 +265,9 @@ def model_folders() -> Iterator[tuple[str, str, Path]]:
         roots = [BUILT_IN_FOLDER / stage / "models"]
         if own := os.environ.get("TRIPTYCH_MODELS"):
             roots.append(Path(own) / stage)
+        roots += [cache / "models" / stage for cache in (user_cache(), machine_cache()) if cache]
         for root in roots:
-            for folder in sorted(path for path in root.glob("*") if path.is_dir()):
+            for folder in sorted(path for path in root.glob("[!.]*") if path.is_dir()):
                 yield stage, folder.name, folder
 
 

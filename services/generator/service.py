@@ -12,7 +12,7 @@ from services.generator.batch import GenerateJob
 from services.generator.device import set_up_device
 from services.generator.model import load_model
 from services.generator.stepper import GeneratorStepper
-from services.model_folder import open_model
+from services.model_cache import open_model
 from services.requests import check_items, check_prompt, integer, number
 from services.server import Context
 from services.stage_service import ServeOptions, StageService, model_info, run_stage, stage_options

@@ -11,7 +11,7 @@ import click
 import torch
 
 from services.images import ImageLimits, Picture, decode_image
-from services.model_folder import open_model
+from services.model_cache import open_model
 from services.refiner.device import DTYPES
 from services.refiner.diffusion import MIN_STEPS, NUM_TRAIN_TIMESTEPS
 from services.refiner.model import RefinerModel, load_model

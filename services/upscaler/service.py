@@ -13,7 +13,7 @@ import torch
 from services.channels import MAX_MESSAGE_BYTES
 from services.errors import InvalidRequest
 from services.images import ImageLimits, decode_image
-from services.model_folder import open_model
+from services.model_cache import open_model
 from services.requests import check_count, check_indexes, integer
 from services.server import Context
 from services.stage_service import (

@@ -1,0 +1,121 @@
+"""The models that are known by name: what they are, and where their files were published.
+
+Addresses are those of the original projects. Some may be gone: `triptych weights pull NAME --from FOLDER` takes the
+same files from anywhere else. Numbers of parameters come from the published configurations.
+"""
+
+from dataclasses import dataclass
+
+from services.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Source:
+    """The published file or files that one part is converted from."""
+
+    part: str
+    # With several files: the folder that they are in.
+    location: str
+    files: tuple[str, ...] = ()
+    num_params: float = 0.0
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    name: str
+    stage: str
+    licence: str
+    sources: tuple[Source, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its weights in float32: what it takes on the device, and at most on the disk."""
+        return round(4 * sum(source.num_params for source in self.sources))
+
+
+_TOKENIZED = ("config.json", "flax_model.msgpack", "merges.txt", "tokenizer.json", "vocab.json")
+_CODES = Source(
+    "vqgan",
+    "hf://dalle-mini/vqgan_imagenet_f16_16384",
+    ("config.json", "flax_model.msgpack"),
+    num_params=76.1e6,
+)
+_DALLE_LICENCE = "Apache-2.0"
+
+_GLID = "https://dall-3.com/models/glid-3-xl"
+_CLIP = Source(
+    "clip",
+    "https://openaipublic.azureedge.net/clip/models/"
+    "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
+    num_params=427.6e6,
+)
+_SWINIR = "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0"
+
+
+def _glid(name: str, unet: str, num_params: float) -> KnownModel:
+    return KnownModel(
+        name,
+        "refiner",
+        "MIT",
+        (
+            Source("bert", f"{_GLID}/bert.pt", num_params=582.0e6),
+            _CLIP,
+            Source("unet", f"{_GLID}/{unet}", num_params=num_params),
+            Source("autoencoder", f"{_GLID}/kl-f8.pt", num_params=83.7e6),
+        ),
+    )
+
+
+def _swinir(name: str, file: str, num_params: float) -> KnownModel:
+    source = Source("swinir", f"{_SWINIR}/{file}", num_params=num_params)
+    return KnownModel(name, "upscaler", "Apache-2.0", (source,))
+
+
+KNOWN = {
+    (model.stage, model.name): model
+    for model in (
+        KnownModel(
+            "mini",
+            "generator",
+            _DALLE_LICENCE,
+            (Source("dalle", "hf://dalle-mini/dalle-mini", _TOKENIZED, num_params=437.8e6), _CODES),
+        ),
+        KnownModel(
+            "mega",
+            "generator",
+            _DALLE_LICENCE,
+            (
+                Source(
+                    "dalle",
+                    "wandb://dalle-mini/dalle-mini/mega-1-fp16:latest",
+                    _TOKENIZED,
+                    num_params=2587.5e6,
+                ),
+                _CODES,
+            ),
+        ),
+        KnownModel(
+            "mega_full",
+            "generator",
+            _DALLE_LICENCE,
+            (Source("dalle", "hf://dalle-mini/dalle-mega", _TOKENIZED, num_params=2587.5e6), _CODES),
+        ),
+        _glid("glid-3-xl", "diffusion.pt", 872.3e6),
+        _glid("glid-3-xl-finetuned", "finetune.pt", 873.3e6),
+        _glid("glid-3-xl-inpaint", "inpaint.pt", 873.3e6),
+        _swinir("real-l", "003_realSR_BSRGAN_DFOWMFC_s64w8_SwinIR-L_x4_GAN.pth", 28.0e6),
+        _swinir("real-m", "003_realSR_BSRGAN_DFO_s64w8_SwinIR-M_x4_GAN.pth", 11.7e6),
+        _swinir("classical", "001_classicalSR_DF2K_s64w8_SwinIR-M_x4.pth", 11.9e6),
+        _swinir("lightweight", "002_lightweightSR_DIV2K_s64w8_SwinIR-S_x4.pth", 0.93e6),
+    )
+}
+
+
+def known_model(name: str, stage: str | None = None) -> KnownModel:
+    """Raises ModelError listing the names."""
+    for (of_stage, known), model in KNOWN.items():
+        if known == name and stage in (None, of_stage):
+            return model
+    of = f" {stage}" if stage else ""
+    names = ", ".join(known for of_stage, known in KNOWN if stage in (None, of_stage))
+    raise ModelError(f"no{of} model is known as '{name}': expected one of {names}")

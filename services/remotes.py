@@ -1,0 +1,232 @@
+"""Where weights are published, as files that can be read in ranges: web addresses, Hugging Face, S3.
+
+    https://HOST/PATH          hf://OWNER/REPOSITORY[@REVISION]/FILE          s3://BUCKET/KEY
+
+Libraries are imported when an address needs them. It executes nothing of what it reads and stores nothing.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from services.download import ConnectionLost, Remote
+from services.errors import ModelError
+
+PIECE_BYTES = 2**18
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 15.0, 60.0
+
+
+def open_remote(location: str) -> Remote:
+    """Asks where the file is for its size and version; raises ModelError with what to do."""
+    scheme = urlsplit(location).scheme
+    if scheme in ("http", "https"):
+        return HttpRemote(location)
+    if scheme == "hf":
+        return hub_remote(location)
+    if scheme == "s3":
+        return S3Remote(location)
+    raise ModelError(f"{location}: expected an address that begins with https://, hf:// or s3://")
+
+
+class HttpRemote:
+    """A file behind a web server that can send ranges."""
+
+    def __init__(
+        self, url: str, *, headers: dict[str, str] | None = None, name: str = "", sha256: str = ""
+    ) -> None:
+        httpx = _imported("httpx")
+        self.name = name or urlunsplit(urlsplit(url)._replace(query="", fragment=""))
+        self.sha256 = sha256
+        self._url = url
+        self._client = httpx.Client(
+            headers={"Accept-Encoding": "identity", **(headers or {})},
+            follow_redirects=True,
+            timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+        )
+        try:
+            self.num_bytes, self.version = self._ask(httpx)
+        except BaseException:
+            self.close()
+            raise
+
+    def _ask(self, httpx: Any) -> tuple[int, str]:
+        """Size and version. A range of one byte, unlike HEAD, is answered by every server, and shows that ranges are."""
+        try:
+            with self._client.stream("GET", self._url, headers={"Range": "bytes=0-0"}) as response:
+                self._check(response)
+                if response.status_code != 206:
+                    raise ModelError(
+                        f"{self.name}: the server sends no ranges, so a download could not be resumed"
+                    )
+                version = response.headers.get("ETag") or response.headers.get("Last-Modified", "")
+                return int(response.headers["Content-Range"].rpartition("/")[2]), version
+        except (httpx.HTTPError, ConnectionLost) as error:
+            raise ModelError(
+                f"{self.name} cannot be reached: {_text(error)}; check the network and try again"
+            ) from None
+        except ValueError:
+            raise ModelError(f"{self.name}: the server does not say how long the file is") from None
+
+    def read(self, start: int, stop: int) -> Iterator[bytes]:
+        httpx = _imported("httpx")
+        headers = {"Range": f"bytes={start}-{stop - 1}"}
+        if self.version.startswith('"'):  # weak ones may not be compared
+            headers["If-Range"] = self.version
+        try:
+            with self._client.stream("GET", self._url, headers=headers) as response:
+                self._check(response)
+                if response.status_code != 206:
+                    raise ModelError(
+                        f"{self.name} has changed while it was downloaded; run the command again"
+                    )
+                yield from response.iter_raw()  # as they come: of a cut connection nothing is lost
+        except httpx.HTTPError as error:
+            raise ConnectionLost(_text(error)) from None
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _check(self, response: Any) -> None:
+        status = response.status_code
+        if status in (401, 403):
+            raise ModelError(
+                f"{self.name} may not be read (HTTP {status}): accept its licence or set a token (HF_TOKEN)"
+            )
+        if status in (404, 410):
+            raise ModelError(f"{self.name} does not exist (any more): give another place with --from")
+        if status == 429 or status >= 500:
+            raise ConnectionLost(f"HTTP {status}")
+        if status >= 400:
+            raise ModelError(f"{self.name}: HTTP {status}")
+
+
+def hub_remote(location: str) -> HttpRemote:
+    """hf://OWNER/REPOSITORY[@REVISION]/FILE; the revision that answers is the one that all ranges come from."""
+    hub = _imported("huggingface_hub")
+    parts = urlsplit(location)
+    repository, _, revision = f"{parts.netloc}{parts.path}".removeprefix("hf://").partition("@")
+    if revision:
+        revision, _, file = revision.partition("/")
+    else:
+        owner, _, rest = repository.partition("/")
+        name, _, file = rest.partition("/")
+        repository = f"{owner}/{name}"
+    if not file:
+        raise ModelError(f"{location}: expected hf://OWNER/REPOSITORY/FILE")
+    url = hub.hf_hub_url(repository, file, revision=revision or None, endpoint=os.environ.get("HF_ENDPOINT"))
+    try:
+        found = hub.get_hf_file_metadata(url)
+    except Exception as error:  # noqa: BLE001 - the hub's errors and those of its HTTP library share no base
+        raise ModelError(f"{location} cannot be read: {_text(error)}") from None
+    etag = (found.etag or "").strip('"')
+    pinned = hub.hf_hub_url(
+        repository, file, revision=found.commit_hash, endpoint=os.environ.get("HF_ENDPOINT")
+    )
+    # Large files are named by their sha256; small ones by git's own hash, which is a shorter one.
+    sha256 = etag if len(etag) == 64 else ""
+    return HttpRemote(pinned, headers=hub.utils.build_hf_headers(), name=location, sha256=sha256)
+
+
+class S3Remote:
+    """An object in a bucket."""
+
+    def __init__(self, location: str, client: Any = None) -> None:
+        self.name = location
+        self._client = client or s3_client()
+        self._bucket, self._key = split_s3(location)
+        with s3_errors(location):
+            head = self._client.head_object(Bucket=self._bucket, Key=self._key)
+        self.num_bytes = int(head["ContentLength"])
+        self.version = head["ETag"]
+        self.sha256 = head["Metadata"].get("sha256", "")
+
+    def read(self, start: int, stop: int) -> Iterator[bytes]:
+        import botocore.exceptions
+
+        try:
+            answer = self._client.get_object(
+                Bucket=self._bucket, Key=self._key, Range=f"bytes={start}-{stop - 1}", IfMatch=self.version
+            )
+            yield from answer["Body"].iter_chunks(PIECE_BYTES)
+        except botocore.exceptions.ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status == 412:
+                raise ModelError(
+                    f"{self.name} has changed while it was downloaded; run the command again"
+                ) from None
+            if status < 500:
+                raise ModelError(f"{self.name}: {_text(error)}") from None
+            raise ConnectionLost(_text(error)) from None
+        except (botocore.exceptions.BotoCoreError, OSError) as error:
+            raise ConnectionLost(_text(error)) from None
+
+    def close(self) -> None:
+        """The client is not its own."""
+
+
+def split_s3(location: str) -> tuple[str, str]:
+    """ "s3://bucket/a/b" -> ("bucket", "a/b")."""
+    parts = urlsplit(location)
+    if parts.scheme != "s3" or not parts.netloc:
+        raise ModelError(f"expected s3://BUCKET/PREFIX, got {location}")
+    return parts.netloc, parts.path.strip("/")
+
+
+def s3_client() -> Any:
+    """As boto3 finds credentials, region and endpoint: variables, files, the machine's role."""
+    boto3 = _imported("boto3")
+    import botocore.config
+
+    config = botocore.config.Config(
+        retries={"mode": "standard", "total_max_attempts": 5},
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+    )
+    return boto3.session.Session().client("s3", config=config)
+
+
+class s3_errors:  # noqa: N801 - a context manager, as contextlib names them
+    """Turns S3's errors into ModelErrors that say what to do."""
+
+    def __init__(self, location: str) -> None:
+        self._location = location
+
+    def __enter__(self) -> None:
+        _imported("boto3")
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        import botocore.exceptions as s3
+
+        match error:
+            case s3.NoCredentialsError() | s3.PartialCredentialsError():
+                raise ModelError(
+                    f"{self._location}: no AWS credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY, or give the machine a role"
+                ) from None
+            case s3.ClientError():
+                status = error.response["ResponseMetadata"].get("HTTPStatusCode")
+                if status == 404:
+                    raise NotThere(f"{self._location} does not exist") from None
+                if status == 403:
+                    raise ModelError(f"{self._location} may not be used with these AWS credentials") from None
+                raise ModelError(f"{self._location}: {_text(error)}") from None
+            case s3.BotoCoreError():
+                raise ModelError(f"{self._location} cannot be reached: {_text(error)}") from None
+
+
+class NotThere(ModelError):
+    """Nothing is at that address."""
+
+
+def _imported(name: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise ModelError(f"{name} is not installed; run: pip install 'triptych[weights]'") from None
+
+
+def _text(error: BaseException) -> str:
+    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__

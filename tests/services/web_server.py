@@ -1,0 +1,79 @@
+"""A web server on loopback that sends ranges of files, and cuts connections when it is told to."""
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class Site:
+    """What is served, by path. Bodies of the next `num_cuts` answers end in the middle."""
+
+    files: dict[str, bytes]
+    url: str = ""
+    num_cuts: int = 0
+    status: int = 0
+    sends_ranges: bool = True
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def takes_a_cut(self) -> bool:
+        with self.lock:
+            self.num_cuts -= 1
+            return self.num_cuts >= 0
+
+
+@contextmanager
+def serving(files: dict[str, bytes]) -> Iterator[Site]:
+    site = Site(files)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            data = site.files.get(self.path.lstrip("/"))
+            if site.status or data is None:
+                self.send_response(site.status or 404)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            start, stop, is_range = 0, len(data), False
+            if site.sends_ranges and (
+                asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            ):
+                start, stop, is_range = int(asked[1]), int(asked[2]) + 1, True
+            etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+            if self.headers.get("If-Range", etag) != etag:
+                start, stop, is_range = 0, len(data), False
+            body = data[start:stop]
+            self.send_response(206 if is_range else 200)
+            self.send_header("ETag", etag)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+            self.end_headers()
+            if len(body) > 1:
+                with site.lock:
+                    site.ranges.append((start, stop))
+                if site.takes_a_cut():
+                    body = body[: len(body) // 2]
+                    self.close_connection = True
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    site.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield site
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
