@@ -112,11 +112,7 @@ class RunStream:
 
     def result(self) -> RunResult:
         """Waits for the end of the run, or in manual mode until an image has to be selected. Raises CallError."""
-
-        async def gathered() -> RunResult:
-            return await self._stream
-
-        return self._loop.wait(gathered())
+        return self._loop.wait(self._stream.gather())
 
     def __enter__(self) -> Self:
         return self

@@ -13,7 +13,7 @@ from triptych.errors import CallError, to_run_error
 from triptych.notebook import choose_sheet
 from triptych.result import RunResult
 from triptych.resume import Backoff, resumed
-from triptych.v1.pipeline_pb2 import Event, RunError
+from triptych.v1.pipeline_pb2 import Event, RunError, RunState
 
 
 class RunStream:
@@ -57,7 +57,7 @@ class RunStream:
         return self._events
 
     def __await__(self) -> Generator[object, None, RunResult]:
-        return self._gather().__await__()
+        return self.gather().__await__()
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,13 +72,14 @@ class RunStream:
         if self._events is not None:
             await self._events.aclose()
 
-    async def _gather(self) -> RunResult:
+    async def gather(self) -> RunResult:
+        """What awaiting it does, as a coroutine: for a task of its own."""
         with choose_sheet(self._show) as sheet:
             async with aclosing(aiter(self)) as events:
                 async for event in events:
                     sheet.update(event, self.result)
-                    # Whoever would be cancelled by our leaving is not left.
-                    if event.HasField("selection_required") and self._leave is None:
+                    # A run that would be cancelled by our leaving is not left.
+                    if event.state.state == RunState.RUN_STATE_AWAITING_SELECTION and self._leave is None:
                         break
         return self.result
 

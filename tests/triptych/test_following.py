@@ -108,7 +108,7 @@ async def test_leaving_a_run_cancels_it_and_leaving_a_detached_one_does_not(gate
 async def test_cancelling_the_task_that_awaits_a_run_cancels_the_run(gateway):
     gateway.generator.close_gates(0)
     run = gateway.client.run(spec(**SKETCHES))
-    task = asyncio.ensure_future(run._gather())
+    task = asyncio.ensure_future(run.gather())
     await gateway.generator.begun[0].wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
