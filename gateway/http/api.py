@@ -12,6 +12,7 @@ from starlette.requests import Request
 from gateway.authentication import Authentication
 from gateway.callers import Caller
 from gateway.http.event_json import EventEncoder
+from gateway.http.links import Links
 from gateway.http.sse import HEARTBEAT_S
 from gateway.pipeline import Pipeline
 
@@ -35,7 +36,10 @@ class Api:
     heartbeat_s: float = HEARTBEAT_S
     # Set when the process is asked to stop: event streams end, and their readers come back to whoever is there then.
     closing: asyncio.Event = field(default_factory=asyncio.Event)
+    # For answers that have an end of their own, which they are given the time to reach.
+    never: asyncio.Event = field(default_factory=asyncio.Event)
     events: EventEncoder = field(default_factory=EventEncoder)
+    links: Links = field(default_factory=Links)
 
 
 def api_of(request: Request) -> Api:

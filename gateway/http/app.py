@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from gateway.http import page, pictures, runs_routes
+from gateway.http import dalle, openai_images, openai_models, page, pictures, runs_routes
 from gateway.http.api import Api
 from gateway.http.errors import HttpError, to_response
 from gateway.http.safety import Safety, is_openai
@@ -22,7 +22,14 @@ log = logging.getLogger(__name__)
 def make_app(api: Api, *, hosts: Collection[str] = ()) -> ASGIApp:
     """`hosts`: the names that we may be asked by; none: any."""
     app = Starlette(
-        routes=[*runs_routes.routes, *pictures.routes, *page.routes],
+        routes=[
+            *runs_routes.routes,
+            *pictures.routes,
+            *openai_images.routes,
+            *openai_models.routes,
+            *dalle.routes,
+            *page.routes,
+        ],
         exception_handlers={
             TriptychError: _answer_error,
             HTTPException: _answer_http_exception,

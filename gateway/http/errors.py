@@ -42,6 +42,8 @@ class HttpError(TriptychError):
         super().__init__(message)
         self.http_status = http_status
         self.reason = reason
+        # The parameter to blame, for OpenAI's shape.
+        self.param: str | None = None
         self.headers = headers or {}
 
 
@@ -72,7 +74,9 @@ def openai_body(error: TriptychError) -> dict[str, Any]:
     """As OpenAI's API answers; `param` is the field to blame, in the words of that API."""
     status = http_status(error)
     kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    param = error.field if isinstance(error, InvalidRequest) else getattr(error, "param", None)
+    param = error.param if isinstance(error, HttpError) else None
+    if isinstance(error, InvalidRequest):
+        param = error.field
     return {"error": {"message": str(error), "type": kind, "param": param, "code": error.reason.lower()}}
 
 

@@ -8,7 +8,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import triptych
+from gateway.callers import Caller
 from gateway.http.api import api_of, caller_of
+from gateway.http.formats import MIME_TYPES, convert
 from gateway.stages import STAGES
 from services.errors import NotFound
 from triptych.png_text import with_text
@@ -22,8 +24,11 @@ FOR_EVER = "private, max-age=31536000, immutable"
 
 
 async def read_image(request: Request) -> Response:
-    """The file whose sha256 it is, to whoever may see a run that has it."""
-    api, caller, sha256 = api_of(request), caller_of(request), request.path_params["sha256"]
+    """The file whose sha256 it is, to whoever may see a run that has it or brings a link that we signed."""
+    api, sha256 = api_of(request), request.path_params["sha256"]
+    if "signature" in request.query_params:
+        return await _read_link(request, sha256)
+    caller = caller_of(request)
     if not SHA256.fullmatch(sha256):
         raise NotFound(f"there is no picture {sha256[:80]!r}; expected 64 hexadecimal digits")
     mime_type, data = await api.pipeline.read_file(sha256, caller)
@@ -33,6 +38,16 @@ async def read_image(request: Request) -> Response:
     if name := request.query_params.get("download", ""):
         headers["content-disposition"] = attachment(name)
     return Response(data, media_type=mime_type, headers=headers)
+
+
+async def _read_link(request: Request, sha256: str) -> Response:
+    api = api_of(request)
+    output_format, compression = api.links.check(sha256, request.query_params)
+    # Whoever was given the link could see the picture then.
+    _, data = await api.pipeline.read_file(sha256, Caller("link", sees_all=True))
+    data = await convert(data, output_format, compression)
+    headers = {"cache-control": "private, max-age=3600", "cross-origin-resource-policy": "cross-origin"}
+    return Response(data, media_type=MIME_TYPES[output_format], headers=headers)
 
 
 async def keep_image(request: Request) -> Response:

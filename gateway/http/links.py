@@ -1,0 +1,50 @@
+"""Links to pictures that need no token and end: signed here, for whoever may see the picture, and checked here.
+
+The key is this process's own, drawn when it starts: nothing has to be kept secret on a disk, and a link that is lost
+with the process would have ended within the hour. It knows no store.
+"""
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from urllib.parse import urlencode
+
+from services.errors import PermissionDenied
+
+# As long as OpenAI's.
+LIFETIME_S = 3600
+SIGNED = ("sha256", "format", "compression", "expires")
+
+
+class Links:
+    def __init__(self, key: bytes | None = None, clock: Callable[[], float] = time.time) -> None:
+        self._key = key or secrets.token_bytes(32)
+        self._clock = clock
+
+    def sign(self, sha256: str, output_format: str, compression: int) -> str:
+        """The path and query of a picture in that format, good for an hour."""
+        told = {
+            "sha256": sha256,
+            "format": output_format,
+            "compression": str(compression),
+            "expires": str(int(self._clock()) + LIFETIME_S),
+        }
+        query = {name: told[name] for name in SIGNED[1:]}
+        return f"/images/{sha256}?{urlencode({**query, 'signature': self._signature(told)})}"
+
+    def check(self, sha256: str, query: Mapping[str, str]) -> tuple[str, int]:
+        """The format and compression of a link that we signed; raises PermissionDenied for any other."""
+        told = {**{name: query.get(name, "") for name in SIGNED}, "sha256": sha256}
+        if not hmac.compare_digest(self._signature(told), query.get("signature", "")):
+            raise PermissionDenied(
+                "this gateway did not sign the link, or it has been changed; ask for the picture anew"
+            )
+        if int(told["expires"]) < self._clock():
+            raise PermissionDenied("the link has expired; ask for the picture anew")
+        return told["format"], int(told["compression"])
+
+    def _signature(self, told: Mapping[str, str]) -> str:
+        text = "\n".join(told[name] for name in SIGNED)
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,249 @@
+"""OpenAI's Images API over runs: generations, edits and variations, at once or as a stream with partial images.
+
+A request is a run that lives for its caller; an Idempotency-Key is its request_id. What a field means is in
+openai_request.py, what events say in results.py.
+"""
+
+import base64
+import json
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gateway.callers import Caller
+from gateway.http.api import Api, api_of, caller_of
+from gateway.http.bodies import read_form, read_json
+from gateway.http.errors import HttpError, openai_body
+from gateway.http.formats import convert
+from gateway.http.openai_fields import Fields
+from gateway.http.openai_models import Family, find_family
+from gateway.http.openai_request import (
+    EDIT_FIELDS,
+    GENERATION_FIELDS,
+    VARIATION_FIELDS,
+    ImageRequest,
+    edit,
+    generation,
+    in_words_of_the_api,
+    usage_of,
+    variation,
+)
+from gateway.http.presence import while_waited_for
+from gateway.http.results import Partial, Results
+from gateway.http.sse import EventStream, message
+from services.errors import InvalidRequest, TriptychError
+from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
+from triptych.v1.stage_pb2 import ImageData
+
+Plan = Callable[[Fields, Family], ImageRequest]
+
+
+async def generations(request: Request) -> Response:
+    api, caller = api_of(request), caller_of(request)
+    body = await read_json(request, max_bytes=api.limits.max_body_bytes, timeout_s=api.limits.body_timeout_s)
+    if not isinstance(body, dict):
+        raise HttpError(400, "INVALID_ARGUMENT", "the body must be a JSON object")
+    fields = Fields(body, GENERATION_FIELDS)
+    return await _answer(request, caller, fields, generation, "image_generation")
+
+
+async def edits(request: Request) -> Response:
+    caller = caller_of(request)
+    fields, images = await _read_upload(request, EDIT_FIELDS)
+    return await _answer(request, caller, fields, partial(edit, images=images), "image_edit")
+
+
+async def variations(request: Request) -> Response:
+    caller = caller_of(request)
+    fields, images = await _read_upload(request, VARIATION_FIELDS)
+    return await _answer(request, caller, fields, partial(variation, images=images), "image_variation")
+
+
+async def _read_upload(request: Request, known: Sequence[str]) -> tuple[Fields, list[ImageData]]:
+    """The fields of a form and its pictures, which the package calls `image`, or `image[]` where it sends a list."""
+    limits = api_of(request).limits
+    form = await read_form(request, max_bytes=limits.max_upload_bytes, timeout_s=limits.body_timeout_s)
+    try:
+        images: list[ImageData] = []
+        values: dict[str, object] = {}
+        for name in form:
+            key = name.removesuffix("[]")
+            files = [one for one in form.getlist(name) if isinstance(one, UploadFile)]
+            if key == "image":
+                images += [
+                    ImageData(mime_type=one.content_type or "", data=await one.read()) for one in files
+                ]
+            elif name.endswith("[]"):
+                values[key] = form.getlist(name)
+            else:
+                values[key] = form[name]
+        return Fields(values, known), images
+    finally:
+        await form.close()
+
+
+async def _answer(request: Request, caller: Caller, fields: Fields, plan: Plan, kind: str) -> Response:
+    api = api_of(request)
+    try:
+        family = await find_family(api.pipeline, fields.text("model"))
+        asked = plan(fields, family)
+        key = request.headers.get("idempotency-key", "")
+        run = await api.pipeline.create_run(key, asked.spec, caller, detach=False)
+    except InvalidRequest as error:
+        raise in_words_of_the_api(error) from None
+    if asked.is_stream:
+        return EventStream(_stream(api, caller, asked, run, kind), api.never, heartbeat_s=api.heartbeat_s)
+    return await while_waited_for(request, _whole(request, caller, asked, run))
+
+
+async def _whole(request: Request, caller: Caller, asked: ImageRequest, run: Run) -> Response:
+    """All pictures in one answer, best first where they are scored."""
+    api, results = api_of(request), Results(asked.spine)
+    with api.pipeline.attach(run.name):
+        async with aclosing(api.pipeline.watch_run(run.name, caller)) as events:
+            async for event in events:
+                results.add(event)
+                if event.HasField("finished"):
+                    await _check_end(api, caller, run, event)
+    data = []
+    for image in results.best_first():
+        if asked.response_format == "url":
+            link = api.links.sign(image.sha256, asked.output_format, asked.output_compression)
+            where: dict[str, Any] = {"url": f"{str(request.base_url).rstrip('/')}{link}"}
+        else:
+            where = {"b64_json": await _encoded(api, caller, asked, image)}
+        data.append({**where, **_extras(results, image)})
+    answer = {
+        "created": int(time.time()),
+        "data": data,
+        "background": "opaque",
+        "output_format": asked.output_format,
+        "quality": asked.quality,
+        "size": _size(results.images[0]),
+        "usage": usage_of(results.steps, asked.spec.prompt, len(asked.spec.init_images)),
+        "run": run.name,
+    }
+    if asked.user:
+        answer["safety_identifier"] = asked.user
+    if len(data) < asked.n:
+        answer["warnings"] = results.warnings
+    return JSONResponse(answer)
+
+
+async def _stream(
+    api: Api, caller: Caller, asked: ImageRequest, run: Run, kind: str
+) -> AsyncGenerator[bytes]:
+    """Partial images and finished ones as they come; what goes wrong is an event with `error`."""
+    results = Results(asked.spine, asked.partial_images)
+    # A picture whose score is still to come waits for it.
+    waiting: list[Image] = []
+    has_scores = bool(asked.spec.automatic.top_k_after_generate or asked.spec.automatic.top_k_after_refine)
+    try:
+        with api.pipeline.attach(run.name):
+            async with aclosing(api.pipeline.watch_run(run.name, caller)) as events:
+                async for event in events:
+                    happened = results.add(event)
+                    if isinstance(happened, Partial):
+                        yield await _partial_event(asked, run, kind, happened)
+                    elif isinstance(happened, Image):
+                        waiting.append(happened)
+                    is_over = event.HasField("finished")
+                    if is_over:
+                        await _check_end(api, caller, run, event)
+                    for image in list(waiting):
+                        if is_over or not has_scores or results.score_of(image) is not None:
+                            waiting.remove(image)
+                            yield await _completed_event(api, caller, asked, run, kind, results, image)
+    except TriptychError as error:
+        yield message(json.dumps(openai_body(error)).encode(), event="error")
+
+
+async def _check_end(api: Api, caller: Caller, run: Run, event: Event) -> None:
+    """Raises what a run failed of that has made nothing."""
+    if event.finished.state == RunState.RUN_STATE_CANCELLED:
+        raise HttpError(409, "CANCELLED", f"{run.name} was cancelled")
+    if event.finished.state == RunState.RUN_STATE_FAILED:
+        if error := await api.pipeline.failure(run.name, caller):
+            raise in_words_of_the_api(error) if isinstance(error, InvalidRequest) else error
+        raise HttpError(500, event.finished.error.reason, event.finished.error.message)
+
+
+async def _partial_event(asked: ImageRequest, run: Run, kind: str, happened: Partial) -> bytes:
+    picture = happened.picture
+    data = await convert(picture.data, asked.output_format, asked.output_compression)
+    name = f"{kind}.partial_image"
+    told = {
+        "type": name,
+        "partial_image_index": happened.number,
+        **_picture(asked, data),
+        "size": f"{picture.width}x{picture.height}",
+        "image_index": happened.image_index,
+        "run": run.name,
+    }
+    return message(json.dumps(told).encode(), event=name)
+
+
+async def _completed_event(
+    api: Api, caller: Caller, asked: ImageRequest, run: Run, kind: str, results: Results, image: Image
+) -> bytes:
+    name = f"{kind}.completed"
+    told = {
+        "type": name,
+        **_picture(asked, b""),
+        "b64_json": await _encoded(api, caller, asked, image),
+        "size": _size(image),
+        "usage": usage_of(results.steps, asked.spec.prompt, len(asked.spec.init_images)),
+        "image_index": results.line_of(image.stage, image.index),
+        "run": run.name,
+        **_extras(results, image),
+    }
+    if asked.user:
+        told["safety_identifier"] = asked.user
+    return message(json.dumps(told).encode(), event=name)
+
+
+def _picture(asked: ImageRequest, data: bytes) -> dict[str, Any]:
+    """What partial and completed events both must say."""
+    return {
+        "b64_json": base64.b64encode(data).decode(),
+        "created_at": int(time.time()),
+        "background": "opaque",
+        "output_format": asked.output_format,
+        "quality": asked.quality,
+    }
+
+
+async def _encoded(api: Api, caller: Caller, asked: ImageRequest, image: Image) -> str:
+    # A picture that is too large for an event is fetched.
+    data = image.data or (await api.pipeline.read_image(image.name, caller))[1]
+    return base64.b64encode(await convert(data, asked.output_format, asked.output_compression)).decode()
+
+
+def _extras(results: Results, image: Image) -> dict[str, Any]:
+    """What the API has no words for."""
+    score = results.score_of(image)
+    return {
+        "seed": image.seed,
+        "score": score,
+        "image": image.name,
+        "sha256": image.sha256,
+        "model": image.model_name,
+    }
+
+
+def _size(image: Image) -> str:
+    return f"{image.width}x{image.height}"
+
+
+routes = [
+    Route("/v1/images/generations", generations, methods=["POST"]),
+    Route("/v1/images/edits", edits, methods=["POST"]),
+    Route("/v1/images/variations", variations, methods=["POST"]),
+]

@@ -1,0 +1,89 @@
+"""The models behind OpenAI's API: families that the stages serve, and the sizes that each can make."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gateway.http.api import api_of, caller_of
+from gateway.http.errors import HttpError
+from gateway.pipeline import Pipeline
+from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
+from services.errors import NoWorker
+from triptych.v1.stage_pb2 import ModelInfo
+
+# Programs that were written for OpenAI name its models; here they mean whatever is served.
+FOREIGN_MODELS = ("gpt-image-", "dall-e-", "chatgpt-image-")
+OWNER = "triptych"
+STARTED_AT = int(time.time())
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is served under one name; "" where the caller named none. By the stage's name."""
+
+    name: str
+    models: Mapping[str, ModelInfo]
+
+    def side_px(self, stages: Sequence[str]) -> int:
+        """Of the pictures that these stages end with; raises NoWorker where one of them is not served."""
+        for kind in STAGES:
+            if kind.name in stages and kind.name not in self.models:
+                raise NoWorker(
+                    f"no {kind.worker} serves {self.name or 'any model'} now; the pictures of this request need one"
+                )
+        base = REFINE.name if REFINE.name in stages else GENERATE.name
+        side_px = self.models[base].image_size
+        return side_px * self.models[UPSCALE.name].scale if UPSCALE.name in stages else side_px
+
+
+async def find_family(pipeline: Pipeline, name: str) -> Family:
+    """What is served under a model's name, or at all; raises HttpError for a name that nobody serves."""
+    wanted = "" if name.startswith(FOREIGN_MODELS) else name
+    served = [one.model for one in await pipeline.list_models()]
+    models: dict[str, ModelInfo] = {}
+    for model in served:
+        stage = next(kind.name for kind in STAGES if kind.stage == model.stage)
+        if wanted in ("", model.name):
+            models.setdefault(stage, model)
+    if wanted and not models:
+        raise unknown_model(wanted, served)
+    return Family(wanted, models)
+
+
+def unknown_model(name: str, served: Sequence[ModelInfo]) -> HttpError:
+    names = ", ".join(sorted({model.name for model in served})) or "nothing now"
+    error = HttpError(404, "MODEL_NOT_FOUND", f"the model {name[:80]!r} does not exist; served: {names}")
+    error.param = "model"
+    return error
+
+
+async def list_models(request: Request) -> Response:
+    caller_of(request)
+    served = [one.model for one in await api_of(request).pipeline.list_models()]
+    names = sorted({model.name for model in served})
+    return JSONResponse({"object": "list", "data": [_model(name) for name in names]})
+
+
+async def get_model(request: Request) -> Response:
+    caller_of(request)
+    name = request.path_params["model"]
+    served = [one.model for one in await api_of(request).pipeline.list_models()]
+    if name not in {model.name for model in served}:
+        raise unknown_model(name, served)
+    return JSONResponse(_model(name))
+
+
+def _model(name: str) -> dict[str, Any]:
+    # When a model was made is not known here; since when it has been offered is.
+    return {"id": name, "object": "model", "created": STARTED_AT, "owned_by": OWNER}
+
+
+routes = [
+    Route("/v1/models", list_models, methods=["GET"]),
+    Route("/v1/models/{model:path}", get_model, methods=["GET"]),
+]

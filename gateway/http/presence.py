@@ -1,0 +1,32 @@
+"""Work that lives for a caller who waits for one answer: when the caller goes away, so does the work."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from gateway.http.errors import HttpError
+
+Result = TypeVar("Result")
+
+
+async def while_waited_for(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of the work; cancels it and raises HttpError when the caller is gone. The body must have been read."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_until_gone(request))
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        # Nobody will read it.
+        raise HttpError(499, "CANCELLED", "the caller went away")
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

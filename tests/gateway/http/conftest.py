@@ -1,0 +1,54 @@
+"""The gateway's HTTP door on a real port, over scripted stages."""
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+import openai
+import pytest
+
+from gateway.authentication import Authentication
+from gateway.http.api import Api
+from gateway.http.server import serving_http
+from tests.gateway.http.painting import set_up
+from tests.gateway.scripted import Pipeline, pipeline
+
+
+@dataclass
+class Web:
+    """A gateway with both doors, and clients of HTTP."""
+
+    gateway: Pipeline
+    api: Api
+    url: str
+    http: httpx.AsyncClient
+    openai: openai.AsyncOpenAI
+
+
+@asynccontextmanager
+async def web_gateway(*, tokens=None, token="", heartbeat_s=15.0, **more):
+    async with pipeline(tokens=tokens, **more) as gateway:
+        api = Api(gateway.facade, Authentication(tokens), heartbeat_s=heartbeat_s)
+        async with serving_http(api, grace_s=1) as serving:
+            url = f"http://{serving.address}"
+            headers = {"authorization": f"Bearer {token}"} if token else {}
+            async with (
+                httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as http,
+                openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=token or "none", timeout=30) as client,
+            ):
+                yield Web(gateway, api, url, http, client)
+
+
+@pytest.fixture
+async def web():
+    """Scripted stages as they are elsewhere: one preview, at once."""
+    async with web_gateway() as running:
+        yield running
+
+
+@pytest.fixture
+async def painter():
+    """Stages with true previews and models with sizes: 8x8 sketches and variations, 32x32 enlarged."""
+    async with web_gateway() as running:
+        await set_up(running.gateway)
+        yield running
