@@ -30,9 +30,13 @@ class Credentials:
     def open_channel(self, address: str, options: Sequence[tuple[str, int]]) -> grpc.aio.Channel:
         """A channel to "host:port" or "https://host:port"; raises OSError for a file that cannot be read."""
         target = address.removeprefix(SCHEME)
-        if self.ca is None and not address.startswith(SCHEME):
-            return grpc.aio.insecure_channel(target, options=options)
-        return grpc.aio.secure_channel(target, self.for_channel(), options=options)
+        if self.is_encrypted(address):
+            return grpc.aio.secure_channel(target, self.for_channel(), options=options)
+        return grpc.aio.insecure_channel(target, options=options)
+
+    def is_encrypted(self, address: str) -> bool:
+        """Whether TLS is used with the server at that address."""
+        return self.ca is not None or address.startswith(SCHEME)
 
     def for_channel(self) -> grpc.ChannelCredentials:
         """The certificates, as grpc wants them."""

@@ -4,19 +4,28 @@ import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from triptych.credentials import SCHEME, Credentials
+from triptych.gateway_options import credential_options
+
 
 @click.command()
 @click.argument("address")
 @click.argument("service", default="")
 @click.option("--timeout", "timeout_s", type=float, default=5.0, help="Seconds to wait for the answer.")
-def health(address: str, service: str, timeout_s: float) -> None:
+@credential_options
+def health(address: str, service: str, timeout_s: float, credentials: Credentials) -> None:
     """Ask the server at ADDRESS (HOST:PORT) whether SERVICE serves.
 
     SERVICE is a full name such as triptych.v1.PipelineService; without it the whole server is meant. Exits with 0
     when it serves and with 1 when it does not, or nobody answers.
     """
     request = health_pb2.HealthCheckRequest(service=service)
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    options = [("grpc.enable_http_proxy", 0)]
+    with (
+        grpc.secure_channel(address.removeprefix(SCHEME), credentials.for_channel(), options)
+        if credentials.is_encrypted(address)
+        else grpc.insecure_channel(address, options)
+    ) as channel:
         try:
             # The typed stubs of grpcio-health-checking declare the class and none of its methods.
             check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]

@@ -26,6 +26,15 @@ START_STOP_TIMEOUT_S = 1.0
 # Lines of its log that are kept to say why a child stopped.
 NUM_LAST_LINES = 40
 MAX_LINE_BYTES = 2**20
+# How a service is reached is said to each child by options, where it is not just loopback. What the environment says
+# is meant for services that are started one by one.
+DOORS = frozenset(
+    f"TRIPTYCH_{option}"
+    for option in (
+        *("HOST", "PORT", "HTTP_PORT", "INSECURE", "TOKENS", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA"),
+        *("STAGE_CA", "STAGE_CERT", "STAGE_KEY"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,8 @@ async def launch(
         limit=MAX_LINE_BYTES,
         # A process group of its own: Ctrl-C in the terminal reaches this process alone, which stops them in order.
         start_new_session=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        env={name: value for name, value in os.environ.items() if name not in DOORS}
+        | {"PYTHONUNBUFFERED": "1"},
     )
     return Child(name, process, on_log)
 

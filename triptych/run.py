@@ -12,8 +12,10 @@ from google.protobuf import json_format
 
 from triptych.album import Album, slug
 from triptych.client import CallError, Client, Unreachable
+from triptych.credentials import Credentials
 from triptych.display import Display, choose_display
 from triptych.foreground import run_in_foreground
+from triptych.gateway_options import credential_options
 from triptych.processes import Pipeline, running_pipeline
 from triptych.progress import RunProgress
 from triptych.run_spec import RunOptions, check_counts, model_options, models_of, run_options, to_spec
@@ -42,11 +44,18 @@ class Output:
 @click.option(
     "--gateway", metavar="HOST:PORT", help="Use a running gateway instead of starting the services."
 )
+@credential_options
 @click.option(
     "--json", "as_json", envvar="TRIPTYCH_JSON", is_flag=True, help="Print one event a line as JSON."
 )
 def run(
-    prompt: str, out: Path | None, gateway: str | None, as_json: bool, seed: int | None, **settings: Any
+    prompt: str,
+    out: Path | None,
+    gateway: str | None,
+    credentials: Credentials,
+    as_json: bool,
+    seed: int | None,
+    **settings: Any,
 ) -> None:
     """Make pictures from PROMPT: sketches, variations of the best, an enlargement of the best of those.
 
@@ -67,7 +76,9 @@ def run(
     spec = to_spec(prompt, options)
     stages = {name: ["--port", "0", *models.get(name, ())] for name in needed_stages(options, spec)}
     try:
-        run_in_foreground(run_through(gateway, spec, output) if gateway else run_alone(stages, spec, output))
+        run_in_foreground(
+            run_through(gateway, credentials, spec, output) if gateway else run_alone(stages, spec, output)
+        )
     finally:
         album.leave_no_empty_folder()
 
@@ -79,10 +90,10 @@ def needed_stages(options: RunOptions, spec: RunSpec) -> list[str]:
     return [name for name, is_needed in needs.items() if is_needed]
 
 
-async def run_through(address: str, spec: RunSpec, output: Output) -> None:
+async def run_through(address: str, credentials: Credentials, spec: RunSpec, output: Output) -> None:
     """Runs the spec on a gateway that is there, shown live."""
     with output.display:
-        finished, progress = await follow(address, spec, output)
+        finished, progress = await follow(address, credentials, spec, output)
     conclude(finished, progress, output)
 
 
@@ -94,17 +105,19 @@ async def run_alone(stages: dict[str, list[str]], spec: RunSpec, output: Output)
         display.starting([*stages, "gateway"])
         pipeline = await stack.enter_async_context(running_pipeline(stages, on_ready=display.service_ready))
         try:
-            finished, progress = await follow(pipeline.gateway.address, spec, output)
+            finished, progress = await follow(pipeline.gateway.address, Credentials(), spec, output)
         except Unreachable as error:
             raise click.ClickException(await why_it_broke(pipeline, str(error))) from None
     conclude(finished, progress, output)
 
 
-async def follow(address: str, spec: RunSpec, output: Output) -> tuple[Event.Finished, RunProgress]:
+async def follow(
+    address: str, credentials: Credentials, spec: RunSpec, output: Output
+) -> tuple[Event.Finished, RunProgress]:
     """Streams one run: keeps its pictures, shows its progress, returns how it ended. Raises CallError."""
     progress = RunProgress(spec)
     finished = Event.Finished()
-    async with Client(address) as client:
+    async with Client(address, **vars(credentials)) as client:
         await note_unknown_words(client, spec.prompt, output.display)
         try:
             async with aclosing(client.stream_run(spec)) as events:

@@ -1,10 +1,12 @@
 """`triptych up`: all four services in one terminal, until Ctrl-C."""
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from triptych.foreground import run_in_foreground
+from triptych.gateway_options import FILE
 from triptych.processes import ServiceReady, running_pipeline
 from triptych.run_spec import STAGES, model_options, models_of
 
@@ -25,12 +27,28 @@ HTTP_PORT = 8080
     default=HTTP_PORT,
     help="Of the page and the HTTP interfaces; 0: any free one.",
 )
+@click.option("--tokens", type=FILE, help="The file of tokens that `triptych tokens add` makes.")
+@click.option("--tls-cert", type=FILE, help="The gateway's certificate.")
+@click.option("--tls-key", type=FILE, help="Its key.")
+@click.option("--insecure", is_flag=True, help="Listen beyond loopback even if everybody there can use it.")
 @model_options
-def up(host: str, port: int, http_port: int, **settings: Any) -> None:
+def up(
+    host: str,
+    port: int,
+    http_port: int,
+    tokens: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    insecure: bool,
+    **settings: Any,
+) -> None:
     """Start the three stages and the gateway and keep them running until Ctrl-C."""
     models = models_of(settings)
     stages = {name: ["--port", "0", *models.get(name, ())] for name in STAGES}
     options = ["--host", host, "--port", str(port), "--http-port", str(http_port)]
+    for option, path in (("--tokens", tokens), ("--tls-cert", tls_cert), ("--tls-key", tls_key)):
+        options += [option, str(path)] if path else []
+    options += ["--insecure"] if insecure else []
     run_in_foreground(keep_running(stages, options))
 
 
@@ -41,7 +59,8 @@ async def keep_running(stages: dict[str, list[str]], gateway_options: list[str])
         stages, gateway_options=gateway_options, on_ready=say_ready, on_log=say_log
     ) as pipeline:
         address = pipeline.gateway.address
-        page = f" The page: http://{pipeline.gateway.http}/" if pipeline.gateway.http else ""
+        scheme = "https" if "--tls-cert" in gateway_options else "http"
+        page = f" The page: {scheme}://{pipeline.gateway.http}/" if pipeline.gateway.http else ""
         click.echo(f"Ready.{page}")
         click.echo(f'In another terminal: triptych run "a red house" --gateway {address}')
         click.echo("Ctrl-C stops all of them.", err=True)

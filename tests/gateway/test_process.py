@@ -8,6 +8,14 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+from click import UsageError
+from click.testing import CliRunner
+
+from gateway.certificates import certs
+from gateway.service import serve
+from gateway.tokens import tokens
+from services.errors import TriptychError
+from services.listening import UnsafeAddress
 
 COMMAND = [sys.executable, "-m", "triptych", "serve", "gateway"]
 NOBODY = [
@@ -66,3 +74,62 @@ def test_a_worker_that_is_no_address_is_wrong_usage():
     done = refused("--generator", "somewhere")
     assert done.returncode == 2
     assert "expected HOST:PORT or dns:NAME:PORT, got 'somewhere'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ([], "--tls-cert and --tls-key and --tokens"),
+        (["--tokens", "TOKENS"], "--tls-cert and --tls-key,"),
+        (["--tls-cert", "CERTS/gateway.crt", "--tls-key", "CERTS/gateway.key"], "--tokens,"),
+    ],
+)
+def test_it_does_not_listen_openly_by_mistake(tmp_path, options, missing):
+    with pytest.raises(UnsafeAddress, match=f"refused to listen on 0.0.0.0 without {missing}"):
+        begin("--host", "0.0.0.0", *with_doors(tmp_path, options))
+
+
+def test_its_refusal_is_one_line():
+    done = refused("--host", "0.0.0.0", "--port", "0")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_it_listens_for_others_when_it_is_safe(tmp_path):
+    options = ["--tokens", "TOKENS", "--tls-cert", "CERTS/gateway.crt", "--tls-key", "CERTS/gateway.key"]
+    with gateway_process("--host", "0.0.0.0", *with_doors(tmp_path, options)) as (_, said):
+        assert said["address"].startswith("0.0.0.0:")
+
+
+def test_it_listens_for_others_when_it_is_told_to():
+    with gateway_process("--host", "0.0.0.0", "--insecure") as (_, said):
+        assert said["address"].startswith("0.0.0.0:")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--tokens", "nowhere.json"], "cannot read the tokens in nowhere.json: No such file"),
+        (["--tls-cert", "CERTS/gateway.crt"], "go together"),
+        (["--tls-client-ca", "CERTS/ca.crt"], "needs --tls-cert and --tls-key"),
+        (["--stage-cert", "CERTS/gateway-client.crt"], "need --stage-ca"),
+        (["--stage-ca", "CERTS/ca.key"], "ca.key has no certificates in PEM"),
+    ],
+)
+def test_files_that_do_not_open_a_door_are_said(tmp_path, options, complaint):
+    with pytest.raises((TriptychError, UsageError), match=complaint):
+        begin(*with_doors(tmp_path, options))
+
+
+def begin(*arguments):
+    """Begins in this process, for what ends before it listens."""
+    CliRunner().invoke(serve, ["--port", "0", *arguments], standalone_mode=False, catch_exceptions=False)
+
+
+def with_doors(folder, options):
+    """The options, with CERTS and TOKENS in them as files that are there."""
+    CliRunner().invoke(certs, [str(folder)], catch_exceptions=False)
+    CliRunner().invoke(tokens, ["add", "alice", "--tokens", str(folder / "t.json")], catch_exceptions=False)
+    return [
+        option.replace("CERTS", str(folder)).replace("TOKENS", str(folder / "t.json")) for option in options
+    ]

@@ -119,3 +119,10 @@ def test_a_worker_that_is_not_there_fails_the_run_in_one_line(triptych):
     assert done.returncode == 1
     assert "generat" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+async def test_what_the_environment_says_of_doors_is_not_for_children(monkeypatch):
+    monkeypatch.setenv("TRIPTYCH_HOST", "0.0.0.0")
+    monkeypatch.setenv("TRIPTYCH_TOKENS", "nowhere.json")
+    async with running_pipeline({}) as pipeline:
+        assert pipeline.gateway.address.startswith("127.0.0.1:")

@@ -1,0 +1,32 @@
+"""The options with which every command reaches a gateway: its address is the command's own matter."""
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from triptych.credentials import Credentials
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def credential_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--token, --ca, --cert and --key, which arrive as one `credentials: Credentials`."""
+
+    @wraps(command)
+    def gather(*, token: str, ca: Path | None, cert: Path | None, key: Path | None, **values: Any) -> None:
+        if (cert is None) != (key is None):
+            raise click.UsageError("--cert and --key go together")
+        command(credentials=Credentials(token, ca, cert, key), **values)
+
+    decorated: Callable[..., None] = gather
+    for option in (
+        click.option("--key", type=FILE, help="The key of --cert."),
+        click.option("--cert", type=FILE, help="A certificate of one's own, for a gateway that asks for it."),
+        click.option("--ca", type=FILE, help="The authority of the gateway's certificate; the connection is encrypted."),
+        click.option("--token", default="", show_default=False, help="Who you are, at a gateway that asks. Other programs can see it here; better set TRIPTYCH_TOKEN."),
+    ):  # fmt: skip
+        decorated = option(decorated)
+    return decorated
