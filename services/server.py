@@ -163,11 +163,12 @@ async def serving(
     grace_s: float = 30.0,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     certificate: CertificateFiles | None = None,
+    health_port: int | None = None,
 ) -> AsyncIterator[Serving]:
     """Listens inside the block; `services` are the full names that health and reflection know.
 
     What `interceptors` raise gets its status as what the servicers raise does. Without a `certificate` nothing is
-    encrypted; see listening.py for where that may be.
+    encrypted; see listening.py for where that may be. `health_port` answers health checks without it, and nothing else.
     On exit the server says NOT_SERVING, takes no new call and waits `grace_s` for those that run.
     Raises AddressInUse.
     """
@@ -177,19 +178,14 @@ async def serving(
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    address = f"[{host}]" if ":" in host else host
-    try:
-        if certificate is None:
-            bound = server.add_insecure_port(f"{address}:{port}")
-        else:
-            bound = server.add_secure_port(f"{address}:{port}", server_credentials(certificate))
-    except RuntimeError:
-        raise AddressInUse(
-            f"cannot listen on {address}:{port}: the port is in use or the address is not of this machine; "
-            "choose another --port, or 0 for any free one"
-        ) from None
-    running = Serving(bound, f"{address}:{bound}", checks, services)
+    bound = _listen(server, host, port, "--port", certificate)
+    running = Serving(bound, f"{_in_brackets(host)}:{bound}", checks, services)
     await running.set_serving(False)
+    probes = grpc.aio.server(options=SERVER_OPTIONS)
+    if health_port is not None:
+        health_pb2_grpc.add_HealthServicer_to_server(checks, probes)
+        _listen(probes, host, health_port, "--health-port")
+        await probes.start()
     await server.start()
     try:
         yield running
@@ -202,6 +198,27 @@ async def serving(
         # An open health Watch would count as a running call for all of the grace.
         await server.stop(None)
         await stopping
+        await probes.stop(None)
+
+
+def _listen(
+    server: grpc.aio.Server, host: str, port: int, option: str, certificate: CertificateFiles | None = None
+) -> int:
+    """The port that it listens on; raises AddressInUse."""
+    address = f"{_in_brackets(host)}:{port}"
+    try:
+        if certificate is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, server_credentials(certificate))
+    except RuntimeError:
+        raise AddressInUse(
+            f"cannot listen on {address}: the port is in use or the address is not of this machine; "
+            f"choose another {option}, or 0 for any free one"
+        ) from None
+
+
+def _in_brackets(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 @asynccontextmanager

@@ -71,6 +71,7 @@ class ServeOptions:
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     insecure: bool = False
+    health_port: int | None = None
 
 
 class StageService(Generic[Loaded, Job]):
@@ -213,6 +214,7 @@ async def _run_stage(
             port=options.port,
             grace_s=options.grace,
             certificate=files,
+            health_port=options.health_port,
         )
         # Calls must end before the engine does, so the server is entered after it, once the model is there; until
         # then it is entered here, to answer health checks and to find a port in use before minutes of loading.

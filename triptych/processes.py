@@ -32,6 +32,7 @@ DOORS = frozenset(
     f"TRIPTYCH_{option}"
     for option in (
         *("HOST", "PORT", "HTTP_PORT", "INSECURE", "TOKENS", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA"),
+        "HEALTH_PORT",
         *("STAGE_CA", "STAGE_CERT", "STAGE_KEY"),
     )
 )

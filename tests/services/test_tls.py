@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import socket
 import ssl
 from contextlib import asynccontextmanager
 
@@ -47,12 +48,13 @@ def files(folder, name, ca="ca.crt"):
 
 
 @asynccontextmanager
-async def stage(certificate):
+async def stage(certificate, **more):
     async with serving(
         lambda server: generator_pb2_grpc.add_GeneratorServiceServicer_to_server(Generator(), server),
         services=[SERVICE],
         certificate=certificate,
         grace_s=0,
+        **more,
     ) as running:
         yield running
 
@@ -100,6 +102,25 @@ async def test_a_stage_refuses_health_checks_without_a_certificate_too(made):
             check = health_pb2_grpc.HealthStub(channel).Check
             with pytest.raises(grpc.aio.AioRpcError):
                 await check(health_pb2.HealthCheckRequest(), timeout=10)
+
+
+async def test_a_health_port_answers_probes_without_a_certificate_and_nothing_else(made):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    async with (
+        stage(files(made["ours"], "generator"), health_port=port) as running,
+        open_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        await running.set_serving(True)
+        health = await health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(service=SERVICE)
+        )
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await generator_pb2_grpc.GeneratorServiceStub(channel).GetModel(
+                generator_pb2.GeneratorServiceGetModelRequest()
+            )
+        assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_stage_of_another_authority_is_not_believed(made):
