@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 import triptych
 
+PROGRAM = "triptych"
+# Set by the scripts of `triptych completion`: then the command line only says how an argument may go on.
+COMPLETE_VARIABLE = "_TRIPTYCH_COMPLETE"
 # Of a process ended by Ctrl-C, as a shell has it: 128 + SIGINT.
 INTERRUPTED = 130
 # Errors whose text is all that there is to say, by module: importing them here would import grpc.
@@ -59,6 +63,13 @@ class LazyGroup(click.Group):
             return self.lazy[cmd_name].load()
         return super().get_command(ctx, cmd_name)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        rows = {name: command.summary for name, command in self.lazy.items()}
+        rows |= {name: command.get_short_help_str() for name, command in self.commands.items()}
+        found = [CompletionItem(name, help=row) for name, row in rows.items() if name.startswith(incomplete)]
+        # A group's own would import every command for its help.
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, command.summary) for name, command in self.lazy.items()]
         rows += [(name, command.get_short_help_str()) for name, command in self.commands.items()]
@@ -102,15 +113,21 @@ serve = with_environment(
 COMMANDS = {
     "run": LazyCommand("triptych.run", "run", "Make pictures from a prompt."),
     "up": LazyCommand("triptych.up", "up", "Start all four services and keep them running."),
+    "runs": LazyCommand("triptych.runs", "runs", "List, show, watch, go on with, cancel and delete runs."),
+    "models": LazyCommand(
+        "triptych.models", "models", "What a gateway serves, and which words it understands."
+    ),
     "weights": LazyCommand("services.weights", "weights", "Convert, make, check and list models.", "gateway"),
     "tokens": LazyCommand("gateway.tokens", "tokens", "Say who may call the gateway.", "gateway"),
     "certs": LazyCommand("gateway.certificates", "certs", "Make certificates of one's own.", "gateway"),
+    "bench": LazyCommand("triptych.bench", "bench", "Measure a deployment; simulate its latency and cost."),
+    "completion": LazyCommand("triptych.completion", "completion", "Completion for bash, zsh and fish."),
     "health": LazyCommand("triptych.health", "health", "Ask a service whether it serves.", "gateway"),
 }
 
 
 @click.group(cls=LazyGroup, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(triptych.__version__, prog_name="triptych")
+@click.version_option(triptych.__version__, prog_name=PROGRAM)
 def cli() -> None:
     """A prompt becomes pictures in three panels: sketch, refine, enlarge.
 
@@ -129,7 +146,7 @@ def main() -> NoReturn:
     # core: refining took twenty times as long beside one busy process, against a fifth more on an idle machine so.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        code = cli.main(prog_name="triptych", standalone_mode=False)
+        code = cli.main(prog_name=PROGRAM, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = error.exit_code
