@@ -6,7 +6,8 @@ used by several threads at once.
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -22,9 +23,26 @@ END = object()
 class Client:
     """A connection to one gateway: `with Client("127.0.0.1:50050") as client: ...`. Arguments as in triptych.client."""
 
-    def __init__(self, address: str, *, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str = "",
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        key: str | Path | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        async def connect() -> client.Client:
+            # A channel belongs to the event loop that it was made on.
+            return client.Client(address, token=token, ca=ca, cert=cert, key=key, backoff=backoff)
+
         self._loop = LoopThread()
-        self._client = self._loop.wait(connect(address, backoff))
+        try:
+            self._client = self._loop.wait(connect())
+        except BaseException:
+            self._loop.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -36,7 +54,7 @@ class Client:
 
     def close(self) -> None:
         """Ends what is still followed, then the connection. The client is of no use afterwards."""
-        self._loop.close(self._client.close())
+        self._loop.close(self._client.close)
 
     def run(
         self,
@@ -123,11 +141,6 @@ class RunStream:
         self._loop.wait(self._stream.aclose())
 
 
-async def connect(address: str, backoff: Backoff | None) -> client.Client:
-    """A channel belongs to the event loop that it was made on."""
-    return client.Client(address, backoff=backoff)
-
-
 class LoopThread:
     """An event loop in a thread, and how others wait for it."""
 
@@ -167,10 +180,9 @@ class LoopThread:
             if not self._loop.is_closed():
                 self.wait(source.aclose())
 
-    def close(self, last: Coroutine[Any, Any, None]) -> None:
+    def close(self, last: Callable[[], Awaitable[None]] | None = None) -> None:
         """Cancels what still runs, waits for its end and for `last`, and ends the thread."""
         if self._loop.is_closed():
-            last.close()
             return
 
         async def end() -> None:
@@ -178,7 +190,8 @@ class LoopThread:
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
-            await last
+            if last is not None:
+                await last()
             await asyncio.get_running_loop().shutdown_asyncgens()
 
         self.wait(end())

@@ -4,7 +4,6 @@ Methods named after a call of the contract are that one call, with errors that h
 `run`, `watch` and `select` are what most programs want: they survive broken connections and gather the result.
 """
 
-import hashlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
@@ -12,10 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
+from weakref import WeakSet
 
 import grpc
 
 from triptych.credentials import Credentials
+from triptych.download import download
 from triptych.errors import (
     Busy,
     CallError,
@@ -42,6 +43,7 @@ from triptych.v1.pipeline_pb2 import (
     CreateRunRequest,
     DeleteRunRequest,
     DownloadImageRequest,
+    DownloadImageResponse,
     Event,
     GetRunRequest,
     ListModelsRequest,
@@ -66,6 +68,7 @@ __all__ = [
     "CallError",
     "DamagedImage",
     "DeadlineExceeded",
+    "ErrorDetails",
     "InvalidRequest",
     "NotFound",
     "NoWorker",
@@ -125,6 +128,7 @@ class Client:
         """
         self.address = address
         self._backoff = backoff or Backoff()
+        self._streams: WeakSet[RunStream] = WeakSet()
         credentials = Credentials(token, ca, cert, key)
         self._channel = credentials.open_channel(address, CHANNEL_OPTIONS)
         self._stub = credentials.authorize(PipelineServiceStub(self._channel))
@@ -138,6 +142,9 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
+        """Leaves the runs that are still followed, then ends the connection."""
+        for stream in list(self._streams):
+            await stream.aclose()
         await self._channel.close()
 
     def run(
@@ -170,11 +177,10 @@ class Client:
             )
             return self._events(lambda: self._stub.StreamRun(request, timeout=left(deadline_s)))
 
-        return RunStream(
+        return self._opened(
             begin,
             follow,
             request_id=request_id,
-            backoff=self._backoff,
             deadline_s=deadline_s,
             leave=None if detach else self._leave,
             show=show,
@@ -194,11 +200,9 @@ class Client:
         async def begin() -> int:
             return after_sequence
 
-        return RunStream(
+        return self._opened(
             begin,
             lambda after: self.watch_run(name, after_sequence=after, timeout_s=left(deadline_s)),
-            request_id="",
-            backoff=self._backoff,
             deadline_s=deadline_s,
             show=show,
         )
@@ -230,11 +234,10 @@ class Client:
             await self.select_images(run_name, selections, request_id=request_id)
             return run.last_sequence
 
-        return RunStream(
+        return self._opened(
             begin,
             lambda after: self.watch_run(run_name, after_sequence=after, timeout_s=left(deadline_s)),
             request_id=request_id,
-            backoff=self._backoff,
             deadline_s=deadline_s,
             show=show,
         )
@@ -312,27 +315,41 @@ class Client:
         Raises DamagedImage when it is not what the gateway meant to send.
         """
         deadline_s = deadline(timeout_s)
-        persistence = Persistence(self._backoff, deadline_s)
-        data, sha256 = bytearray(), ""
-        while True:
-            request = DownloadImageRequest(name=name, offset=len(data))
-            try:
-                with self._typed_errors():
-                    async for part in self._stub.DownloadImage(request, timeout=left(deadline_s)):
-                        sha256 = sha256 or part.sha256
-                        data += part.chunk
-                        persistence.succeeded()
-                break
-            except CallError as error:
-                await persistence.wait_after(error)
-        if (came := hashlib.sha256(data).hexdigest()) != sha256:
-            raise DamagedImage(
-                f"{name}: expected sha256 {sha256 or 'in the first message'}, got {came} of {len(data)} bytes; "
-                "download it again",
-                grpc.StatusCode.DATA_LOSS,
-                ErrorDetails(),
-            )
-        return bytes(data)
+
+        async def read_from(offset: int) -> AsyncGenerator[DownloadImageResponse]:
+            request = DownloadImageRequest(name=name, offset=offset)
+            with self._typed_errors():
+                async for part in self._stub.DownloadImage(request, timeout=left(deadline_s)):
+                    yield part
+
+        return await download(name, read_from, Persistence(self._backoff, deadline_s))
+
+    def _opened(
+        self,
+        begin: Callable[[], Awaitable[int]],
+        follow: Callable[[int], AsyncGenerator[Event]],
+        *,
+        request_id: str = "",
+        deadline_s: float | None,
+        leave: Callable[[str], Awaitable[None]] | None = None,
+        show: bool | None,
+    ) -> RunStream:
+        stream = RunStream(
+            begin,
+            follow,
+            self._rests,
+            request_id=request_id,
+            backoff=self._backoff,
+            deadline_s=deadline_s,
+            leave=leave,
+            show=show,
+        )
+        self._streams.add(stream)
+        return stream
+
+    async def _rests(self, name: str, sequence: int) -> bool:
+        run = await repeated(lambda: self.get_run(name), self._backoff)
+        return run.last_sequence <= sequence
 
     async def _leave(self, name: str) -> None:
         """Cancels a run at once that the gateway would cancel after a while; where that fails it does so by itself."""

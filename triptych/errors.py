@@ -50,8 +50,9 @@ class CallError(Exception):
         self.reason = details.reason or code.name
         self.retry_after_s = details.retry_after_s
         self.violations = dict(details.violations)
-        # Whether the call itself was cut off, so that the same call may succeed.
-        self.is_broken_off = details.reason in _PASSING_REASONS or (not details.reason and code in _BROKEN)
+        # Whether the connection broke; and whether, for this or another passing reason, the same call may succeed.
+        self.is_cut = not details.reason and code in _BROKEN
+        self.is_broken_off = self.is_cut or details.reason in _PASSING_REASONS
 
 
 class InvalidRequest(CallError):

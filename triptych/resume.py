@@ -94,9 +94,13 @@ async def resumed(
                         yield event
             return
         except CallError as error:
-            if is_finished:
-                # Nothing is missing. The status of a run that failed has its reason; a cut says nothing of the run.
-                if error.is_broken_off:
+            if is_finished and not error.is_cut:
+                # The status of a run that failed.
+                raise
+            try:
+                await persistence.wait_after(error)
+            except CallError:
+                # What there was has come; images may have been selected since, but nobody is there to say so.
+                if is_finished:
                     return
                 raise
-            await persistence.wait_after(error)

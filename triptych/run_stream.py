@@ -5,7 +5,7 @@ It knows neither channels nor requests: how a run begins, is followed and is lef
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Self
 
@@ -28,6 +28,7 @@ class RunStream:
         self,
         begin: Callable[[], Awaitable[int]],
         follow: Callable[[int], AsyncGenerator[Event]],
+        rests: Callable[[str, int], Awaitable[bool]],
         *,
         request_id: str,
         backoff: Backoff,
@@ -35,12 +36,16 @@ class RunStream:
         leave: Callable[[str], Awaitable[None]] | None = None,
         show: bool | None = None,
     ) -> None:
-        """`begin` returns the sequence number to follow from. `leave` is called when a run goes on that should not."""
+        """`begin` returns the sequence number to follow from; `rests` says whether nothing has come after an event.
+
+        `leave` is called when a run goes on that should not.
+        """
         self.request_id = request_id
         # As far as the events have told it.
         self.result = RunResult()
         self._begin = begin
         self._follow = follow
+        self._rests = rests
         self._backoff = backoff
         self._deadline_s = deadline_s
         self._leave = leave
@@ -70,18 +75,30 @@ class RunStream:
     async def aclose(self) -> None:
         """Stops following; the run is cancelled unless it is detached or only watched."""
         if self._events is not None:
-            await self._events.aclose()
+            # It is running where another task waits for its next event; that one ends it.
+            with suppress(RuntimeError):
+                await self._events.aclose()
 
     async def gather(self) -> RunResult:
         """What awaiting it does, as a coroutine: for a task of its own."""
         with choose_sheet(self._show) as sheet:
-            async with aclosing(aiter(self)) as events:
+            async with aclosing(self.until_it_rests()) as events:
                 async for event in events:
                     sheet.update(event, self.result)
-                    # A run that would be cancelled by our leaving is not left.
-                    if event.state.state == RunState.RUN_STATE_AWAITING_SELECTION and self._leave is None:
-                        break
         return self.result
+
+    async def until_it_rests(self) -> AsyncGenerator[Event]:
+        """Its events to where it ends or waits for images to be selected."""
+        async with aclosing(aiter(self)) as events:
+            async for event in events:
+                yield event
+                # A replay tells of choices, too, that have been made since. A run that our leaving would cancel is kept.
+                if (
+                    event.state.state == RunState.RUN_STATE_AWAITING_SELECTION
+                    and self._leave is None
+                    and await self._rests(self.result.name, event.sequence)
+                ):
+                    return
 
     async def _told(self) -> AsyncGenerator[Event]:
         try:

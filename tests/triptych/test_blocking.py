@@ -111,6 +111,13 @@ def test_a_closed_client_says_so_and_leaves_no_thread(gateway_process):
         client.list_models()
 
 
+def test_a_client_that_cannot_be_made_leaves_no_thread(tmp_path):
+    before = threading.active_count()
+    with pytest.raises(FileNotFoundError):
+        Client("127.0.0.1:1", ca=tmp_path / "none.pem")
+    assert threading.active_count() == before
+
+
 def test_closing_ends_what_is_still_followed(gateway_process):
     client = Client(gateway_process)
     events = iter(client.run(sketches("endless")))

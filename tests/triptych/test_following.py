@@ -105,6 +105,15 @@ async def test_leaving_a_run_cancels_it_and_leaving_a_detached_one_does_not(gate
     assert (await gateway.client.watch(names[1])).state == "succeeded"
 
 
+async def test_closing_the_client_leaves_its_runs(gateway):
+    gateway.generator.close_gates(0, 1)
+    client = Client(gateway.address)
+    events = aiter(client.run(spec(**SKETCHES)))
+    name = (await anext(events)).state.run
+    await client.close()
+    assert (await gateway.client.get_run(name)).state == RunState.RUN_STATE_CANCELLED
+
+
 async def test_cancelling_the_task_that_awaits_a_run_cancels_the_run(gateway):
     gateway.generator.close_gates(0)
     run = gateway.client.run(spec(**SKETCHES))

@@ -60,9 +60,14 @@ async def test_an_error_that_is_no_broken_connection_is_raised_at_once():
     assert log.asked == [0]
 
 
-async def test_a_connection_that_breaks_after_the_last_event_is_not_begun_again():
+async def test_a_connection_that_breaks_after_the_last_event_is_begun_again_in_case_there_is_more():
     log = Log([1, 6], [7])
-    assert await sequences(log) == [1, 6]
+    assert await sequences(log) == [1, 6, 7]
+    assert log.asked == [0, 6]
+
+
+async def test_a_gateway_that_goes_away_after_the_last_event_is_not_missed():
+    assert await sequences(Log([1, 6], [7]), NEVER) == [1, 6]
 
 
 async def test_what_a_failed_run_ends_with_is_raised_after_its_last_event():

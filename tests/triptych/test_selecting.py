@@ -35,6 +35,13 @@ async def test_a_run_by_hand_goes_from_choice_to_choice(gateway):
     assert enlarged.pictures[0].parent == refined.variations[1].name
 
 
+async def test_watching_a_run_by_hand_goes_past_the_choices_that_were_made(gateway):
+    first = await gateway.client.run(make_spec("a red house", manual=True, **SMALL))
+    await gateway.client.select(first.sketches[0], refine=2)
+    watched = await gateway.client.watch(first.name)
+    assert (watched.state, len(watched.pictures)) == ("awaiting_selection", 5)
+
+
 async def test_images_of_a_finished_run_can_be_taken_further(gateway):
     first = await gateway.client.run(spec(upscale=None))
     more = await gateway.client.select(first.variations, upscale=True)
