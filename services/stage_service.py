@@ -24,6 +24,7 @@ from services.engine import Engine
 from services.errors import NotReady, TriptychError
 from services.events import Accepted, EncodedPicture, Event, Failed, Finished, Preview, Progress
 from services.listening import certificate_of, check_address, tls_options
+from services.metrics import StageMetrics, serving_metrics
 from services.model_folder import Manifest
 from services.server import Context, announce, serving, stop_signal
 from services.stepper import Stepper, Ticket
@@ -72,6 +73,7 @@ class ServeOptions:
     tls_client_ca: Path | None = None
     insecure: bool = False
     health_port: int | None = None
+    metrics_port: int | None = None
 
 
 class StageService(Generic[Loaded, Job]):
@@ -79,9 +81,19 @@ class StageService(Generic[Loaded, Job]):
 
     def __init__(self) -> None:
         self._ready: tuple[Loaded, Engine[Job]] | None = None
+        self._observe: Callable[[Event], None] = lambda event: None
 
-    def set_ready(self, loaded: Loaded, engine: Engine[Job]) -> None:
+    def set_ready(self, loaded: Loaded, engine: Engine[Job], metrics: StageMetrics | None = None) -> None:
         self._ready = loaded, engine
+        if metrics is not None:
+            self._observe = metrics.observe
+            metrics.watch(
+                {
+                    "triptych_waiting_images": ("Pictures in the queue.", lambda: engine.num_waiting),
+                    "triptych_running_images": ("Pictures that are made now.", lambda: engine.num_running),
+                    "triptych_slots": ("Pictures that can be made at once.", lambda: engine.num_slots),
+                }
+            )
 
     @property
     def loaded(self) -> Loaded:
@@ -111,6 +123,7 @@ class StageService(Generic[Loaded, Job]):
             tickets, caller=caller or _peer_host(context.peer()), timeout_s=timeout_s
         ) as events:
             async for event in events:
+                self._observe(event)
                 for message in _to_messages(event, len(tickets), seeds):
                     yield message
 
@@ -155,6 +168,7 @@ def stage_options(
         click.option("--device", default="auto", show_default=True, envvar="TRIPTYCH_DEVICE", help=f"{devices}; auto: the accelerator, if there is one."),
         click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True, envvar="TRIPTYCH_GRACE", help="Seconds that running calls have when the process is asked to stop."),
         click.option("--exit-with-parent", is_flag=True, help="Stop when standard input ends."),
+        click.option("--metrics-port", type=click.IntRange(0, 65535), default=None, envvar="TRIPTYCH_METRICS_PORT", help="Answer GET /metrics for Prometheus on it; 0: any free one.  [default: no metrics]"),
         click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True, envvar="TRIPTYCH_LOG_LEVEL"),
     ]  # fmt: skip
 
@@ -227,9 +241,11 @@ async def _run_stage(
             await server.__aexit__(None, None, None)
             raise
         stack.push_async_exit(server.__aexit__)
-        service.set_ready(loaded, engine)
-        await running.set_serving(True)
         name = service_name.split(".")[-1].removesuffix("Service").lower()
+        metrics = StageMetrics(name)
+        stack.enter_context(serving_metrics(metrics.registry, options.host, options.metrics_port))
+        service.set_ready(loaded, engine, metrics)
+        await running.set_serving(True)
         log.info("serving %s '%s' on %s (%s)", name, loaded.info.name, running.address, loaded.info.device)
         announce(name, running.address, model=loaded.info.name)
         waits = [asyncio.create_task(event.wait()) for event in (stop, engine.failed)]
