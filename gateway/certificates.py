@@ -37,7 +37,8 @@ class Issued:
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
-    "--host",
+    # Not --host: TRIPTYCH_HOST says where a service listens.
+    "--hostname",
     "hosts",
     multiple=True,
     help="A name or address that the servers are reached by, beside localhost and their own names; repeat it for more.",
@@ -187,7 +188,7 @@ def _general_names(hosts: Iterable[str]) -> list[x509.GeneralName]:
                 names.append(x509.DNSName(host))
             except ValueError:
                 raise click.BadParameter(
-                    f"expected a name in ASCII or an address, got {host!r}", param_hint="--host"
+                    f"expected a name in ASCII or an address, got {host!r}", param_hint="--hostname"
                 ) from None
     return names
 

@@ -24,6 +24,7 @@ from services.engine import Engine
 from services.errors import NotReady, TriptychError
 from services.events import Accepted, EncodedPicture, Event, Failed, Finished, Preview, Progress
 from services.listening import certificate_of, check_address, tls_options
+from services.logs import start_logging
 from services.metrics import StageMetrics, serving_metrics
 from services.model_folder import Manifest
 from services.server import Context, announce, serving, stop_signal
@@ -197,9 +198,7 @@ def run_stage(
     options: ServeOptions,
 ) -> None:
     """Serves one stage until it is told to stop. Raises TriptychError when it cannot start."""
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s"
-    )
+    start_logging(options.log_level)
     files = certificate_of(options.tls_cert, options.tls_key, options.tls_client_ca)
     # A stage knows no tokens: whom it lets in is the certificate's say alone.
     safe = {

@@ -49,7 +49,7 @@ def test_keys_are_their_owners_alone(run, folder):
 
 
 def test_a_server_is_known_by_its_name_by_loopback_and_by_the_hosts_given(run, folder):
-    run("--host", "gpu-7.example.org", "--host", "10.0.0.7")
+    run("--hostname", "gpu-7.example.org", "--hostname", "10.0.0.7")
     assert hosts_of(folder, "refiner") == [
         *("refiner", "localhost", "gpu-7.example.org"),
         *("127.0.0.1", "::1", "10.0.0.7"),
@@ -86,7 +86,7 @@ def test_with_if_missing_a_second_time_changes_nothing(run, folder):
 
 
 def test_renewing_keeps_the_authority_and_the_hosts(run, folder):
-    run("--host", "10.0.0.7")
+    run("--hostname", "10.0.0.7")
     before = contents(folder)
     run("--renew")
     changed = {name for name, data in contents(folder).items() if data != before[name]}
@@ -104,4 +104,4 @@ def test_renewing_without_the_authoritys_key_is_refused(run, folder):
 
 
 def test_a_host_that_no_certificate_can_name_is_wrong_usage(run):
-    assert run("--host", "bücher.example").exit_code == 2
+    assert run("--hostname", "bücher.example").exit_code == 2
