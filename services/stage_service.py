@@ -28,6 +28,7 @@ from services.logs import start_logging
 from services.metrics import StageMetrics, serving_metrics
 from services.model_folder import Manifest
 from services.server import Context, announce, serving, stop_signal
+from services.spot import EC2_METADATA, SpotNotices
 from services.stepper import Stepper, Ticket
 from services.tls import CertificateFiles
 from triptych import __version__
@@ -75,6 +76,7 @@ class ServeOptions:
     insecure: bool = False
     health_port: int | None = None
     metrics_port: int | None = None
+    spot_notices: str | None = None
 
 
 class StageService(Generic[Loaded, Job]):
@@ -170,6 +172,7 @@ def stage_options(
         click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True, envvar="TRIPTYCH_GRACE", help="Seconds that running calls have when the process is asked to stop."),
         click.option("--exit-with-parent", is_flag=True, help="Stop when standard input ends."),
         click.option("--metrics-port", type=click.IntRange(0, 65535), default=None, envvar="TRIPTYCH_METRICS_PORT", help="Answer GET /metrics for Prometheus on it; 0: any free one.  [default: no metrics]"),
+        click.option("--spot-notices", metavar="URL", envvar="TRIPTYCH_SPOT_NOTICES", is_flag=False, flag_value=EC2_METADATA, default=None, help=f"Stop, and hand over, when the machine is about to be taken away: asks {EC2_METADATA}, or URL."),
         click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True, envvar="TRIPTYCH_LOG_LEVEL"),
     ]  # fmt: skip
 
@@ -247,6 +250,9 @@ async def _run_stage(
         await running.set_serving(True)
         log.info("serving %s '%s' on %s (%s)", name, loaded.info.name, running.address, loaded.info.device)
         announce(name, running.address, model=loaded.info.name)
+        if options.spot_notices:
+            stopping = asyncio.create_task(_stop_at_notice(SpotNotices(options.spot_notices), stop))
+            stack.callback(stopping.cancel)
         waits = [asyncio.create_task(event.wait()) for event in (stop, engine.failed)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
@@ -254,6 +260,12 @@ async def _run_stage(
         if engine.failed.is_set():
             raise TriptychError("the engine stopped because of a bug; see the log above")
         log.info("stopping; running calls have %.0f s", options.grace)
+
+
+async def _stop_at_notice(notices: SpotNotices, stop: asyncio.Event) -> None:
+    notice = await notices.wait()
+    log.warning("this machine is to %s at %s: nothing new is taken here", notice.action, notice.time)
+    stop.set()
 
 
 async def _load_unless(stop: asyncio.Event, load: Callable[[], Loaded]) -> Loaded:
