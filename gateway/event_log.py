@@ -11,6 +11,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from triptych.v1.pipeline_pb2 import Event
 from triptych.v1.stage_pb2 import Stage
 
+# Of one picture, while they wait to be written down: where that takes long the newest are worth the most.
+MAX_PREVIEWS = 4
+
 
 class EventLog:
     """`write` is given every new event; once it is written down, `publish` shows it."""
@@ -24,7 +27,9 @@ class EventLog:
             self._events.append(None if event.HasField("preview") else event)
         self._num_published = len(self._events)
         self._write = write
-        self._previews: dict[tuple[Stage.ValueType, int], int] = {}
+        # Places of previews that are kept, by picture, and of the pictures that are finished.
+        self._previews: dict[tuple[Stage.ValueType, int], list[int]] = {}
+        self._finished: set[tuple[Stage.ValueType, int]] = set()
         self._is_closed = False
         self._is_abandoned = False
         self._grown = asyncio.Event()
@@ -36,6 +41,10 @@ class EventLog:
     @property
     def is_closed(self) -> bool:
         return self._is_closed
+
+    @property
+    def is_abandoned(self) -> bool:
+        return self._is_abandoned
 
     @property
     def is_settled(self) -> bool:
@@ -50,17 +59,24 @@ class EventLog:
         event.sequence = len(self._events) + 1
         event.time.GetCurrentTime()
         if event.HasField("preview"):
-            key = (event.preview.stage, event.preview.index)
-            self._drop_preview(key)
-            self._previews[key] = len(self._events)
+            places = self._previews.setdefault((event.preview.stage, event.preview.index), [])
+            places.append(len(self._events))
+            if len(places) > MAX_PREVIEWS:
+                self._events[places.pop(0)] = None
         elif event.HasField("image_ready"):
-            self._drop_preview((event.image_ready.image.stage, event.image_ready.image.index))
+            self._finished.add((event.image_ready.image.stage, event.image_ready.image.index))
         self._events.append(event)
         self._write(event)
 
     def publish(self, sequence: int) -> None:
         """The events up to that one are written down: readers see them."""
-        self._num_published = max(self._num_published, sequence)
+        seen, self._num_published = self._num_published, max(self._num_published, sequence)
+        for key, places in list(self._previews.items()):
+            # Those that readers could have seen before, where there is something newer now.
+            while places and places[0] < seen and (key in self._finished or self._is_newer(places[1:])):
+                self._events[places.pop(0)] = None
+            if not places:
+                del self._previews[key]
         self._wake()
 
     def close(self) -> None:
@@ -97,9 +113,8 @@ class EventLog:
         while self._num_published < target and not self._is_abandoned:
             await self._grown.wait()
 
-    def _drop_preview(self, key: tuple[Stage.ValueType, int]) -> None:
-        if (place := self._previews.pop(key, None)) is not None:
-            self._events[place] = None
+    def _is_newer(self, places: list[int]) -> bool:
+        return bool(places) and places[0] < self._num_published
 
     def _wake(self) -> None:
         self._grown.set()

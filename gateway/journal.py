@@ -1,0 +1,414 @@
+"""The journal: every run and every event of it, written down before anybody is told.
+
+One task writes the new events of all runs, as many at a time as have gathered, in one transaction; so a busy gateway
+pays for a few transactions a second and not for one an event. What cannot be written now is tried again until it can.
+It knows rows and messages, and not what a run does.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from gateway.event_log import EventLog
+from gateway.journal_tables import commands, events, images, opened, runs
+from gateway.run_view import RunView, is_at_rest, is_finished
+from services.errors import TriptychError
+from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
+
+log = logging.getLogger(__name__)
+
+# Events that nobody waits for, such as progress, may wait so long for others to be written with.
+LINGER_S = 0.02
+_MAY_LINGER = {"progress", "preview", "queued", "timing", "stage_started"}
+MAX_EVENTS_AT_ONCE = 2_000
+RETRY_FIRST_S, RETRY_MOST_S = 0.1, 5.0
+# Whoever waits for the journal is told so long after it has stopped to be written.
+PATIENCE_S = 10.0
+EVENTS_PER_READ = 1_000
+
+
+class JournalFailed(TriptychError):
+    """The journal cannot be written or read now. What was told stands, and runs go on when it can."""
+
+    status = grpc.StatusCode.UNAVAILABLE
+    reason = "JOURNAL_FAILED"
+    retry_after_s = 5.0
+
+
+class Journaled(Protocol):
+    """A run whose events are written down."""
+
+    name: str
+    log: EventLog
+
+    def to_proto(self) -> Run: ...
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """What a run is accepted with. `asked` is a digest of what the caller asked for with the request_id."""
+
+    caller: str
+    request_id: str
+    asked: bytes
+    is_detached: bool
+    deadline_ns: int | None
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """What the journal says of a run beside its events."""
+
+    name: str
+    caller: str
+    asked: bytes
+    create_time_ns: int
+    state: RunState.ValueType
+    is_detached: bool
+    deadline_ns: int | None
+    owner: str | None
+    at_rest: bytes | None
+
+
+@asynccontextmanager
+async def open_journal(address: str, gateway: str) -> AsyncIterator["Journal"]:
+    """The journal at a path or a "postgresql://" URL, as the gateway of that name writes it. Raises BadJournal."""
+    async with opened(address) as engine:
+        journal = Journal(engine, gateway)
+        writing = asyncio.create_task(journal.write_forever(), name="journal")
+        try:
+            yield journal
+        finally:
+            await journal.close()
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+
+
+class Journal:
+    """Use `open_journal`."""
+
+    def __init__(self, engine: AsyncEngine, gateway: str) -> None:
+        self.engine = engine
+        self.gateway = gateway
+        # Whether other gateways may write it, too: then each writes only of the runs that it owns.
+        self.is_shared = engine.dialect.name != "sqlite"
+        self._insert: Any = postgresql.insert if self.is_shared else sqlite.insert
+        self._waiting: list[tuple[Journaled, Event, bytes]] = []
+        self._has_work = asyncio.Event()
+        self._is_urgent = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
+        self._problem = ""
+
+    def write(self, run: Journaled, event: Event) -> None:
+        """Has the event written down soon; its log then publishes it."""
+        kind = event.WhichOneof("kind")
+        self._waiting.append((run, event, b"" if kind == "preview" else event.SerializeToString()))
+        self._has_work.set()
+        if kind not in _MAY_LINGER or len(self._waiting) >= MAX_EVENTS_AT_ONCE:
+            self._is_urgent.set()
+
+    async def settled(self, run: Journaled) -> None:
+        """Returns when all events of the run so far are written down; raises JournalFailed where that takes too long."""
+        if run.log.is_settled:
+            return
+        self._is_urgent.set()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await run.log.settled()
+        except TimeoutError:
+            raise JournalFailed(
+                f"the journal cannot be written: {self._problem or 'it is too slow'}"
+            ) from None
+
+    async def write_forever(self) -> None:
+        while True:
+            await self._has_work.wait()
+            if not self._is_urgent.is_set():
+                try:
+                    async with asyncio.timeout(LINGER_S):
+                        await self._is_urgent.wait()
+                except TimeoutError:
+                    pass
+            await self._write_group()
+
+    async def close(self) -> None:
+        """Writes what still waits, if that can be done at once."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while self._waiting:
+                    self._is_urgent.set()
+                    await asyncio.sleep(LINGER_S)
+        except TimeoutError:
+            log.error("%d events are lost: %s", len(self._waiting), self._problem)  # noqa: TRY400 - says all there is
+
+    async def _write_group(self) -> None:
+        group = self._waiting[:MAX_EVENTS_AT_ONCE]
+        self._is_urgent.clear()
+        delay_s = RETRY_FIRST_S
+        lost: set[str] | None = None
+        while lost is None:
+            try:
+                lost = await self._commit(group)
+            except JournalFailed as error:
+                if str(error) != self._problem:
+                    log.error("%s; trying again until it can be written", error)  # noqa: TRY400 - as above
+                self._problem = str(error)
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, RETRY_MOST_S)
+        if self._problem:
+            log.info("the journal can be written again")
+            self._problem = ""
+        del self._waiting[: len(group)]
+        if not self._waiting:
+            self._has_work.clear()
+        for run, sequence in {run.name: (run, event.sequence) for run, event, _ in group}.values():
+            if run.name in lost:
+                run.log.abandon()
+            else:
+                run.log.publish(sequence)
+
+    async def _commit(self, group: Sequence[tuple[Journaled, Event, bytes]]) -> set[str]:
+        """Writes events of several runs; returns the names of runs that another gateway has taken over."""
+        async with self.writing() as connection:
+            lost: set[str] = set()
+            if self.is_shared:
+                names = {run.name for run, _, _ in group}
+                owned = sa.select(runs.c.name).where(runs.c.name.in_(names), runs.c.owner == self.gateway)
+                lost = names - set(await connection.scalars(owned.with_for_update()))
+                group = [one for one in group if one[0].name not in lost]
+            rows = [
+                {"run": run.name, "sequence": event.sequence, "payload": payload}
+                for run, event, payload in group
+            ]
+            pictures = [
+                _image_row(run.name, event.image_ready.image)
+                for run, event, _ in group
+                if event.HasField("image_ready")
+            ]
+            # A commit whose answer was lost is tried again: the rows that are there already are the same.
+            for table, new in ((events, rows), (images, pictures)):
+                if new:
+                    await connection.execute(self._insert(table).on_conflict_do_nothing(), new)
+            changed = {run.name: run for run, event, _ in group if _changes_state(event)}
+            for run in changed.values():
+                await connection.execute(
+                    sa.update(runs).where(runs.c.name == run.name).values(_state_of(run))
+                )
+            return lost
+
+    async def add_run(
+        self, name: str, new: NewRun, first_event: Event, init_images: Mapping[str, Image]
+    ) -> RunRow:
+        """Accepts a run; gives the one that the request_id has made already, where there is one."""
+        async with self.writing() as connection:
+            row = {
+                "name": name,
+                "caller": new.caller,
+                "request_id": new.request_id or None,
+                "asked": new.asked,
+                "create_time_ns": first_event.time.ToNanoseconds(),
+                "state": first_event.state.state,
+                "is_detached": new.is_detached,
+                "deadline_ns": new.deadline_ns,
+                "owner": self.gateway,
+            }
+            done = await connection.execute(self._insert(runs).values(row).on_conflict_do_nothing())
+            if done.rowcount:
+                payload = first_event.SerializeToString()
+                await connection.execute(
+                    sa.insert(events).values(run=name, sequence=first_event.sequence, payload=payload)
+                )
+                if init_images:
+                    rows = [_image_row(name, image) for image in init_images.values()]
+                    await connection.execute(sa.insert(images), rows)
+                where = runs.c.name == name
+            else:
+                where = sa.and_(runs.c.caller == new.caller, runs.c.request_id == new.request_id)
+            return RunRow(*(await connection.execute(_SELECT_RUN.where(where))).one())
+
+    async def keep_detached(self, name: str) -> None:
+        """The run goes on without anybody who lives on it."""
+        async with self.writing() as connection:
+            await connection.execute(sa.update(runs).where(runs.c.name == name).values(is_detached=True))
+
+    async def find_run(self, name: str) -> RunRow | None:
+        return await self._find(runs.c.name == name)
+
+    async def find_request(self, caller: str, request_id: str) -> RunRow | None:
+        """The run that a caller has made with this request_id."""
+        return await self._find(sa.and_(runs.c.caller == caller, runs.c.request_id == request_id))
+
+    async def list_runs(self, caller: str | None, before: tuple[int, str] | None, limit: int) -> list[RunRow]:
+        """Runs of a caller, or of all (None), newest first, from after that creation time and name on."""
+        query = _SELECT_RUN.order_by(runs.c.create_time_ns.desc(), runs.c.name.desc()).limit(limit)
+        if caller is not None:
+            query = query.where(runs.c.caller == caller)
+        if before is not None:
+            query = query.where(sa.tuple_(runs.c.create_time_ns, runs.c.name) < sa.tuple_(*before))
+        async with self.reading() as connection:
+            return [RunRow(*row) for row in await connection.execute(query)]
+
+    async def view(self, row: RunRow) -> Run:
+        """The run as it stands."""
+        if row.at_rest is not None:
+            return Run.FromString(row.at_rest)
+        view = RunView(await self.read_log(row.name))
+        return view.to_proto()
+
+    async def read_log(self, name: str) -> list[Event]:
+        """All events of a run; of previews nothing but their numbers."""
+        whole: list[Event] = []
+        while part := await self.read_events(name, whole[-1].sequence if whole else 0):
+            whole += part
+        return whole
+
+    async def read_events(self, name: str, after_sequence: int) -> list[Event]:
+        """The next events of a run, a bounded number of them; none where there are none yet."""
+        query = (
+            sa.select(events.c.sequence, events.c.payload)
+            .where(events.c.run == name, events.c.sequence > after_sequence)
+            .order_by(events.c.sequence)
+            .limit(EVENTS_PER_READ)
+        )
+        async with self.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return [
+            Event.FromString(payload) if payload else Event(sequence=sequence, preview=Event.ImagePreview())
+            for sequence, payload in rows
+        ]
+
+    async def init_images(self, name: str) -> dict[str, Image]:
+        """The pictures that a run starts from, in order."""
+        found = [
+            image for image in await self.images_of(name) if image.name.startswith(f"{name}/images/init-")
+        ]
+        return {image.name: image for image in sorted(found, key=lambda image: image.index)}
+
+    async def images_of(self, name: str) -> list[Image]:
+        query = sa.select(images.c.payload).where(images.c.run == name)
+        async with self.reading() as connection:
+            return [Image.FromString(payload) for payload in await connection.scalars(query)]
+
+    async def find_image(self, name: str) -> Image | None:
+        """A picture of a run, without its file."""
+        query = sa.select(images.c.payload).where(images.c.name == name)
+        async with self.reading() as connection:
+            payload = (await connection.execute(query)).scalar_one_or_none()
+        return None if payload is None else Image.FromString(payload)
+
+    async def find_file(self, sha256: str, caller: str | None) -> Image | None:
+        """Any picture with that file in a run of the caller, or of anybody (None)."""
+        query = sa.select(images.c.payload).where(images.c.sha256 == sha256).limit(1)
+        if caller is not None:
+            query = query.join(runs, runs.c.name == images.c.run).where(runs.c.caller == caller)
+        async with self.reading() as connection:
+            payload = (await connection.execute(query)).scalar_one_or_none()
+        return None if payload is None else Image.FromString(payload)
+
+    async def delete_run(self, name: str) -> list[str] | None:
+        """Forgets a finished run; returns the hashes of pictures that no other run has, None where it goes on again."""
+        async with self.writing() as connection:
+            finished = sa.delete(runs).where(
+                runs.c.name == name, runs.c.state >= RunState.RUN_STATE_SUCCEEDED, runs.c.owner.is_(None)
+            )
+            if not (await connection.execute(finished)).rowcount:
+                return None
+            mine = sa.select(images.c.sha256).where(images.c.run == name).distinct()
+            hashes = set(await connection.scalars(mine))
+            for table in (events, images, commands):
+                await connection.execute(sa.delete(table).where(table.c.run == name))
+            wanted = set(
+                await connection.scalars(sa.select(images.c.sha256).where(images.c.sha256.in_(hashes)))
+            )
+            return sorted(hashes - wanted)
+
+    async def finished_before(self, end_time_ns: int, limit: int) -> list[str]:
+        """Names of the runs that ended before that time, the oldest first."""
+        query = (
+            sa.select(runs.c.name)
+            .where(runs.c.end_time_ns < end_time_ns)
+            .order_by(runs.c.end_time_ns)
+            .limit(limit)
+        )
+        async with self.reading() as connection:
+            return list(await connection.scalars(query))
+
+    async def wanted(self, hashes: Sequence[str]) -> set[str]:
+        """Those of the files that a run has."""
+        query = sa.select(images.c.sha256).where(images.c.sha256.in_(hashes)).distinct()
+        async with self.reading() as connection:
+            return set(await connection.scalars(query))
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        with _as_journal_failed():
+            async with self.engine.connect() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction; one at a time, as SQLite has it."""
+        with _as_journal_failed():
+            async with self._one_at_a_time, self.engine.begin() as connection:
+                yield connection
+
+    async def _find(self, where: sa.ColumnElement[bool]) -> RunRow | None:
+        async with self.reading() as connection:
+            row = (await connection.execute(_SELECT_RUN.where(where))).one_or_none()
+        return None if row is None else RunRow(*row)
+
+
+_SELECT_RUN = sa.select(
+    runs.c.name,
+    runs.c.caller,
+    runs.c.asked,
+    runs.c.create_time_ns,
+    runs.c.state,
+    runs.c.is_detached,
+    runs.c.deadline_ns,
+    runs.c.owner,
+    runs.c.at_rest,
+)
+
+
+@contextmanager
+def _as_journal_failed() -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        cause = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        raise JournalFailed(f"the journal cannot be used: {cause}") from error
+
+
+def _image_row(run: str, image: Image) -> dict[str, Any]:
+    kept = Image()
+    kept.CopyFrom(image)
+    kept.ClearField("data")
+    return {"name": image.name, "run": run, "sha256": image.sha256, "payload": kept.SerializeToString()}
+
+
+def _changes_state(event: Event) -> bool:
+    return event.WhichOneof("kind") in ("state", "selected", "finished")
+
+
+def _state_of(run: Journaled) -> dict[str, Any]:
+    """The columns of `runs` that follow from the run as it stands; a finished one is nobody's."""
+    message = run.to_proto()
+    is_done = is_finished(message.state)
+    values: dict[str, Any] = {
+        "state": message.state,
+        "end_time_ns": message.end_time.ToNanoseconds() if is_done else None,
+        "at_rest": message.SerializeToString() if is_at_rest(message.state) else None,
+    }
+    if is_done:
+        values["owner"] = None
+    return values

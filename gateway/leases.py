@@ -1,0 +1,166 @@
+"""Which gateway carries out which run, where several share a journal, and what they ask of each other.
+
+A gateway holds its runs for as long as it renews its lease; when that ends, another one takes them over. What is asked
+of a gateway about a run of another one is left in a table for that one, which answers there.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import sqlalchemy as sa
+
+from gateway.journal import Journal
+from gateway.journal_tables import attendances, commands, gateways, now_ms, runs
+from services.errors import InvalidRequest, TriptychError
+from triptych.v1.pipeline_pb2 import RunState
+
+# A gateway that has been silent for so long is taken for dead; every write asks whether it still owns the run.
+LEASE_S = 10.0
+# Somebody who lives on a run at another gateway counts for so long.
+ATTENDANCE_S = 10.0
+
+_OPEN = (RunState.RUN_STATE_QUEUED, RunState.RUN_STATE_RUNNING)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a caller asked another gateway: "cancel" or "select", with the request's message."""
+
+    id: int
+    run: str
+    kind: str
+    payload: bytes
+
+
+class Leases:
+    """The runs of one gateway, as the journal has them. All methods raise JournalFailed."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._me = journal.gateway
+
+    async def renew(self) -> None:
+        """This gateway is alive."""
+        async with self._journal.writing() as connection:
+            until_ms = await now_ms(connection) + int(LEASE_S * 1e3)
+            renewed = sa.update(gateways).where(gateways.c.id == self._me).values(until_ms=until_ms)
+            if not (await connection.execute(renewed)).rowcount:
+                await connection.execute(sa.insert(gateways).values(id=self._me, until_ms=until_ms))
+
+    async def claim(self, name: str) -> bool:
+        """Takes a run that no living gateway has; whether it is this one's now."""
+        return bool(await self._claim(runs.c.name == name, runs.c.owner == self._me))
+
+    async def claim_open(self) -> list[str]:
+        """Takes all runs with something left to do that no living gateway has; returns their names."""
+        return await self._claim(runs.c.state.in_(_OPEN), sa.false())
+
+    async def release(self, names: Collection[str]) -> None:
+        """Leaves runs to whichever gateway takes them next."""
+        async with self._journal.writing() as connection:
+            await connection.execute(
+                sa.update(runs).where(runs.c.name.in_(names), runs.c.owner == self._me).values(owner=None)
+            )
+
+    async def leave(self) -> None:
+        """This gateway ends: others need not wait for that of its lease."""
+        async with self._journal.writing() as connection:
+            await connection.execute(sa.update(runs).where(runs.c.owner == self._me).values(owner=None))
+            await connection.execute(sa.delete(gateways).where(gateways.c.id == self._me))
+            await connection.execute(sa.delete(attendances).where(attendances.c.gateway == self._me))
+
+    async def ask(self, run: str, kind: str, payload: bytes) -> int:
+        """Leaves a command for the gateway that carries out the run; returns its number."""
+        async with self._journal.writing() as connection:
+            asked_ms = await now_ms(connection)
+            row = {"run": run, "kind": kind, "payload": payload, "asked_ms": asked_ms}
+            done = await connection.execute(sa.insert(commands).values(row).returning(commands.c.id))
+            return int(done.scalar_one())
+
+    async def read_answer(self, command: int) -> str | None:
+        """What was answered; None while nothing was."""
+        query = sa.select(commands.c.answer).where(commands.c.id == command)
+        async with self._journal.reading() as connection:
+            return (await connection.execute(query)).scalar_one_or_none()
+
+    async def withdraw(self, command: int) -> None:
+        """Nobody waits for it any more."""
+        async with self._journal.writing() as connection:
+            await connection.execute(sa.delete(commands).where(commands.c.id == command))
+
+    async def commands(self) -> Sequence[Command]:
+        """What is asked of this gateway's runs, in order."""
+        query = (
+            sa.select(commands.c.id, commands.c.run, commands.c.kind, commands.c.payload)
+            .join(runs, runs.c.name == commands.c.run)
+            .where(commands.c.answer.is_(None), runs.c.owner == self._me)
+            .order_by(commands.c.id)
+        )
+        async with self._journal.reading() as connection:
+            return [Command(*row) for row in await connection.execute(query)]
+
+    async def answer(self, command: int, error: TriptychError | None) -> None:
+        async with self._journal.writing() as connection:
+            text = "" if error is None else write_error(error)
+            await connection.execute(sa.update(commands).where(commands.c.id == command).values(answer=text))
+
+    async def attend(self, names: Collection[str]) -> None:
+        """Somebody lives on these runs of other gateways, here."""
+        async with self._journal.writing() as connection:
+            await connection.execute(sa.delete(attendances).where(attendances.c.gateway == self._me))
+            if names:
+                until_ms = await now_ms(connection) + int(ATTENDANCE_S * 1e3)
+                rows = [{"run": name, "gateway": self._me, "until_ms": until_ms} for name in names]
+                await connection.execute(sa.insert(attendances), rows)
+
+    async def is_attended(self, name: str) -> bool:
+        """Whether somebody lives on the run at another gateway."""
+        async with self._journal.reading() as connection:
+            query = sa.select(sa.func.count()).where(
+                attendances.c.run == name,
+                attendances.c.gateway != self._me,
+                attendances.c.until_ms > await now_ms(connection),
+            )
+            return bool((await connection.execute(query)).scalar_one())
+
+    async def _claim(self, which: sa.ColumnElement[bool], or_where: sa.ColumnElement[bool]) -> list[str]:
+        async with self._journal.writing() as connection:
+            alive = sa.exists().where(
+                gateways.c.id == runs.c.owner, gateways.c.until_ms > await now_ms(connection)
+            )
+            claimed = (
+                sa.update(runs)
+                .where(which, sa.or_(runs.c.owner.is_(None), ~alive, or_where))
+                .values(owner=self._me)
+                .returning(runs.c.name)
+            )
+            return list(await connection.scalars(claimed))
+
+
+def write_error(error: TriptychError) -> str:
+    """An error as another gateway can raise it again."""
+    said: dict[str, Any] = {
+        "message": str(error),
+        "status": error.status.name,
+        "reason": error.reason,
+        "retry_after_s": error.retry_after_s,
+    }
+    if isinstance(error, InvalidRequest):
+        said |= {"field": error.field, "description": error.description}
+    return json.dumps(said)
+
+
+def read_error(text: str) -> TriptychError:
+    said = json.loads(text)
+    error = (
+        InvalidRequest(said["field"], said["description"])
+        if "field" in said
+        else TriptychError(said["message"])
+    )
+    error.status = grpc.StatusCode[said["status"]]
+    error.reason = said["reason"]
+    error.retry_after_s = said["retry_after_s"]
+    return error
