@@ -1,13 +1,14 @@
 """The HTTP application: all routes, and one place where every error becomes an answer."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from http import HTTPStatus
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from gateway.http import dalle, openai_images, openai_models, page, pictures, runs_routes
@@ -18,18 +19,21 @@ from services.errors import TriptychError
 
 log = logging.getLogger(__name__)
 
+# Those of the page alone answer without a token.
+ROUTES: Sequence[BaseRoute] = (
+    *runs_routes.routes,
+    *pictures.routes,
+    *openai_images.routes,
+    *openai_models.routes,
+    *dalle.routes,
+    *page.routes,
+)
+
 
 def make_app(api: Api, *, hosts: Collection[str] = ()) -> ASGIApp:
     """`hosts`: the names that we may be asked by; none: any."""
     app = Starlette(
-        routes=[
-            *runs_routes.routes,
-            *pictures.routes,
-            *openai_images.routes,
-            *openai_models.routes,
-            *dalle.routes,
-            *page.routes,
-        ],
+        routes=ROUTES,
         exception_handlers={
             TriptychError: _answer_error,
             HTTPException: _answer_http_exception,

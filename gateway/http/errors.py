@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from starlette.responses import JSONResponse
 
-from services.errors import InvalidRequest, TriptychError
+from services.errors import InvalidRequest, PermissionDenied, TriptychError
 
 # As google.rpc.Code documents them.
 _STATUS = {
@@ -81,5 +81,8 @@ def openai_body(error: TriptychError) -> dict[str, Any]:
 
 
 def to_response(error: TriptychError, *, is_openai: bool) -> JSONResponse:
+    if is_openai and isinstance(error, PermissionDenied):
+        # A key that is not known is a 401 there.
+        error = HttpError(401, "INVALID_API_KEY", str(error))
     body = openai_body(error) if is_openai else error_body(error)
     return JSONResponse(body, http_status(error), headers_of(error))

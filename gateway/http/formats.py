@@ -22,6 +22,20 @@ async def convert(data: bytes, output_format: str, compression: int) -> bytes:
     return await asyncio.to_thread(_convert, data, output_format, compression)
 
 
+async def read_prompt(data: bytes) -> str:
+    """What a PNG of ours says in its text chunks that it shows; "" for any other file."""
+    return await asyncio.to_thread(_read_prompt, data)
+
+
+def _read_prompt(data: bytes) -> str:
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            return str(image.info.get("prompt", ""))
+    # No PNG, or a damaged one: whoever decodes it says so.
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        return ""
+
+
 def _convert(data: bytes, output_format: str, compression: int) -> bytes:
     picture: np.ndarray = decode_image(data, OWN_PICTURES, "picture")
     file = io.BytesIO()

@@ -18,6 +18,10 @@ LIFETIME_S = 3600
 SIGNED = ("sha256", "format", "compression", "expires")
 
 
+class LinkInvalid(PermissionDenied):
+    reason = "LINK_INVALID"
+
+
 class Links:
     def __init__(self, key: bytes | None = None, clock: Callable[[], float] = time.time) -> None:
         self._key = key or secrets.token_bytes(32)
@@ -35,14 +39,15 @@ class Links:
         return f"/images/{sha256}?{urlencode({**query, 'signature': self._signature(told)})}"
 
     def check(self, sha256: str, query: Mapping[str, str]) -> tuple[str, int]:
-        """The format and compression of a link that we signed; raises PermissionDenied for any other."""
+        """The format and compression of a link that we signed; raises LinkInvalid for any other."""
         told = {**{name: query.get(name, "") for name in SIGNED}, "sha256": sha256}
-        if not hmac.compare_digest(self._signature(told), query.get("signature", "")):
-            raise PermissionDenied(
+        given = query.get("signature", "").encode()
+        if not hmac.compare_digest(self._signature(told).encode(), given):
+            raise LinkInvalid(
                 "this gateway did not sign the link, or it has been changed; ask for the picture anew"
             )
         if int(told["expires"]) < self._clock():
-            raise PermissionDenied("the link has expired; ask for the picture anew")
+            raise LinkInvalid("the link has expired; ask for the picture anew")
         return told["format"], int(told["compression"])
 
     def _signature(self, told: Mapping[str, str]) -> str:

@@ -21,7 +21,7 @@ from gateway.callers import Caller
 from gateway.http.api import Api, api_of, caller_of
 from gateway.http.bodies import read_form, read_json
 from gateway.http.errors import HttpError, openai_body
-from gateway.http.formats import convert
+from gateway.http.formats import convert, read_prompt
 from gateway.http.openai_fields import Fields
 from gateway.http.openai_models import Family, find_family
 from gateway.http.openai_request import (
@@ -63,7 +63,9 @@ async def edits(request: Request) -> Response:
 async def variations(request: Request) -> Response:
     caller = caller_of(request)
     fields, images = await _read_upload(request, VARIATION_FIELDS)
-    return await _answer(request, caller, fields, partial(variation, images=images), "image_variation")
+    prompt = await read_prompt(images[0].data) if images else ""
+    plan = partial(variation, images=images, prompt=prompt)
+    return await _answer(request, caller, fields, plan, "image_variation")
 
 
 async def _read_upload(request: Request, known: Sequence[str]) -> tuple[Fields, list[ImageData]]:

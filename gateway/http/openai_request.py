@@ -25,6 +25,9 @@ CANDIDATES_PER_IMAGE = 4
 DEFAULT_SKETCH_STEPS = 256
 DEFAULT_REFINE_STEPS = 50
 
+# The refiner draws from a text, too: the text for a picture of which nothing is said.
+ANY_PICTURE = "a picture"
+
 FORMATS = ("png", "jpeg", "webp")
 QUALITIES = ("auto", "low", "medium", "high", "standard", "hd")
 STAGE_ORDER = (GENERATE.name, REFINE.name, UPSCALE.name)
@@ -98,7 +101,7 @@ def generation(fields: Fields, family: Family) -> ImageRequest:
     spec.automatic.top_k_after_generate = n if chooses else 0
     if REFINE.name in stages:
         spec.refine.count = 1
-    return _request(fields, family, spec, stages, n, is_edit=False)
+    return _request(fields, family, spec, stages, n)
 
 
 def edit(fields: Fields, family: Family, images: Sequence[ImageData]) -> ImageRequest:
@@ -110,17 +113,17 @@ def edit(fields: Fields, family: Family, images: Sequence[ImageData]) -> ImageRe
             f"the loaded model {refiner.name if refiner else 'none'!r} cannot inpaint: it redraws the picture as a "
             "whole; leave the mask out",
         )
-    return _from_picture(fields, family, images, is_edit=True)
+    return _from_picture(fields, family, images)
 
 
-def variation(fields: Fields, family: Family, images: Sequence[ImageData]) -> ImageRequest:
-    """A picture from a picture. Raises InvalidRequest or NoWorker."""
-    return _from_picture(fields, family, images, is_edit=False)
+def variation(fields: Fields, family: Family, images: Sequence[ImageData], prompt: str) -> ImageRequest:
+    """A picture from a picture; `prompt` is what its file says it shows, or "". Raises InvalidRequest or NoWorker."""
+    request = _from_picture(fields, family, images)
+    request.spec.prompt = request.spec.prompt or prompt or ANY_PICTURE
+    return request
 
 
-def _from_picture(
-    fields: Fields, family: Family, images: Sequence[ImageData], *, is_edit: bool
-) -> ImageRequest:
+def _from_picture(fields: Fields, family: Family, images: Sequence[ImageData]) -> ImageRequest:
     if len(images) != 1:
         raise InvalidRequest("image", f"the model redraws one picture at a time, got {len(images)}")
     stages = _stages(fields, family, (REFINE.name,), first=REFINE.name)
@@ -130,7 +133,7 @@ def _from_picture(
     spec.refine.count = n
     if fields.has("skip_ratio"):
         spec.refine.settings.skip_ratio = fields.number("skip_ratio")
-    return _request(fields, family, spec, stages, n, is_edit=is_edit)
+    return _request(fields, family, spec, stages, n)
 
 
 def _stages(fields: Fields, family: Family, native: tuple[str, ...], *, first: str) -> tuple[str, ...]:
@@ -184,9 +187,7 @@ def _refine_only(name: str, stages: Sequence[str]) -> None:
         raise InvalidRequest(name, f"is of the stage refine, and this request runs {', '.join(stages)}")
 
 
-def _request(
-    fields: Fields, family: Family, spec: RunSpec, stages: tuple[str, ...], n: int, *, is_edit: bool
-) -> ImageRequest:
+def _request(fields: Fields, family: Family, spec: RunSpec, stages: tuple[str, ...], n: int) -> ImageRequest:
     is_stream = fields.flag("stream")
     if fields.choice("background", ("auto", "opaque", "transparent"), "auto") == "transparent":
         raise InvalidRequest("background", "pictures are opaque here, got 'transparent'")

@@ -87,7 +87,9 @@ async def watch_run(request: Request) -> Response:
     run = await api.pipeline.get_run(name, caller)
     if run.state >= RunState.RUN_STATE_SUCCEEDED and after >= run.last_sequence:
         return Response(status_code=204)
-    return EventStream(_events(api, name, caller, after), api.closing, heartbeat_s=api.heartbeat_s)
+    return EventStream(
+        _events(api, name, caller, after), api.closing, heartbeat_s=api.heartbeat_s, can_come_back=True
+    )
 
 
 async def _events(api: Api, name: str, caller: Caller, after_sequence: int) -> AsyncGenerator[bytes]:

@@ -93,7 +93,10 @@ def _preflight(asked: Headers) -> Response:
 
 def _host_name(host: str) -> str:
     name = host.lower()
-    return name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
+    if name.startswith("["):
+        address, bracket, _ = name.partition("]")
+        return address + bracket
+    return name.partition(":")[0]
 
 
 def _wrong_host(host: str) -> Response:

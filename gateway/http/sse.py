@@ -5,7 +5,7 @@ that takes nothing at all is let go by the kernel (server.py) and can come back 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from starlette.responses import Response
@@ -36,16 +36,18 @@ class EventStream(Response):
         closing: asyncio.Event,
         *,
         heartbeat_s: float = HEARTBEAT_S,
-        headers: Mapping[str, str] | None = None,
+        can_come_back: bool = False,
     ) -> None:
+        """`can_come_back`: tells a browser to, and when. The `openai` package would take that for an event."""
         self._messages = messages
         self._closing = closing
         self._heartbeat_s = heartbeat_s
+        self._can_come_back = can_come_back
         self._is_quiet = True
         self.status_code = 200
         self.background = None
         # A proxy that collects an answer before it passes it on would hold events up.
-        self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no", **(headers or {})})
+        self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.Lock()
@@ -71,7 +73,8 @@ class EventStream(Response):
 
     async def _write_all(self, write: Callable[[bytes], Awaitable[None]]) -> None:
         async with aclosing(self._messages) as messages:
-            await write(f"retry: {RETRY_MS}\n\n".encode())
+            if self._can_come_back:
+                await write(f"retry: {RETRY_MS}\n\n".encode())
             async for one in messages:
                 await write(one)
 

@@ -1,0 +1,120 @@
+"""POST /v1/images/edits and /v1/images/variations, called by the unmodified `openai` package."""
+
+import base64
+
+import numpy as np
+import openai
+import pytest
+from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent
+
+from tests.gateway.http.painting import pixels
+from tests.gateway.scripted import png
+from triptych.png_text import with_text
+
+# Of OpenAI's own service; the package still calls it.
+RETIRED = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def decoded(item) -> bytes:
+    return base64.b64decode(item.b64_json)
+
+
+async def test_an_edit_begins_with_the_picture(painter):
+    answer = await painter.openai.images.edit(image=png(3), prompt="a blue house", extra_body={"seed": 7})
+    (request,) = painter.gateway.refiner.requests
+    assert (request.init_image.data, request.prompt) == (png(3), "a blue house")
+    assert decoded(answer.data[0]) == png(7)
+
+
+async def test_an_edit_of_a_file(painter, tmp_path):
+    path = tmp_path / "house.png"
+    path.write_bytes(png(3))
+    with path.open("rb") as file:
+        await painter.openai.images.edit(image=file, prompt="x")
+    assert painter.gateway.refiner.requests[0].init_image.data == png(3)
+
+
+async def test_a_list_of_one_picture_is_that_picture(painter):
+    await painter.openai.images.edit(image=[png(3)], prompt="x")
+    assert painter.gateway.refiner.requests[0].init_image.data == png(3)
+
+
+async def test_n_edits(painter):
+    answer = await painter.openai.images.edit(image=png(3), prompt="x", n=3, size="32x32")
+    assert [pixels(decoded(item)).shape for item in answer.data] == [(32, 32, 3)] * 3
+    assert answer.usage.input_tokens_details.image_tokens == 1
+
+
+async def test_our_settings_ride_in_the_form(painter):
+    extra = {"seed": 5, "steps": 4, "skip_ratio": 0.25, "stages": ["refine", "upscale"]}
+    answer = await painter.openai.images.edit(image=png(3), prompt="x", extra_body=extra)
+    request = painter.gateway.refiner.requests[0]
+    assert (request.settings.num_steps, request.settings.skip_ratio) == (4, 0.25)
+    assert (request.images[0].seed, answer.size) == (5, "32x32")
+
+
+async def test_an_edit_streams_partial_images_that_converge(painter):
+    events = await painter.openai.images.edit(
+        image=png(3), prompt="x", stream=True, partial_images=3, extra_body={"seed": 7}
+    )
+    seen = [event async for event in events]
+    kinds = [ImageEditPartialImageEvent] * 3 + [ImageEditCompletedEvent]
+    assert [type(event) for event in seen] == kinds
+    for event in seen:
+        type(event).model_validate(event.model_dump(), strict=True)
+    *shown, final = [pixels(base64.b64decode(event.b64_json)) for event in seen]
+    distances = [float(np.abs(picture - final).mean()) for picture in shown]
+    assert distances[0] > distances[1] > distances[2] > 0
+
+
+async def test_a_mask_is_refused_with_the_model_s_name(painter):
+    with pytest.raises(openai.BadRequestError, match="'tiny' cannot inpaint") as raised:
+        await painter.openai.images.edit(image=png(3), mask=png(4), prompt="x")
+    assert raised.value.param == "mask"
+
+
+async def test_two_pictures_are_refused(painter):
+    with pytest.raises(openai.BadRequestError, match="one picture at a time, got 2"):
+        await painter.openai.images.edit(image=[png(3), png(4)], prompt="x")
+
+
+async def test_a_file_that_is_no_picture_is_refused(painter):
+    with pytest.raises(openai.BadRequestError, match="PNG, JPEG or WebP") as raised:
+        await painter.openai.images.edit(image=b"GIF89a", prompt="x")
+    assert raised.value.param == "image"
+
+
+async def test_an_edit_without_a_picture_is_refused(painter):
+    answer = await painter.http.post("/v1/images/edits", files={"prompt": (None, "x")})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "image"
+
+
+@RETIRED
+async def test_a_variation_needs_no_prompt(painter):
+    answer = await painter.openai.images.create_variation(image=png(3), n=2, extra_body={"seed": 7})
+    assert sorted(item.seed for item in answer.data) == [7, 8]
+    assert {request.init_image.data for request in painter.gateway.refiner.requests} == {png(3)}
+
+
+@RETIRED
+async def test_a_variation_of_a_picture_of_ours_knows_its_prompt(painter):
+    ours = with_text(png(3), {"prompt": "a red house"})
+    await painter.openai.images.create_variation(image=ours)
+    assert painter.gateway.refiner.requests[0].prompt == "a red house"
+
+
+@RETIRED
+async def test_a_variation_by_url(painter):
+    answer = await painter.openai.images.create_variation(
+        image=png(3), response_format="url", extra_body={"seed": 7}
+    )
+    assert (await painter.http.get(answer.data[0].url)).content == png(7)
+
+
+async def test_without_a_refiner_an_edit_says_what_is_missing(painter):
+    await painter.gateway.refiner.kill()
+    await painter.gateway.notice()
+    with pytest.raises(openai.InternalServerError, match="no refiner serves") as raised:
+        await painter.openai.with_options(max_retries=0).images.edit(image=png(3), prompt="x")
+    assert raised.value.status_code == 503

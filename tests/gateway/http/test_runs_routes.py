@@ -1,0 +1,190 @@
+"""Runs over HTTP: the contract's messages as JSON."""
+
+import asyncio
+
+import pytest
+
+from gateway.runs import Bounds
+from tests.gateway.http.conftest import web_gateway
+from tests.gateway.runs_as_seen import collect, spec
+from triptych.v1.pipeline_pb2 import RunState
+
+SKETCHES = {"prompt": "a red house", "seed": "100", "generate": {"count": 2}}
+
+
+async def create(web, request_id="", **more):
+    return await web.http.post("/runs", json={"request_id": request_id, "spec": {**SKETCHES, **more}})
+
+
+async def finish(web, name) -> None:
+    async for _ in web.gateway.client.watch_run(name):
+        pass
+
+
+async def test_a_run_is_created_and_found(web):
+    answer = await create(web)
+    run = answer.json()
+    assert answer.status_code == 201
+    assert answer.headers["location"] == f"/{run['name']}"
+    await finish(web, run["name"])
+    found = (await web.http.get(f"/{run['name']}")).json()
+    assert (found["state"], found["spec"]["seed"]) == ("RUN_STATE_SUCCEEDED", "100")
+    assert sorted(image["index"] for image in found["images"]) == [0, 1]
+
+
+async def test_a_created_run_goes_on_by_itself(web):
+    name = (await create(web)).json()["name"]
+    await finish(web, name)
+    assert sorted(web.gateway.generator.finished) == [0, 1]
+
+
+async def test_the_same_request_id_gives_the_same_run(web):
+    first, second = await create(web, "once"), await create(web, "once")
+    assert second.json()["name"] == first.json()["name"]
+    other = await create(web, "once", seed="7")
+    assert other.status_code == 409
+    assert other.json()["error"]["reason"] == "REQUEST_ID_REUSED"
+
+
+async def test_runs_are_listed_in_pages_newest_first(web):
+    names = [(await create(web)).json()["name"] for _ in range(3)]
+    first = (await web.http.get("/runs", params={"page_size": 2})).json()
+    rest = await web.http.get("/runs", params={"page_token": first["next_page_token"]})
+    assert [run["name"] for run in first["runs"] + rest.json()["runs"]] == names[::-1]
+    assert rest.json()["next_page_token"] == ""
+
+
+async def test_a_run_is_cancelled(web):
+    web.gateway.generator.close_gates(0, 1)
+    name = (await create(web)).json()["name"]
+    await web.gateway.generator.begun[1].wait()
+    answer = await web.http.post(f"/{name}/cancel", json={})
+    assert answer.json()["state"] == "RUN_STATE_CANCELLED"
+
+
+async def test_an_image_is_cancelled(web):
+    web.gateway.generator.close_gates(0, 1)
+    name = (await create(web)).json()["name"]
+    await web.gateway.generator.begun[1].wait()
+    await web.http.post(f"/{name}/cancel", json={"images": [f"{name}/images/generate-1"]})
+    await web.gateway.generator.stopped[1].wait()
+    web.gateway.generator.gates[0].set()
+    await finish(web, name)
+    images = (await web.http.get(f"/{name}")).json()["images"]
+    assert [image["name"] for image in images] == [f"{name}/images/generate-0"]
+
+
+async def test_images_are_selected(web):
+    name = (await create(web)).json()["name"]
+    await finish(web, name)
+    selection = {"image": f"{name}/images/generate-1", "refine": {"count": 2}}
+    answer = await web.http.post(
+        f"/{name}/selections", json={"request_id": "once", "selections": [selection]}
+    )
+    assert answer.status_code == 200
+    await finish(web, name)
+    images = (await web.http.get(f"/{name}")).json()["images"]
+    assert [image["parent"] for image in images if image["stage"] == "STAGE_REFINE"] == [
+        f"{name}/images/generate-1"
+    ] * 2
+
+
+async def test_a_finished_run_is_deleted(web):
+    name = (await create(web)).json()["name"]
+    await finish(web, name)
+    assert (await web.http.delete(f"/{name}")).status_code == 204
+    assert (await web.http.get(f"/{name}")).status_code == 404
+
+
+async def test_a_run_under_way_is_not_deleted(web):
+    web.gateway.generator.close_gates(0)
+    name = (await create(web)).json()["name"]
+    answer = await web.http.delete(f"/{name}")
+    assert answer.json()["error"]["reason"] == "RUN_UNDER_WAY"
+    web.gateway.generator.gates[0].set()
+    await finish(web, name)
+
+
+async def test_both_doors_show_the_same_runs(web):
+    events = await collect(web.gateway, spec())
+    (run,) = (await web.http.get("/runs")).json()["runs"]
+    assert run["name"] == events[0].state.run
+    assert RunState.Value(run["state"]) == events[-1].finished.state
+
+
+async def test_the_models_are_listed(web):
+    models = (await web.http.get("/models")).json()["models"]
+    assert [(one["model"]["stage"], one["num_workers"]) for one in models] == [
+        ("STAGE_GENERATE", 1),
+        ("STAGE_REFINE", 1),
+        ("STAGE_UPSCALE", 1),
+    ]
+
+
+async def test_a_spec_out_of_range_names_the_field(web):
+    answer = await create(web, generate={"count": 1000})
+    assert answer.status_code == 400
+    assert answer.json()["error"] == {
+        "reason": "INVALID_ARGUMENT",
+        "message": "spec.generate.count: must be 1 to 64, got 1000",
+        "violations": {"spec.generate.count": "must be 1 to 64, got 1000"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status", "words"),
+    [
+        (b'{"spec": {"prompmt": "x"}}', "application/json", 400, 'no field named "prompmt"'),
+        (b'{"spec": {"seed": "much"}}', "application/json", 400, "seed"),
+        (b'{"spec": []}', "application/json", 400, "spec"),
+        (b'"x"', "application/json", 400, "must be a JSON object"),
+        (b"{", "application/json", 400, "must be JSON"),
+        (b"{}", "text/plain", 415, "expected content-type application/json"),
+        (b"{}", "application/x-www-form-urlencoded", 415, "expected content-type application/json"),
+    ],
+)
+async def test_a_body_that_is_no_request_is_refused(web, content, kind, status, words):
+    answer = await web.http.post("/runs", content=content, headers={"content-type": kind})
+    assert answer.status_code == status
+    assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "reason"),
+    [
+        ("GET", "/runs/none", 404, "NOT_FOUND"),
+        ("GET", "/runs/none/events", 404, "NOT_FOUND"),
+        ("DELETE", "/runs/none", 404, "NOT_FOUND"),
+        ("GET", "/runs?page_size=many", 400, "INVALID_ARGUMENT"),
+        ("GET", "/runs?page_token=mine", 400, "INVALID_ARGUMENT"),
+        ("GET", "/nothing", 404, "NOT_FOUND"),
+        ("PUT", "/runs", 405, "METHOD_NOT_ALLOWED"),
+    ],
+)
+async def test_what_is_not_there_is_said(web, method, path, status, reason):
+    answer = await web.http.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["error"]["reason"] == reason
+
+
+async def test_a_full_gateway_says_when_to_come_back():
+    async with web_gateway(bounds=Bounds(max_running=1)) as web:
+        web.gateway.generator.close_gates(0)
+        name = (await create(web)).json()["name"]
+        answer = await create(web)
+        assert (answer.status_code, answer.json()["error"]["reason"]) == (429, "QUEUE_FULL")
+        assert answer.headers["retry-after"] == "5"
+        web.gateway.generator.gates[0].set()
+        await finish(web, name)
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(web):
+    web.api.limits = type(web.api.limits)(body_timeout_s=0.05)
+    host, _, port = web.url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = (
+        f"POST /runs HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+    )
+    writer.write(head.encode())
+    assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+    writer.close()
