@@ -42,8 +42,8 @@ def load_model(folder: Path) -> Model:
             f"{vqgan_config.tokens_per_side**2} of {vqgan_config.n_embed}: expected parts that were trained together"
         )
     # What is no code must never be drawn, so its logits need not be computed.
-    kernel = dalle_params["lm_head"]["kernel"]
-    dalle_params["lm_head"]["kernel"] = kernel[:, : config.num_codes]
+    weight = dalle_params["lm_head"]["weight"]
+    dalle_params["lm_head"]["weight"] = weight[: config.num_codes]
     return Model(
         dalle_params,
         config,
@@ -60,7 +60,7 @@ def load_model(folder: Path) -> Model:
 def load_dalle(part_folder: Path) -> tuple[dalle.Params, dalle.DalleConfig]:
     """Raises ModelError when the part's files are missing, damaged or do not fit each other."""
     config = dalle.DalleConfig.from_json(read_config(part_folder))
-    params = dalle.fuse(load_parameters(part_folder, dalle.parameter_shapes(config)))
+    params = dalle.prepare(load_parameters(part_folder, dalle.parameter_shapes(config)))
     return jax.tree.map(jnp.asarray, params), config
 
 

@@ -36,7 +36,7 @@ def test_float16_stays_float16_on_disk_and_computes_in_float32(published, tmp_pa
         "float16"
     }
     params, _ = load_dalle(tmp_path / "part")
-    assert params["lm_head"]["kernel"].dtype == np.float32
+    assert params["lm_head"]["weight"].dtype == np.float32
     differences = compare(tmp_path / "part", "dalle", GOLDEN / "mini_scan")
     assert all(difference.max_abs_diff < 0.1 for difference in differences if "logits" in difference.name)
 

@@ -81,7 +81,7 @@ def test_the_unconditional_prompt_is_start_and_end_alone(model):
 
 
 def test_the_start_token_and_padding_have_no_logits(model):
-    assert model.dalle_params["lm_head"]["kernel"].shape == (32, 64)
+    assert model.dalle_params["lm_head"]["weight"].shape == (64, 32)
 
 
 def test_random_weights_of_a_known_family_load(tmp_path):
