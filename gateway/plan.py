@@ -17,6 +17,7 @@ from services.images import ImageLimits, decode_image
 from services.requests import check_count, check_prompt, integer, number
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, RunSpec
 from triptych.v1.stage_pb2 import ImageData, ModelInfo
+from triptych.v1.upscaler_pb2 import UpscaleSettings
 
 # The article's flow, for what a spec leaves out: 8 candidates, the best one -> 8 variations, the best one -> x4.
 DEFAULT_CANDIDATES = 8
@@ -262,6 +263,25 @@ def check_against_model(prompt: str, kind: StageKind, settings: Any, model: Mode
         check_prompt(prompt, limits.max_prompt_bytes, "spec.prompt")
     if kind is REFINE and limits.max_num_steps:
         integer(settings, "num_steps", 1, low=1, high=limits.max_num_steps, path=path)
+    if kind is UPSCALE:
+        _check_tiles(settings, limits, path)
+
+
+def _check_tiles(settings: UpscaleSettings, limits: ModelInfo.Limits, path: str) -> None:
+    if not limits.max_tile_size or not settings.tile_size:
+        return
+    multiple, tile_size = max(1, limits.tile_multiple), settings.tile_size
+    if not 2 * multiple <= tile_size <= limits.max_tile_size or tile_size % multiple:
+        raise InvalidRequest(
+            f"{path}.tile_size",
+            f"must be 0 (the picture in one piece) or a multiple of {multiple} from {2 * multiple} to "
+            f"{limits.max_tile_size}, got {tile_size}",
+        )
+    if settings.tile_overlap > tile_size - multiple:
+        raise InvalidRequest(
+            f"{path}.tile_overlap",
+            f"must be 0 to {tile_size - multiple} with tiles of {tile_size}, got {settings.tile_overlap}",
+        )
 
 
 async def _choose_ranker(pools: Mapping[str, Pool]) -> ModelInfo:

@@ -114,7 +114,11 @@ def load(options: ServeOptions, dtype: str) -> LoadedUpscaler:
         device=str(device),
         dtype=dtype,
         limits=ModelInfo.Limits(
-            max_image_bytes=MAX_IMAGE_BYTES, max_image_pixels=stepper.max_pixels, max_num_steps=0
+            max_image_bytes=MAX_IMAGE_BYTES,
+            max_image_pixels=stepper.max_pixels,
+            max_num_steps=0,
+            max_tile_size=stepper.max_tile_size,
+            tile_multiple=network.config.window_size,
         ),
         defaults={"tile_size": DEFAULT_TILE_SIZE, "tile_overlap": DEFAULT_TILE_OVERLAP, "preview_every": 0},
     )

@@ -106,6 +106,28 @@ async def test_a_spec_that_cannot_be_served_is_refused(gateway, text, field, des
     assert gateway.generator.requests == gateway.refiner.requests == gateway.upscaler.requests == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "field", "description"),
+    [
+        ("tile_size: 1024", "tile_size", "a multiple of 8 from 16 to 512, got 1024"),
+        ("tile_size: 8", "tile_size", "a multiple of 8 from 16 to 512, got 8"),
+        ("tile_size: 100", "tile_size", "a multiple of 8 from 16 to 512, got 100"),
+        ("tile_size: 64 tile_overlap: 60", "tile_overlap", "must be 0 to 56 with tiles of 64, got 60"),
+    ],
+)
+async def test_tiles_that_the_model_cannot_make_are_refused(gateway, settings, field, description):
+    limits = gateway.upscaler.info.limits
+    limits.max_tile_size, limits.tile_multiple = 512, 8
+    await gateway.notice()
+    said = await refused(
+        gateway,
+        text_format.Parse(f"prompt: 'x' upscale {{settings {{{settings}}}}} generate {{}}", RunSpec()),
+    )
+    assert said[0] == f"spec.upscale.settings.{field}"
+    assert description in said[1]
+    assert gateway.generator.requests == []
+
+
 async def test_a_prompt_of_ten_megabytes_is_refused_in_a_sentence(gateway):
     said = await refused(gateway, RunSpec(prompt="x" * 10 * 2**20))
     assert said == ("spec.prompt", "must have at most 2000 bytes, got 10485760")

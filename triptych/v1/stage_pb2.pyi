@@ -396,6 +396,8 @@ class ModelInfo(_message.Message):
         MAX_NUM_STEPS_FIELD_NUMBER: _builtins.int
         MAX_QUEUE_FIELD_NUMBER: _builtins.int
         NUM_SLOTS_FIELD_NUMBER: _builtins.int
+        MAX_TILE_SIZE_FIELD_NUMBER: _builtins.int
+        TILE_MULTIPLE_FIELD_NUMBER: _builtins.int
         max_images: _builtins.int
         max_prompt_bytes: _builtins.int
         max_image_bytes: _builtins.int
@@ -405,6 +407,9 @@ class ModelInfo(_message.Message):
         """Jobs that can wait beside those that run; beyond it a request is refused with QUEUE_FULL."""
         num_slots: _builtins.int
         """Images that advance together in one step."""
+        max_tile_size: _builtins.int
+        """Of the upscaler: the largest side of a tile, of which every tile is a multiple of so many pixels, two at least."""
+        tile_multiple: _builtins.int
         def __init__(
             self,
             *,
@@ -415,10 +420,12 @@ class ModelInfo(_message.Message):
             max_num_steps: _builtins.int = ...,
             max_queue: _builtins.int = ...,
             num_slots: _builtins.int = ...,
+            max_tile_size: _builtins.int = ...,
+            tile_multiple: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_num_steps", b"max_num_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_queue", b"max_queue", "num_slots", b"num_slots"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_num_steps", b"max_num_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_queue", b"max_queue", "max_tile_size", b"max_tile_size", "num_slots", b"num_slots", "tile_multiple", b"tile_multiple"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
