@@ -41,9 +41,10 @@ class Album:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(preview.image.data)
             return path
-        if not event.HasField("image_ready"):
-            return None
-        image = event.image_ready.image
+        return self.keep(event.image_ready.image) if event.HasField("image_ready") else None
+
+    def keep(self, image: Image) -> Path:
+        """Writes a picture, which has its data; returns its path. Raises ValueError for what is no PNG."""
         path = self.out / f"{picture_name(image.stage, image.index)}.png"
         path.write_bytes(with_text(image.data, self.describe(image)))
         kept = Image()

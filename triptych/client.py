@@ -34,7 +34,7 @@ from triptych.errors import (
     read_details,
     to_call_error,
 )
-from triptych.result import Picture
+from triptych.result import Picture, RunResult
 from triptych.resume import Backoff, Persistence, repeated
 from triptych.run_stream import RunStream
 from triptych.selection import image_names, selected_stage
@@ -180,6 +180,7 @@ class Client:
         return self._opened(
             begin,
             follow,
+            RunResult(),
             request_id=request_id,
             deadline_s=deadline_s,
             leave=None if detach else self._leave,
@@ -197,12 +198,19 @@ class Client:
         """Follows a run that there is, from its first event or later; leaving it changes nothing."""
         deadline_s = deadline(timeout_s)
 
+        result = RunResult(name=name)
+
         async def begin() -> int:
+            if after_sequence:
+                # What the first event would have said.
+                run = await repeated(lambda: self.get_run(name), self._backoff)
+                result.prompt, result.seed = run.spec.prompt, run.spec.seed
             return after_sequence
 
         return self._opened(
             begin,
             lambda after: self.watch_run(name, after_sequence=after, timeout_s=left(deadline_s)),
+            result,
             deadline_s=deadline_s,
             show=show,
         )
@@ -227,16 +235,19 @@ class Client:
         run_name = names[0].partition("/images/")[0]
         request_id = request_id or uuid.uuid4().hex
         deadline_s = deadline(timeout_s)
+        result = RunResult(name=run_name)
 
         async def begin() -> int:
             # Before the selection, so that none of the events that it causes is missed.
             run = await repeated(lambda: self.get_run(run_name), self._backoff)
+            result.prompt, result.seed = run.spec.prompt, run.spec.seed
             await self.select_images(run_name, selections, request_id=request_id)
             return run.last_sequence
 
         return self._opened(
             begin,
             lambda after: self.watch_run(run_name, after_sequence=after, timeout_s=left(deadline_s)),
+            result,
             request_id=request_id,
             deadline_s=deadline_s,
             show=show,
@@ -328,6 +339,7 @@ class Client:
         self,
         begin: Callable[[], Awaitable[int]],
         follow: Callable[[int], AsyncGenerator[Event]],
+        result: RunResult,
         *,
         request_id: str = "",
         deadline_s: float | None,
@@ -338,6 +350,7 @@ class Client:
             begin,
             follow,
             self._rests,
+            result,
             request_id=request_id,
             backoff=self._backoff,
             deadline_s=deadline_s,

@@ -65,6 +65,9 @@ class RunProgress:
             stage.ended_s = self.clock()
             stage.started_s = stage.ended_s if stage.started_s is None else stage.started_s
             stage.first_image_s = stage.ended_s if stage.first_image_s is None else stage.first_image_s
+        elif kind == "selected":
+            for choice in event.selected.choices:
+                self.stage(choice.model.stage).num_expected += len(choice.indexes)
 
     def stage(self, stage: int) -> StageProgress:
         return self.stages.setdefault(STAGE_NAMES.get(stage, "other"), StageProgress(0))
@@ -76,6 +79,9 @@ def expected_counts(spec: RunSpec) -> dict[str, int]:
     num_images = len(spec.init_images)
     if spec.HasField("generate"):
         num_images = counts["generate"] = spec.generate.count
+    if spec.HasField("manual"):
+        # What is made of them is decided on the way.
+        return counts
     if spec.HasField("refine"):
         parents = best(num_images, spec.automatic.top_k_after_generate)
         num_images = counts["refine"] = parents * spec.refine.count

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from triptych.errors import CallError
-from triptych.v1.pipeline_pb2 import Event
+from triptych.v1.pipeline_pb2 import Event, RunState
 
 Answer = TypeVar("Answer")
 
@@ -82,25 +82,26 @@ async def resumed(
     `follow` streams the events after a sequence number. Raises CallError when a stream ends with an error that is no
     broken connection, and when nothing has come for as long as the backoff allows.
     """
-    persistence, is_finished = Persistence(backoff, deadline_s), False
+    persistence, state = Persistence(backoff, deadline_s), RunState.RUN_STATE_UNSPECIFIED
     while True:
         try:
             async with aclosing(follow(after_sequence)) as events:
                 async for event in events:
-                    persistence.succeeded()
                     if event.sequence > after_sequence:
+                        persistence.succeeded()
                         after_sequence = event.sequence
-                        is_finished = event.HasField("finished")
+                        # Unspecified while there is more to come.
+                        state = event.finished.state
                         yield event
             return
         except CallError as error:
-            if is_finished and not error.is_cut:
-                # The status of a run that failed.
+            if state == RunState.RUN_STATE_FAILED:
+                # It ends with the status of the failure.
                 raise
             try:
                 await persistence.wait_after(error)
             except CallError:
                 # What there was has come; images may have been selected since, but nobody is there to say so.
-                if is_finished:
+                if state != RunState.RUN_STATE_UNSPECIFIED:
                     return
                 raise

@@ -29,6 +29,7 @@ class RunStream:
         begin: Callable[[], Awaitable[int]],
         follow: Callable[[int], AsyncGenerator[Event]],
         rests: Callable[[str, int], Awaitable[bool]],
+        result: RunResult,
         *,
         request_id: str,
         backoff: Backoff,
@@ -38,11 +39,11 @@ class RunStream:
     ) -> None:
         """`begin` returns the sequence number to follow from; `rests` says whether nothing has come after an event.
 
-        `leave` is called when a run goes on that should not.
+        `result` has what is known before. `leave` is called when a run goes on that should not.
         """
         self.request_id = request_id
         # As far as the events have told it.
-        self.result = RunResult()
+        self.result = result
         self._begin = begin
         self._follow = follow
         self._rests = rests

@@ -157,6 +157,7 @@ async def test_a_watched_run_can_be_awaited_from_any_event_on(gateway):
     first = await gateway.client.run(spec())
     assert await gateway.client.watch(first.name) == first
     rest = await gateway.client.watch(first.name, after_sequence=first.last_sequence - 1)
+    assert (rest.name, rest.prompt, rest.seed) == (first.name, first.prompt, first.seed)
     assert (rest.state, rest.pictures) == ("succeeded", [])
 
 

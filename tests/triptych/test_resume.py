@@ -11,21 +11,25 @@ AT_ONCE = Backoff(first_s=0, longest_s=0, give_up_after_s=60)
 NEVER = Backoff(give_up_after_s=0)
 BROKEN = Unreachable("gone", grpc.StatusCode.UNAVAILABLE, ErrorDetails())
 REFUSED = NoWorker("nobody", grpc.StatusCode.UNAVAILABLE, ErrorDetails(reason="NO_WORKER"))
+SUCCEEDED = Event.Finished(state=RunState.RUN_STATE_SUCCEEDED)
 FAILED = Event.Finished(state=RunState.RUN_STATE_FAILED)
 
 
 class Log:
     """Events 1 to 6, streamed in pieces; between the pieces the stream breaks."""
 
-    def __init__(self, *pieces: list[int], error: CallError = BROKEN) -> None:
+    def __init__(
+        self, *pieces: list[int], error: CallError = BROKEN, end: Event.Finished = SUCCEEDED
+    ) -> None:
         self.pieces = list(pieces)
+        self.end = end
         self.error = error
         self.asked: list[int] = []
 
     async def follow(self, after_sequence):
         self.asked.append(after_sequence)
         for sequence in self.pieces.pop(0):
-            yield Event(sequence=sequence, finished=FAILED if sequence == 6 else None)
+            yield Event(sequence=sequence, finished=self.end if sequence == 6 else None)
         if self.pieces:
             raise self.error
 
@@ -71,7 +75,7 @@ async def test_a_gateway_that_goes_away_after_the_last_event_is_not_missed():
 
 
 async def test_what_a_failed_run_ends_with_is_raised_after_its_last_event():
-    events = resumed(Log([1, 6], [7], error=REFUSED).follow, AT_ONCE)
+    events = resumed(Log([1, 6], [7], error=REFUSED, end=FAILED).follow, AT_ONCE)
     assert [(await anext(events)).sequence for _ in range(2)] == [1, 6]
     with pytest.raises(NoWorker):
         await anext(events)

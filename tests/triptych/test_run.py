@@ -107,9 +107,7 @@ def test_a_failed_run_says_why_and_keeps_what_it_has(triptych, gateway, tmp_path
 def test_what_is_no_picture_is_refused(triptych, gateway):
     done = triptych("run", "a garbled house", "--gateway", gateway.address)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(
-        f"Error: the gateway at {gateway.address} sent a picture that is"
-    )
+    assert done.stderr.splitlines()[-1].startswith("Error: the gateway sent a picture that is none")
 
 
 def test_a_gateway_that_is_not_there_is_one_line(triptych, tmp_path):

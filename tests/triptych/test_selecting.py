@@ -29,6 +29,7 @@ async def test_a_run_by_hand_goes_from_choice_to_choice(gateway):
     refined = await gateway.client.select(sketched.sketches[2], refine=2)
     assert (refined.state, len(refined.variations)) == ("awaiting_selection", 2)
     assert {each.parent for each in refined.pictures} == {sketched.sketches[2].name}
+    assert (refined.name, refined.prompt, refined.seed) == (sketched.name, "a red house", 100)
 
     enlarged = await gateway.client.select(refined.variations[1], upscale=True)
     assert (enlarged.state, len(enlarged.enlarged)) == ("succeeded", 1)

@@ -1,0 +1,90 @@
+"""Pictures in terminals of several kinds, and in none."""
+
+import io
+
+import pytest
+from PIL import Image as PillowImage
+
+from tests.triptych import terminal
+from tests.triptych.command_line import command, environment
+from tests.triptych.conftest import png
+from triptych.terminal_pictures import Shown, caption_line, draw_row, rows
+
+RUN = ["run", "a red house", "--candidates", "2", "--no-refine", "--no-upscale", "--out", "pictures"]
+SIXEL, HALF_BLOCK, ESCAPE = "\x1bP", "▀", "\x1b"
+
+
+@pytest.fixture
+def shown_in(gateway_process, tmp_path):
+    """What a run shows in a terminal that answers so."""
+
+    def show(answers, *more):
+        arguments = command(*RUN, "--gateway", gateway_process, *more)
+        variables = environment(TERM="xterm-256color", COLORTERM="truecolor")
+        code, shown = terminal.run_in_terminal(arguments, answers, folder=tmp_path, env=variables)
+        assert code == 0, shown
+        return shown
+
+    return show
+
+
+def test_a_terminal_with_sixel_gets_sixel(shown_in):
+    shown = shown_in(terminal.SIXEL)
+    assert SIXEL in shown
+    assert HALF_BLOCK not in shown
+    assert "generate-0" in shown
+
+
+def test_kitty_gets_its_own_graphics(shown_in):
+    shown = shown_in(terminal.KITTY)
+    # A PNG file in base64, and a place for it among the text.
+    assert "f=100,q=2;iVBOR" in shown
+    assert "U=1" in shown
+    assert SIXEL not in shown
+
+
+def test_another_terminal_gets_coloured_half_blocks(shown_in):
+    shown = shown_in(terminal.PLAIN)
+    assert "\x1b[38;2;" in shown
+    assert HALF_BLOCK in shown
+
+
+def test_a_terminal_gets_no_pictures_when_none_are_wanted(shown_in):
+    shown = shown_in(terminal.SIXEL, "--no-show")
+    assert SIXEL not in shown
+    assert HALF_BLOCK not in shown
+    assert terminal.ASKS_ATTRIBUTES.decode() not in shown
+
+
+def test_what_is_no_terminal_gets_no_pictures_and_is_asked_nothing(triptych, gateway_process):
+    done = triptych(*RUN, "--gateway", gateway_process)
+    assert ESCAPE not in done.stdout + done.stderr
+
+
+def test_half_blocks_can_be_had_without_a_terminal(triptych, gateway_process):
+    done = triptych(*RUN, "--gateway", gateway_process, "--show")
+    assert HALF_BLOCK in done.stdout
+
+
+def test_json_is_never_mixed_with_pictures(triptych, gateway_process):
+    done = triptych(*RUN, "--gateway", gateway_process, "--show", "--json")
+    assert all(line.startswith("{") for line in done.stdout.splitlines())
+
+
+def test_a_row_holds_as_many_pictures_as_the_width_allows():
+    pictures = [Shown(png(), f"generate-{index}") for index in range(5)]
+    assert [len(row) for row in rows(pictures, width=40)] == [2, 2, 1]
+    assert [len(row) for row in rows(pictures, width=5)] == [1] * 5
+
+
+def test_pictures_of_any_shape_stand_in_squares_of_one_size():
+    wide = io.BytesIO()
+    PillowImage.new("RGB", (64, 16), "red").save(wide, "PNG")
+    drawn = draw_row([Shown(png(8), "a"), Shown(wide.getvalue(), "b")])
+    assert drawn.size == (640, 320)
+    assert drawn.getpixel((321, 77)) == (255, 0, 0)
+    assert drawn.getpixel((321, 79)) == (0, 0, 0)
+
+
+def test_captions_stand_below_their_pictures():
+    assert caption_line(["one", "a long caption", "three"], 8).plain == "one     a long  three"

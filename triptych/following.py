@@ -1,0 +1,136 @@
+"""Follows a run for the command line: shows its progress, keeps its pictures, says how it ended."""
+
+import json
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from google.protobuf import json_format
+
+from triptych.album import Album
+from triptych.client import CallError
+from triptych.display import Display
+from triptych.progress import RunProgress
+from triptych.result import STAGE_TITLES, Picture, RunResult
+from triptych.run_stream import RunStream
+from triptych.v1.pipeline_pb2 import Event, RunSpec
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a run's pictures go and how it is told."""
+
+    display: Display
+    as_json: bool = False
+    # None: its pictures are not kept.
+    album: Album | None = None
+    # Whether they are shown in the terminal when it ends.
+    shows_pictures: bool = False
+
+
+async def follow(run: RunStream, spec: RunSpec, output: Output) -> RunProgress:
+    """Tells the run's events until it ends or waits for a choice. Raises CallError, but not because the run failed."""
+    progress = RunProgress(spec)
+    try:
+        async with aclosing(run.until_it_rests()) as events:
+            async for event in events:
+                path = keep(event, output.album)
+                progress.update(event)
+                output.display.show(event, progress)
+                if output.as_json:
+                    click.echo(to_json(event, path))
+                if event.HasField("warning"):
+                    output.display.note(f"Warning: {event.warning.message}")
+    except CallError:
+        # A failed run is told twice, as its last event and as an error; what it made is kept.
+        if run.result.state != "failed":
+            raise
+    return progress
+
+
+def keep(event: Event, album: Album | None) -> Path | None:
+    if album is None:
+        return None
+    try:
+        return album.save(event)
+    except ValueError as error:
+        raise click.ClickException(f"the gateway sent a picture that is none: {error}") from None
+
+
+def conclude(result: RunResult, progress: RunProgress, output: Output) -> None:
+    """Shows the pictures, says where they are and how the run ended; raises ClickException unless all went well."""
+    if output.shows_pictures:
+        show(result)
+    if not output.as_json:
+        tell_stages(progress, output.album)
+    if output.album is not None and output.album.images:
+        sheet = output.album.write_contact_sheet()
+        if not output.as_json:
+            click.echo(f"all on one sheet: {sheet}")
+    if result.state == "awaiting_selection":
+        output.display.note(how_to_choose(result))
+    elif result.state != "succeeded":
+        reason = (
+            result.error.message if result.error and result.error.message else "the gateway gave no reason"
+        )
+        raise click.ClickException(f"the run {result.state.replace('_', ' ')}: {reason}")
+
+
+def tell_stages(progress: RunProgress, album: Album | None) -> None:
+    for name, stage in progress.stages.items():
+        if not (stage.finished or stage.num_expected):
+            continue
+        seconds = stage.elapsed_s(progress.clock())
+        click.echo(f"{name}: {len(stage.finished)} of {stage.num_expected} in {seconds:.1f} s")
+        for _, path in album.of_stage(name) if album else []:
+            click.echo(f"  {path}")
+
+
+def how_to_choose(result: RunResult) -> str:
+    """What to type next."""
+    run_id = result.name.removeprefix("runs/")
+    stage = next((stage for stage in ("refine", "generate") if result.of_stage(stage)), "generate")
+    further = "--upscale" if stage == "refine" else "--refine 8"
+    return f"The run waits for a choice, such as: triptych runs select {run_id} {stage}-0 {further}"
+
+
+def show(result: RunResult) -> None:
+    """Every stage's pictures in the terminal."""
+    from triptych.terminal_pictures import Shown, show_pictures
+
+    for stage in STAGE_TITLES:
+        show_pictures([Shown(each.data, words(each)) for each in result.of_stage(stage)])
+
+
+def words(picture: Picture) -> str:
+    """Short enough for below a picture in the terminal."""
+    mark = " *" if picture.is_chosen else ""
+    score = "" if picture.clip_score is None else f" {picture.clip_score:.3f}"
+    return f"{picture.stage}-{picture.index}{score}{mark}"
+
+
+def decide_show(show: bool | None, *, as_json: bool) -> bool:
+    """Whether pictures are shown: where a terminal can, unless the caller has said; never among JSON."""
+    if as_json:
+        return False
+    if show is not None:
+        return show
+    from triptych.terminal_pictures import can_ask_terminal
+
+    return can_ask_terminal()
+
+
+def to_json(event: Event, path: Path | None) -> str:
+    """The event as protobuf's JSON on one line, without a picture's bytes; `path` is the file that has them."""
+    copy = Event()
+    copy.CopyFrom(event)
+    kind = copy.WhichOneof("kind")
+    carrier = kind if kind in ("preview", "image_ready") else None
+    if carrier is not None:
+        getattr(copy, carrier).image.ClearField("data")
+    fields = json_format.MessageToDict(copy)
+    if carrier is not None and path is not None:
+        name = copy.DESCRIPTOR.fields_by_name[carrier].json_name
+        fields[name].setdefault("image", {})["path"] = str(path)
+    return json.dumps(fields, ensure_ascii=False)

@@ -1,0 +1,35 @@
+"""`triptych models`: what a gateway serves, and the words that its small models understand."""
+
+import click
+from google.protobuf import json_format
+
+from triptych.client import Client
+from triptych.runs import asks_gateway
+from triptych.v1.pipeline_pb2 import ListModelsResponse
+from triptych.v1.stage_pb2 import Stage
+
+
+@click.command()
+@asks_gateway
+async def models(client: Client, as_json: bool) -> None:
+    """Say which models a gateway serves, what they understand, and what to try."""
+    served = await client.list_models()
+    if as_json:
+        for each in served:
+            click.echo(json_format.MessageToJson(each, indent=None, ensure_ascii=False))
+        return
+    if not served:
+        raise click.ClickException(f"no stage is served at {client.address}: start workers, then ask again")
+    for each in served:
+        tell(each)
+
+
+def tell(served: ListModelsResponse.StageModel) -> None:
+    model = served.model
+    stage = Stage.Name(model.stage).removeprefix("STAGE_").lower()
+    workers = f"{served.num_workers} worker{'' if served.num_workers == 1 else 's'}"
+    click.echo(f"{stage}: {model.name} {model.digest[:12]}  {workers}  {model.device}".rstrip())
+    for kind, words in sorted(model.vocabulary.items()):
+        click.echo(f"  {kind}: {', '.join(words.words)}")
+    for prompt in model.example_prompts:
+        click.echo(f'  try: "{prompt}"')

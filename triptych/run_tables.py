@@ -1,0 +1,87 @@
+"""Runs as text for the terminal: a line for each, and one run as the tree of what its pictures were made from."""
+
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from triptych.progress import STAGE_NAMES
+from triptych.result import state_name
+from triptych.v1.pipeline_pb2 import Image, Run
+
+# Columns where no terminal has a width of its own.
+WIDE = 200
+STYLES = {
+    "succeeded": "green",
+    "partially succeeded": "yellow",
+    "failed": "red",
+    "awaiting selection": "cyan",
+    "running": "bold",
+}
+
+
+def print_runs(runs: Sequence[Run]) -> None:
+    """A line for each run."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("RUN", "STATE", "PICTURES", "AGE", "PROMPT"):
+        table.add_column(title, no_wrap=title != "PROMPT")
+    for run in runs:
+        age = told_age(run.create_time.ToDatetime(UTC))
+        name = run.name.removeprefix("runs/")
+        table.add_row(name, told_state(run), str(len(run.images)), age, Text(run.spec.prompt))
+    # A name that is cut is of no use to the next command: what is not read by people is wide enough.
+    width = None if sys.stdout.isatty() else WIDE
+    Console(highlight=False, width=width).print(table)
+
+
+def print_run(run: Run) -> None:
+    """How a run stands, and its pictures as a tree."""
+    click.echo(f"{run.name}  {state_name(run.state).replace('_', ' ')}  seed {run.spec.seed}")
+    click.echo(run.spec.prompt)
+    for model in run.models:
+        click.echo(f"{STAGE_NAMES.get(model.stage, 'other')} by {model.name} {model.digest[:12]}")
+    if run.error.message:
+        click.echo(f"{run.error.reason}: {run.error.message}")
+    if run.images:
+        Console(highlight=False, width=WIDE).print(image_tree(run.images))
+
+
+def image_tree(images: Sequence[Image]) -> Tree:
+    """Each picture below the one that it was made from."""
+    names = {image.name for image in images}
+    children: defaultdict[str, list[Image]] = defaultdict(list)
+    for image in sorted(images, key=lambda each: (each.stage, each.index)):
+        children[image.parent if image.parent in names else ""].append(image)
+    tree = Tree(Text(f"{len(images)} pictures"), guide_style="dim")
+    grow(tree, "", children)
+    return tree
+
+
+def grow(branch: Tree, parent: str, children: Mapping[str, Sequence[Image]]) -> None:
+    for image in children.get(parent, ()):
+        grow(branch.add(Text(told_image(image))), image.name, children)
+
+
+def told_image(image: Image) -> str:
+    score = f"  clip {image.clip_score:.3f}" if image.HasField("clip_score") else ""
+    return f"{image.name.rpartition('/')[2]}  {image.width}x{image.height}  seed {image.seed}{score}"
+
+
+def told_state(run: Run) -> Text:
+    state = state_name(run.state).replace("_", " ")
+    return Text(state, style=STYLES.get(state, ""))
+
+
+def told_age(since: datetime) -> str:
+    """In the largest unit that makes at least one: "3 h"."""
+    seconds = max(0, int((datetime.now(UTC) - since).total_seconds()))
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"

@@ -1,0 +1,207 @@
+"""`triptych runs`: the runs of a gateway, looked at and gone on with."""
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+from google.protobuf import json_format
+
+from triptych.album import Album
+from triptych.client import Client
+from triptych.credentials import Credentials
+from triptych.display import choose_display
+from triptych.following import Output, conclude, decide_show, follow, words
+from triptych.foreground import run_in_foreground
+from triptych.gateway_options import credential_options
+from triptych.result import Picture
+from triptych.run_stream import RunStream
+from triptych.run_tables import print_run, print_runs
+from triptych.v1.pipeline_pb2 import Image, Run, RunSpec
+
+DEFAULT_GATEWAY = "127.0.0.1:50050"
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group(no_args_is_help=True)
+def runs() -> None:
+    """List, show, watch, go on with, cancel and delete the runs of a gateway.
+
+    RUN is a run's name as `list` has it; IMAGE is an image's, such as generate-2 or refine-0.
+    """
+
+
+def asks_gateway(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Gives a command the options of a gateway and --json, and runs it with a `client`."""
+
+    @wraps(command)
+    def run_it(*, gateway: str, credentials: Credentials, **values: Any) -> None:
+        async def with_client() -> None:
+            async with Client(gateway, **vars(credentials)) as client:
+                await command(client=client, **values)
+
+        run_in_foreground(with_client())
+
+    decorated = credential_options(run_it)
+    decorated = click.option(
+        "--json", "as_json", envvar="TRIPTYCH_JSON", is_flag=True, help="Print JSON, one message a line."
+    )(decorated)
+    return click.option(
+        "--gateway", metavar="HOST:PORT", default=DEFAULT_GATEWAY, help="The gateway that has the runs."
+    )(decorated)
+
+
+def keeps_pictures(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command --out and --show."""
+    command = click.option(
+        "--show/--no-show", default=None, help="Show the pictures here.  [default: where the terminal can]"
+    )(command)
+    return click.option("--out", type=FOLDER, help="Write the pictures to this folder.")(command)
+
+
+def full_name(run: str) -> str:
+    return run if run.startswith("runs/") else f"runs/{run}"
+
+
+def full_image_name(run: str, image: str) -> str:
+    return image if image.startswith("runs/") else f"{full_name(run)}/images/{image}"
+
+
+@runs.command("list")
+@click.option("--limit", type=click.IntRange(min=1), default=20, help="How many, newest first.")
+@asks_gateway
+async def list_runs(client: Client, limit: int, as_json: bool) -> None:
+    """List the newest runs."""
+    found: list[Run] = []
+    async for run in client.list_runs():
+        found.append(run)
+        if len(found) == limit:
+            break
+    if as_json:
+        for run in found:
+            print_json(run)
+    elif not found:
+        click.echo(f"no runs at {client.address}", err=True)
+    else:
+        print_runs(found)
+
+
+@runs.command()
+@click.argument("run")
+@keeps_pictures
+@asks_gateway
+async def show(client: Client, run: str, out: Path | None, show: bool | None, as_json: bool) -> None:
+    """Show how a run stands and what became of what."""
+    found = await client.get_run(full_name(run))
+    if as_json:
+        print_json(found)
+    else:
+        print_run(found)
+    shows_pictures = decide_show(show, as_json=as_json)
+    if not (out or shows_pictures):
+        return
+    images = [image async for image in with_data(client, list(found.images))]
+    if out is not None:
+        album = Album(out, found.spec.prompt)
+        for image in images:
+            album.keep(image)
+        if images and not as_json:
+            click.echo(f"all on one sheet: {album.write_contact_sheet()}")
+    if shows_pictures:
+        from triptych.terminal_pictures import Shown, show_pictures
+
+        show_pictures([Shown(image.data, words(Picture.of(image))) for image in images])
+
+
+async def with_data(client: Client, images: list[Image]) -> AsyncIterator[Image]:
+    """The images with their files; a few travel at a time."""
+    for image in images:
+        image.data = await client.download_image(image.name)
+        yield image
+
+
+@runs.command()
+@click.argument("run")
+@click.option("--after", type=click.IntRange(min=0), default=0, help="Begin after the event of this number.")
+@keeps_pictures
+@asks_gateway
+async def watch(
+    client: Client, run: str, after: int, out: Path | None, show: bool | None, as_json: bool
+) -> None:
+    """Follow a run from its first event to its end, or to where it waits for a choice; leaving changes nothing."""
+    found = await client.get_run(full_name(run))
+    watched = client.watch(found.name, after_sequence=after)
+    await follow_to_the_end(watched, found.spec, out=out, show=show, as_json=as_json)
+
+
+@runs.command()
+@click.argument("run")
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.option("--refine", type=click.IntRange(min=1), help="Make so many variations of each.")
+@click.option("--upscale", is_flag=True, help="Enlarge each.")
+@click.option("--no-wait", is_flag=True, help="Leave when the gateway has accepted it.")
+@keeps_pictures
+@asks_gateway
+async def select(
+    client: Client,
+    run: str,
+    images: tuple[str, ...],
+    refine: int | None,
+    upscale: bool,
+    no_wait: bool,
+    out: Path | None,
+    show: bool | None,
+    as_json: bool,
+) -> None:
+    """Take images of a run further, or back: to more variations, or to an enlargement."""
+    if (refine is None) != upscale:
+        raise click.UsageError("expected one of --refine NUMBER and --upscale")
+    found = await client.get_run(full_name(run))
+    selected = client.select(
+        [full_image_name(run, image) for image in images], refine=refine, upscale=upscale
+    )
+    if no_wait:
+        async with selected:
+            await anext(aiter(selected))
+        click.echo(found.name, err=as_json)
+        return
+    # What it makes is told by its first event.
+    asked = RunSpec(prompt=found.spec.prompt)
+    await follow_to_the_end(selected, asked, out=out, show=show, as_json=as_json)
+
+
+@runs.command()
+@click.argument("run")
+@click.argument("images", metavar="[IMAGE]...", nargs=-1)
+@asks_gateway
+async def cancel(client: Client, run: str, images: tuple[str, ...], as_json: bool) -> None:
+    """Stop a run, or only these of its images; a second time changes nothing."""
+    cancelled = await client.cancel_run(full_name(run), [full_image_name(run, image) for image in images])
+    if as_json:
+        print_json(cancelled)
+
+
+@runs.command()
+@click.argument("names", metavar="RUN...", nargs=-1, required=True)
+@asks_gateway
+async def rm(client: Client, names: tuple[str, ...], as_json: bool) -> None:
+    """Delete finished runs and the pictures that no other run has."""
+    for name in names:
+        await client.delete_run(full_name(name))
+        if as_json:
+            print_json(Run(name=full_name(name)))
+
+
+async def follow_to_the_end(
+    run: RunStream, spec: RunSpec, *, out: Path | None, show: bool | None, as_json: bool
+) -> None:
+    album = Album(out, spec.prompt) if out is not None else None
+    output = Output(choose_display(as_json=as_json), as_json, album, decide_show(show, as_json=as_json))
+    with output.display:
+        progress = await follow(run, spec, output)
+    conclude(run.result, progress, output)
+
+
+def print_json(run: Run) -> None:
+    click.echo(json_format.MessageToJson(run, indent=None, ensure_ascii=False))
