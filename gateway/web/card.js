@@ -1,0 +1,72 @@
+/** One picture of a panel: a blur that sharpens, then something to click. */
+
+import { make, set } from "./dom.js";
+import { show } from "./pictures.js";
+import { doneOf } from "./run.js";
+import { capital, nameOf, scoreText } from "./words.js";
+
+/** @typedef {import("./run.js").Picture} Picture */
+
+/**
+ * @typedef {object} Look what a card needs to know beside its picture
+ * @property {string} prompt
+ * @property {boolean} isCurrent on the way to what is looked at
+ * @property {boolean} isBest
+ * @property {Picture|undefined} parent
+ * @property {string} action what a click does, for ears
+ * @property {number} numChildren
+ */
+
+export class Card {
+  /** @param {string} name @param {(name: string) => void} onPick */
+  constructor(name, onPick) {
+    this.img = make("img", { alt: "", hidden: true, draggable: false });
+    this.badge = make("span", { class: "badge", "aria-hidden": true });
+    this.words = make("span", { class: "unseen" });
+    this.bar = make("span", { class: "card-bar", "aria-hidden": true }, make("span"));
+    this.note = make("span", { class: "card-note", "aria-hidden": true });
+    this.button = make("button", { type: "button", class: "face" }, this.img, this.note, this.badge, this.bar, this.words);
+    this.button.addEventListener("click", () => {
+      if (this.button.getAttribute("aria-disabled") !== "true") onPick(name);
+    });
+    this.element = make("li", { class: "card" }, this.button);
+  }
+
+  /** @param {Picture} picture @param {Look} look */
+  update(picture, look) {
+    const isReady = picture.state === "ready";
+    const done = doneOf(picture);
+    this.element.dataset.state = picture.state;
+    this.element.dataset.name = picture.name.split("/").at(-1);
+    // What it is made from stands in for it, under a thick fog, until there is a first preview.
+    const isBorrowed = !isReady && !picture.preview && look.parent?.image;
+    const hasGivenUp = picture.state === "failed" || picture.state === "cancelled";
+    show(this.img, hasGivenUp ? undefined : isBorrowed ? look.parent : picture);
+    this.element.classList.toggle("borrowed", Boolean(isBorrowed));
+    this.element.classList.toggle("best", look.isBest);
+    this.element.style.setProperty("--fog", String(isReady ? 0 : 1 - done));
+    this.element.style.setProperty("--done", String(done));
+    set(this.button, { "aria-current": look.isCurrent && "true", "aria-disabled": !isReady && "true" });
+    set(this.img, { alt: isReady ? `${capital(nameOf(picture))}: ${look.prompt}` : "" });
+    set(this.badge, { text: picture.score === null ? "" : scoreText(picture.score) });
+    set(this.note, { text: noteOf(picture), title: picture.problem || null });
+    set(this.words, { text: wordsFor(picture, look) });
+  }
+}
+
+/** @param {Picture} picture */
+function noteOf(picture) {
+  return { failed: "failed", cancelled: "cancelled", waiting: "", working: "", ready: "" }[picture.state];
+}
+
+/** @param {Picture} picture @param {Look} look */
+function wordsFor(picture, look) {
+  const name = capital(nameOf(picture));
+  if (picture.state === "failed") return `${name} failed: ${picture.problem}`;
+  if (picture.state === "cancelled") return `${name} was cancelled`;
+  if (picture.state === "waiting") return `${name} is waiting`;
+  if (picture.state === "working") return `${name}, ${Math.round(doneOf(picture) * 10) * 10} percent`;
+  const score = picture.score === null ? "" : `, score ${scoreText(picture.score)}${look.isBest ? ", the best" : ""}`;
+  const children = look.numChildren ? `, ${look.numChildren} made from it` : "";
+  return `${score}${children}. ${look.action}`;
+}

@@ -1,0 +1,100 @@
+/** The runs that there were: they outlive this page and the gateway's process. */
+
+import { byId, make, set } from "./dom.js";
+import { deleteRun, listRuns } from "./gateway.js";
+import { addressOf } from "./pictures.js";
+import { STAGE_NAMES, stateOf } from "./run.js";
+import { ask, say, trouble } from "./says.js";
+import { ago, stateInWords } from "./words.js";
+
+const PAGE_SIZE = 12;
+
+export class Past {
+  /** @param {(name: string) => void} onDeleted */
+  constructor(onDeleted) {
+    this.onDeleted = onDeleted;
+    this.pageToken = "";
+    this.list = make("ul", { class: "gallery" });
+    this.empty = make("p", { class: "hint", text: "Nothing yet. What you make stays here, also when the gateway is started anew." });
+    this.more = make("button", { type: "button", text: "Show older ones", hidden: true, onclick: () => this.load(this.pageToken) });
+    byId("past").append(make("h2", { id: "past-title", text: "Past runs" }), this.list, this.empty, this.more);
+    this.current = "";
+  }
+
+  /** @param {string} [pageToken] empty: from the newest on */
+  async load(pageToken = "") {
+    try {
+      const { runs, next_page_token: next } = await listRuns(PAGE_SIZE, pageToken);
+      const items = (runs ?? []).map((/** @type {any} */ run) => this.item(run));
+      if (pageToken) this.list.append(...items);
+      else this.list.replaceChildren(...items);
+      this.pageToken = next ?? "";
+      this.more.hidden = !this.pageToken;
+      this.empty.hidden = this.list.children.length > 0;
+      this.mark(this.current);
+    } catch (error) {
+      trouble(error, () => this.load(pageToken));
+    }
+  }
+
+  /** Shows which of them is open. @param {string} name */
+  mark(name) {
+    this.current = name;
+    for (const link of this.list.querySelectorAll("a")) set(link, { "aria-current": link.dataset.run === name && "page" });
+  }
+
+  /** @param {any} run */
+  item(run) {
+    const prompt = run.spec?.prompt || "pictures of one's own";
+    const img = make("img", { alt: "", loading: "lazy", hidden: true });
+    const best = coverOf(run.images ?? []);
+    if (best) {
+      addressOf(best.sha256).then((address) => {
+        img.src = address;
+        img.hidden = false;
+      }, () => null);
+    }
+    const count = (run.images ?? []).length;
+    const facts = `${stateInWords(stateOf(run.state))} · ${count} ${count === 1 ? "picture" : "pictures"} · ${ago(run.create_time)}`;
+    const link = make(
+      "a",
+      { href: `#/${run.name}`, "data-run": run.name },
+      make("span", { class: "cover" }, img),
+      make("span", { class: "past-prompt", text: prompt }),
+      make("span", { class: "facts", text: facts }),
+    );
+    const remove = make("button", {
+      type: "button",
+      class: "plain remove",
+      text: "Delete",
+      "aria-label": `Delete the run “${prompt}”`,
+      onclick: () => this.remove(run.name, prompt, item),
+    });
+    const item = make("li", {}, link, remove);
+    return item;
+  }
+
+  /** @param {string} name @param {string} prompt @param {any} item */
+  async remove(name, prompt, item) {
+    if (!(await ask(`Delete “${prompt}” and its pictures? They cannot be brought back.`, "Delete"))) return;
+    try {
+      await deleteRun(name);
+    } catch (error) {
+      trouble(error, () => this.remove(name, prompt, item));
+      return;
+    }
+    const next = item.nextElementSibling ?? item.previousElementSibling;
+    item.remove();
+    (next?.querySelector("a") ?? byId("past")).focus();
+    this.empty.hidden = this.list.children.length > 0;
+    say("The run is deleted.");
+    this.onDeleted(name);
+  }
+}
+
+/** What stands for a run: the newest of its furthest stage, the best where there are scores. @param {any[]} images */
+function coverOf(images) {
+  const rank = ["generate", "refine", "upscale"];
+  const worth = (/** @type {any} */ image) => rank.indexOf(STAGE_NAMES[image.stage]) * 10 + (image.clip_score ?? 0);
+  return images.reduce((best, image) => (!best || worth(image) >= worth(best) ? image : best), null);
+}

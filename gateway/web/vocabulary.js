@@ -1,0 +1,32 @@
+/** Finds the words of a prompt that a small model was never taught; the twin of triptych/vocabulary.py. */
+
+// Words that join others: no list of things to draw has them, and a model may read over them.
+const JOINING = new Set(
+  wordsOf(
+    "a an the this that these those some one and or of in on at by to from near next beside behind before during " +
+      "under below beneath over above with without into onto up down is are there it its",
+  ),
+);
+
+/** @param {string} text @returns {string[]} */
+export function wordsOf(text) {
+  return text.toLowerCase().match(/[\p{L}\p{Mn}\p{Mc}]+/gu) ?? [];
+}
+
+/**
+ * The prompt's words, in order and once each, that are in none of the `known` words or phrases.
+ * @param {string} prompt
+ * @param {string[]} known
+ * @returns {string[]}
+ */
+export function unknownWords(prompt, known) {
+  const vocabulary = new Set([...known.flatMap(wordsOf), ...JOINING]);
+  const isKnown = (/** @type {string} */ word) =>
+    ["", "s", "es"].some((ending) => word.endsWith(ending) && vocabulary.has(word.slice(0, word.length - ending.length)));
+  return [...new Set(wordsOf(prompt).filter((word) => !isKnown(word)))];
+}
+
+/** @param {any} model ModelInfo @returns {string[]} every word or phrase that it lists */
+export function knownTo(model) {
+  return Object.values(model?.vocabulary ?? {}).flatMap((kind) => kind.words ?? []);
+}
