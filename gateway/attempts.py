@@ -1,4 +1,4 @@
-"""One picture from whichever worker can make it: deadlines, stalls, and a second worker when the first is lost.
+"""One picture from whichever worker can make it: deadlines, stalls, and another worker when the first is lost.
 
 What a stage delivered is kept; only what is missing is asked for again, with the same index and seed, so the picture
 is the same wherever it is made. It knows nothing of runs.
@@ -8,39 +8,29 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
-from gateway.pool import Pool, Worker
+from gateway.pool import ModelGone, Pool, Worker
+from gateway.stage_errors import StageError, from_failure, from_rpc
 from gateway.stages import Job, StageKind
-from services.errors import DeadlineExceeded, DeviceOutOfMemory, NoWorker, TriptychError, WorkerEvicted
+from services.errors import DeadlineExceeded, NoWorker, TriptychError
 from services.images import read_png_size
-from triptych.client import read_details
-from triptych.v1.pipeline_pb2 import RunError
 from triptych.v1.stage_pb2 import StageEvent
 
 log = logging.getLogger(__name__)
 
-# The first worker, and another one.
-MAX_ATTEMPTS = 2
+# Of one picture in all, those included that no worker is to blame for, such as its drain.
+MAX_ATTEMPTS = 10
 # A full queue is no failure of the worker: wait for it this long in all.
 QUEUE_PATIENCE_S = 60.0
 # What another worker may do better; anything else would fail there, too.
 SECOND_CHANCE = {"WORKER_EVICTED", "WORKER_LOST", "WORKER_STALLED", "WORKER_BROKEN", "NOT_READY", "INTERNAL"}
-# What else an image alone can fail of, and whether a retry can help.
-_BY_REASON = {kind.reason: kind for kind in (DeviceOutOfMemory, DeadlineExceeded, WorkerEvicted)}
-# As this module and the pool raise them.
-_STATUS_BY_REASON = {
-    "NO_WORKER": grpc.StatusCode.UNAVAILABLE,
-    "WORKER_LOST": grpc.StatusCode.UNAVAILABLE,
-    "WORKER_STALLED": grpc.StatusCode.UNAVAILABLE,
-    "NOT_READY": grpc.StatusCode.UNAVAILABLE,
-    "QUEUE_FULL": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "MESSAGE_TOO_LARGE": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "INVALID_ARGUMENT": grpc.StatusCode.INVALID_ARGUMENT,
-    "IMAGE_TOO_LARGE": grpc.StatusCode.INVALID_ARGUMENT,
-}
+# After these the same worker would answer the same.
+_FOR_ANOTHER = {"WORKER_BROKEN", "INTERNAL"}
+# These say nothing of the picture.
+_GOING_AWAY = {"WORKER_EVICTED", "NOT_READY"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +43,15 @@ class Patience:
     # The whole call, its time in the worker's queue included.
     call_timeout_s: float = 4 * 3600.0
     deadline: float | None = None
+    # A worker's queue in which nothing moves.
+    queue_timeout_s: float = 1800.0
+    # Until there is a worker that can be given the picture: one may be on its way up, and load gigabytes.
+    worker_timeout_s: float = 300.0
+    # A picture that so many workers were lost on as they made it is taken for the cause.
+    max_workers: int = 3
+
+    def until(self, deadline: float | None) -> "Patience":
+        return replace(self, deadline=deadline)
 
     def timeout_s(self) -> float:
         """Of a call that begins now; raises DeadlineExceeded when the caller's has passed."""
@@ -62,25 +61,6 @@ class Patience:
         if left_s <= 0:
             raise DeadlineExceeded("the caller's deadline passed before the picture was done")
         return min(self.call_timeout_s, left_s)
-
-
-class StageError(TriptychError):
-    """What a call to a worker ended with; `violations` are of the stage's own request."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE,
-        reason: str,
-        retry_after_s: float | None = None,
-        violations: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.reason = reason
-        self.retry_after_s = retry_after_s
-        self.violations = violations or {}
 
 
 @dataclass(frozen=True)
@@ -93,38 +73,50 @@ class Started:
 
 @dataclass(frozen=True)
 class Retrying:
-    """The attempt failed, and another worker is to be asked."""
+    """The attempt failed, and another worker is asked."""
 
     error: TriptychError
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """There is no worker that the picture could be asked of now, after an attempt or before the first."""
+
+    error: TriptychError
+
+
+Happening = Started | Retrying | Waiting | StageEvent
+
+
 async def make_picture(
-    pool: Pool, job: Job, digest: str, patience: Patience
-) -> AsyncGenerator[Started | Retrying | StageEvent]:
+    pool: Pool, job: Job, digest: str, patience: Patience, *, num_attempts: int = 0
+) -> AsyncGenerator[Happening]:
     """Yields what happens until the picture and its timing are there; closing it cancels the work.
 
-    Raises NoWorker, DeadlineExceeded or StageError when the picture cannot be had.
+    `num_attempts` were made before. Raises NoWorker, DeadlineExceeded or StageError when the picture cannot be had.
     """
-    tried: list[str] = []
+    failures = Failures(patience.max_workers, picture=f"{pool.kind.name}-{job.index}")
     queue_until = asyncio.get_running_loop().time() + QUEUE_PATIENCE_S
-    failure: TriptychError | None = None
     while True:
         try:
-            worker = await pool.choose(digest, but=tried)
-        except NoWorker:
-            # That nobody else is there says less than what the one who was there failed of.
-            if failure is not None:
-                raise failure from None
-            raise
-        if failure is not None:
-            yield Retrying(failure)
-        yield Started(worker, len(tried) + 1)
+            worker = await failures.choose(pool, digest)
+            if failures.last is not None:
+                yield Retrying(failures.last)
+        except TriptychError as error:
+            if not (patience.worker_timeout_s and failures.may_wait):
+                raise
+            yield Waiting(error)
+            worker = await failures.choose(pool, digest, patience)
+        num_attempts += 1
+        yield Started(worker, num_attempts)
         has_picture = False
         try:
             with pool.working(worker):
                 async with aclosing(_attempt(pool, worker, job, patience)) as events:
                     async for event in events:
-                        has_picture = has_picture or event.HasField("image")
+                        if event.HasField("image"):
+                            has_picture = True
+                            pool.succeeded(worker)
                         yield event
             return
         except StageError as error:
@@ -134,48 +126,148 @@ async def make_picture(
             if error.reason == "QUEUE_FULL":
                 await _wait_for_room(error, queue_until)
                 continue
-            tried.append(worker.address)
-            if error.reason not in SECOND_CHANCE or len(tried) == MAX_ATTEMPTS:
-                raise
-            failure = error
+            failures.add(worker, error)
+
+
+class Failures:
+    """What one piece of work failed of so far, and where; raises it when enough has been tried.
+
+    `picture` is what it makes, and what is named as the cause where worker after worker fails of it.
+    """
+
+    def __init__(self, max_workers: int, *, picture: str = "") -> None:
+        self._max_workers = max_workers
+        self._picture = picture
+        self._errors: list[StageError] = []
+        # Workers that would answer the same again, and those that may do better after a restart.
+        self._useless: list[str] = []
+        self._unlucky: list[str] = []
+        self._num_blamed = 0
+
+    def add(self, worker: Worker, error: StageError) -> None:
+        self._errors.append(error)
+        (self._useless if error.reason in _FOR_ANOTHER else self._unlucky).append(worker.address)
+        self._num_blamed += not error.is_in_queue and error.reason not in _GOING_AWAY
+        if error.reason not in SECOND_CHANCE or len(self._errors) >= MAX_ATTEMPTS:
+            raise error
+        if self._num_blamed < self._max_workers:
+            return
+        if self._max_workers == 1 or not self._picture:
+            raise error
+        raise StageError(
+            f"{self._picture} is given up: {self._num_blamed} workers failed as they made it; the last one: {error}",
+            status=grpc.StatusCode.INTERNAL,
+            reason="IMAGE_POISONED",
+        )
+
+    @property
+    def last(self) -> StageError | None:
+        return self._errors[-1] if self._errors else None
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether a worker that comes up could do better; after some failures only one that is there already."""
+        return self.last is None or self.last.reason not in _FOR_ANOTHER
+
+    async def choose(self, pool: Pool, digest: str, patience: Patience | None = None) -> Worker:
+        """A worker that may do better, now or with patience. Raises the last failure where there is none, else NoWorker."""
+        wait_s = min(patience.worker_timeout_s, patience.timeout_s()) if patience and self.may_wait else 0.0
+        try:
+            return await pool.choose(digest, but=self._useless, rather_not=self._unlucky, patience_s=wait_s)
+        except ModelGone:
+            raise
+        except NoWorker:
+            # That nobody else is there says less than what the one who was there failed of.
+            if self.last is not None:
+                raise self.last from None
+            raise
 
 
 async def _attempt(pool: Pool, worker: Worker, job: Job, patience: Patience) -> AsyncGenerator[StageEvent]:
     """The events of one picture from one worker; raises StageError."""
     where = f"{pool.kind.worker} {worker.address}"
     stream = pool.kind.start(worker.channel, job, patience.timeout_s())
-    is_queued, has_picture = False, False
+    seat = Seat(patience)
+    has_picture = False
+    worker.on_stall.add(seat.leave)
     try:
         while True:
-            async with asyncio.timeout(None if is_queued else patience.stall_timeout_s):
+            async with asyncio.timeout(seat.limit_s) as seat.limit:
                 event = await stream.read()
+            seat.limit = None
             if event is None:
                 break
             if problem := _find_fault(event, job, pool.kind, has_picture=has_picture):
                 raise _broken(f"{where} was asked for image {job.index} and answered with {problem}")
-            # A queue may well stand still for longer than a picture that is being made.
-            is_queued = event.HasField("accepted") and event.accepted.queue_position > 0
+            pool.heard(worker)
+            seat.move(event)
             if event.HasField("failure"):
-                raise _from_failure(event.failure, where)
+                raise from_failure(event.failure, where)
             has_picture = has_picture or event.HasField("image")
             yield event
         if not has_picture:
             raise _broken(f"{where} ended without the picture")
     except TimeoutError:
-        error = StageError(
-            f"{where} has been silent for {patience.stall_timeout_s:g} s",
-            reason="WORKER_STALLED",
-            retry_after_s=5.0,
-        )
-        pool.distrust(worker, str(error))
+        error = seat.stalled(where)
+        if not seat.is_left:
+            pool.stalled(worker, str(error), patience.stall_timeout_s)
         raise error from None
     except grpc.aio.AioRpcError as error:
-        raised = from_rpc(error, where)
-        if raised.reason == "WORKER_LOST":
-            pool.distrust(worker, f"its call ended with {error.code().name}: {error.details()}")
+        raised = seat.blame(from_rpc(error, where))
+        pool.failed(worker, raised)
         raise raised from None
+    except StageError as error:
+        pool.failed(worker, error)
+        raise seat.blame(error) from None
     finally:
+        worker.on_stall.discard(seat.leave)
         stream.cancel()
+
+
+class Seat:
+    """Where a picture is at its worker: on its way, in the queue, or being made; and how long it may be silent there."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self.is_waiting = False
+        self.is_being_made = False
+        # Whether it left the queue because the worker has stalled with others.
+        self.is_left = False
+        # Of the read that is under way.
+        self.limit: asyncio.Timeout | None = None
+
+    @property
+    def limit_s(self) -> float:
+        if self.is_left:
+            return 0.0
+        # A queue may well stand still for longer than a picture that is being made.
+        return self._patience.queue_timeout_s if self.is_waiting else self._patience.stall_timeout_s
+
+    def move(self, event: StageEvent) -> None:
+        self.is_waiting = event.HasField("accepted") and event.accepted.queue_position > 0
+        self.is_being_made = not self.is_waiting
+
+    def leave(self) -> None:
+        """Gives up the place in the queue, if it has one."""
+        if self.is_waiting:
+            self.is_left = True
+            if self.limit is not None:
+                self.limit.reschedule(asyncio.get_running_loop().time())
+
+    def blame(self, error: StageError) -> StageError:
+        """Whether the picture may be the cause."""
+        error.is_in_queue = not self.is_being_made
+        return error
+
+    def stalled(self, where: str) -> StageError:
+        """What it means that the limit has passed."""
+        if self.is_left:
+            text = f"{where} has stalled, and the picture left its queue"
+        elif self.is_waiting:
+            text = f"the queue of {where} has not moved for {self.limit_s:g} s"
+        else:
+            text = f"{where} has been silent for {self.limit_s:g} s"
+        return self.blame(StageError(text, reason="WORKER_STALLED", retry_after_s=5.0))
 
 
 def _find_fault(event: StageEvent, job: Job, kind: StageKind, *, has_picture: bool) -> str:
@@ -213,52 +305,6 @@ def _find_fault(event: StageEvent, job: Job, kind: StageKind, *, has_picture: bo
 def _broken(message: str) -> StageError:
     log.error("%s", message)
     return StageError(message, reason="WORKER_BROKEN", retry_after_s=1.0)
-
-
-def _from_failure(failure: StageEvent.ImageFailure, where: str) -> StageError:
-    kind = _BY_REASON.get(failure.reason, TriptychError)
-    return StageError(
-        f"{where}: {failure.message}",
-        status=kind.status,
-        reason=failure.reason or kind.reason,
-        retry_after_s=kind.retry_after_s,
-    )
-
-
-def from_rpc(error: grpc.aio.AioRpcError, where: str) -> StageError:
-    """What a failed call to a worker means for the one who waits for its result."""
-    details, code, text = read_details(error), error.code(), error.details() or ""
-    if details.reason:
-        return StageError(
-            f"{where}: {text}",
-            status=code,
-            reason=details.reason,
-            retry_after_s=details.retry_after_s,
-            violations=dict(details.violations),
-        )
-    log.warning("%s: %s %s", where, code.name, text)
-    match code:
-        case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return StageError(f"{where} did not end in time", status=code, reason="DEADLINE_EXCEEDED")
-        case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            # Without our details it comes from gRPC itself.
-            return StageError(f"{where}: the message is too large", status=code, reason="MESSAGE_TOO_LARGE")
-        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
-            return StageError(f"{where} went away", reason="WORKER_LOST", retry_after_s=1.0)
-        case _:
-            return StageError(
-                f"{where} failed; see the gateway's log",
-                status=grpc.StatusCode.INTERNAL,
-                reason="WORKER_BROKEN",
-            )
-
-
-def as_recorded(error: RunError) -> StageError:
-    """What an image failed of when only the record of it is left."""
-    kind = _BY_REASON.get(error.reason)
-    status = kind.status if kind else _STATUS_BY_REASON.get(error.reason, grpc.StatusCode.INTERNAL)
-    retry_after_s = 1.0 if status is grpc.StatusCode.UNAVAILABLE else None
-    return StageError(error.message, status=status, reason=error.reason, retry_after_s=retry_after_s)
 
 
 async def _wait_for_room(error: StageError, until: float) -> None:

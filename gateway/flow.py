@@ -12,16 +12,16 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.attempts import Patience, Retrying, StageError, Started, as_recorded, make_picture
+from gateway.attempts import Happening, Patience, Retrying, Started, Waiting, make_picture
 from gateway.history import CANCELLED
 from gateway.plan import MAX_SEED, Plan, StagePlan, StageWork
 from gateway.pool import Pool
 from gateway.ranking import score
 from gateway.record import Record
+from gateway.stage_errors import StageError, as_recorded
 from gateway.stages import REFINE, Job, StageKind
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import Event, Image, RunState
-from triptych.v1.stage_pb2 import StageEvent
 
 # Pictures of one stage that are asked for, or wait for the next stage to begin with them. A fast stage is asked for no
 # more before the slow one after it has caught up.
@@ -215,7 +215,13 @@ class Flow:
                 return
             job = await self._job(work, index, parent)
             watch = Watch(asyncio.get_running_loop().time)
-            picture = make_picture(self._pools[work.kind.name], job, work.model.digest, self._patience)
+            picture = make_picture(
+                self._pools[work.kind.name],
+                job,
+                work.model.digest,
+                self._patience,
+                num_attempts=self._history.attempts.get(name, 0),
+            )
             async with aclosing(picture) as happenings:
                 async for happening in happenings:
                     if image := await self._tell(work, job, parent, happening, watch):
@@ -234,17 +240,15 @@ class Flow:
         work: StageWork,
         job: Job,
         parent: str,
-        happening: Started | Retrying | StageEvent,
+        happening: Happening,
         watch: "Watch",
     ) -> Image | None:
         """Records what happened to a picture; returns it when that is that it is finished."""
         kind, record = work.kind, self._record
-        if isinstance(happening, Retrying):
-            record.warn(
-                happening.error.reason,
-                f"{happening.error}; trying another {kind.worker}",
-                record.image_name(kind, job.index),
-            )
+        if isinstance(happening, Retrying | Waiting):
+            then = f"trying another {kind.worker}" if isinstance(happening, Retrying) else "waiting for one"
+            name = record.image_name(kind, job.index)
+            record.warn(happening.error.reason, f"{happening.error}; {then}", name)
             return None
         if isinstance(happening, Started):
             watch.start()

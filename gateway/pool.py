@@ -1,12 +1,12 @@
-"""The workers of one stage: found by address or name, checked for health, chosen by who has least to do.
+"""The workers of one stage: checked for health, trusted by what became of their work, chosen by who has least to do.
 
 One channel per worker: gRPC's own round robin over a name does not find replicas that are added while old
 connections live. It knows nothing of runs.
 """
 
 import asyncio
-import ipaddress
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +18,9 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.stages import StageKind
+from gateway.targets import Resolve, Resolver, Target, resolve_name
 from services.channels import open_channel
-from services.errors import NoWorker
+from services.errors import NoWorker, TriptychError
 from services.tls import CertificateFiles, Certificates
 from triptych.v1.stage_pb2 import ModelInfo
 
@@ -29,40 +30,20 @@ CHECK_EVERY_S = 2.0
 # A stage whose device keeps the processor busy answers late, and is not dead for that.
 CHECK_TIMEOUT_S = 5.0
 
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+# A worker that a call was lost on is given nothing for a while, though it may answer its health check at once: so long
+# at first, twice as long each time, until a picture of it arrives. One that stalled is left alone for longer, since what
+# hangs is often the device, of which the health check knows nothing.
+LOST_PAUSE_S, STALL_PAUSE_S, LONGEST_PAUSE_S = 1.0, 5.0, 300.0
+# So many answers that cannot be right, one after the other, and it is taken for broken as a whole.
+MAX_BROKEN_ANSWERS = 3
+
+ListTargets = Callable[[], Awaitable[Sequence[Target]]]
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where workers are: one at host:port, or (`is_name`) one at every address that the name resolves to."""
+class ModelGone(NoWorker):
+    """There are workers, and none has the model that the run began with."""
 
-    host: str
-    port: int
-    is_name: bool = False
-
-    def __str__(self) -> str:
-        return f"dns:{self.host}:{self.port}" if self.is_name else join(self.host, self.port)
-
-
-def parse_target(text: str) -> Target:
-    """Reads "host:port" or "dns:name:port"; raises ValueError that says what was expected."""
-    is_name = text.startswith("dns:")
-    host, _, port = text.removeprefix("dns:").lstrip("/").rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"expected HOST:PORT or dns:NAME:PORT, got {text!r}")
-    return Target(host, int(port), is_name)
-
-
-def join(host: str, port: int) -> str:
-    """ "host:port", an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-async def resolve_name(name: str, port: int) -> Sequence[str]:
-    """Every address of a name; raises OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(name, port)
-    return sorted({str(ipaddress.ip_address(address[4][0])) for address in found})
+    reason = "MODEL_GONE"
 
 
 @dataclass(eq=False)
@@ -79,6 +60,24 @@ class Worker:
     gone: bool = False
     # What the channel was opened with.
     certificates: Certificates | None = None
+    # When it last said anything of a picture, and when it may be given work again, on the pool's clock.
+    heard_at: float = 0.0
+    paused_until: float = 0.0
+    # How often it was lost or stalled, and answered what cannot be right, since its last picture.
+    num_losses: int = 0
+    num_broken_answers: int = 0
+    # Called when it stalls, by those who wait in its queue.
+    on_stall: set[Callable[[], None]] = field(default_factory=set)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may be given one more picture: after a loss it has to show first that it can make one."""
+        return not self.num_losses or not self.outstanding
+
+    def take_over(self, other: "Worker") -> None:
+        """What is known of the worker, whose channel this one replaces."""
+        self.problem, self.model, self.paused_until = other.problem, other.model, other.paused_until
+        self.num_losses, self.num_broken_answers = other.num_losses, other.num_broken_answers
 
 
 class Pool:
@@ -92,17 +91,22 @@ class Pool:
         check_every_s: float = CHECK_EVERY_S,
         resolve: Resolve = resolve_name,
         certificates: CertificateFiles | None = None,
+        more_targets: ListTargets | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.kind = kind
         self.targets = tuple(targets)
+        # Those that a list has now, beside the ones that are always there.
+        self._more_targets = more_targets
         self._check_every_s = check_every_s
-        self._resolve = resolve
+        self._resolver = Resolver(resolve)
+        self._clock = clock
         self._certificates = certificates
         # Those whose channel has the certificates from before a change: closed when they have no work left.
         self._replaced: list[Worker] = []
         self._workers: dict[str, Worker] = {}
-        self._resolved: dict[Target, list[str]] = {}
-        self._unresolved: dict[Target, str] = {}
+        # Set, and replaced, when a worker may be given work that could not before.
+        self._changed = asyncio.Event()
         self._refreshing: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -117,6 +121,7 @@ class Pool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._resolver.close()
         workers = [*self._workers.values(), *self._replaced]
         await asyncio.gather(*(worker.channel.close() for worker in workers))
         self._workers.clear()
@@ -133,22 +138,47 @@ class Pool:
             raise NoWorker(self._why_none())
         return self.healthy
 
-    async def choose(self, digest: str, *, but: Collection[str] = ()) -> Worker:
-        """The worker with that model and the fewest images to do, none of the addresses `but`; raises NoWorker."""
+    async def choose(
+        self,
+        digest: str,
+        *,
+        but: Collection[str] = (),
+        rather_not: Collection[str] = (),
+        patience_s: float = 0.0,
+    ) -> Worker:
+        """The worker with that model and the fewest images to do, none of the addresses `but`.
+
+        Those of `rather_not` only where there is no other. Waits so long for one; raises NoWorker.
+        """
+        until = self._clock() + patience_s
         await self._refresh_until(lambda: self._candidates(digest, but))
-        if found := self._candidates(digest, but):
-            return found[0]
-        if self.healthy and not but:
-            raise NoWorker(
-                f"no {self.kind.worker} has the model that this run began with any more; start the run again"
-            )
-        raise NoWorker(self._why_none())
+        while True:
+            changed = self._changed
+            if found := self._candidates(digest, but):
+                return min(found, key=lambda worker: (worker.address in rather_not, worker.outstanding))
+            left_s = until - self._clock()
+            if left_s <= 0:
+                raise self._none_for(digest)
+            try:
+                async with asyncio.timeout(left_s):
+                    await changed.wait()
+            except TimeoutError:
+                continue
 
     def _candidates(self, digest: str, but: Collection[str]) -> list[Worker]:
-        able = [
-            worker for worker in self.healthy if worker.model.digest == digest and worker.address not in but
+        return [
+            worker
+            for worker in self.healthy
+            if worker.model.digest == digest and worker.address not in but and worker.has_room
         ]
-        return sorted(able, key=lambda worker: worker.outstanding)
+
+    def _none_for(self, digest: str) -> NoWorker:
+        if self.healthy and not any(worker.model.digest == digest for worker in self._workers.values()):
+            return ModelGone(
+                f"no {self.kind.worker} has the model that this run began with any more ({digest[:12]}); start one "
+                "that has it, or start the run again"
+            )
+        return NoWorker(self._why_none())
 
     @contextmanager
     def working(self, worker: Worker) -> Iterator[None]:
@@ -158,10 +188,52 @@ class Pool:
             yield
         finally:
             worker.outstanding -= 1
+            if worker.num_losses:
+                self._tell_changed()
 
-    def distrust(self, worker: Worker, problem: str) -> None:
-        """Gives the worker nothing new until it has answered a health check."""
-        self._note(worker, problem)
+    def heard(self, worker: Worker) -> None:
+        """The worker said something of a picture."""
+        worker.heard_at = self._clock()
+
+    def succeeded(self, worker: Worker) -> None:
+        """A picture of the worker arrived: what was held against it is forgotten."""
+        if worker.num_losses:
+            self._tell_changed()
+        worker.num_losses = worker.num_broken_answers = 0
+
+    def failed(self, worker: Worker, error: TriptychError) -> None:
+        """A call to the worker failed; all that it had when it was lost count as one loss.
+
+        A single answer that cannot be right may be the picture's fault; several in a row are the worker's.
+        """
+        match error.reason:
+            case "WORKER_LOST":
+                self._pause(worker, "its call broke off", LOST_PAUSE_S)
+            case "WORKER_EVICTED" | "NOT_READY":
+                self._note(worker, "it is starting up or draining")
+            case "WORKER_BROKEN":
+                worker.num_broken_answers += 1
+                if worker.num_broken_answers >= MAX_BROKEN_ANSWERS:
+                    self._pause(worker, str(error), STALL_PAUSE_S)
+
+    def stalled(self, worker: Worker, problem: str, silence_s: float) -> None:
+        """A picture has made no progress for so long; those who wait in the queue behind it had better leave.
+
+        Where the worker has gone on with others meanwhile it is the picture, and nothing is held against the worker.
+        """
+        if self._clock() - worker.heard_at < silence_s / 2:
+            return
+        self._pause(worker, problem, STALL_PAUSE_S)
+        for leave in list(worker.on_stall):
+            leave()
+
+    def _pause(self, worker: Worker, problem: str, first_s: float) -> None:
+        if worker.problem:
+            return
+        pause_s = min(first_s * 2**worker.num_losses, LONGEST_PAUSE_S)
+        worker.num_losses += 1
+        worker.paused_until = self._clock() + pause_s
+        self._note(worker, f"{problem}; it is given nothing for {pause_s:g} s")
 
     async def refresh(self) -> None:
         """Resolves the names and asks after every worker now; callers at the same time share one round."""
@@ -181,14 +253,18 @@ class Pool:
                 await self.refresh()
             except Exception:
                 log.exception("asking after the %ss failed", self.kind.worker)
-            await asyncio.sleep(self._check_every_s)
+            now = self._clock()
+            ends = [worker.paused_until for worker in self._workers.values() if worker.paused_until > now]
+            await asyncio.sleep(min([self._check_every_s, *(end - now for end in ends)]))
 
     async def _refresh(self) -> None:
-        found = await asyncio.gather(*map(self._addresses, self.targets))
+        listed = await self._more_targets() if self._more_targets is not None else ()
+        targets = list(dict.fromkeys([*self.targets, *listed]))
+        found = await asyncio.gather(*map(self._resolver.addresses, targets))
         # Behind a name every worker proves to be the name, whatever address it has.
         server_names = {
             address: target.host if target.is_name else None
-            for target, those in zip(self.targets, found, strict=True)
+            for target, those in zip(targets, found, strict=True)
             for address in those
         }
         addresses = list(server_names)
@@ -199,7 +275,7 @@ class Pool:
                 channel = open_channel(address, certificates, server_name=server_name)
                 worker = Worker(address, channel, certificates=certificates)
                 if known is not None:
-                    worker.problem, worker.model = known.problem, known.model
+                    worker.take_over(known)
                     self._replaced.append(known)
                 self._workers[address] = worker
             self._workers[address].gone = False
@@ -212,19 +288,6 @@ class Pool:
                 del self._workers[worker.address]
                 await worker.channel.close()
         await asyncio.gather(*(self._check(self._workers[address]) for address in addresses))
-
-    async def _addresses(self, target: Target) -> list[str]:
-        if not target.is_name:
-            return [str(target)]
-        try:
-            hosts = await self._resolve(target.host, target.port)
-        except OSError as error:
-            # A name server that hiccups takes no worker away: those that were found keep their health checks.
-            self._unresolved[target] = f"the name does not resolve: {error.strerror or error}"
-            return self._resolved.get(target, [])
-        self._unresolved.pop(target, None)
-        self._resolved[target] = [join(host, target.port) for host in hosts]
-        return self._resolved[target]
 
     async def _check(self, worker: Worker) -> None:
         checks: Any = health_pb2_grpc.HealthStub(worker.channel)  # its type stubs leave the methods out
@@ -239,9 +302,18 @@ class Pool:
         except grpc.aio.AioRpcError as error:
             self._note(worker, _explain(error, self.kind.worker))
             return
+        if self._clock() < worker.paused_until:
+            return
         if worker.problem:
             log.info("%s %s serves '%s'", self.kind.worker, worker.address, answer.model.name)
+        is_news = worker.problem or worker.model.digest != answer.model.digest
         worker.model, worker.problem = answer.model, ""
+        if is_news:
+            self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _note(self, worker: Worker, problem: str) -> None:
         if problem != worker.problem:
@@ -251,12 +323,12 @@ class Pool:
     def _why_none(self) -> str:
         name = self.kind.worker
         start = f"start one with `triptych serve {name}` and name it to the gateway with --{name} HOST:PORT"
-        if not self.targets:
+        if not self.targets and not self._workers:
             return f"no {name} is known to the gateway: {start}"
         tried = [
             f"{worker.address} ({worker.problem})" for worker in self._workers.values() if worker.problem
         ]
-        tried += [f"{target} ({problem})" for target, problem in self._unresolved.items()]
+        tried += [f"{target} ({problem})" for target, problem in self._resolver.problems.items()]
         return f"no {name} can be given work: tried {', '.join(tried) or 'none'}; {start}"
 
 

@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 
-from gateway.attempts import MAX_ATTEMPTS, SECOND_CHANCE, Patience, StageError, from_rpc
+from gateway.attempts import Failures, Patience
 from gateway.pool import Pool
-from services.errors import NoWorker
+from gateway.stage_errors import StageError, from_rpc
 from triptych.v1.refiner_pb2 import RankRequest
 from triptych.v1.stage_pb2 import ImageData
 
@@ -32,15 +32,9 @@ async def score(
 
 
 async def _ask(pool: Pool, request: RankRequest, digest: str, patience: Patience) -> list[float]:
-    tried: list[str] = []
-    failure: StageError | None = None
+    failures = Failures(patience.max_workers)
     while True:
-        try:
-            worker = await pool.choose(digest, but=tried)
-        except NoWorker:
-            if failure is not None:
-                raise failure from None
-            raise
+        worker = await failures.choose(pool, digest, patience)
         where = f"{pool.kind.worker} {worker.address}"
         timeout_s = min(patience.timeout_s(), patience.stall_timeout_s)
         try:
@@ -50,9 +44,9 @@ async def _ask(pool: Pool, request: RankRequest, digest: str, patience: Patience
             failure = from_rpc(error, where)
         except StageError as error:
             failure = error
-        tried.append(worker.address)
-        if failure.reason not in SECOND_CHANCE or len(tried) == MAX_ATTEMPTS:
-            raise failure
+        failure.is_in_queue = False
+        pool.failed(worker, failure)
+        failures.add(worker, failure)
 
 
 def _check(scores: list[float], num_pictures: int, where: str) -> list[float]:

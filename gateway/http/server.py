@@ -12,7 +12,7 @@ import uvicorn
 from gateway.http.api import Api
 from gateway.http.app import make_app
 from gateway.http.safety import LOOPBACK_HOSTS
-from gateway.pool import join
+from gateway.targets import join
 from services.server import AddressInUse
 from services.tls import CertificateFiles, server_context
 

@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from gateway.certificates import certs
 from gateway.http.api import Api
 from gateway.http.server import serving_http
-from gateway.pool import Pool, Target
+from gateway.pool import Pool
 from gateway.stages import GENERATE
+from gateway.targets import Target
 from services.server import serving
 from services.tls import CertificateFiles
 from tests.gateway.scripted import ScriptedGenerator

@@ -1,16 +1,22 @@
 """Workers: found, checked, chosen."""
 
+import asyncio
+
 import pytest
 from grpc_health.v1 import health_pb2
 
-from gateway.pool import Pool, Target, models_of, parse_target
+from gateway.pool import LONGEST_PAUSE_S, LOST_PAUSE_S, MAX_BROKEN_ANSWERS, STALL_PAUSE_S, Pool, models_of
+from gateway.stage_errors import StageError
 from gateway.stages import GENERATE
-from services.errors import NoWorker
+from gateway.targets import Target, parse_target
+from services.errors import NoWorker, WorkerEvicted
 from tests.gateway.runs_as_seen import collect, spec
 from tests.gateway.scripted import ScriptedGenerator, ScriptedUpscaler, pipeline
 
 # So long that no test sees a second round unless it asks for one.
 NEVER_S = 3600.0
+LOST = StageError("it went away", reason="WORKER_LOST")
+BROKEN = StageError("it answered with an empty event", reason="WORKER_BROKEN")
 
 
 @pytest.fixture
@@ -29,29 +35,20 @@ async def other():
     await scripted.kill()
 
 
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
 def pool_of(*workers, **more):
     return Pool(GENERATE, [Target("127.0.0.1", one.port) for one in workers], check_every_s=NEVER_S, **more)
-
-
-@pytest.mark.parametrize(
-    ("text", "target"),
-    [
-        ("127.0.0.1:50051", Target("127.0.0.1", 50051)),
-        ("[::1]:50051", Target("::1", 50051)),
-        ("dns:refiner:50052", Target("refiner", 50052, is_name=True)),
-    ],
-)
-def test_a_target_is_an_address_or_a_name(text, target):
-    assert parse_target(text) == target
-    assert parse_target(str(target)) == target
-
-
-@pytest.mark.parametrize(
-    "text", ["", "refiner", "refiner:", ":50051", "refiner:http", "refiner:0", "a:70000"]
-)
-def test_another_target_says_what_was_expected(text):
-    with pytest.raises(ValueError, match="expected HOST:PORT or dns:NAME:PORT, got"):
-        parse_target(text)
 
 
 async def test_the_worker_with_the_fewest_images_is_chosen(worker, other):
@@ -88,12 +85,144 @@ async def _start(worker):
     return worker.port
 
 
-async def test_a_distrusted_worker_is_trusted_again_once_it_answers(worker):
-    async with pool_of(worker) as pool:
+async def test_a_worker_that_was_lost_is_trusted_again_after_a_pause(worker, clock):
+    async with pool_of(worker, clock=clock) as pool:
         found = await pool.choose("d1")
-        pool.distrust(found, "its call broke off")
-        assert pool.healthy == []
+        pool.failed(found, LOST)
+        with pytest.raises(NoWorker, match="its call broke off; it is given nothing for 1 s"):
+            await pool.choose("d1")
+        clock.now += LOST_PAUSE_S
         assert await pool.choose("d1") is found
+
+
+async def test_the_pause_grows_with_each_loss_until_a_picture_arrives(worker, clock):
+    async with pool_of(worker, clock=clock) as pool:
+        found = await pool.choose("d1")
+        pauses = []
+        for _ in range(4):
+            pool.failed(found, LOST)
+            pauses.append(found.paused_until - clock.now)
+            clock.now = found.paused_until
+            await pool.refresh()
+        pool.succeeded(found)
+        pool.failed(found, LOST)
+        assert [*pauses, found.paused_until - clock.now] == [1, 2, 4, 8, 1]
+
+
+async def test_a_pause_has_an_end(worker, clock):
+    async with pool_of(worker, clock=clock) as pool:
+        found = await pool.choose("d1")
+        for _ in range(40):
+            pool.failed(found, LOST)
+            pause_s = found.paused_until - clock.now
+            clock.now = found.paused_until
+            await pool.refresh()
+        assert pause_s == LONGEST_PAUSE_S
+
+
+async def test_all_calls_that_break_off_at_once_are_one_loss(worker, clock):
+    async with pool_of(worker, clock=clock) as pool:
+        found = await pool.choose("d1")
+        for _ in range(5):
+            pool.failed(found, LOST)
+        assert (found.num_losses, found.paused_until) == (1, clock.now + LOST_PAUSE_S)
+
+
+async def test_a_worker_that_was_lost_shows_with_one_picture_that_it_can(worker, clock):
+    async with pool_of(worker, clock=clock) as pool:
+        found = await pool.choose("d1")
+        pool.failed(found, LOST)
+        clock.now += LOST_PAUSE_S
+        await pool.refresh()
+        with pool.working(found):
+            with pytest.raises(NoWorker):
+                await pool.choose("d1")
+            pool.succeeded(found)
+            assert await pool.choose("d1") is found
+
+
+async def test_a_worker_that_stalled_is_left_alone_though_it_answers(worker, clock):
+    async with pool_of(worker, clock=clock) as pool:
+        found = await pool.choose("d1")
+        clock.now += 300
+        pool.stalled(found, "it has been silent", silence_s=300)
+        clock.now += LOST_PAUSE_S
+        await pool.refresh()
+        assert pool.healthy == []
+        clock.now += STALL_PAUSE_S
+        await pool.refresh()
+        assert pool.healthy == [found]
+
+
+async def test_a_worker_that_goes_on_with_others_has_not_stalled(worker, clock):
+    async with pool_of(worker, clock=clock) as pool:
+        found = await pool.choose("d1")
+        clock.now += 290
+        pool.heard(found)
+        clock.now += 10
+        pool.stalled(found, "image 3 makes no progress", silence_s=300)
+        assert pool.healthy == [found]
+
+
+async def test_those_who_wait_at_a_stalled_worker_are_told(worker, clock):
+    async with pool_of(worker, clock=clock) as pool:
+        found = await pool.choose("d1")
+        told = []
+        found.on_stall.add(lambda: told.append("leave"))
+        clock.now += 300
+        pool.stalled(found, "it has been silent", silence_s=300)
+        assert told == ["leave"]
+
+
+async def test_one_wrong_answer_is_not_held_against_a_worker_but_several_are(worker, clock):
+    async with pool_of(worker, clock=clock) as pool:
+        found = await pool.choose("d1")
+        for _ in range(MAX_BROKEN_ANSWERS - 1):
+            pool.failed(found, BROKEN)
+        assert pool.healthy == [found]
+        pool.failed(found, BROKEN)
+        assert pool.healthy == []
+
+
+async def test_a_worker_that_drains_gets_nothing_new_and_no_blame(worker, clock):
+    async with pool_of(worker, clock=clock) as pool:
+        found = await pool.choose("d1")
+        pool.failed(found, WorkerEvicted("this worker stopped"))
+        assert (pool.healthy, found.num_losses) == ([], 0)
+
+
+async def test_a_picture_waits_for_a_worker(worker):
+    await worker.checks.set(GENERATE.service, health_pb2.HealthCheckResponse.NOT_SERVING)
+    async with pool_of(worker) as pool:
+        waiting = asyncio.ensure_future(pool.choose("d1", patience_s=NEVER_S))
+        await pool.refresh()
+        await pool.refresh()
+        assert not waiting.done()
+        await worker.checks.set(GENERATE.service, health_pb2.HealthCheckResponse.SERVING)
+        await pool.refresh()
+        assert (await waiting).address == worker.address
+
+
+async def test_a_worker_that_failed_before_is_chosen_where_there_is_no_other(worker, other):
+    other.info.digest = worker.info.digest
+    async with pool_of(worker, other) as pool:
+        assert (await pool.choose("d1", rather_not=[worker.address])).address == other.address
+        await other.kill()
+        await pool.refresh()
+        assert (await pool.choose("d1", rather_not=[worker.address])).address == worker.address
+
+
+async def test_a_list_of_workers_may_change(worker, other):
+    listed = [Target("127.0.0.1", worker.port)]
+
+    async def more():
+        return listed
+
+    async with Pool(GENERATE, [], check_every_s=NEVER_S, more_targets=more) as pool:
+        assert [one.address for one in await pool.require()] == [worker.address]
+        listed[:] = [Target("127.0.0.1", other.port)]
+        await pool.refresh()
+        assert [one.address for one in pool.healthy] == [other.address]
 
 
 async def test_a_server_of_another_stage_is_no_worker():
