@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from gateway.http import dalle, openai_images, openai_models, page, pictures, runs_routes
+from gateway.http import dalle, openai_images, openai_models, openapi, page, pictures, runs_routes
 from gateway.http.api import Api
 from gateway.http.errors import HttpError, to_response
 from gateway.http.safety import Safety, is_openai
@@ -19,13 +19,14 @@ from services.errors import TriptychError
 
 log = logging.getLogger(__name__)
 
-# Those of the page alone answer without a token.
+# Those of the page, and their description, answer without a token; no others.
 ROUTES: Sequence[BaseRoute] = (
     *runs_routes.routes,
     *pictures.routes,
     *openai_images.routes,
     *openai_models.routes,
     *dalle.routes,
+    *openapi.routes,
     *page.routes,
 )
 

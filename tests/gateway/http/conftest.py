@@ -10,6 +10,7 @@ import pytest
 from gateway.authentication import Authentication
 from gateway.http.api import Api
 from gateway.http.server import serving_http
+from tests.gateway.http.description import check_answer
 from tests.gateway.http.painting import set_up
 from tests.gateway.scripted import Pipeline, pipeline
 
@@ -31,9 +32,10 @@ async def web_gateway(*, tokens=None, token="", heartbeat_s=15.0, **more):
         api = Api(gateway.facade, Authentication(tokens), heartbeat_s=heartbeat_s)
         async with serving_http(api, grace_s=1) as serving:
             url = f"http://{serving.address}"
+            hooks = {"response": [check_answer]}
             headers = {"authorization": f"Bearer {token}"} if token else {}
             async with (
-                httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as http,
+                httpx.AsyncClient(base_url=url, headers=headers, timeout=30, event_hooks=hooks) as http,
                 openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=token or "none", timeout=30) as client,
             ):
                 yield Web(gateway, api, url, http, client)

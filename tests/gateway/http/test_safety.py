@@ -2,10 +2,7 @@
 
 import pytest
 
-from gateway.callers import Caller
 from gateway.http.safety import HEADERS
-from gateway.token_file import new_token, write_tokens
-from tests.gateway.http.conftest import web_gateway
 
 FOREIGN = "https://elsewhere.example"
 
@@ -72,34 +69,3 @@ async def test_on_loopback_nobody_is_answered_under_another_name(web, host):
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080"])
 async def test_loopback_has_several_names(web, host):
     assert (await web.http.get("/runs", headers={"host": host})).status_code == 200
-
-
-async def test_where_there_are_tokens_only_the_page_needs_none(tmp_path):
-    token, entry = new_token(Caller("ann"))
-    write_tokens(tmp_path / "tokens.json", [entry])
-    async with web_gateway(tokens=tmp_path / "tokens.json") as web:
-        for method, path in [
-            ("GET", "/models"),
-            ("GET", "/runs"),
-            ("POST", "/runs"),
-            ("GET", "/runs/x"),
-            ("DELETE", "/runs/x"),
-            ("GET", "/runs/x/events"),
-            ("POST", "/runs/x/cancel"),
-            ("POST", "/runs/x/selections"),
-            ("GET", "/runs/x/images/y"),
-            ("GET", f"/images/{'0' * 64}"),
-            ("POST", "/v1/images/generations"),
-            ("POST", "/v1/images/edits"),
-            ("POST", "/v1/images/variations"),
-            ("GET", "/v1/models"),
-            ("GET", "/v1/models/x"),
-            ("POST", "/dalle"),
-        ]:
-            answer = await web.http.request(method, path)
-            assert (path, answer.status_code) == (path, 401)
-            assert answer.headers["www-authenticate"] == "Bearer"
-        assert (await web.http.get("/")).status_code == 200
-        assert (await web.http.get("/web/nothing")).status_code == 404
-        mine = {"authorization": f"Bearer {token}"}
-        assert (await web.http.get("/runs", headers=mine)).status_code == 200
