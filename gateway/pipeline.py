@@ -6,16 +6,22 @@ It knows who may see what. How a run is carried out is in flow.py, what is kept 
 import asyncio
 import base64
 import binascii
+import logging
+import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from gateway.stage_errors import as_recorded
 from gateway.callers import Caller
+from gateway.journal import RunRow
 from gateway.plan import MAX_REQUEST_ID_CHARS, make_plan
 from gateway.pool import Pool, models_of
 from gateway.record import MAX_INLINE_BYTES
-from gateway.runs import Run as LiveRun, Runs
+from gateway.run_view import is_finished
+from gateway.runs import Runs, digest_of
 from gateway.stages import STAGES
-from services.errors import InvalidRequest, NotFound, RunUnderWay, TriptychError
+from gateway.store import TIMEOUT_S as STORE_TIMEOUT_S
+from services.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, RunUnderWay, TriptychError
 from triptych.v1.pipeline_pb2 import (
     Event,
     Image,
@@ -26,16 +32,26 @@ from triptych.v1.pipeline_pb2 import (
     SelectImagesRequest,
 )
 
+log = logging.getLogger(__name__)
+
+# How often a run of another gateway is looked at.
+POLL_EVERY_S = 0.25
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1_000
 
 
 class Pipeline:
-    """The runs of this gateway as callers see them. Errors are TriptychErrors; a run of others is not found."""
+    """The runs of this gateway, and of others on the same journal, as callers see them.
+
+    Errors are TriptychErrors; a run of others is not found. Whatever is told is in the journal.
+    """
 
     def __init__(self, pools: Mapping[str, Pool], runs: Runs) -> None:
         self._pools = pools
         self._runs = runs
+        self._journal = runs.journal
+        self._store = runs.store
+        self._deleting: set[asyncio.Task[None]] = set()
 
     async def create_run(
         self,
@@ -48,16 +64,17 @@ class Pipeline:
     ) -> Run:
         """Begins a run, or gives the one that the request_id has made. `timeout_s`: the caller's own, if not detached.
 
-        Raises InvalidRequest, AlreadyExists, NoWorker or QueueFull; of a run that was begun nothing is lost.
+        Raises InvalidRequest, AlreadyExists, NoWorker, QueueFull or JournalFailed; then there is no run.
         """
         if len(request_id) > MAX_REQUEST_ID_CHARS:
             raise InvalidRequest(
                 "request_id", f"must have at most {MAX_REQUEST_ID_CHARS} characters, got {len(request_id)}"
             )
-        run = self._runs.find(request_id, spec, caller.name)
-        if run is None:
+        row = await self._journal.find_request(caller.name, request_id) if request_id else None
+        if row is None:
+            self._runs.check_room()
             plan = await make_plan(spec, self._pools)
-            run = self._runs.begin(
+            row = await self._runs.begin(
                 request_id,
                 spec,
                 plan,
@@ -65,42 +82,61 @@ class Pipeline:
                 is_detached=detach,
                 timeout_s=None if detach else timeout_s,
             )
-        run.is_detached = run.is_detached or detach
-        return run.record.to_proto()
+        if row.asked != digest_of(spec):
+            raise AlreadyExists(
+                f"request_id {request_id!r} made {row.name} from another spec; use a new request_id for a new run"
+            )
+        if detach and not row.is_detached:
+            await self._runs.keep_detached(row.name)
+        return await self._view(row.name)
 
     async def watch_run(self, name: str, caller: Caller, *, after_sequence: int = 0) -> AsyncGenerator[Event]:
-        """Yields a run's events after that sequence number, then follows it to its end.
+        """Yields a run's events after that sequence number, then follows it to its end, whichever gateway has it.
 
-        A finished picture comes with its file where that has at most 3 MiB. Raises NotFound, InvalidRequest.
+        A finished picture comes with its file where that has at most 3 MiB. Raises NotFound, InvalidRequest, and
+        NotReady when this gateway stops before the run has ended.
         """
-        record = self._find(name, caller).record
         if after_sequence < 0:
             raise InvalidRequest("after_sequence", f"must not be negative, got {after_sequence}")
-        async for event in record.log.follow(after_sequence):
-            if event.HasField("image_ready"):
-                data = record.files[event.image_ready.image.name]
-                if len(data) <= MAX_INLINE_BYTES:
-                    told = Event()
-                    told.CopyFrom(event)
-                    told.image_ready.image.data = data
-                    yield told
-                    continue
-            yield event
+        await self._check(name, caller)
+        place = after_sequence
+        while True:
+            if (live := self._runs.live(name)) is not None:
+                async for event in live.record.log.follow(place):
+                    place = event.sequence
+                    yield await self._with_file(event)
+                if live.is_finished and live.record.log.is_settled:
+                    return
+            # In this order: what has ended has no event after those that are read now.
+            row = await self._journal.find_run(name)
+            events = await self._journal.read_events(name, place)
+            for event in events:
+                place = event.sequence
+                if not event.HasField("preview"):
+                    yield await self._with_file(event)
+            if events:
+                continue
+            if row is None or is_finished(row.state):
+                return
+            if self._runs.is_stopping:
+                raise NotReady("this gateway is going away; watch the run at another one, or come back")
+            await asyncio.sleep(POLL_EVERY_S)
 
     @contextmanager
     def attach(self, name: str) -> Iterator[None]:
         """Somebody lives on the run inside the block; without anybody a run that is not detached is cancelled."""
-        run = self._runs.get(name)
-        run.attach()
+        self._runs.attach(name)
         try:
             yield
         finally:
-            run.detach()
+            self._runs.detach(name)
 
     async def failure(self, name: str, caller: Caller) -> TriptychError | None:
         """What a run failed of; None where it did not fail, or only in part."""
-        run = self._find(name, caller)
-        return run.error if run.record.run.state == RunState.RUN_STATE_FAILED else None
+        run = await self.get_run(name, caller)
+        if run.state != RunState.RUN_STATE_FAILED:
+            return None
+        return self._runs.failures.get(name) or as_recorded(run.error)
 
     async def select_images(
         self,
@@ -113,19 +149,21 @@ class Pipeline:
 
         Raises NotFound, InvalidRequest, AlreadyExists or NoWorker.
         """
-        run = self._find(name, caller)
-        await run.select(request_id, selections, self._pools)
-        return run.record.to_proto()
+        await self._check(name, caller)
+        await asyncio.shield(self._runs.select(request_id, name, selections))
+        return await self._view(name)
 
     async def cancel_run(self, name: str, caller: Caller, images: Sequence[str] = ()) -> Run:
         """Stops a run, or only these images; of what is finished nothing changes. Raises NotFound, InvalidRequest."""
-        run = self._find(name, caller)
-        await run.cancel(images)
-        return run.record.to_proto()
+        await self._check(name, caller)
+        if images or not is_finished((await self._view(name)).state):
+            await asyncio.shield(self._runs.cancel(name, images))
+        return await self._view(name)
 
     async def get_run(self, name: str, caller: Caller) -> Run:
         """The run as it stands. Raises NotFound."""
-        return self._find(name, caller).record.to_proto()
+        await self._check(name, caller)
+        return await self._view(name)
 
     async def list_runs(
         self, caller: Caller, *, page_size: int = 0, page_token: str = ""
@@ -133,36 +171,41 @@ class Pipeline:
         """The runs that the caller may see, newest first, and a token for those after them; "" at the end."""
         size = check_page_size(page_size)
         before = read_page_token(page_token)
-        found = [run.record for run in self._runs.all() if caller.may_see(run.caller)]
-        keys = {record.name: (record.run.create_time.ToNanoseconds(), record.name) for record in found}
-        found.sort(key=lambda record: keys[record.name], reverse=True)
-        page = [record for record in found if before is None or keys[record.name] < before][: size + 1]
-        token = write_page_token(*keys[page[size - 1].name]) if len(page) > size else ""
-        return [record.to_proto() for record in page[:size]], token
+        owner = None if caller.sees_all else caller.name
+        rows = await self._journal.list_runs(owner, before, size + 1)
+        token = (
+            write_page_token(rows[size - 1].create_time_ns, rows[size - 1].name) if len(rows) > size else ""
+        )
+        return [await self._view(row.name, row) for row in rows[:size]], token
 
     async def delete_run(self, name: str, caller: Caller) -> None:
         """Deletes a finished run and the pictures that no other run has. Raises NotFound, RunUnderWay."""
-        run = self._find(name, caller)
-        if not run.is_finished:
+        await self._check(name, caller)
+        if (live := self._runs.live(name)) is not None and live.is_finished:
+            await self._runs.put_away(live)
+        hashes = await self._journal.delete_run(name)
+        if hashes is None:
+            await self._check(name, caller)
             raise RunUnderWay(f"{name} is under way; cancel it before it is deleted")
-        self._runs.forget(name)
+        task = asyncio.create_task(self._delete_files(hashes))
+        self._deleting.add(task)
+        task.add_done_callback(self._deleting.discard)
 
     async def read_image(self, name: str, caller: Caller) -> tuple[Image, bytes]:
         """A finished image of a run, by "runs/{id}/images/{stage}-{index}", and its file. Raises NotFound."""
-        record = self._find(name.partition("/images/")[0], caller).record
-        image = record.find_image(name)
+        run = name.partition("/images/")[0]
+        await self._check(run, caller)
+        image = await self._journal.find_image(name)
         if image is None:
-            raise NotFound(f"{record.name} has no finished image {name[:120]!r}")
-        return image, record.files[image.name]
+            raise NotFound(f"{run} has no finished image {name[:120]!r}")
+        return image, await self._store.get(image.sha256)
 
     async def read_file(self, sha256: str, caller: Caller) -> tuple[str, bytes]:
         """The mime type and the file of a picture of any run that the caller may see. Raises NotFound."""
-        for run in self._runs.all():
-            if caller.may_see(run.caller):
-                for image in run.record.to_proto().images:
-                    if image.sha256 == sha256:
-                        return image.mime_type, run.record.files[image.name]
-        raise NotFound(f"there is no picture {sha256[:80]!r} here")
+        image = await self._journal.find_file(sha256, None if caller.sees_all else caller.name)
+        if image is None:
+            raise NotFound(f"there is no picture {sha256[:80]!r} here")
+        return image.mime_type, await self._store.get(sha256)
 
     async def list_models(self) -> list[ListModelsResponse.StageModel]:
         """What each stage serves now, and by how many workers."""
@@ -174,11 +217,53 @@ class Pipeline:
             for model, num_workers in models_of(pool.healthy)
         ]
 
-    def _find(self, name: str, caller: Caller) -> LiveRun:
-        run = self._runs.get(name)
-        if not caller.may_see(run.caller):
+    async def _check(self, name: str, caller: Caller) -> None:
+        """Raises NotFound unless there is such a run for the caller."""
+        if (live := self._runs.live(name)) is not None:
+            owner: str | None = live.caller
+        else:
+            row = await self._journal.find_run(name)
+            owner = None if row is None else row.caller
+        if owner is None or not caller.may_see(owner):
             raise NotFound(f"there is no run {name[:80]!r} here")
-        return run
+
+    async def _view(self, name: str, row: RunRow | None = None) -> Run:
+        if (live := self._runs.live(name)) is not None:
+            run = live.record.to_proto()
+            await self._runs.settled(live)
+            return run
+        row = row or await self._journal.find_run(name)
+        if row is None:
+            raise NotFound(f"there is no run {name[:80]!r} here")
+        return await self._journal.view(row)
+
+    async def _with_file(self, event: Event) -> Event:
+        """The event as it leaves here: a finished picture with its file, where a message can hold that."""
+        if not event.HasField("image_ready"):
+            return event
+        image = event.image_ready.image
+        try:
+            data = await self._store.get(image.sha256)
+        except TriptychError as error:
+            # Whoever asks for the picture is told why there is none; the other events are worth having.
+            log.warning("%s is told without its file: %s", image.name, error)
+            return event
+        if len(data) > MAX_INLINE_BYTES:
+            return event
+        told = Event()
+        told.CopyFrom(event)
+        told.image_ready.image.data = data
+        return told
+
+    async def _delete_files(self, hashes: Sequence[str]) -> None:
+        """Deletes files that no run has, but for those that were put just now: a run may be about to tell of them."""
+        for wait_s in (0.0, 2 * STORE_TIMEOUT_S):
+            await asyncio.sleep(wait_s)
+            try:
+                for sha256 in set(hashes) - await self._journal.wanted(hashes):
+                    await self._store.delete(sha256, put_before=time.time() - STORE_TIMEOUT_S)
+            except TriptychError as error:
+                log.warning("pictures of a deleted run are left to be swept up: %s", error)
 
 
 def check_page_size(page_size: int) -> int:

@@ -4,15 +4,15 @@ It knows what happened and not why. All that is known follows from the events, s
 knows the same. Pictures are in the store before their event is told.
 """
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from google.protobuf.duration_pb2 import Duration
 
 from gateway.event_log import EventLog
 from gateway.history import History, image_name
-from gateway.run_view import RunView
+from gateway.run_view import RunView, is_finished
 from gateway.stages import Job, StageKind
+from gateway.store import Store
 from services.errors import NotFound, TriptychError
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, Image, ImageTiming, Run, RunError, RunSpec, RunState
 from triptych.v1.stage_pb2 import ImageData, Stage, StageEvent
@@ -24,30 +24,25 @@ MAX_INLINE_BYTES = 3 * 2**20
 
 
 class Record:
-    """The record of a run that begins now."""
+    """The record of the run that `events` began, and that goes on from there; `write` has new ones written down."""
 
     def __init__(
         self,
-        name: str,
-        spec: RunSpec,
-        *,
-        models: Sequence[ChosenModel] = (),
-        init_images: Sequence[ImageData] = (),
+        events: Sequence[Event],
+        write: Callable[["Record", Event], None],
+        store: Store,
+        init_images: Mapping[str, Image] | None = None,
     ) -> None:
-        events = [first_event(name, spec, models)]
-        self.name = name
+        self.name = events[0].state.run
         self.history = History(events)
-        self.log = EventLog(lambda event: self.log.publish(event.sequence), events)
+        self.log = EventLog(lambda event: write(self, event), events)
         self._view = RunView(events)
-        # Files of finished pictures, by the picture's name.
-        self.files: dict[str, bytes] = {}
-        self._init_images = {f"{name}/images/init-{place}": image for place, image in enumerate(init_images)}
+        self._store = store
+        self._init_images = dict(init_images or {})
         self._positions: dict[Stage.ValueType, dict[int, int]] = {}
         self._told_position: dict[Stage.ValueType, int] = {}
-
-    @property
-    def run(self) -> Run:
-        return self._view.run
+        if is_finished(self.state):
+            self.log.close()
 
     @property
     def state(self) -> RunState.ValueType:
@@ -67,12 +62,10 @@ class Record:
 
     async def read(self, name: str) -> ImageData:
         """A finished picture, or one that the run starts from, with its file. Raises NotFound."""
-        if name in self._init_images:
-            return self._init_images[name]
-        image = self.history.images.get(name)
+        image = self.history.images.get(name) or self._init_images.get(name)
         if image is None:
             raise NotFound(f"{self.name} has no finished image {name[:120]!r}")
-        data = self.files[name]
+        data = await self._store.get(image.sha256)
         return ImageData(mime_type=image.mime_type, data=data, width=image.width, height=image.height)
 
     def to_proto(self) -> Run:
@@ -136,11 +129,10 @@ class Record:
             width=picture.width,
             height=picture.height,
             mime_type=picture.mime_type or "image/png",
-            sha256=hashlib.sha256(picture.data).hexdigest(),
+            sha256=await self._store.put(picture.data),
             model_name=model.name,
             model_digest=model.digest,
         )
-        self.files[image.name] = picture.data
         self._tell(Event(image_ready=Event.ImageReady(image=image)))
         return image
 

@@ -30,6 +30,8 @@ class RunView:
                     self._images[score.image].clip_score = score.clip_score
             case "timing":
                 run.timings.append(event.timing)
+            case "selected" if is_at_rest(run.state):
+                self._reopen(RunState.RUN_STATE_QUEUED)
             case "finished":
                 run.state = event.finished.state
                 run.end_time.CopyFrom(event.time)
@@ -58,9 +60,13 @@ class RunView:
         if changed.state == RunState.RUN_STATE_RUNNING:
             if not run.HasField("start_time"):
                 run.start_time.CopyFrom(event.time)
-            # It may have been at its end before.
-            run.ClearField("end_time")
-            run.ClearField("error")
+            self._reopen(changed.state)
+
+    def _reopen(self, state: RunState.ValueType) -> None:
+        """There is something to do, where it may have been at its end before."""
+        self.run.state = state
+        self.run.ClearField("end_time")
+        self.run.ClearField("error")
 
 
 def is_at_rest(state: RunState.ValueType) -> bool:

@@ -1,202 +1,113 @@
-"""The runs of this gateway: begun once for each request_id, cancelled with their callers, kept for a while.
-
-In memory: a run ends with the gateway's process.
+"""The runs that this gateway carries out: accepted once for each request_id, taken up again after a restart or from a
+gateway that died, cancelled when nobody is left who lives on them. Finished ones are in the journal alone.
 """
 
 import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
 
 from gateway.attempts import Patience
 from gateway.flow import Flow
-from gateway.plan import Plan
+from gateway.journal import Journal, JournalFailed, NewRun, RunRow
+from gateway.leases import LEASE_S, Command, Leases, read_error
+from gateway.live_run import LiveRun
+from gateway.plan import Plan, restore_plan
 from gateway.pool import Pool
-from gateway.record import Record
-from gateway.selections import Selection, changed_models, find_selected, make_selection, number_children
-from services.errors import AlreadyExists, InvalidRequest, NotFound, QueueFull, TriptychError
-from triptych.v1.pipeline_pb2 import RunSpec, RunState
+from gateway.record import Record, first_event
+from gateway.stages import kind_of
+from gateway.store import Store
+from services.errors import NotFound, NotReady, QueueFull, TriptychError
+from triptych.v1.pipeline_pb2 import (
+    CancelRunRequest,
+    ChosenModel,
+    Image,
+    RunSpec,
+    SelectImagesRequest,
+)
 
 log = logging.getLogger(__name__)
+
+# How often a gateway that shares its journal looks after what others left it, and after runs that nobody carries out.
+TEND_EVERY_S = 0.25
+RENEW_EVERY_S = LEASE_S / 4
+# How long another gateway may take to answer a command, and how often it is looked for.
+ANSWER_TIMEOUT_S = 15.0
+ANSWER_EVERY_S = 0.1
+# A run that is taken up again waits so long for workers that may have been restarted, too.
+WORKERS_TIMEOUT_S = 300.0
+WORKERS_EVERY_S = 0.5
+ARRIVAL_S = 10.0
+# Errors of runs that failed last, with all their details; older ones are made again from the journal.
+MAX_FAILURES = 256
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What this process holds at once. Of finished runs the oldest are forgotten first."""
+    """What this process does at once, and how long it waits for a caller to come back."""
 
     max_running: int = 64
-    max_finished: int = 100
-    max_finished_bytes: int = 256 * 2**20
-
-
-class Run:
-    """A run that is carried out, or was. `make_flow` gives a flow that begins from where the record stands."""
-
-    def __init__(
-        self, record: Record, plan: Plan, make_flow: Callable[[], Flow], *, caller: str, is_detached: bool
-    ) -> None:
-        self.record = record
-        self.caller = caller
-        self.plan = plan
-        self.error: TriptychError | None = None
-        # Detached runs go on without anybody who reads them.
-        self.is_detached = is_detached
-        self._num_readers = 0
-        self._make_flow = make_flow
-        self._go_on()
-
-    def _go_on(self) -> None:
-        """Begins with what the record says is left to do."""
-        self._flow = self._make_flow()
-        self._is_cancelled = False
-        self._is_at_rest = False
-        self._task = asyncio.create_task(self._flow.run(), name=self.record.name)
-        self._task.add_done_callback(self._conclude)
-
-    @property
-    def is_finished(self) -> bool:
-        return self.record.log.is_closed
-
-    @property
-    def is_at_rest(self) -> bool:
-        """Whether nothing is done for it: it has finished, or waits to be given images."""
-        return self._is_at_rest
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(map(len, self.record.files.values()))
-
-    def attach(self) -> None:
-        """Somebody reads the run, and it lives for them."""
-        self._num_readers += 1
-
-    def detach(self) -> None:
-        """A reader went away; the last one takes the run along, unless it was to go on."""
-        self._num_readers -= 1
-        if not self._num_readers and not self.is_detached:
-            self.request_cancel()
-
-    def request_cancel(self) -> None:
-        """Stops the work of all stages; of a finished run nothing changes."""
-        if self._is_at_rest and not self.is_finished:
-            self._finish(RunState.RUN_STATE_CANCELLED)
-        elif not self.is_finished and not self._is_cancelled:
-            self._is_cancelled = True
-            self._task.cancel()
-
-    async def select(self, request_id: str, asked: Sequence[Selection], pools: Mapping[str, Pool]) -> None:
-        """Takes images to a stage, also of a run that had finished; once for each request_id.
-
-        Raises InvalidRequest, AlreadyExists or NoWorker, and then nothing was begun.
-        """
-        if self._is_cancelled and not self._is_at_rest:
-            await self.wait()
-        history = self.record.history
-        if find_selected(history, request_id, asked, self.plan):
-            return
-        selected = await make_selection(request_id, asked, self.plan, history, pools)
-        # Once more: nothing is awaited from here to the record.
-        if find_selected(history, request_id, asked, self.plan):
-            return
-        number_children(selected, self.plan, history)
-        self.record.selected(selected)
-        for model in changed_models(selected, self.plan):
-            self.record.warn(
-                "MODEL_CHANGED",
-                f"nobody serves the model any more that this run began with; made with {model.name} {model.digest[:12]}",
-            )
-        if self._is_at_rest:
-            self._go_on()
-        else:
-            self._flow.selected()
-
-    async def cancel(self, images: Sequence[str] = ()) -> None:
-        """Stops the run, or only these images, and returns when it is done. Raises InvalidRequest for a name it lacks."""
-        if not images:
-            self.request_cancel()
-            await self.wait()
-            return
-        for place, name in enumerate(images):
-            if not self._has_image(name):
-                raise InvalidRequest(
-                    f"images[{place}]", f"must be an image of {self.record.name}, got {name[:120]!r}"
-                )
-        self._flow.cancel_images(images)
-
-    async def wait(self) -> None:
-        """Returns when the run has finished, however that was."""
-        await asyncio.wait([self._task])
-
-    def _has_image(self, name: str) -> bool:
-        stage_name, _, index = name.removeprefix(f"{self.record.name}/images/").rpartition("-")
-        return self.record.history.is_selected(name) or any(
-            stage.kind.name == stage_name and index.isdecimal() and int(index) < stage.max_images
-            for stage in self.plan.stages
-        )
-
-    def _conclude(self, task: asyncio.Task[None]) -> None:
-        # A callback, because a task that is cancelled before its first step runs no line of its own.
-        state: RunState.ValueType = RunState.RUN_STATE_CANCELLED
-        if not task.cancelled():
-            bug = task.exception()
-            if bug is None:
-                if self._flow.has_more:
-                    self._go_on()
-                    return
-                state, self.error = self._flow.outcome
-            else:
-                log.error("%s failed of a bug", self.record.name, exc_info=bug)
-                state = RunState.RUN_STATE_FAILED
-                self.error = TriptychError("internal error; see the gateway's log")
-        if state == RunState.RUN_STATE_AWAITING_SELECTION:
-            self._is_at_rest = True
-            self.record.rest(self._flow.next_stage, self._flow.candidates)
-        else:
-            self._finish(state)
-
-    def _finish(self, state: RunState.ValueType) -> None:
-        self._is_at_rest = True
-        self.record.finish(state, self.error)
-        log.info("%s ended: %s", self.record.name, RunState.Name(state))
+    # Runs that wait to be given images and stay in memory for it; more of them are in the journal alone.
+    max_awaiting: int = 256
+    abandon_grace_s: float = 10.0
 
 
 class Runs:
-    """All runs, by name and by request_id."""
+    """Use as a context: from entry on it carries out what the journal says is not done."""
 
-    def __init__(self, pools: Mapping[str, Pool], patience: Patience, bounds: Bounds) -> None:
+    def __init__(
+        self, pools: Mapping[str, Pool], patience: Patience, bounds: Bounds, journal: Journal, store: Store
+    ) -> None:
+        self.journal = journal
+        self.store = store
+        self.failures: dict[str, TriptychError] = {}
+        self.is_stopping = False
         self._pools = pools
         self._patience = patience
         self._bounds = bounds
-        self._runs: dict[str, Run] = {}
-        # The run that a caller's request_id made, and a digest of what it asked for.
-        self._requests: dict[tuple[str, str], tuple[str, bytes]] = {}
+        self._leases = Leases(journal)
+        self._live: dict[str, LiveRun] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # Runs that were taken up again when they had come to rest: with their end alone they would stay this gateway's.
+        self._claimed: set[str] = set()
+        # How many live on each run here, whichever gateway carries it out.
+        self._attending: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tending: asyncio.Task[None] | None = None
 
-    def all(self) -> list[Run]:
-        return list(self._runs.values())
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Runs"]:
+        """Takes up what is left to do, and leaves at the end what is not done."""
+        if self.journal.is_shared:
+            await self._leases.renew()
+        await self._take_up_all()
+        if self.journal.is_shared:
+            self._tending = asyncio.create_task(self._tend(), name="leases")
+        try:
+            yield self
+        finally:
+            await self.close()
 
-    def get(self, name: str) -> Run:
-        """Raises NotFound."""
-        if (run := self._runs.get(name)) is None:
-            raise NotFound(
-                f"there is no run {name[:80]!r} here; runs are kept until the gateway stops, or "
-                f"{self._bounds.max_finished} later ones have finished"
-            )
-        return run
+    def live(self, name: str) -> LiveRun | None:
+        """The run, if this gateway carries it out."""
+        return self._live.get(name)
 
-    def find(self, request_id: str, spec: RunSpec, caller: str) -> Run | None:
-        """The run that this request_id has made already; raises AlreadyExists when that was with another spec."""
-        if not request_id or (caller, request_id) not in self._requests:
-            return None
-        name, digest = self._requests[caller, request_id]
-        if digest != _digest(spec):
-            raise AlreadyExists(
-                f"request_id {request_id!r} made {name} from another spec; use a new request_id for a new run"
-            )
-        return self._runs[name]
+    def check_room(self) -> None:
+        """Raises QueueFull, or NotReady while the gateway stops."""
+        if self.is_stopping:
+            raise NotReady("this gateway is going away; call another one, or come back")
+        num_running = sum(not run.is_at_rest for run in self._live.values())
+        if num_running >= self._bounds.max_running:
+            raise QueueFull(f"{num_running} runs are under way; try again later", retry_after_s=5.0)
 
-    def begin(
+    async def begin(
         self,
         request_id: str,
         asked: RunSpec,
@@ -205,53 +116,312 @@ class Runs:
         caller: str,
         is_detached: bool,
         timeout_s: float | None = None,
-    ) -> Run:
-        """Begins the run, or gives the one that the request_id has begun meanwhile. Raises QueueFull, AlreadyExists."""
-        if run := self.find(request_id, asked, caller):
-            return run
-        if (
-            num_running := sum(not run.is_at_rest for run in self._runs.values())
-        ) >= self._bounds.max_running:
-            raise QueueFull(f"{num_running} runs are under way; try again later", retry_after_s=5.0)
-        self._forget_old_ones()
-        deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-        patience = Patience(self._patience.stall_timeout_s, self._patience.call_timeout_s, deadline)
-        record = Record(
-            f"runs/{secrets.token_hex(8)}", plan.spec, models=plan.models, init_images=plan.init_images
-        )
+    ) -> RunRow:
+        """Accepts the run and begins it, or gives the one that the request_id has made meanwhile.
 
+        Raises QueueFull, NotReady, JournalFailed or what the store raises, and then there is no run.
+        """
+        self.check_room()
+        name = f"runs/{secrets.token_hex(8)}"
+        deadline_ns = None if timeout_s is None else time.time_ns() + int(timeout_s * 1e9)
+        new = NewRun(caller, request_id, digest_of(asked), is_detached, deadline_ns)
+        # Not to be left half done when the caller goes away: an accepted run is begun.
+        return await asyncio.shield(self._start(self._accept(name, new, plan)))
+
+    async def _accept(self, name: str, new: NewRun, plan: Plan) -> RunRow:
+        init_images = {}
+        for place, picture in enumerate(plan.init_images):
+            image = Image(
+                name=f"{name}/images/init-{place}",
+                index=place,
+                width=picture.width,
+                height=picture.height,
+                mime_type=picture.mime_type,
+                sha256=await self.store.put(picture.data),
+            )
+            init_images[image.name] = image
+        first = first_event(name, plan.spec, plan.models)
+        row = await self.journal.add_run(name, new, first, init_images)
+        if row.name == name:
+            record = Record([first], self.journal.write, self.store, init_images)
+            self._carry_out(record, plan, row)
+            log.info("%s begins", name)
+        return row
+
+    async def _open(self, name: str) -> LiveRun | None:
+        """The run, carried out here from now on; None where another living gateway has it. Raises NotFound.
+
+        Its lock is held.
+        """
+        live = self._live.get(name)
+        if live is not None and live.is_finished:
+            # It is nobody's since, so another gateway may have taken it up again.
+            await self._drop(live)
+        elif live is not None:
+            return live
+        if self.is_stopping:
+            raise NotReady("this gateway is going away; call another one, or come back")
+        if not await self._leases.claim(name):
+            if await self.journal.find_run(name) is None:
+                raise NotFound(f"there is no run {name[:80]!r} here")
+            return None
+        live = await self._take_up(name)
+        if live.is_at_rest:
+            self._claimed.add(name)
+        return live
+
+    async def settled(self, live: LiveRun) -> None:
+        """Returns when all that has happened so far is in the journal. Raises JournalFailed."""
+        await self.journal.settled(live.record)
+
+    async def cancel(self, name: str, images: Sequence[str]) -> None:
+        """Stops a run that has not finished, or these images of it, here or where it is carried out."""
+        async with self._lock_of(name):
+            live = await self._open(name)
+        if live is None:
+            request = CancelRunRequest(name=name, images=images)
+            await self._ask(name, "cancel", request.SerializeToString())
+            return
+        try:
+            await live.cancel(images)
+            await self.settled(live)
+        finally:
+            if live.is_finished:
+                self._start(self.put_away(live))
+
+    async def select(
+        self, request_id: str, name: str, selections: Sequence[SelectImagesRequest.Selection]
+    ) -> None:
+        """Takes images to a stage, here or where the run is carried out. Raises what LiveRun.select does."""
+        async with self._lock_of(name):
+            live = await self._open(name)
+            if live is not None:
+                if live.is_finished:
+                    # Whoever lived on it has seen its end.
+                    await self.keep_detached(name)
+                try:
+                    await live.select(request_id, selections, self._pools)
+                finally:
+                    if live.is_finished:
+                        self._start(self.put_away(live))
+        if live is None:
+            request = SelectImagesRequest(request_id=request_id, name=name, selections=selections)
+            await self._ask(name, "select", request.SerializeToString())
+        else:
+            await self.settled(live)
+
+    async def keep_detached(self, name: str) -> None:
+        """The run goes on without anybody who lives on it."""
+        await self.journal.keep_detached(name)
+        if (live := self._live.get(name)) is not None:
+            live.is_detached = True
+
+    def attach(self, name: str) -> None:
+        """Somebody lives on the run."""
+        self._attending[name] += 1
+
+    def detach(self, name: str) -> None:
+        """One of them went away; the last one takes the run along, unless it was to go on, or somebody comes back."""
+        self._attending[name] -= 1
+        if not self._attending[name]:
+            del self._attending[name]
+            self._look_after(name, after_s=self._bounds.abandon_grace_s)
+
+    async def close(self, grace_s: float = 0.0) -> None:
+        """Waits so long for runs to finish, then leaves them as they stand: they go on at the next start, or elsewhere."""
+        self.is_stopping = True
+        if busy := [live for live in self._live.values() if not live.is_at_rest]:
+            waiting = [asyncio.ensure_future(live.wait()) for live in busy]
+            await asyncio.wait(waiting, timeout=grace_s)
+            for task in waiting:
+                task.cancel()
+        if self._tending is not None:
+            self._tending.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        left = [live for live in self._live.values() if not live.is_at_rest]
+        await asyncio.gather(*(live.suspend() for live in self._live.values()))
+        if left:
+            log.info("%d runs are left as they stand; they go on when this gateway starts again", len(left))
+        try:
+            for live in self._live.values():
+                await self.settled(live)
+            await self._leases.leave()
+        except JournalFailed as error:
+            log.error("%s", error)  # noqa: TRY400 - says all there is
+        for live in self._live.values():
+            live.record.log.abandon()
+        self._live.clear()
+
+    def _carry_out(self, record: Record, plan: Plan, row: RunRow, *, is_resumed: bool = False) -> LiveRun:
         def make_flow() -> Flow:
-            return Flow(plan, record, self._pools, patience, caller)
+            return Flow(plan, record, self._pools, self._patience_of(row), row.caller)
 
-        run = Run(record, plan, make_flow, caller=caller, is_detached=is_detached)
-        self._runs[record.name] = run
-        if request_id:
-            self._requests[caller, request_id] = record.name, _digest(asked)
-        log.info("%s begins", record.name)
-        return run
+        async def ready() -> None:
+            if is_resumed:
+                await self._wait_for_workers(plan.models)
 
-    async def close(self) -> None:
-        """Cancels what still runs."""
-        running = [run for run in self._runs.values() if not run.is_finished]
-        for run in running:
-            run.request_cancel()
-        await asyncio.gather(*(run.wait() for run in running))
+        live = LiveRun(
+            record,
+            plan,
+            make_flow,
+            caller=row.caller,
+            is_detached=row.is_detached,
+            on_rest=self._rest,
+            ready=ready,
+        )
+        self._live[record.name] = live
+        if not live.is_at_rest:
+            # Whoever asked for it, or comes back after a restart, needs a moment to say that they live on it.
+            self._look_after(record.name, after_s=max(ARRIVAL_S, self._bounds.abandon_grace_s))
+        return live
 
-    def _forget_old_ones(self) -> None:
-        finished = [name for name, run in self._runs.items() if run.is_finished]
-        num_bytes = sum(self._runs[name].num_bytes for name in finished)
-        for place, name in enumerate(finished):
-            too_many = len(finished) - place > self._bounds.max_finished
-            if not too_many and num_bytes <= self._bounds.max_finished_bytes:
-                break
-            num_bytes -= self._runs[name].num_bytes
-            self.forget(name)
+    async def _take_up_all(self) -> None:
+        for name in await self._leases.claim_open():
+            async with self._lock_of(name):
+                if name not in self._live:
+                    log.info("%s goes on", name)
+                    await self._take_up(name)
 
-    def forget(self, name: str) -> None:
-        """Keeps nothing of a finished run."""
-        del self._runs[name]
-        self._requests = {key: made for key, made in self._requests.items() if made[0] != name}
+    async def _take_up(self, name: str) -> LiveRun:
+        """Makes a run live from what the journal says of it; it is this gateway's already."""
+        row = await self.journal.find_run(name)
+        events = await self.journal.read_log(name)
+        if row is None or not events:
+            raise NotFound(f"there is no run {name[:80]!r} here")
+        record = Record(events, self.journal.write, self.store, await self.journal.init_images(name))
+        began = events[0].state
+        plan = restore_plan(began.spec, began.models, ())
+        return self._carry_out(record, plan, row, is_resumed=record.history.is_open)
+
+    def _patience_of(self, row: RunRow) -> Patience:
+        deadline = None
+        if row.deadline_ns is not None and not row.is_detached:
+            left_s = (row.deadline_ns - time.time_ns()) / 1e9
+            deadline = asyncio.get_running_loop().time() + left_s
+        return self._patience.until(deadline)
+
+    async def _wait_for_workers(self, models: Sequence[ChosenModel]) -> None:
+        """Returns when each model of the run has a worker, or it is no use to wait for that."""
+        try:
+            async with asyncio.timeout(WORKERS_TIMEOUT_S):
+                for model in models:
+                    pool = self._pools[kind_of(model.stage).name]
+                    while not any(worker.model.digest == model.digest for worker in pool.healthy):  # noqa: ASYNC110 - as above
+                        await asyncio.sleep(WORKERS_EVERY_S)
+        except TimeoutError:
+            log.warning("a run that goes on has not all of its workers")
+
+    def _rest(self, live: LiveRun) -> None:
+        if live.error is not None:
+            self.failures[live.name] = live.error
+            while len(self.failures) > MAX_FAILURES:
+                del self.failures[next(iter(self.failures))]
+        if live.is_finished:
+            self._start(self.put_away(live))
+            return
+        awaiting = [one for one in self._live.values() if one.is_at_rest and not one.is_finished]
+        if len(awaiting) > self._bounds.max_awaiting:
+            oldest = next((one for one in awaiting if not self._attending[one.name]), None)
+            if oldest is not None:
+                self._start(self.put_away(oldest))
+
+    async def put_away(self, live: LiveRun) -> None:
+        """What is at rest and in the journal need not be in memory."""
+        async with self._lock_of(live.name):
+            if self._live.get(live.name) is live and live.is_at_rest:
+                await self._drop(live)
+                if not live.is_finished or live.name in self._claimed:
+                    self._claimed.discard(live.name)
+                    await self._leases.release([live.name])
+
+    async def _drop(self, live: LiveRun) -> None:
+        await live.record.log.settled()
+        if live.is_at_rest:
+            del self._live[live.name]
+            live.record.log.abandon()
+
+    def _lock_of(self, name: str) -> asyncio.Lock:
+        """Held while it is decided who carries out the run."""
+        if (lock := self._locks.get(name)) is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+    def _look_after(self, name: str, *, after_s: float) -> None:
+        """Cancels the run after a while unless somebody lives on it, or it needs nobody."""
+
+        async def look() -> None:
+            await asyncio.sleep(after_s)
+            while (live := self._live.get(name)) is not None and not live.is_detached:
+                if self._attending[name] or live.is_finished or self.is_stopping:
+                    return
+                if not self.journal.is_shared or not await self._leases.is_attended(name):
+                    log.info("%s is cancelled: nobody lives on it", name)
+                    live.request_cancel()
+                    return
+                await asyncio.sleep(after_s or ARRIVAL_S)
+
+        if (run := self._live.get(name)) is not None and not run.is_detached and not run.is_finished:
+            self._start(look())
+
+    async def _ask(self, name: str, kind: str, payload: bytes) -> None:
+        """Has the gateway that carries out the run do it; raises the error that this answers with."""
+        command = await self._leases.ask(name, kind, payload)
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                while (answer := await self._leases.read_answer(command)) is None:  # noqa: ASYNC110 - another process sets it
+                    await asyncio.sleep(ANSWER_EVERY_S)
+        except TimeoutError:
+            raise NotReady(f"the gateway that carries out {name} has not answered; ask again") from None
+        finally:
+            await self._leases.withdraw(command)
+        if answer:
+            raise read_error(answer)
+
+    async def _tend(self) -> None:
+        renewed_at = 0.0
+        while True:
+            try:
+                if time.monotonic() - renewed_at > RENEW_EVERY_S:
+                    await self._leases.renew()
+                    renewed_at = time.monotonic()
+                    await self._leases.attend([name for name in self._attending if name not in self._live])
+                    await self._take_up_all()
+                    self._drop_lost()
+                for command in await self._leases.commands():
+                    await self._leases.answer(command.id, await self._obey(command))
+            except JournalFailed as error:
+                log.warning("%s", error)
+            except Exception:
+                log.exception("looking after the runs of this gateway failed")
+            await asyncio.sleep(TEND_EVERY_S)
+
+    async def _obey(self, command: Command) -> TriptychError | None:
+        try:
+            if command.kind == "cancel":
+                cancel = CancelRunRequest.FromString(command.payload)
+                await self.cancel(command.run, cancel.images)
+            else:
+                select = SelectImagesRequest.FromString(command.payload)
+                await self.select(select.request_id, command.run, select.selections)
+        except TriptychError as error:
+            return error
+        return None
+
+    def _drop_lost(self) -> None:
+        """Stops what another gateway has taken over while this one was silent."""
+        for live in list(self._live.values()):
+            if live.record.log.is_abandoned:
+                log.warning("%s was taken over by another gateway", live.name)
+                del self._live[live.name]
+                self._start(live.suspend())
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
 
-def _digest(spec: RunSpec) -> bytes:
+def digest_of(spec: RunSpec) -> bytes:
     return hashlib.sha256(spec.SerializeToString(deterministic=True)).digest()

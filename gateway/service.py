@@ -15,12 +15,15 @@ from gateway.attempts import Patience
 from gateway.authentication import Authentication, TokenInterceptor, current_caller
 from gateway.http.api import Api
 from gateway.http.server import serving_http
+from gateway.keeping import Places, kept_at, kept_options
 from gateway.pipeline import Pipeline
-from gateway.pool import Pool, Target, parse_target
+from gateway.pool import Pool
 from gateway.runs import Bounds, Runs
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
+from gateway.targets import Target, parse_target
 from services.errors import InvalidRequest
 from services.listening import FILE, certificate_of, check_address, tls_options
+from services.logs import start_logging
 from services.server import Context, announce, serving, stop_signal
 from services.tls import CertificateFiles
 from triptych.v1.pipeline_pb2 import (
@@ -195,6 +198,7 @@ class TargetType(click.ParamType[Target, str | Target]):
     type=FILE,
     help="The file of tokens that `triptych tokens add` makes; without it everybody may call and sees all runs.",
 )
+@kept_options
 @click.option(
     "--max-runs",
     type=click.IntRange(1),
@@ -214,7 +218,7 @@ class TargetType(click.ParamType[Target, str | Target]):
     type=click.FloatRange(0),
     default=30.0,
     show_default=True,
-    help="Seconds that running calls have when the process is asked to stop.",
+    help="Seconds that runs have to finish when the process is asked to stop; the rest goes on at its next start.",
 )
 @click.option("--exit-with-parent", is_flag=True, help="Stop when standard input ends.")
 @click.option(
@@ -232,6 +236,8 @@ def serve(
     http_port: int | None,
     http_allowed_host: tuple[str, ...],
     tokens: Path | None,
+    journal: str,
+    store: str,
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
@@ -247,7 +253,7 @@ def serve(
     log_level: str,
 ) -> None:
     """Serve the pipeline over the three stages."""
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    start_logging(log_level)
     targets = {GENERATE.name: generator, REFINE.name: refiner, UPSCALE.name: upscaler}
     certificate = certificate_of(tls_cert, tls_key, tls_client_ca)
     check_address(
@@ -262,6 +268,7 @@ def serve(
             http_allowed_hosts=http_allowed_host,
             patience=Patience(stall_timeout_s=stall_timeout),
             bounds=Bounds(max_running=max_runs),
+            places=Places(journal, store),
             authentication=Authentication(tokens),
             certificate=certificate,
             health_port=health_port,
@@ -288,6 +295,7 @@ async def run_gateway(
     http_allowed_hosts: Collection[str],
     patience: Patience,
     bounds: Bounds,
+    places: Places,
     authentication: Authentication,
     certificate: CertificateFiles | None,
     health_port: int | None,
@@ -295,7 +303,7 @@ async def run_gateway(
     grace_s: float,
     exit_with_parent: bool,
 ) -> None:
-    """Serves until it is told to stop; running calls then have `grace_s`, and what still runs is cancelled."""
+    """Serves until it is told to stop; runs then have `grace_s` to finish, and what is left goes on at the next start."""
     async with AsyncExitStack() as stack:
         stop = await stack.enter_async_context(stop_signal(with_parent=exit_with_parent))
         pools = {
@@ -304,8 +312,8 @@ async def run_gateway(
             )
             for kind in STAGES
         }
-        runs = Runs(pools, patience, bounds)
-        stack.push_async_callback(runs.close)
+        journal, store = await stack.enter_async_context(kept_at(places))
+        runs = await stack.enter_async_context(Runs(pools, patience, bounds, journal, store).running())
         pipeline = Pipeline(pools, runs)
         service = PipelineService(pipeline)
         web = None
@@ -336,6 +344,8 @@ async def run_gateway(
         log.info("serving on %s", running.address)
         announce("gateway", running.address, **({"http": web.address} if web else {}))
         await stop.wait()
+        log.info("stopping; runs have %.0f s to finish", grace_s)
+        await running.set_serving(False)
+        await runs.close(grace_s)
         if web:
             web.stop()
-        log.info("stopping; running calls have %.0f s", grace_s)

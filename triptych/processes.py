@@ -163,7 +163,7 @@ class Pipeline:
 async def running_pipeline(
     stages: Mapping[str, Sequence[str]],
     *,
-    gateway_options: Sequence[str] = ("--host", "127.0.0.1", "--port", "0"),
+    gateway_options: Sequence[str] = ("--host", "127.0.0.1", "--port", "0", "--journal", "none"),
     on_ready: Callable[[str, ServiceReady], None] = lambda _name, _ready: None,
     on_log: Callable[[str, str], None] | None = None,
 ) -> AsyncIterator[Pipeline]:

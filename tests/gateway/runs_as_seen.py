@@ -1,6 +1,9 @@
 """Runs as tests ask for them, and what their events say."""
 
+from gateway.callers import Caller
 from triptych.v1.pipeline_pb2 import RunSpec
+
+ALL = Caller("everybody", sees_all=True)
 
 
 def spec(**more) -> RunSpec:
@@ -21,6 +24,12 @@ def spec(**more) -> RunSpec:
 
 async def collect(gateway, asked, **more):
     return [event async for event in gateway.client.stream_run(asked, **more)]
+
+
+async def run_finished(gateway, name):
+    """The run when it has finished."""
+    _ = [event async for event in gateway.facade.watch_run(name, ALL)]
+    return await gateway.facade.get_run(name, ALL)
 
 
 def kinds(events):

@@ -1,12 +1,14 @@
 """Stages that follow a script: real gRPC servers of the real protocol, with no network behind them."""
 
 import asyncio
+import secrets
 import zlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import grpc
 import numpy as np
@@ -14,11 +16,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gateway.attempts import Patience
 from gateway.authentication import Authentication, TokenInterceptor
+from gateway.journal import open_journal
 from gateway.pipeline import Pipeline as Facade
-from gateway.pool import Pool, Target
+from gateway.pool import Pool
 from gateway.runs import Bounds, Runs
 from gateway.service import SERVICE, PipelineService
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
+from gateway.store import open_store
+from gateway.targets import Target
 from services.channels import SERVER_OPTIONS
 from services.images import encode_png
 from services.server import ErrorInterceptor, serving
@@ -34,6 +39,8 @@ from triptych.v1 import (
 from triptych.v1.pipeline_pb2_grpc import PipelineServiceStub, add_PipelineServiceServicer_to_server
 from triptych.v1.stage_pb2 import ImageData, ModelInfo, StageEvent
 
+# Tests that lose a worker do not wait for it to come back.
+IMPATIENT = Patience(worker_timeout_s=0.0)
 NUM_STEPS = 3
 SIDE_PX = 8
 
@@ -225,35 +232,59 @@ class Pipeline:
         return self.upscalers[0]
 
 
+@dataclass
+class Stages:
+    """Workers of each stage, on ports of their own."""
+
+    generators: Sequence[ScriptedGenerator]
+    refiners: Sequence[ScriptedRefiner]
+    upscalers: Sequence[ScriptedUpscaler]
+
+
 @asynccontextmanager
-async def pipeline(
+async def scripted_stages(
     *,
     generators: int = 1,
     refiners: int = 1,
     upscalers: int = 1,
-    patience: Patience = Patience(),  # noqa: B008 - frozen
-    bounds: Bounds = Bounds(),  # noqa: B008 - frozen
-    tokens: Path | None = None,
     generator: type[ScriptedGenerator] = ScriptedGenerator,
+) -> AsyncIterator[Stages]:
+    """So many workers of each stage."""
+    async with AsyncExitStack() as stack:
+        stages = Stages(
+            [generator() for _ in range(generators)],
+            [ScriptedRefiner() for _ in range(refiners)],
+            [ScriptedUpscaler() for _ in range(upscalers)],
+        )
+        for worker in (*stages.generators, *stages.refiners, *stages.upscalers):
+            await worker.start()
+            stack.push_async_callback(worker.kill)
+        yield stages
+
+
+@asynccontextmanager
+async def gateway_over(
+    stages: Stages,
+    folder: Path,
+    *,
+    journal: str = "",
+    patience: Patience = IMPATIENT,
+    bounds: Bounds = Bounds(abandon_grace_s=0),  # noqa: B008 - frozen
+    tokens: Path | None = None,
 ) -> AsyncIterator[Pipeline]:
-    """A gateway and so many workers of each stage, on ports of their own."""
-    stages = (
-        [generator() for _ in range(generators)],
-        [ScriptedRefiner() for _ in range(refiners)],
-        [ScriptedUpscaler() for _ in range(upscalers)],
-    )
+    """A gateway that keeps its pictures, and its journal unless another is named, in that folder."""
     async with AsyncExitStack() as stack:
         pools = {}
-        for kind, workers in zip(STAGES, stages, strict=True):
-            targets = []
-            for worker in workers:
-                await worker.start()
-                stack.push_async_callback(worker.kill)
-                targets.append(Target("127.0.0.1", worker.port))
+        for kind, workers in zip(STAGES, (stages.generators, stages.refiners, stages.upscalers), strict=True):
+            targets = [Target("127.0.0.1", worker.port) for worker in workers]
             pools[kind.name] = await stack.enter_async_context(Pool(kind, targets))
             await pools[kind.name].refresh()
-        runs = Runs(pools, patience, bounds)
-        stack.push_async_callback(runs.close)
+        store = open_store(str(folder / "pictures"))
+        stack.push_async_callback(store.close)
+        kept = await stack.enter_async_context(
+            open_journal(journal or str(folder / "journal.db"), secrets.token_hex(4))
+        )
+        runs = await stack.enter_async_context(Runs(pools, patience, bounds, kept, store).running())
         facade = Facade(pools, runs)
         service = PipelineService(facade)
         running = await stack.enter_async_context(
@@ -267,7 +298,40 @@ async def pipeline(
         await running.set_serving(True)
         client = await stack.enter_async_context(Client(running.address))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(running.address))
-        yield Pipeline(running.address, PipelineServiceStub(channel), client, facade, runs, pools, *stages)
+        yield Pipeline(
+            running.address,
+            PipelineServiceStub(channel),
+            client,
+            facade,
+            runs,
+            pools,
+            stages.generators,
+            stages.refiners,
+            stages.upscalers,
+        )
+
+
+@asynccontextmanager
+async def pipeline(
+    *,
+    generators: int = 1,
+    refiners: int = 1,
+    upscalers: int = 1,
+    patience: Patience = IMPATIENT,
+    bounds: Bounds = Bounds(abandon_grace_s=0),  # noqa: B008 - frozen
+    tokens: Path | None = None,
+    generator: type[ScriptedGenerator] = ScriptedGenerator,
+) -> AsyncIterator[Pipeline]:
+    """A gateway over so many workers of each stage; nothing of it is left."""
+    workers = scripted_stages(
+        generators=generators, refiners=refiners, upscalers=upscalers, generator=generator
+    )
+    with TemporaryDirectory() as folder:
+        async with (
+            workers as stages,
+            gateway_over(stages, Path(folder), patience=patience, bounds=bounds, tokens=tokens) as gateway,
+        ):
+            yield gateway
 
 
 def _open() -> asyncio.Event:

@@ -2,8 +2,12 @@
 
 import pytest
 
+from gateway.attempts import Patience
+from gateway.flow import Flow
+from gateway.live_run import LiveRun
 from gateway.plan import make_plan
-from tests.gateway.runs_as_seen import collect, finished, ready, spec
+from gateway.record import Record, first_event
+from tests.gateway.runs_as_seen import collect, finished, ready, run_finished, spec
 from triptych.client import CallError, InvalidRequest, NotFound
 from triptych.v1.pipeline_pb2 import RunSpec, RunState, StreamRunRequest
 from triptych.v1.stage_pb2 import Stage
@@ -27,12 +31,6 @@ async def all_three_stopped(gateway):
     for stage, index in ((gateway.generator, 1), (gateway.refiner, 1), (gateway.upscaler, 0)):
         await stage.stopped[index].wait()
         assert index in stage.cancelled
-
-
-async def run_finished(gateway, name):
-    run = gateway.runs.get(name)
-    await run.wait()
-    return run.record.to_proto()
 
 
 async def test_a_caller_who_cancels_stops_the_work_of_all_three_stages(gateway):
@@ -190,7 +188,13 @@ async def test_cancelling_a_run_that_is_not_there_is_not_found(gateway):
 
 async def test_a_run_cancelled_before_its_first_step_ends(gateway):
     plan = await make_plan(RunSpec(prompt="x", generate={}), gateway.pools)
-    run = gateway.runs.begin("", RunSpec(), plan, caller="me", is_detached=False)
+    first = first_event("runs/1", plan.spec, plan.models)
+    record = Record([first], lambda run, event: run.log.publish(event.sequence), gateway.runs.store)
+
+    def make_flow():
+        return Flow(plan, record, gateway.pools, Patience(), "me")
+
+    run = LiveRun(record, plan, make_flow, caller="me", is_detached=True, on_rest=lambda _: None)
     await run.cancel()
-    assert run.record.to_proto().state == RunState.RUN_STATE_CANCELLED
+    assert record.state == RunState.RUN_STATE_CANCELLED
     assert gateway.generator.requests == []

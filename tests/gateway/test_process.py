@@ -27,7 +27,7 @@ NOBODY = [
 def gateway_process(*arguments):
     """A gateway on a free port, and the line that it began with."""
     process = subprocess.Popen(
-        [*COMMAND, "--port", "0", *NOBODY, *arguments],
+        [*COMMAND, "--port", "0", "--journal", "none", *NOBODY, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -41,7 +41,9 @@ def gateway_process(*arguments):
 
 
 def refused(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([*COMMAND, *NOBODY, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [*COMMAND, "--journal", "none", *NOBODY, *arguments], capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

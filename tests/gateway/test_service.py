@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from gateway.runs import Bounds
-from tests.gateway.runs_as_seen import collect, finished, ready, spec
+from tests.gateway.runs_as_seen import ALL, collect, finished, ready, run_finished, spec
 from tests.gateway.scripted import pipeline
 from triptych.client import Busy, CallError, InvalidRequest, NotFound, RequestIdReused
 from triptych.v1.pipeline_pb2 import (
@@ -82,8 +82,7 @@ async def test_a_watcher_who_goes_away_leaves_the_run_alone(gateway):
     await watcher.read()
     watcher.cancel()
     gateway.generator.gates[0].set()
-    await gateway.runs.get(answer.run.name).wait()
-    assert (await gateway.client.get_run(answer.run.name)).state == RunState.RUN_STATE_SUCCEEDED
+    assert (await run_finished(gateway, answer.run.name)).state == RunState.RUN_STATE_SUCCEEDED
 
 
 async def test_watching_from_a_negative_number_is_refused(gateway):
@@ -179,16 +178,6 @@ async def test_more_runs_than_the_gateway_holds_are_refused_with_a_retry():
         assert raised.value.retry_after_s == 5.0
 
 
-async def test_the_oldest_finished_runs_are_forgotten():
-    async with pipeline(bounds=Bounds(max_finished=1)) as gateway:
-        asked = spec(refine=None, upscale=None)
-        names = [(await collect(gateway, asked, request_id=f"{i}"))[0].state.run for i in range(3)]
-        with pytest.raises(NotFound):
-            await gateway.client.get_run(names[0])
-        assert (await gateway.client.get_run(names[2])).name == names[2]
-        assert (await collect(gateway, asked, request_id="0"))[0].state.run not in names
-
-
 async def test_health_knows_the_service_by_name(gateway):
     async with grpc.aio.insecure_channel(gateway.address) as channel:
         checks = health_pb2_grpc.HealthStub(channel)
@@ -211,7 +200,7 @@ async def test_a_finished_run_that_failed_is_watched_to_its_end(gateway):
     asked = spec(generate={"count": 1}, refine=None, upscale=None)
     with pytest.raises(CallError):
         await collect(gateway, asked, request_id="once")
-    name = next(iter(gateway.runs._runs))
+    name = (await gateway.facade.list_runs(ALL))[0][0].name
     events = [event async for event in gateway.client.watch_run(name)]
     assert finished(events).state == RunState.RUN_STATE_FAILED
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from gateway.event_log import EventLog
-from tests.gateway.runs_as_seen import spec
+from tests.gateway.runs_as_seen import run_finished, spec
 from triptych.v1.pipeline_pb2 import Event, Image, RunState, StreamRunRequest
 from triptych.v1.stage_pb2 import ImageData, Stage
 
@@ -139,8 +139,7 @@ async def test_a_reader_who_stops_reading_does_not_hold_up_the_run(gateway):
     gateway.generator.preview_bytes = 2**20
     call = gateway.stub.StreamRun(StreamRunRequest(spec=spec()))
     name = (await call.read()).event.state.run
-    await gateway.runs.get(name).wait()
-    assert gateway.runs.get(name).record.run.state == RunState.RUN_STATE_SUCCEEDED
+    assert (await run_finished(gateway, name)).state == RunState.RUN_STATE_SUCCEEDED
     call.cancel()
 
 
@@ -149,7 +148,7 @@ async def test_a_slow_reader_gets_every_picture_and_fewer_previews(gateway):
     gateway.generator.preview_bytes = 2**20
     call = gateway.stub.StreamRun(StreamRunRequest(spec=spec()))
     events = [(await call.read()).event]
-    await gateway.runs.get(events[0].state.run).wait()
+    await run_finished(gateway, events[0].state.run)
     while not events[-1].HasField("finished"):
         events.append((await call.read()).event)
     pictures = [event.image_ready.image for event in events if event.HasField("image_ready")]

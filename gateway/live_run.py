@@ -1,0 +1,181 @@
+"""A run that this gateway carries out: its flow, and what people ask of it meanwhile.
+
+It knows the record of its run, and not where that is kept.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from gateway.flow import Flow
+from gateway.plan import Plan
+from gateway.pool import Pool
+from gateway.record import Record
+from gateway.selections import Selection, changed_models, find_selected, make_selection, number_children
+from services.errors import InvalidRequest, TriptychError
+from triptych.v1.pipeline_pb2 import RunState
+
+log = logging.getLogger(__name__)
+
+
+async def _at_once() -> None:
+    pass
+
+
+class LiveRun:
+    """`make_flow` gives a flow that begins from where the record stands; it is begun unless the run is at rest.
+
+    `on_rest` is called whenever the run has come to rest: it has finished, or waits to be given images.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        plan: Plan,
+        make_flow: Callable[[], Flow],
+        *,
+        caller: str,
+        is_detached: bool,
+        on_rest: Callable[["LiveRun"], None],
+        ready: Callable[[], Awaitable[None]] = _at_once,
+    ) -> None:
+        self.record = record
+        self.caller = caller
+        self.plan = plan
+        self.error: TriptychError | None = None
+        # Detached runs go on without anybody who lives on them.
+        self.is_detached = is_detached
+        self._make_flow = make_flow
+        self._on_rest = on_rest
+        self._ready = ready
+        self._is_cancelled = False
+        self._is_suspended = False
+        self._is_at_rest = True
+        self._flow: Flow | None = None
+        self._task: asyncio.Task[None] | None = None
+        if record.history.is_open:
+            self._go_on()
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def is_finished(self) -> bool:
+        return self.record.log.is_closed
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is done for it: it has finished, or waits to be given images."""
+        return self._is_at_rest
+
+    def request_cancel(self) -> None:
+        """Stops the work of all stages; of a finished run nothing changes."""
+        if self._is_at_rest and not self.is_finished:
+            self._finish(RunState.RUN_STATE_CANCELLED)
+        elif not self.is_finished and not self._is_cancelled and self._task is not None:
+            self._is_cancelled = True
+            self._task.cancel()
+
+    async def suspend(self) -> None:
+        """Stops the work and leaves the run as it stands: it goes on elsewhere, or at the next start."""
+        self._is_suspended = True
+        if self._task is not None:
+            self._task.cancel()
+            await self.wait()
+
+    async def select(self, request_id: str, asked: Sequence[Selection], pools: Mapping[str, Pool]) -> None:
+        """Takes images to a stage, also of a run that had finished; once for each request_id.
+
+        Raises InvalidRequest, AlreadyExists or NoWorker, and then nothing was begun.
+        """
+        if self._is_cancelled and not self._is_at_rest:
+            await self.wait()
+        history = self.record.history
+        if find_selected(history, request_id, asked, self.plan):
+            return
+        selected = await make_selection(request_id, asked, self.plan, history, pools)
+        # Once more: nothing is awaited from here to the record.
+        if find_selected(history, request_id, asked, self.plan):
+            return
+        number_children(selected, self.plan, history)
+        self.record.selected(selected)
+        for model in changed_models(selected, self.plan):
+            self.record.warn(
+                "MODEL_CHANGED",
+                f"nobody serves the model any more that this run began with; made with {model.name} {model.digest[:12]}",
+            )
+        if self._is_at_rest:
+            self._go_on()
+        elif self._flow is not None:
+            self._flow.selected()
+
+    async def cancel(self, images: Sequence[str] = ()) -> None:
+        """Stops the run, or only these images, and returns when it is done. Raises InvalidRequest for a name it lacks."""
+        if not images:
+            self.request_cancel()
+            await self.wait()
+            return
+        for place, name in enumerate(images):
+            if not self._has_image(name):
+                raise InvalidRequest(
+                    f"images[{place}]", f"must be an image of {self.record.name}, got {name[:120]!r}"
+                )
+        if self._flow is not None:
+            self._flow.cancel_images(images)
+
+    async def wait(self) -> None:
+        """Returns when the run is at rest, however that came, or suspended."""
+        while not self._is_at_rest and self._task is not None and not self._task.done():
+            await asyncio.wait([self._task])
+            # Its callback may begin another flow.
+            await asyncio.sleep(0)
+
+    def _go_on(self) -> None:
+        """Begins with what the record says is left to do."""
+        self._is_cancelled = False
+        self._is_at_rest = False
+        self._flow = self._make_flow()
+        self._task = asyncio.create_task(self._carry_out(self._flow), name=self.record.name)
+        self._task.add_done_callback(self._conclude)
+
+    async def _carry_out(self, flow: Flow) -> None:
+        await self._ready()
+        await flow.run()
+
+    def _has_image(self, name: str) -> bool:
+        stage_name, _, index = name.removeprefix(f"{self.record.name}/images/").rpartition("-")
+        return self.record.history.is_selected(name) or any(
+            stage.kind.name == stage_name and index.isdecimal() and int(index) < stage.max_images
+            for stage in self.plan.stages
+        )
+
+    def _conclude(self, task: asyncio.Task[None]) -> None:
+        # A callback, because a task that is cancelled before its first step runs no line of its own.
+        flow = self._flow
+        if self._is_suspended or flow is None:
+            return
+        state: RunState.ValueType = RunState.RUN_STATE_CANCELLED
+        if not task.cancelled():
+            bug = task.exception()
+            if bug is None:
+                if flow.has_more:
+                    self._go_on()
+                    return
+                state, self.error = flow.outcome
+            else:
+                log.error("%s failed of a bug", self.record.name, exc_info=bug)
+                state = RunState.RUN_STATE_FAILED
+                self.error = TriptychError("internal error; see the gateway's log")
+        if state == RunState.RUN_STATE_AWAITING_SELECTION:
+            self._is_at_rest = True
+            self.record.rest(flow.next_stage, flow.candidates)
+            self._on_rest(self)
+        else:
+            self._finish(state)
+
+    def _finish(self, state: RunState.ValueType) -> None:
+        self._is_at_rest = True
+        self.record.finish(state, self.error)
+        log.info("%s ended: %s", self.record.name, RunState.Name(state))
+        self._on_rest(self)
