@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.event_log import EventLog
-from gateway.journal_tables import commands, events, images, opened, runs
+from gateway.journal_tables import commands, events, expired, images, opened, runs
 from gateway.run_view import RunView, is_at_rest, is_finished
 from services.errors import TriptychError
 from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
@@ -128,6 +128,11 @@ class Journal:
             raise JournalFailed(
                 f"the journal cannot be written: {self._problem or 'it is too slow'}"
             ) from None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that happened cannot be written down now."""
+        return bool(self._problem)
 
     async def write_forever(self) -> None:
         while True:
@@ -314,14 +319,25 @@ class Journal:
             payload = (await connection.execute(query)).scalar_one_or_none()
         return None if payload is None else Image.FromString(payload)
 
-    async def delete_run(self, name: str) -> list[str] | None:
-        """Forgets a finished run; returns the hashes of pictures that no other run has, None where it goes on again."""
+    async def delete_run(self, name: str, *, expired_at: float | None = None) -> list[str] | None:
+        """Forgets a finished run; returns the hashes of pictures that no other run has, None where it goes on again.
+
+        Of one that `expired_at` a time, in seconds since 1970, it is remembered that it was there.
+        """
         async with self.writing() as connection:
-            finished = sa.delete(runs).where(
-                runs.c.name == name, runs.c.state >= RunState.RUN_STATE_SUCCEEDED, runs.c.owner.is_(None)
+            finished = (
+                sa.delete(runs)
+                .where(
+                    runs.c.name == name, runs.c.state >= RunState.RUN_STATE_SUCCEEDED, runs.c.owner.is_(None)
+                )
+                .returning(runs.c.caller)
             )
-            if not (await connection.execute(finished)).rowcount:
+            caller = (await connection.execute(finished)).scalar_one_or_none()
+            if caller is None:
                 return None
+            if expired_at is not None:
+                row = {"run": name, "caller": caller, "expired_ms": int(expired_at * 1e3)}
+                await connection.execute(self._insert(expired).values(row).on_conflict_do_nothing())
             mine = sa.select(images.c.sha256).where(images.c.run == name).distinct()
             hashes = set(await connection.scalars(mine))
             for table in (events, images, commands):
@@ -341,6 +357,18 @@ class Journal:
         )
         async with self.reading() as connection:
             return list(await connection.scalars(query))
+
+    async def find_expired(self, name: str) -> tuple[str, float] | None:
+        """The caller of a run that expired, and when that was, in seconds since 1970."""
+        query = sa.select(expired.c.caller, expired.c.expired_ms).where(expired.c.run == name)
+        async with self.reading() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else (row.caller, row.expired_ms / 1e3)
+
+    async def forget_expired(self, before: float) -> None:
+        """Remembers nothing of runs that expired before that time."""
+        async with self.writing() as connection:
+            await connection.execute(sa.delete(expired).where(expired.c.expired_ms < int(before * 1e3)))
 
     async def wanted(self, hashes: Sequence[str]) -> set[str]:
         """Those of the files that a run has."""

@@ -84,6 +84,16 @@ images = sa.Table(
     sa.Index("images_by_hash", "sha256"),
 )
 
+# Runs that were let go because they were old, for a while: whoever comes back for one is told so.
+expired = sa.Table(
+    "expired",
+    metadata,
+    sa.Column("run", sa.Text, primary_key=True),
+    sa.Column("caller", sa.Text, nullable=False),
+    sa.Column("expired_ms", sa.BigInteger, nullable=False),
+    sa.Index("expired_by_time", "expired_ms"),
+)
+
 # What was asked of a gateway about a run that another one carries out; that one answers here.
 commands = sa.Table(
     "commands",

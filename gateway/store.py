@@ -52,6 +52,10 @@ class StoreUnavailable(TriptychError):
     retry_after_s = 5.0
 
 
+class ImageExpired(NotFound):
+    reason = "IMAGE_EXPIRED"
+
+
 class ImageCorrupted(TriptychError):
     status = grpc.StatusCode.DATA_LOSS
     reason = "IMAGE_CORRUPTED"
@@ -284,8 +288,10 @@ def verified(sha256: str, data: bytes) -> bytes:
     return data
 
 
-def missing(sha256: str) -> NotFound:
-    return NotFound(f"there is no picture {sha256[:80]!r} in the store")
+def missing(sha256: str) -> ImageExpired:
+    return ImageExpired(
+        f"the picture {sha256[:64]!r} is not kept, or not any more; make it again with the same seed"
+    )
 
 
 def _stored_in(folder: Path) -> Iterator[Stored]:

@@ -21,6 +21,7 @@ from gateway.store import (
     BadStore,
     FolderStore,
     ImageCorrupted,
+    ImageExpired,
     Remembering,
     StoreFull,
     StoreUnavailable,
@@ -103,7 +104,7 @@ async def test_the_same_picture_from_many_at_once_is_kept_once(store):
 
 
 async def test_a_picture_that_nobody_put_is_not_found(store):
-    with pytest.raises(NotFound, match="there is no picture"):
+    with pytest.raises(ImageExpired, match="is not kept, or not any more; make it again"):
         await store.get(SHA256)
 
 
