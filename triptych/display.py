@@ -1,6 +1,7 @@
 """Shows a run in the terminal: start-up and live progress on a TTY, a plain line per step of note elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import click
@@ -30,6 +31,7 @@ class Display(Protocol):
     def service_ready(self, name: str, ready: ServiceReady) -> None: ...
     def note(self, text: str) -> None: ...
     def show(self, event: Event, progress: RunProgress) -> None: ...
+    def paused(self) -> AbstractContextManager[None]: ...
 
 
 class SilentDisplay:
@@ -48,6 +50,10 @@ class SilentDisplay:
         click.echo(text, err=True)
 
     def show(self, event: Event, progress: RunProgress) -> None: ...
+
+    def paused(self) -> AbstractContextManager[None]:
+        """While something else is written to the terminal."""
+        return nullcontext()
 
 
 class PlainDisplay(SilentDisplay):
@@ -102,6 +108,12 @@ class LiveDisplay:
 
     def show(self, event: Event, progress: RunProgress) -> None:
         self.progress = progress
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self.live.stop()
+        yield
+        self.live.start()
 
     def render(self) -> Table:
         if self.progress is None:

@@ -14,7 +14,7 @@ from triptych.display import Display
 from triptych.progress import RunProgress
 from triptych.result import STAGE_TITLES, Picture, RunResult
 from triptych.run_stream import RunStream
-from triptych.v1.pipeline_pb2 import Event, RunSpec
+from triptych.v1.pipeline_pb2 import Event
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,8 @@ class Output:
     shows_pictures: bool = False
 
 
-async def follow(run: RunStream, spec: RunSpec, output: Output) -> RunProgress:
+async def follow(run: RunStream, progress: RunProgress, output: Output) -> None:
     """Tells the run's events until it ends or waits for a choice. Raises CallError, but not because the run failed."""
-    progress = RunProgress(spec)
     try:
         async with aclosing(run.until_it_rests()) as events:
             async for event in events:
@@ -46,7 +45,6 @@ async def follow(run: RunStream, spec: RunSpec, output: Output) -> RunProgress:
         # A failed run is told twice, as its last event and as an error; what it made is kept.
         if run.result.state != "failed":
             raise
-    return progress
 
 
 def keep(event: Event, album: Album | None) -> Path | None:
@@ -58,7 +56,7 @@ def keep(event: Event, album: Album | None) -> Path | None:
         raise click.ClickException(f"the gateway sent a picture that is none: {error}") from None
 
 
-def conclude(result: RunResult, progress: RunProgress, output: Output) -> None:
+def conclude(result: RunResult, progress: RunProgress, output: Output, *, can_go_on: bool = True) -> None:
     """Shows the pictures, says where they are and how the run ended; raises ClickException unless all went well."""
     if output.shows_pictures:
         show(result)
@@ -69,7 +67,8 @@ def conclude(result: RunResult, progress: RunProgress, output: Output) -> None:
         if not output.as_json:
             click.echo(f"all on one sheet: {sheet}")
     if result.state == "awaiting_selection":
-        output.display.note(how_to_choose(result))
+        if can_go_on:
+            output.display.note(how_to_choose(result))
     elif result.state != "succeeded":
         reason = (
             result.error.message if result.error and result.error.message else "the gateway gave no reason"

@@ -171,6 +171,12 @@ class RunResult:
                 self.state = state_name(event.finished.state)
                 self.error = event.finished.error if event.finished.HasField("error") else None
 
+    def take_in(self, later: "RunResult") -> None:
+        """Adds what a later part of the same run has made, such as that of a selection."""
+        self.state, self.error, self.last_sequence = later.state, later.error, later.last_sequence
+        self.warnings += later.warnings
+        self._pictures |= later._pictures
+
     def _mark(self, ranked: Event.Ranked) -> None:
         for score in ranked.scores:
             if score.image in self._pictures:

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from triptych.album import Album, slug
+from triptych.choosing import ask, can_ask
 from triptych.client import Client, Unreachable
 from triptych.credentials import Credentials
 from triptych.display import Display, choose_display
-from triptych.following import Output, conclude, decide_show, follow
+from triptych.following import Output, conclude, decide_show, follow, show
 from triptych.foreground import run_in_foreground
 from triptych.gateway_options import credential_options
 from triptych.processes import Pipeline, running_pipeline
@@ -20,7 +21,7 @@ from triptych.result import RunResult
 from triptych.resume import Backoff
 from triptych.run_spec import RunOptions, check_counts, model_options, models_of, run_options, to_spec
 from triptych.v1 import stage_pb2
-from triptych.v1.pipeline_pb2 import RunSpec
+from triptych.v1.pipeline_pb2 import RefineStage, RunSpec
 from triptych.vocabulary import unknown_words
 
 # Short enough for a folder's name; `--seed` takes all of uint64.
@@ -59,6 +60,10 @@ def run(
     if not prompt.strip():
         raise click.BadParameter("it is empty; say what the picture should show", param_hint="PROMPT")
     models = models_of(settings)
+    if settings["manual"] and not (gateway or can_ask()):
+        raise click.UsageError(
+            "--manual without --gateway: expected a terminal to choose in, and there is none"
+        )
     if gateway and models:
         raise click.UsageError(
             f"--{next(iter(models))}-model and --gateway: a running gateway has its models already"
@@ -107,7 +112,7 @@ async def run_alone(stages: dict[str, list[str]], spec: RunSpec, output: Output)
             result, progress = await make(address, Credentials(), spec, output, backoff=at_once)
         except Unreachable as error:
             raise click.ClickException(await why_it_broke(pipeline, str(error))) from None
-    conclude(result, progress, output)
+    conclude(result, progress, output, can_go_on=False)
 
 
 async def make(
@@ -116,9 +121,30 @@ async def make(
     """Makes the run and tells its events. Raises CallError, but not because the run failed."""
     async with Client(address, **vars(credentials), backoff=backoff) as client:
         await note_unknown_words(client, spec.prompt, output.display)
-        run = client.run(spec)
-        progress = await follow(run, spec, output)
+        run, progress = client.run(spec), RunProgress(spec)
+        await follow(run, progress, output)
+        if run.result.state == "awaiting_selection" and can_ask():
+            return await choose(client, run.result, progress, spec, output), progress
         return run.result, progress
+
+
+async def choose(
+    client: Client, result: RunResult, progress: RunProgress, spec: RunSpec, output: Output
+) -> RunResult:
+    """Asks which pictures go on, until the run is done or nothing more goes on; returns all that there is by then."""
+    while result.state == "awaiting_selection":
+        with output.display.paused():
+            if output.shows_pictures:
+                show(result)
+            choice = await ask(result, spec)
+        if choice is None:
+            break
+        # Their settings are those of the run.
+        to_refine = RefineStage() if choice.stage == "refine" else None
+        selected = client.select(choice.names, refine=to_refine, upscale=choice.stage == "upscale")
+        await follow(selected, progress, output)
+        result.take_in(selected.result)
+    return result
 
 
 async def note_unknown_words(client: Client, prompt: str, display: Display) -> None:

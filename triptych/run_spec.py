@@ -10,7 +10,14 @@ from typing import Any
 import click
 
 from triptych.v1.generator_pb2 import GenerateSettings
-from triptych.v1.pipeline_pb2 import AutomaticMode, GenerateStage, RefineStage, RunSpec, UpscaleStage
+from triptych.v1.pipeline_pb2 import (
+    AutomaticMode,
+    GenerateStage,
+    ManualMode,
+    RefineStage,
+    RunSpec,
+    UpscaleStage,
+)
 from triptych.v1.refiner_pb2 import RefineSettings
 from triptych.v1.upscaler_pb2 import UpscaleSettings
 
@@ -29,6 +36,7 @@ class RunOptions:
     upscale_top: int
     no_refine: bool
     no_upscale: bool
+    manual: bool
     seed: int
     preview_every: int
     guidance_scale: float | None
@@ -59,6 +67,7 @@ OPTIONS = (
     click.option("--upscale-top", type=COUNT, default=1, help="How many of the best are enlarged; 0: none."),
     click.option("--no-refine", is_flag=True, help="Enlarge the best sketches as they are."),
     click.option("--no-upscale", is_flag=True, help="End with the variations."),
+    click.option("--manual", is_flag=True, help="Wait after each stage for you to choose what goes on."),
     click.option(
         "--seed",
         type=click.IntRange(0, MAX_SEED),
@@ -117,30 +126,40 @@ def check_counts(options: RunOptions) -> None:
 
 
 def to_spec(prompt: str, options: RunOptions) -> RunSpec:
-    """An automatic run; a choice of all pictures is sent as 0, so that none waits for the others."""
-    spec = RunSpec(prompt=prompt, seed=options.seed, automatic=AutomaticMode())
+    """A choice of all pictures is sent as 0, so that none waits for the others."""
+    spec = RunSpec(prompt=prompt, seed=options.seed)
     generate = GenerateSettings(preview_every=options.preview_every)
     set_given(generate, options, "guidance_scale", "temperature", "top_k", "top_p")
     spec.generate.CopyFrom(GenerateStage(count=options.candidates, settings=generate))
-    num_images = options.candidates
     if options.refines:
         refine = RefineSettings(preview_every=options.preview_every)
         set_given(refine, options, "num_steps", "skip_ratio", "negative_prompt")
         if options.refine_guidance_scale is not None:
             refine.guidance_scale = options.refine_guidance_scale
         spec.refine.CopyFrom(RefineStage(count=options.variations, settings=refine))
-        spec.automatic.top_k_after_generate = choice(options.refine_top, num_images)
-        num_images = options.refine_top * options.variations
     if options.upscales:
         upscale = UpscaleSettings(preview_every=0)
         set_given(upscale, options, "tile_size", "tile_overlap")
         spec.upscale.CopyFrom(UpscaleStage(settings=upscale))
+    if options.manual:
+        spec.manual.CopyFrom(ManualMode())
+    else:
+        spec.automatic.CopyFrom(automatic_mode(options))
+    return spec
+
+
+def automatic_mode(options: RunOptions) -> AutomaticMode:
+    mode, num_images = AutomaticMode(), options.candidates
+    if options.refines:
+        mode.top_k_after_generate = choice(options.refine_top, num_images)
+        num_images = options.refine_top * options.variations
+    if options.upscales:
         top_k = choice(options.upscale_top, num_images)
         if options.refines:
-            spec.automatic.top_k_after_refine = top_k
+            mode.top_k_after_refine = top_k
         else:
-            spec.automatic.top_k_after_generate = top_k
-    return spec
+            mode.top_k_after_generate = top_k
+    return mode
 
 
 def set_given(

@@ -15,6 +15,7 @@ from triptych.display import choose_display
 from triptych.following import Output, conclude, decide_show, follow, words
 from triptych.foreground import run_in_foreground
 from triptych.gateway_options import credential_options
+from triptych.progress import RunProgress
 from triptych.result import Picture
 from triptych.run_stream import RunStream
 from triptych.run_tables import print_run, print_runs
@@ -198,8 +199,9 @@ async def follow_to_the_end(
 ) -> None:
     album = Album(out, spec.prompt) if out is not None else None
     output = Output(choose_display(as_json=as_json), as_json, album, decide_show(show, as_json=as_json))
+    progress = RunProgress(spec)
     with output.display:
-        progress = await follow(run, spec, output)
+        await follow(run, progress, output)
     conclude(run.result, progress, output)
 
 

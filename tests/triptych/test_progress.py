@@ -26,7 +26,9 @@ def options(**changes):
         "seed": 1,
         "preview_every": 0,
     }
-    return RunOptions(**{**NOT_SET, **counts, "no_refine": False, "no_upscale": False, **changes})
+    return RunOptions(
+        **{**NOT_SET, **counts, "no_refine": False, "no_upscale": False, "manual": False, **changes}
+    )
 
 
 class FakeClock:
@@ -46,6 +48,7 @@ class FakeClock:
         ({"refine_top": 0}, {"generate": 4, "upscale": 1}),
         ({"variations": 0}, {"generate": 4, "upscale": 1}),
         ({"no_refine": True, "no_upscale": True}, {"generate": 4}),
+        ({"manual": True}, {"generate": 4}),
         ({"refine_top": 4, "upscale_top": 12}, {"generate": 4, "refine": 12, "upscale": 12}),
     ],
 )

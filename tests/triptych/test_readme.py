@@ -14,7 +14,10 @@ def test_the_program_of_the_readme_writes_its_pictures(gateway, tmp_path):
     assert "127.0.0.1:50050" in program
     code = program.replace("127.0.0.1:50050", gateway.address)
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), check=True, timeout=60)
-    assert {path.name for path in tmp_path.iterdir()} == {f"sketch-{index}.png" for index in range(4)}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(f"generate-{index}.png" for index in range(4)),
+        "upscale-0.png",
+    }
 
 
 def test_every_command_of_the_readme_exists(triptych):

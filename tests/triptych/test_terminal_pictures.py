@@ -56,6 +56,48 @@ def test_a_terminal_gets_no_pictures_when_none_are_wanted(shown_in):
     assert terminal.ASKS_ATTRIBUTES.decode() not in shown
 
 
+def test_the_run_asks_which_pictures_go_on(gateway_process, tmp_path):
+    answers = {
+        b"[generate 0 to 1]: ": b"1\n",
+        b"[refine 0 to 2]: ": b"generate-7\n",
+        b"there is no picture generate-7": b"generate-0\n",
+        b"[refine 0 to 5]: ": b"4 5\n",
+    }
+    arguments = ["run", "a red house", "--candidates=2", "--variations=3", "--out=pictures", "--manual"]
+    code, shown = terminal.run_in_terminal(
+        command(*arguments, "--no-show", "--gateway", gateway_process),
+        answers,
+        folder=tmp_path,
+        env=environment(TERM="xterm-256color"),
+    )
+    assert code == 0, shown
+    assert {path.stem for path in (tmp_path / "pictures").glob("*.png")} == {
+        *(f"generate-{index}" for index in range(2)),
+        *(f"refine-{index}" for index in range(6)),
+        *(f"upscale-{index}" for index in range(2)),
+        "contact-sheet",
+    }
+
+
+def test_an_empty_answer_leaves_the_run_waiting(gateway_process, tmp_path):
+    code, shown = terminal.run_in_terminal(
+        command(
+            "run", "a red house", "--candidates=2", "--manual", "--gateway", gateway_process, "--no-show"
+        ),
+        {b"[generate 0 to 1]: ": b"\n"},
+        folder=tmp_path,
+        env=environment(TERM="xterm-256color", COLUMNS="200"),
+    )
+    assert code == 0, shown
+    assert "The run waits for a choice, such as: triptych runs select" in shown
+
+
+def test_choosing_takes_a_terminal_or_a_gateway_that_stays(triptych):
+    done = triptych("run", "a red house", "--manual")
+    assert done.returncode == 2
+    assert "expected a terminal to choose in" in done.stderr
+
+
 def test_what_is_no_terminal_gets_no_pictures_and_is_asked_nothing(triptych, gateway_process):
     done = triptych(*RUN, "--gateway", gateway_process)
     assert ESCAPE not in done.stdout + done.stderr
