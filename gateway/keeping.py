@@ -1,5 +1,6 @@
 """Where a gateway keeps its runs and their pictures, as the command line names it."""
 
+import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable
@@ -12,9 +13,11 @@ from typing import Any
 import click
 
 from gateway.journal import Journal, open_journal
+from gateway.retention import DAY_S, Keep, Retention
 from gateway.store import Store, open_store
 
 NOWHERE = "none"
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Places:
 
     journal: str = ""
     store: str = ""
+    keep: Keep = Keep()
 
 
 @asynccontextmanager
@@ -36,7 +40,12 @@ async def kept_at(places: Places) -> AsyncIterator[tuple[Journal, Store]]:
         store = open_store(places.store or str(folder / "pictures"))
         stack.push_async_callback(store.close)
         await store.check()
-        yield await stack.enter_async_context(open_journal(journal, secrets.token_hex(8))), store
+        opened = await stack.enter_async_context(open_journal(journal, secrets.token_hex(8)))
+        sweeping = asyncio.create_task(
+            Retention(places.keep, opened, store).sweep_forever(), name="retention"
+        )
+        stack.callback(sweeping.cancel)
+        yield opened, store
 
 
 def data_folder() -> Path:
@@ -45,8 +54,26 @@ def data_folder() -> Path:
     return Path(base) / "triptych"
 
 
+class ByteSize(click.ParamType[int, str | int]):
+    name = "BYTES"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        number, unit = value[:-1], value[-1:].upper()
+        if unit not in _UNITS:
+            number, unit = value, ""
+        if not number.isdecimal():
+            self.fail(f"expected a number of bytes, such as 500M or 20G, got {value!r}", param, ctx)
+        return int(number) * _UNITS[unit]
+
+
+def keep_from(keep_days: float | None, keep_bytes: int | None) -> Keep:
+    return Keep(None if keep_days is None else keep_days * DAY_S, keep_bytes)
+
+
 def kept_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--journal and --store."""
+    """--journal, --store, --keep-days and --keep-bytes."""
     journal = click.option(
         "--journal",
         default="",
@@ -60,4 +87,14 @@ def kept_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="FOLDER|URL",
         help="What keeps the pictures: a folder, or s3://BUCKET/PREFIX.  [default: pictures in the same place]",
     )
-    return journal(store(command))
+    keep_days = click.option(
+        "--keep-days",
+        type=click.FloatRange(0, min_open=True),
+        help="Runs that ended longer ago are let go, with their pictures.  [default: none]",
+    )
+    keep_bytes = click.option(
+        "--keep-bytes",
+        type=ByteSize(),
+        help="Where all pictures take more, the oldest finished runs are let go: 500M, 20G.  [default: no limit]",
+    )
+    return journal(store(keep_days(keep_bytes(command))))

@@ -11,14 +11,15 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from gateway.stage_errors import as_recorded
 from gateway.callers import Caller
 from gateway.journal import RunRow
 from gateway.plan import MAX_REQUEST_ID_CHARS, make_plan
 from gateway.pool import Pool, models_of
 from gateway.record import MAX_INLINE_BYTES
+from gateway.retention import EventsExpired
 from gateway.run_view import is_finished
 from gateway.runs import Runs, digest_of
+from gateway.stage_errors import as_recorded
 from gateway.stages import STAGES
 from gateway.store import TIMEOUT_S as STORE_TIMEOUT_S
 from services.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, RunUnderWay, TriptychError
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 POLL_EVERY_S = 0.25
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1_000
+# The one character that PostgreSQL's texts cannot have, not even to look for it.
+NUL = "\0"
 
 
 class Pipeline:
@@ -70,6 +73,8 @@ class Pipeline:
             raise InvalidRequest(
                 "request_id", f"must have at most {MAX_REQUEST_ID_CHARS} characters, got {len(request_id)}"
             )
+        if NUL in request_id:
+            raise InvalidRequest("request_id", "must not have a NUL character")
         row = await self._journal.find_request(caller.name, request_id) if request_id else None
         if row is None:
             self._runs.check_room()
@@ -99,7 +104,7 @@ class Pipeline:
         if after_sequence < 0:
             raise InvalidRequest("after_sequence", f"must not be negative, got {after_sequence}")
         await self._check(name, caller)
-        place = after_sequence
+        place, is_over = after_sequence, False
         while True:
             if (live := self._runs.live(name)) is not None:
                 async for event in live.record.log.follow(place):
@@ -111,11 +116,13 @@ class Pipeline:
             row = await self._journal.find_run(name)
             events = await self._journal.read_events(name, place)
             for event in events:
-                place = event.sequence
+                place, is_over = event.sequence, event.HasField("finished")
                 if not event.HasField("preview"):
                     yield await self._with_file(event)
             if events:
                 continue
+            if row is None and not is_over:
+                raise await self._absent(name, caller)
             if row is None or is_finished(row.state):
                 return
             if self._runs.is_stopping:
@@ -195,7 +202,7 @@ class Pipeline:
         """A finished image of a run, by "runs/{id}/images/{stage}-{index}", and its file. Raises NotFound."""
         run = name.partition("/images/")[0]
         await self._check(run, caller)
-        image = await self._journal.find_image(name)
+        image = await self._journal.find_image(name) if NUL not in name else None
         if image is None:
             raise NotFound(f"{run} has no finished image {name[:120]!r}")
         return image, await self._store.get(image.sha256)
@@ -222,10 +229,21 @@ class Pipeline:
         if (live := self._runs.live(name)) is not None:
             owner: str | None = live.caller
         else:
-            row = await self._journal.find_run(name)
+            row = await self._journal.find_run(name) if NUL not in name else None
             owner = None if row is None else row.caller
         if owner is None or not caller.may_see(owner):
-            raise NotFound(f"there is no run {name[:80]!r} here")
+            raise await self._absent(name, caller)
+
+    async def _absent(self, name: str, caller: Caller) -> NotFound:
+        """Why there is no such run."""
+        expired = await self._journal.find_expired(name) if NUL not in name else None
+        if expired is not None and caller.may_see(expired[0]):
+            when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(expired[1]))
+            return EventsExpired(
+                f"{name} and its pictures were let go on {when}, as this gateway is set to keep runs; make the run "
+                "again with the same seed"
+            )
+        return NotFound(f"there is no run {name[:80]!r} here")
 
     async def _view(self, name: str, row: RunRow | None = None) -> Run:
         if (live := self._runs.live(name)) is not None:
@@ -283,8 +301,13 @@ def read_page_token(token: str) -> tuple[int, str] | None:
     """Raises InvalidRequest for what no page ended with."""
     if not token:
         return None
+    wrong = InvalidRequest("page_token", "must be a next_page_token of ListRuns, or empty")
     try:
-        time_ns, _, name = base64.urlsafe_b64decode(token.encode()).decode().partition(" ")
-        return int(time_ns), name
+        text, _, name = base64.urlsafe_b64decode(token.encode()).decode().partition(" ")
+        time_ns = int(text)
     except (ValueError, binascii.Error):
-        raise InvalidRequest("page_token", "must be a next_page_token of ListRuns, or empty") from None
+        raise wrong from None
+    # What a journal can look for.
+    if not 0 <= time_ns < 2**63 or NUL in name:
+        raise wrong
+    return time_ns, name

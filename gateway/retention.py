@@ -17,6 +17,7 @@ from services.errors import NotFound, TriptychError
 
 log = logging.getLogger(__name__)
 
+FIRST_SWEEP_AFTER_S = 30.0
 SWEEP_EVERY_S = 600.0
 DAY_S = 86_400.0
 # Between keeping a picture and telling of it lies a moment; what is older and belongs to no run never will.
@@ -56,8 +57,10 @@ class Retention:
         self._store = store
 
     async def sweep_forever(self) -> None:
+        delay_s = FIRST_SWEEP_AFTER_S
         while True:
-            await asyncio.sleep(SWEEP_EVERY_S)
+            await asyncio.sleep(delay_s)
+            delay_s = SWEEP_EVERY_S
             try:
                 swept = await self.sweep()
             except TriptychError as error:

@@ -15,7 +15,7 @@ from gateway.attempts import Patience
 from gateway.authentication import Authentication, TokenInterceptor, current_caller
 from gateway.http.api import Api
 from gateway.http.server import serving_http
-from gateway.keeping import Places, kept_at, kept_options
+from gateway.keeping import Places, keep_from, kept_at, kept_options
 from gateway.pipeline import Pipeline
 from gateway.pool import Pool
 from gateway.runs import Bounds, Runs
@@ -238,6 +238,8 @@ def serve(
     tokens: Path | None,
     journal: str,
     store: str,
+    keep_days: float | None,
+    keep_bytes: int | None,
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
@@ -268,7 +270,7 @@ def serve(
             http_allowed_hosts=http_allowed_host,
             patience=Patience(stall_timeout_s=stall_timeout),
             bounds=Bounds(max_running=max_runs),
-            places=Places(journal, store),
+            places=Places(journal, store, keep_from(keep_days, keep_bytes)),
             authentication=Authentication(tokens),
             certificate=certificate,
             health_port=health_port,
