@@ -1,7 +1,7 @@
 """Continuous batching at step granularity: many callers' jobs share one device, joining and leaving between steps.
 
 A stage gives a Stepper; the engine owns the device thread, the slots and the queue. One image is one job. It knows
-no network, no proto and no framework, and is the only file where blocking work meets the event loop.
+no network, no proto and no framework; blocking work meets the event loop here and in delivery.py, and nowhere else.
 """
 
 import asyncio
@@ -10,26 +10,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from services.errors import DeadlineExceeded, DeviceOutOfMemory, QueueFull, TriptychError, WorkerEvicted
-from services.events import (
-    Accepted,
-    EncodedPicture,
-    Event,
-    Failed,
-    Finished,
-    Mailbox,
-    Preview,
-    Progress,
-    Timing,
-)
+from services.delivery import Delivery, Request, Work
+from services.errors import DeadlineExceeded, QueueFull, WorkerEvicted
+from services.events import Accepted, Event, Mailbox, Progress
 from services.fair_queue import FairQueue
-from services.images import Picture, encode_png, encode_preview
 from services.stepper import Stepper, Ticket
 
 log = logging.getLogger(__name__)
@@ -38,62 +27,26 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-@dataclass(eq=False)
-class Request:
-    """The jobs that one call asked for, and where their events go."""
-
-    caller: str
-    mailbox: Mailbox
-    loop: asyncio.AbstractEventLoop
-    deadline: float | None
-    cancelled: bool = False
-    position: int | None = None
-
-    def post(self, event: Event) -> None:
-        """Hands an event to the reader's loop, from any thread."""
-        # The loop is closed only when the process ends; nobody is there to read then.
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.mailbox.put, event)
-
-
-@dataclass(eq=False)
-class _Work(Generic[Job]):
-    """A job from acceptance to delivery; written by the device thread once it is admitted."""
-
-    ticket: Ticket[Job]
-    request: Request
-    accepted_at: float
-    admitted_at: float = 0.0
-    step: int = 0
-    num_steps: int = 0
-    compute_s: float = 0.0
-    # Set by the device thread, cleared by the encoder's.
-    preview_encoding: bool = False
-
-    @property
-    def index(self) -> int:
-        return self.ticket.index
-
-
 class Engine(Generic[Job]):
     """Runs a stepper for many callers. Use as `async with Engine(stepper, max_queue=64) as engine`."""
 
     def __init__(
-        self, stepper: Stepper[Job], *, max_queue: int, clock: Callable[[], float] = time.monotonic
+        self, stepper: Stepper[Job, Any], *, max_queue: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.num_slots = stepper.num_slots
         self.max_queue = max_queue
         self._stepper = stepper
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: FairQueue[_Work[Job]] = FairQueue()
-        self._slots: dict[int, _Work[Job]] = {}
+        self._waiting: FairQueue[Work[Job]] = FairQueue()
+        self._slots: dict[int, Work[Job]] = {}
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._closing = False
         self._seconds_per_job = 1.0  # moving average between finished jobs while busy; starts as a guess
         self._last_finished_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
-        self._encoder = ThreadPoolExecutor(1, "encoder")
+        self._delivery = Delivery(stepper.decode, clock)
+        self._num_undecoded = 0  # finished pictures that hold memory without a slot
         self._loop: asyncio.AbstractEventLoop | None = None
         self.failed = asyncio.Event()  # set when the device thread died of a bug: the process should end
 
@@ -113,7 +66,7 @@ class Engine(Generic[Job]):
             self._changed.notify()
         # Every step is short, so the device thread is back soon; the loop stays free meanwhile.
         await asyncio.to_thread(self._thread.join)
-        await asyncio.to_thread(self._encoder.shutdown)
+        await asyncio.to_thread(self._delivery.close)
 
     @asynccontextmanager
     async def submit(
@@ -133,7 +86,7 @@ class Engine(Generic[Job]):
         with self._changed:
             self._check_room(len(tickets))
             for ticket in tickets:
-                self._waiting.push(_Work(ticket, request, now), caller)
+                self._waiting.push(Work(ticket, request, now), caller)
             self._post_positions()
             self._changed.notify()
         try:
@@ -193,10 +146,16 @@ class Engine(Generic[Job]):
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            while not (self._closing or self._slots or self._waiting or self._calls):
-                self._last_finished_at = None
+            while not (self._closing or self._slots or self._can_admit() or self._calls):
+                if not self._waiting:
+                    self._last_finished_at = None
                 self._changed.wait()
             return not self._closing
+
+    def _can_admit(self) -> bool:
+        """Steps must not run ahead of the decoding of what they finish."""
+        is_free = len(self._slots) < self.num_slots and self._num_undecoded < self.num_slots
+        return is_free and len(self._waiting) > 0
 
     def _make_calls(self) -> None:
         while True:
@@ -214,7 +173,7 @@ class Engine(Generic[Job]):
     def _drop_unwanted(self) -> None:
         now = self._clock()
 
-        def is_late(work: _Work[Job]) -> bool:
+        def is_late(work: Work[Job]) -> bool:
             return work.request.deadline is not None and now >= work.request.deadline
 
         with self._changed:
@@ -224,15 +183,15 @@ class Engine(Generic[Job]):
         for slot in dropped:
             self._free(slot)
         for work in late:
-            self._fail(work, DeadlineExceeded("the caller's deadline passed before the picture was done"))
+            work.fail(DeadlineExceeded("the caller's deadline passed before the picture was done"))
 
     def _admit(self) -> None:
         """Fills free slots with waiting jobs, in turns between callers."""
         while True:
             with self._changed:
-                free = next((slot for slot in range(self.num_slots) if slot not in self._slots), None)
-                if free is None or not self._waiting:
+                if not self._can_admit():
                     break
+                free = next(slot for slot in range(self.num_slots) if slot not in self._slots)
                 work = self._waiting.pop()
                 self._slots[free] = work
             work.admitted_at = self._clock()
@@ -240,7 +199,7 @@ class Engine(Generic[Job]):
                 work.num_steps = self._stepper.admit(free, work.ticket.job)
             except Exception as error:  # noqa: BLE001 - whatever a job dies of, it dies of it alone
                 self._free(free)
-                self._fail(work, error)
+                work.fail(error)
         with self._changed:
             self._post_positions()
 
@@ -249,9 +208,10 @@ class Engine(Generic[Job]):
         if not slots:
             return
         started_at = self._clock()
-        stepped = self._each(self._step_all, slots)
+        stepped = self._step_each(slots)
         elapsed_s = self._clock() - started_at
-        done, due = [], []
+        self._delivery.count_step(elapsed_s)
+        done = []
         for slot in stepped:
             work = self._slots[slot]
             work.step += 1
@@ -261,62 +221,70 @@ class Engine(Generic[Job]):
                 done.append(slot)
             else:
                 work.request.post(Progress(work.index, work.step, work.num_steps))
-                # A preview that is still being encoded means that the reader could not use another one yet.
-                if every and work.step % every == 0 and not work.preview_encoding:
-                    due.append(slot)
+                work.is_preview_due |= bool(every) and work.step % every == 0
         self._finish(done)
-        for slot, picture in self._each(self._stepper.preview, due).items():
-            work = self._slots[slot]
-            work.preview_encoding = True
-            self._encoder.submit(self._deliver_preview, work, work.step, picture)
+        self._preview()
 
-    def _step_all(self, slots: Sequence[int]) -> list[None]:
-        self._stepper.step(slots)
-        return [None] * len(slots)
-
-    def _finish(self, slots: list[int]) -> None:
-        started_at = self._clock()
-        pictures = self._each(self._stepper.result, slots)
-        now = self._clock()
-        for slot, picture in pictures.items():
-            work = self._slots[slot]
-            work.compute_s += now - started_at
-            self._free(slot)
-            self._measure_pace(now)
-            self._encoder.submit(self._deliver_result, work, picture, now)
-
-    def _each(self, run: Callable[[Sequence[int]], Sequence[Result]], slots: list[int]) -> dict[int, Result]:
-        """Runs a batch; if it fails, each slot alone, and fails those jobs that fail alone."""
-        if not slots:
-            return {}
+    def _step_each(self, slots: list[int]) -> list[int]:
+        """All in one batch; if it fails, each slot alone. Fails those jobs that fail alone, and returns the others."""
         try:
-            return dict(zip(slots, run(slots), strict=True))
+            self._stepper.step(slots)
         except Exception as error:  # noqa: BLE001 - as in _admit
             if len(slots) == 1:
-                work = self._slots[slots[0]]
-                self._free(slots[0])
-                self._fail(work, error)
-                return {}
+                self._fail(slots[0], error)
+                return []
             log.warning("a batch of %d failed (%r); trying its jobs one by one", len(slots), error)
-        results: dict[int, Result] = {}
-        for slot in slots:
-            results |= self._each(run, [slot])
-        return results
+            return [stepped for slot in slots for stepped in self._step_each([slot])]
+        return slots
+
+    def _finish(self, slots: list[int]) -> None:
+        works, views = [], []
+        try:
+            for slot in slots:
+                work = self._slots[slot]
+                try:
+                    view = self._stepper.result(slot)
+                except Exception as error:  # noqa: BLE001 - as in _admit
+                    self._fail(slot, error)
+                    continue
+                self._free(slot)
+                self._measure_pace(self._clock())
+                works.append(work)
+                views.append(view)
+        finally:
+            if works:
+                with self._changed:
+                    self._num_undecoded += len(works)
+                self._delivery.deliver_results(works, views, lambda: self._count_decoded(len(works)))
+
+    def _count_decoded(self, count: int) -> None:
+        with self._changed:
+            self._num_undecoded -= count
+            self._changed.notify()
+
+    def _preview(self) -> None:
+        due = [(slot, work) for slot, work in self._slots.items() if work.is_preview_due]
+        if not due or not self._delivery.has_time_for_previews:
+            return
+        works, views = [], []
+        for slot, work in due:
+            work.is_preview_due = False
+            try:
+                views.append(self._stepper.preview(slot))
+                works.append(work)
+            except Exception:
+                log.exception("a preview failed")
+        self._delivery.deliver_previews(works, views)
+
+    def _fail(self, slot: int, error: Exception) -> None:
+        work = self._slots[slot]
+        self._free(slot)
+        work.fail(error)
 
     def _free(self, slot: int) -> None:
         self._stepper.release(slot)
         with self._changed:
             del self._slots[slot]
-
-    def _fail(self, work: _Work[Job], error: Exception) -> None:
-        if isinstance(error, MemoryError):
-            error = DeviceOutOfMemory(
-                "the device has no memory left for this picture; try again, or ask for less"
-            )
-        elif not isinstance(error, TriptychError):
-            log.error("image %d failed", work.index, exc_info=error)
-            error = TriptychError("internal error; see the worker's log")
-        work.request.post(Failed(work.index, error))
 
     def _fail_all(self) -> None:
         with self._changed:
@@ -328,7 +296,7 @@ class Engine(Generic[Job]):
         for future, _ in calls:
             future.set_exception(WorkerEvicted("this worker stopped; try another one"))
         for work in left:
-            work.request.post(Failed(work.index, WorkerEvicted("this worker stopped; try another one")))
+            work.fail(WorkerEvicted("this worker stopped; try another one"))
 
     def _measure_pace(self, now: float) -> None:
         if self._last_finished_at is not None:
@@ -344,30 +312,3 @@ class Engine(Generic[Job]):
             if request.position != place:
                 request.position = place
                 request.post(Accepted(place))
-
-    # On the encoder's thread, so that compressing a picture does not hold up the device.
-
-    def _deliver_preview(self, work: _Work[Job], step: int, picture: Picture) -> None:
-        if not work.request.cancelled:
-            work.request.post(
-                Preview(work.index, step, work.num_steps, _encoded(picture, encode_preview(picture)))
-            )
-        work.preview_encoding = False
-
-    def _deliver_result(self, work: _Work[Job], picture: Picture, computed_at: float) -> None:
-        if work.request.cancelled:
-            return
-        started_at = self._clock()
-        encoded = _encoded(picture, encode_png(picture))
-        timing = Timing(
-            queue_s=work.admitted_at - work.accepted_at,
-            batch_wait_s=max(0.0, computed_at - work.admitted_at - work.compute_s),
-            compute_s=work.compute_s,
-            encode_s=self._clock() - started_at,
-        )
-        work.request.post(Finished(work.index, encoded, timing))
-
-
-def _encoded(picture: Picture, png: bytes) -> EncodedPicture:
-    height, width = picture.shape[:2]
-    return EncodedPicture(png, width, height)

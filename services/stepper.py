@@ -8,11 +8,15 @@ from services.images import Picture
 
 Job = TypeVar("Job")
 Job_contra = TypeVar("Job_contra", contravariant=True)
+View = TypeVar("View")
 
 
 @runtime_checkable  # for the type checks of the tests
-class Stepper(Protocol[Job_contra]):
-    """A network that advances in steps, with room for `num_slots` jobs at once. Called from one thread only."""
+class Stepper(Protocol[Job_contra, View]):
+    """A network that advances in steps, with room for `num_slots` jobs at once.
+
+    Called from one thread, except `decode`. A View is what decoding needs of a slot: small, and untouched by later steps.
+    """
 
     @property
     def num_slots(self) -> int: ...
@@ -32,12 +36,16 @@ class Stepper(Protocol[Job_contra]):
         """
         ...
 
-    def preview(self, slots: Sequence[int]) -> list[Picture]:
-        """What the unfinished pictures look like now."""
+    def preview(self, slot: int) -> View:
+        """What an unfinished picture looks like now."""
         ...
 
-    def result(self, slots: Sequence[int]) -> list[Picture]:
-        """The finished pictures of slots that have made all their steps."""
+    def result(self, slot: int) -> View:
+        """The finished picture of a slot that has made all its steps."""
+        ...
+
+    def decode(self, views: Sequence[View]) -> list[Picture]:
+        """The pictures. Other threads call it while steps go on, more than one at once."""
         ...
 
     def release(self, slot: int) -> None:

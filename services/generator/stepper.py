@@ -6,14 +6,15 @@ house is served together. Knows no queue, no callers and no protocol.
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax import Array
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from services.generator import dalle, vqgan
 from services.generator.batch import Batch, GenerateJob as GenerateJob, Sketch, lay_out, next_tokens
@@ -21,6 +22,7 @@ from services.generator.device import out_of_memory_is_the_jobs
 from services.generator.model import Model
 from services.generator.sampling import SamplingDefaults
 from services.generator.tokenizer import TextTokens
+from services.glimpse import NUM_SAMPLES, Glimpse, random_blocks
 from services.images import Picture
 
 # B prompts or pictures, T text tokens.
@@ -31,6 +33,14 @@ MAX_CACHED_PROMPTS = 8
 PICTURES_DECODED_TOGETHER = 4
 # Below this, a cache is read so fast that shorter ones are not worth the seconds that their programs take to compile.
 SMALL_CACHE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The image tokens of a picture, and whether these are all."""
+
+    image_tokens: list[int]
+    is_finished: bool
 
 
 class GeneratorStepper:
@@ -50,8 +60,8 @@ class GeneratorStepper:
 
     def warm_up(self) -> None:
         """Compiles every program that serving can need: each number of lanes with each length of the cache."""
-        for count in {1, PICTURES_DECODED_TOGETHER} & set(range(self.num_slots + 1)):
-            self._decode([[0] * self._config.image_length] * count)
+        self._decode([[0] * self._config.image_length])
+        _ = self._glimpse  # decodes several at once
         job = GenerateJob("", 0, 1.0, 0, 1.0, 1.0)
         sketch = Sketch(job, self._prompt_of(job.prompt))
         for lanes in _sizes(self.num_slots):
@@ -84,13 +94,18 @@ class GeneratorStepper:
                     sketch.image_tokens.append(int(drawn[batch.slots.index(slot)]))
                 sketch.num_cached += 1
 
-    def preview(self, slots: Sequence[int]) -> list[Picture]:
-        """The pictures so far; the rest is in the mean colour of what is there."""
-        return self._decode([self._sketches[slot].image_tokens for slot in slots])
+    def preview(self, slot: int) -> Drawn:
+        """What there is; the rest will be in the mean colour of that."""
+        return Drawn(list(self._sketches[slot].image_tokens), is_finished=False)
 
-    def result(self, slots: Sequence[int]) -> list[Picture]:
-        """The finished pictures."""
-        return self._decode([self._sketches[slot].image_tokens for slot in slots])
+    def result(self, slot: int) -> Drawn:
+        return Drawn(self._sketches[slot].image_tokens, is_finished=True)
+
+    def decode(self, views: Sequence[Drawn]) -> list[Picture]:
+        """Finished ones by the VQGAN; of the others a glimpse, since it takes as long as a hundred steps."""
+        finished = iter(self._decode([view.image_tokens for view in views if view.is_finished]))
+        glimpses = iter(self._glimpses([view.image_tokens for view in views if not view.is_finished]))
+        return [next(finished if view.is_finished else glimpses) for view in views]
 
     def release(self, slot: int) -> None:
         """Frees the slot; its lane idles until the batch is laid out anew."""
@@ -141,19 +156,42 @@ class GeneratorStepper:
             self.model.dalle_params, self._config, batch, self._uncond_prompt, tokens, positions
         )
 
-    def _decode(self, sketches: Sequence[Sequence[int]]) -> list[Picture]:
+    def _decode(self, pictures_tokens: Sequence[Sequence[int]]) -> list[Picture]:
         pictures: list[Picture] = []
-        length = self._config.image_length
+        together = PICTURES_DECODED_TOGETHER if self.num_slots >= PICTURES_DECODED_TOGETHER else 1
         with out_of_memory_is_the_jobs():
-            while len(pictures) < len(sketches):
-                share = sketches[len(pictures) :][:PICTURES_DECODED_TOGETHER]
-                if len(share) < PICTURES_DECODED_TOGETHER:
+            while len(pictures) < len(pictures_tokens):
+                share = pictures_tokens[len(pictures) :][:together]
+                if len(share) < together:
                     share = share[:1]
-                padded = [[*tokens, *[0] * (length - len(tokens))] for tokens in share]
-                num_drawn = jnp.asarray([len(tokens) for tokens in share])
-                pixels = _pixels(self.model.vqgan_params, jnp.asarray(padded, jnp.int32), num_drawn)
-                pictures += list(np.asarray(pixels))
+                pictures += list(np.asarray(_pixels(self.model.vqgan_params, jnp.asarray(share, jnp.int32))))
         return pictures
+
+    @cached_property
+    def _codebook(self) -> Float[np.ndarray, "codes E"]:
+        return np.asarray(self.model.vqgan_params["quantize"]["embedding"]["embedding"])
+
+    @cached_property
+    def _glimpse(self) -> Glimpse:
+        side = self.model.vqgan_config.tokens_per_side
+        count = -(-NUM_SAMPLES // side**2)
+        rng = np.random.default_rng(0)
+        draws = rng.integers(0, self._config.num_codes, count * side**2)
+        tokens = draws[random_blocks(rng, count, side, side)]
+        pictures = self._decode(tokens.reshape(count, -1).tolist())
+        return Glimpse.fit(self._codebook[tokens], np.stack(pictures))
+
+    def _glimpses(self, pictures_tokens: Sequence[Sequence[int]]) -> list[Picture]:
+        if not pictures_tokens:
+            return []
+        side = self.model.vqgan_config.tokens_per_side
+        grids = np.zeros((len(pictures_tokens), side**2, self._codebook.shape[1]), np.float32)
+        for grid, tokens in zip(grids, pictures_tokens, strict=True):
+            codes = self._codebook[tokens]
+            grid[: len(tokens)] = codes
+            if tokens:
+                grid[len(tokens) :] = codes.mean(0)
+        return self._glimpse.pictures(rearrange(grids, "b (h w) e -> b h w e", h=side))
 
 
 def generate(
@@ -178,7 +216,7 @@ def generate(
         stepper.step(list(running))
         running = {slot: (index, steps - 1) for slot, (index, steps) in running.items()}
         done = [slot for slot, (_, steps) in running.items() if steps == 0]
-        for slot, picture in zip(done, stepper.result(done), strict=True):
+        for slot, picture in zip(done, stepper.decode([stepper.result(slot) for slot in done]), strict=True):
             pictures[running.pop(slot)[0]] = picture
             stepper.release(slot)
     return [pictures[index] for index in range(len(prompts))]
@@ -192,17 +230,8 @@ def _encoded(
 
 
 @jax.jit
-def _pixels(
-    params: vqgan.Params, image_tokens: Int[Array, "B tokens"], num_drawn: Int[Array, " B"]
-) -> UInt8[Array, "B H W 3"]:
-    """Pixels of the first `num_drawn` tokens; of several ways to fill the rest, their mean looked most like a sketch."""
-    codes = vqgan.look_up(params, image_tokens)
-    is_drawn = jnp.arange(image_tokens.shape[1]) < num_drawn[:, None]
-    is_drawn = is_drawn.reshape(*codes.shape[:3], 1)
-    mean = jnp.where(is_drawn, codes, 0).sum((1, 2), keepdims=True) / jnp.maximum(
-        num_drawn.reshape(-1, 1, 1, 1), 1
-    )
-    return vqgan.to_uint8(vqgan.decode(params, jnp.where(is_drawn, codes, mean)))
+def _pixels(params: vqgan.Params, image_tokens: Int[Array, "B tokens"]) -> UInt8[Array, "B H W 3"]:
+    return vqgan.to_uint8(vqgan.decode(params, vqgan.look_up(params, image_tokens)))
 
 
 def _sizes(largest: int) -> list[int]:

@@ -8,14 +8,16 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from services.errors import InvalidRequest
+from services.glimpse import NUM_SAMPLES, Glimpse, random_blocks
 from services.images import Picture
 from services.refiner.device import out_of_memory_is_the_jobs
 from services.refiner.diffusion import (
@@ -97,6 +99,14 @@ class _InitLatentKey:
     image: Picture = field(compare=False, repr=False)
 
 
+@dataclass(frozen=True)
+class Latent:
+    """A picture as the diffusion has it, and whether it is what the picture will be."""
+
+    latent: Float[Tensor, "Z H W"]
+    is_finished: bool
+
+
 class RefinerStepper:
     """A Stepper of the engine: `num_slots` latents that advance by one call of the UNet a step."""
 
@@ -115,7 +125,7 @@ class RefinerStepper:
             self.admit(slot, job)
         for slots in {(0,), tuple(range(self.num_slots))}:
             self.step(slots)
-        self.preview([0])
+        _ = self._glimpse
         for slot in range(self.num_slots):
             self.release(slot)
 
@@ -152,14 +162,22 @@ class RefinerStepper:
         for slot, row, sampler in zip(slots, rows, samplers, strict=True):
             self._slots[slot] = _Slot(sampler, row.cond, row.uncond, row.guidance_scale)
 
-    def preview(self, slots: Sequence[int]) -> list[Picture]:
-        """What the pictures would be if the noise seen now were all there is."""
-        with out_of_memory_is_the_jobs():
-            return self._model.decode(torch.stack([self._slots[slot].sampler.pred_xstart for slot in slots]))
+    def preview(self, slot: int) -> Latent:
+        """What the picture would be if the noise seen now were all there is."""
+        return Latent(self._slots[slot].sampler.pred_xstart, is_finished=False)
 
-    def result(self, slots: Sequence[int]) -> list[Picture]:
+    def result(self, slot: int) -> Latent:
         """The last of those guesses: the reference takes it, and not its last sample."""
-        return self.preview(slots)
+        return Latent(self._slots[slot].sampler.pred_xstart, is_finished=True)
+
+    def decode(self, views: Sequence[Latent]) -> list[Picture]:
+        """Finished ones by the autoencoder; of the others a glimpse, since it takes longer than a step."""
+        finished = [view.latent for view in views if view.is_finished]
+        unfinished = [view.latent for view in views if not view.is_finished]
+        with out_of_memory_is_the_jobs():
+            decoded = iter(self._model.decode(torch.stack(finished)) if finished else [])
+            glimpses = iter(self._glimpse.pictures(_grids(torch.stack(unfinished))) if unfinished else [])
+        return [next(decoded if view.is_finished else glimpses) for view in views]
 
     def release(self, slot: int) -> None:
         """Forgets the slot's job; one that is free already stays so."""
@@ -185,6 +203,16 @@ class RefinerStepper:
             cond[guided] = guide(cond[guided], uncond, scale, self._model.unet.config.guided_channels)
         return cond
 
+    @cached_property
+    def _glimpse(self) -> Glimpse:
+        channels, height, width = self._model.latent_shape
+        count = -(-NUM_SAMPLES // (height * width))
+        rng = np.random.default_rng(0)
+        draws = rng.standard_normal((count * height * width, channels), np.float32)
+        grids = draws[random_blocks(rng, count, height, width)]
+        latents = torch.from_numpy(rearrange(grids, "b h w z -> b z h w")).to(self._model.device)
+        return Glimpse.fit(grids, np.stack(self._model.decode(latents)))
+
     def _sample_init_latent(self, key: _InitLatentKey) -> Float[Tensor, "Z H W"]:
         return self._model.encode_image(key.image, self._noise(key.init_seed, INIT_STREAM))
 
@@ -202,4 +230,8 @@ def refine(model: RefinerModel, jobs: Sequence[RefineJob]) -> list[Picture]:
         stepper.step(slots)
         for slot in slots:
             num_left[slot] -= 1
-    return stepper.result(range(len(jobs)))
+    return stepper.decode([stepper.result(slot) for slot in range(len(jobs))])
+
+
+def _grids(latents: Float[Tensor, "N Z H W"]) -> Float[np.ndarray, "N H W Z"]:
+    return rearrange(latents, "n z h w -> n h w z").float().cpu().numpy()

@@ -136,11 +136,15 @@ class UpscalerStepper:
         for slot, tile in enlarged.items():
             self._slots[slot].paste(tile, self.upscale)
 
-    def preview(self, slots: Sequence[int]) -> list[Picture]:
-        return [self._slots[slot].canvas.copy() for slot in slots]
+    def preview(self, slot: int) -> Enlarged:
+        return self._slots[slot].canvas.copy()
 
-    def result(self, slots: Sequence[int]) -> list[Picture]:
-        return [self._slots[slot].canvas for slot in slots]
+    def result(self, slot: int) -> Enlarged:
+        return self._slots[slot].canvas
+
+    def decode(self, views: Sequence[Enlarged]) -> list[Picture]:
+        """They are pictures already."""
+        return list(views)
 
     def release(self, slot: int) -> None:
         """Forgets the slot's picture; one that is free already stays so."""
@@ -181,4 +185,4 @@ def upscale(
     stepper = UpscalerStepper(network, num_slots=1)
     for _ in range(stepper.admit(0, UpscaleJob(image, tile_size, tile_overlap))):
         stepper.step([0])
-    return stepper.result([0])[0]
+    return stepper.result(0)

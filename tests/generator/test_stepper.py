@@ -129,27 +129,35 @@ def test_nothing_is_compiled_after_the_warm_up(stepper):
     assert (read_tokens._cache_size(), draw_tokens._cache_size()) == compiled
 
 
-def test_a_finished_picture_is_its_last_preview(stepper):
+def test_a_finished_picture_has_all_its_pixels(stepper):
     stepper.admit(0, JOB)
     step(stepper, [0], 16)
-    (preview,), (picture,) = stepper.preview([0]), stepper.result([0])
-    np.testing.assert_array_equal(preview, picture)
+    (picture,) = stepper.decode([stepper.result(0)])
     assert picture.shape == (8, 8, 3)
     assert picture.dtype == np.uint8
 
 
-def test_pictures_are_decoded_in_the_order_of_their_slots(stepper):
+def test_pictures_are_decoded_in_the_order_asked_for(stepper):
     for slot, job in enumerate((JOB, OTHER, replace(JOB, seed=1))):
         stepper.admit(slot, job)
-    step(stepper, [0, 1, 2], 5)
-    together = stepper.preview([2, 0, 1])
-    for slot, picture in zip([2, 0, 1], together, strict=True):
-        np.testing.assert_allclose(picture.astype(int), stepper.preview([slot])[0], atol=1)
+    step(stepper, [0, 1, 2], 16)
+    views = [stepper.result(2), stepper.preview(0), stepper.result(1), stepper.preview(2), stepper.result(0)]
+    for view, picture in zip(views, stepper.decode(views), strict=True):
+        np.testing.assert_allclose(picture.astype(int), stepper.decode([view])[0], atol=1)
+
+
+def test_a_preview_is_not_changed_by_later_steps(stepper):
+    stepper.admit(0, JOB)
+    step(stepper, [0], 5)
+    view = stepper.preview(0)
+    before = stepper.decode([view])[0]
+    step(stepper, [0], 11)
+    np.testing.assert_array_equal(stepper.decode([view])[0], before)
 
 
 def test_a_preview_can_be_had_before_the_first_step(stepper):
     stepper.admit(0, JOB)
-    assert stepper.preview([0])[0].shape == (8, 8, 3)
+    assert stepper.decode([stepper.preview(0)])[0].shape == (8, 8, 3)
 
 
 def test_generate_makes_a_picture_for_each_prompt_in_order(model):

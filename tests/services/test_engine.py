@@ -27,13 +27,16 @@ class Job:
 class Scripted:
     """Pictures of one shade. With a gate, every step waits until the test lets it pass."""
 
-    def __init__(self, num_slots: int, *, gated: bool = False) -> None:
+    def __init__(self, num_slots: int, *, gated: bool = False, decode_gated: bool = False) -> None:
         self.num_slots = num_slots
         self.jobs: dict[int, Job] = {}
         self.batches: list[list[int]] = []
         self.admitted: list[int] = []
         self.gate = threading.Semaphore(0) if gated else None
         self.step_begun = threading.Semaphore(0)
+        self.decoded: list[list[int]] = []
+        self.decode_gate = threading.Semaphore(0) if decode_gated else None
+        self.decode_begun = threading.Semaphore(0)
 
     def let_pass(self, num_steps: int = 1) -> None:
         self.gate.release(num_steps)
@@ -57,21 +60,28 @@ class Scripted:
         self._fail("step", slots)
         self.batches.append([self.jobs[slot].shade for slot in slots])
 
-    def preview(self, slots: Sequence[int]) -> list[np.ndarray]:
-        self._fail("preview", slots)
-        return [self._picture(slot) // 2 for slot in slots]
+    def preview(self, slot: int) -> tuple[Job, bool]:
+        self._fail("preview", [slot])
+        return self.jobs[slot], False
 
-    def result(self, slots: Sequence[int]) -> list[np.ndarray]:
-        self._fail("result", slots)
-        return [self._picture(slot) for slot in slots]
+    def result(self, slot: int) -> tuple[Job, bool]:
+        self._fail("result", [slot])
+        return self.jobs[slot], True
+
+    def decode(self, views: Sequence[tuple[Job, bool]]) -> list[np.ndarray]:
+        self.decoded.append([job.shade for job, is_finished in views if is_finished])
+        for job, is_finished in views:
+            if job.fails_in == ("decode" if is_finished else "decode preview"):
+                raise job.error("scripted")
+            if is_finished and self.decode_gate is not None:
+                self.decode_begun.release()
+                self.decode_gate.acquire()
+        return [np.full((4, 4, 3), job.shade, np.uint8) for job, _ in views]
 
     def release(self, slot: int) -> None:
         if self.jobs[slot].fails_in == "release":
             raise RuntimeError("a bug")
         del self.jobs[slot]
-
-    def _picture(self, slot: int) -> np.ndarray:
-        return np.full((4, 4, 3), self.jobs[slot].shade, np.uint8)
 
     def _fail(self, where: str, slots: Sequence[int]) -> None:
         for slot in slots:
@@ -104,8 +114,9 @@ async def running(stepper: Scripted, max_queue: int = 64, **options):
         try:
             yield engine
         finally:
-            if stepper.gate is not None:
-                stepper.let_pass(10_000)
+            for gate in (stepper.gate, stepper.decode_gate):
+                if gate is not None:
+                    gate.release(10_000)
 
 
 async def test_a_job_is_accepted_then_advances_then_is_there():
@@ -170,11 +181,19 @@ async def test_beyond_the_queue_a_request_is_refused_whole_and_told_when_to_retu
     assert raised.value.retry_after_s >= 1
 
 
-@pytest.mark.parametrize("where", ["admit", "step", "preview", "result"])
+@pytest.mark.parametrize("where", ["admit", "step", "result", "decode"])
 async def test_a_job_that_fails_fails_alone(where):
     async with running(Scripted(4)) as engine:
         events = await collect(engine, Job(1), Job(2, fails_in=where), Job(3), preview_every=1)
     assert outcome(events) == {0: "Finished", 1: "Failed", 2: "Finished"}
+
+
+@pytest.mark.parametrize("where", ["preview", "decode preview"])
+async def test_a_preview_that_fails_is_left_out_and_the_pictures_go_on(where):
+    async with running(Scripted(2)) as engine:
+        events = await collect(engine, Job(1, fails_in=where), Job(2), preview_every=1)
+    assert outcome(events) == {0: "Finished", 1: "Finished"}
+    assert not [event for event in events if isinstance(event, Preview) and event.index == 0]
 
 
 async def test_an_internal_message_does_not_reach_the_caller():
@@ -195,12 +214,16 @@ SUBSETS = [
 ]
 
 
-@pytest.mark.parametrize("phase", ["queued", "mid-step", "encoding"])
+# How many of a leaver's steps may be made, by the phase that it leaves in; all jobs have three but where they finish.
+PHASES = {"queued": 0, "admitted": 1, "mid-step": 2, "decoding": 1, "encoding": 1, "delivering": 1}
+
+
+@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize(("num_jobs", "gone"), SUBSETS)
 async def test_cancelling_any_of_a_batch_leaves_the_others_untouched(phase, num_jobs, gone):
     """Each job is a request of its own; `gone` leave in the phase."""
-    stepper = Scripted(num_jobs + 1, gated=True)
-    num_steps = 1 if phase == "encoding" else 3
+    stepper = Scripted(num_jobs + 1, gated=True, decode_gated=phase == "decoding")
+    num_steps = 1 if phase in ("decoding", "encoding", "delivering") else 3
     async with running(stepper) as engine, AsyncExitStack() as stack:
         blocker = asyncio.create_task(collect(engine, Job(99, num_steps=1), caller="blocker"))
         await stepper.begun()
@@ -209,25 +232,45 @@ async def test_cancelling_any_of_a_batch_leaves_the_others_untouched(phase, num_
             leave[i] = await stack.enter_async_context(AsyncExitStack())
             job = tickets(Job(shade=i, num_steps=num_steps))
             streams[i] = await leave[i].enter_async_context(engine.submit(job, caller=str(i)))
-        if phase != "queued":
-            stepper.let_pass(1)
-            await stepper.begun()
-        if phase == "encoding":
-            stepper.let_pass(1)
-            await until(lambda: engine.num_running == 0)
+        await advance_to(phase, stepper, engine)
         for i in gone:
             await leave[i].aclose()
+        if stepper.decode_gate is not None:
+            stepper.decode_gate.release(100)
         stepper.let_pass(100)
-        kept = [i for i in range(num_jobs) if i not in gone]
-        for i in kept:
-            last = [event async for event in streams[i]][-1]
-            assert isinstance(last, Finished)
-            assert last.timing.compute_s >= 0
+        for i in range(num_jobs):
+            if i not in gone:
+                last = [event async for event in streams[i]][-1]
+                assert isinstance(last, Finished)
+                assert last.timing.compute_s >= 0
         await blocker
         await until(lambda: engine.num_running == 0)
     steps_of_leavers = [shade for batch in stepper.batches for shade in batch if shade in gone]
-    assert len(steps_of_leavers) <= len(gone) * {"queued": 0, "mid-step": 1, "encoding": 1}[phase]
+    assert len(steps_of_leavers) <= len(gone) * PHASES[phase]
     assert stepper.jobs == {}
+
+
+async def advance_to(phase: str, stepper: Scripted, engine: Engine[Job]) -> None:
+    """From the only step of a job that the others wait behind."""
+    if phase == "queued":
+        return
+    stepper.let_pass()
+    await stepper.begun()
+    if phase == "admitted":
+        return
+    stepper.let_pass()
+    if phase == "mid-step":
+        await stepper.begun()
+        return
+    if phase == "decoding":
+        await asyncio.to_thread(stepper.decode_begun.acquire)
+        stepper.decode_gate.release()  # of the job before
+        await asyncio.to_thread(stepper.decode_begun.acquire)
+    await until(lambda: engine.num_running == 0)
+    if phase == "delivering":
+        # What is finished later is delivered later.
+        stepper.let_pass()
+        await collect(engine, Job(98, num_steps=1), caller="probe")
 
 
 async def test_a_reader_that_stops_reading_costs_bounded_memory_and_nobodys_time():
@@ -248,6 +291,40 @@ def test_a_newer_preview_replaces_one_that_was_not_read():
         mailbox.put(Preview(0, step, 9, EncodedPicture(b"", 4, 4)))
         mailbox.put(Progress(0, step, 9))
     assert [event.step for event in mailbox._events.values()] == [3, 3]
+
+
+async def test_steps_go_on_while_a_finished_picture_is_decoded():
+    stepper = Scripted(2, decode_gated=True)
+    async with running(stepper) as engine:
+        first = asyncio.create_task(collect(engine, Job(1, num_steps=1)))
+        await asyncio.to_thread(stepper.decode_begun.acquire)
+        async with engine.submit(tickets(Job(2, num_steps=5)), caller="you"):
+            await until(lambda: len(stepper.batches) == 6)
+        stepper.decode_gate.release(10)
+        await first
+
+
+async def test_no_job_is_admitted_while_as_many_wait_for_decoding_as_there_are_slots():
+    stepper = Scripted(2, decode_gated=True)
+    async with running(stepper) as engine:
+        first = asyncio.create_task(collect(engine, Job(1, 1), Job(2, 1), Job(3, 1)))
+        await asyncio.to_thread(stepper.decode_begun.acquire)
+        await engine.call(lambda: None)
+        assert stepper.admitted == [1, 2]
+        stepper.decode_gate.release(10)
+        assert outcome(await first) == {0: "Finished", 1: "Finished", 2: "Finished"}
+
+
+async def test_a_cancelled_picture_is_not_decoded_if_it_still_waits_for_that():
+    stepper = Scripted(2, decode_gated=True)
+    async with running(stepper) as engine:
+        first = asyncio.create_task(collect(engine, Job(1, num_steps=1)))
+        await asyncio.to_thread(stepper.decode_begun.acquire)
+        async with engine.submit(tickets(Job(2, num_steps=1)), caller="you"):
+            await until(lambda: len(stepper.batches) == 2 and engine.num_running == 0)
+        stepper.decode_gate.release(10)
+        await first
+    assert stepper.decoded == [[1]]
 
 
 async def test_a_job_whose_deadline_passes_stops_before_its_next_step():

@@ -213,6 +213,6 @@ def test_the_built_in_model_enlarges_a_picture() -> None:
     assert {loaded.stepper.admit(slot, UpscaleJob(pictures[slot])) for slot in slots} == {1}
     loaded.stepper.step(slots)
     # Noise is no scene, but its colours are where they were.
-    for picture, result in zip(pictures, loaded.stepper.result(slots), strict=True):
+    for picture, result in zip(pictures, map(loaded.stepper.result, slots), strict=True):
         assert result.shape == (128, 192, 3)
         assert abs(result.mean() - picture.mean()) < 5

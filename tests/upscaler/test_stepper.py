@@ -28,7 +28,7 @@ def network() -> SwinIR:
 def finish(stepper: UpscalerStepper, slot: int, num_steps: int) -> np.ndarray:
     for _ in range(num_steps):
         stepper.step([slot])
-    return stepper.result([slot])[0]
+    return stepper.result(slot)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> int:
@@ -90,7 +90,7 @@ def test_a_picture_is_the_same_alone_in_a_batch_and_joined_late(network: SwinIR)
         if not joined:
             left[2], joined = stepper.admit(2, UpscaleJob(images[2], 24, 8)), True
         for slot in [slot for slot, num_steps in left.items() if num_steps == 0]:
-            together[slot] = stepper.result([slot])[0].copy()
+            together[slot] = stepper.result(slot).copy()
             stepper.release(slot)
             del left[slot]
 
@@ -104,7 +104,7 @@ def test_pictures_of_different_sizes_and_tilings_share_a_step(network: SwinIR) -
     num_steps = [stepper.admit(slot, job) for slot, job in enumerate(jobs)]
     for step in range(max(num_steps)):
         stepper.step([slot for slot in (0, 1) if step < num_steps[slot]])
-    for job, together in zip(jobs, stepper.result([0, 1]), strict=True):
+    for job, together in zip(jobs, map(stepper.result, (0, 1)), strict=True):
         assert difference(together, upscale(network, job.image, tile_size=job.tile_size, tile_overlap=job.tile_overlap)) <= ONE_LEVEL  # fmt: skip
 
 
@@ -117,9 +117,9 @@ def test_a_preview_is_the_bicubic_picture_with_the_finished_tiles_in_it(network:
     image = random_picture(30, 30)
     stepper = UpscalerStepper(network, num_slots=1)
     num_steps = stepper.admit(0, UpscaleJob(image, 16, 0))
-    before = stepper.preview([0])[0]
+    before = stepper.preview(0)
     stepper.step([0])
-    after_one = stepper.preview([0])[0]
+    after_one = stepper.preview(0)
     result = finish(stepper, 0, num_steps - 1)
 
     assert np.abs(before[1::4, 1::4].astype(float) - image).mean() < 30
@@ -130,7 +130,7 @@ def test_a_preview_is_the_bicubic_picture_with_the_finished_tiles_in_it(network:
 def test_a_preview_stays_as_it_was_when_the_picture_goes_on(network: SwinIR) -> None:
     stepper = UpscalerStepper(network, num_slots=1)
     stepper.admit(0, UpscaleJob(random_picture(30, 30), 16, 0))
-    preview = stepper.preview([0])[0]
+    preview = stepper.preview(0)
     kept = preview.copy()
     stepper.step([0])
     assert (preview == kept).all()

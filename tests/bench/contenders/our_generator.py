@@ -37,7 +37,7 @@ def advance(images: int, steps: int) -> None:
 
 def finish(images: int) -> None:
     """The pictures, decoded."""
-    stepper.result(range(images))
+    stepper.decode([stepper.result(slot) for slot in range(images)])
 
 
 def release(images: int) -> None:

@@ -28,7 +28,11 @@ def step(images: int) -> None:
 
 
 def preview(images: int) -> None:
-    stepper.preview(range(images))
+    stepper.decode([stepper.preview(slot) for slot in range(images)])
+
+
+def finish(images: int) -> None:
+    stepper.decode([stepper.result(slot) for slot in range(images)])
 
 
 def release(images: int) -> None:
@@ -43,4 +47,4 @@ def noise(inputs: str, output: str) -> None:
     np.save(output, model.predict_noise(x, timesteps, context.to(model.dtype), None).numpy())
 
 
-answer({action.__name__: action for action in (begin, step, preview, release, noise)}, ["torch"])
+answer({action.__name__: action for action in (begin, step, preview, finish, release, noise)}, ["torch"])
