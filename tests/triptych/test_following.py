@@ -6,6 +6,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
+from gateway.runs import Bounds
 from tests.gateway.runs_as_seen import spec
 from tests.gateway.scripted import pipeline, png
 from tests.triptych.relay import relay
@@ -13,13 +14,14 @@ from triptych.client import Client, DeadlineExceeded, NotFound, RunFailed, Unrea
 from triptych.resume import Backoff
 from triptych.v1.pipeline_pb2 import RunState
 
-QUICK = Backoff(first_s=0.01, longest_s=0.05, give_up_after_s=30)
+QUICK = Backoff(first_s=0.001, longest_s=0.01, give_up_after_s=30)
 SKETCHES = {"refine": None, "upscale": None}
 
 
 @pytest.fixture
 async def gateway():
-    async with pipeline() as running:
+    # Whoever is cut off has time to come back.
+    async with pipeline(bounds=Bounds(abandon_grace_s=30)) as running:
         yield running
 
 
@@ -38,12 +40,12 @@ def lasting(events):
     return [event for event in events if not event.HasField("preview")]
 
 
-@pytest.mark.parametrize("seed", range(3))
-async def test_over_a_network_that_breaks_every_event_comes_once(gateway, seed):
+@pytest.mark.parametrize(("seed", "num_images", "num_cuts"), [(0, 8, 12), (1, 8, 12), (2, 64, 50)])
+async def test_over_a_network_that_breaks_every_event_comes_once(gateway, seed, num_images, num_cuts):
     gateway.generator.picture_bytes = 20_000
-    async with poor_network(gateway, seed=seed, num_cuts=12) as (client, between):
-        events = [event async for event in client.run(spec(generate={"count": 8}), detach=True)]
-    assert between.num_cuts == 12
+    async with poor_network(gateway, seed=seed, num_cuts=num_cuts) as (client, between):
+        events = [event async for event in client.run(spec(generate={"count": num_images}))]
+    assert between.num_cuts == num_cuts
     assert events[-1].finished.state == RunState.RUN_STATE_SUCCEEDED
     replayed = [event async for event in gateway.client.watch_run(events[0].state.run)]
     assert lasting(events) == lasting(replayed)
@@ -55,7 +57,7 @@ async def test_over_a_network_that_breaks_every_event_comes_once(gateway, seed):
 async def test_a_broken_stream_makes_no_second_run(gateway):
     gateway.generator.picture_bytes = 20_000
     async with poor_network(gateway, seed=5, num_cuts=3) as (client, between):
-        result = await client.run(spec(generate={"count": 4}), detach=True)
+        result = await client.run(spec(generate={"count": 4}))
     assert (between.num_cuts, result.state) == (3, "succeeded")
     assert sorted(request.images[0].index for request in gateway.generator.requests) == [0, 1, 2, 3]
 
@@ -114,11 +116,16 @@ async def test_closing_the_client_leaves_its_runs(gateway):
     assert (await gateway.client.get_run(name)).state == RunState.RUN_STATE_CANCELLED
 
 
-async def test_cancelling_the_task_that_awaits_a_run_cancels_the_run(gateway):
-    gateway.generator.close_gates(0)
-    run = gateway.client.run(spec(**SKETCHES))
-    task = asyncio.ensure_future(run.gather())
-    await gateway.generator.begun[0].wait()
+async def test_cancelling_the_task_that_follows_a_run_cancels_the_run(gateway):
+    gateway.generator.close_gates(0, 1)
+    run, begun = gateway.client.run(spec(**SKETCHES)), asyncio.Event()
+
+    async def follow():
+        async for _ in run:
+            begun.set()
+
+    task = asyncio.create_task(follow())
+    await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

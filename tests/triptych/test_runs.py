@@ -20,9 +20,9 @@ def client(gateway_process):
 
 
 @pytest.fixture
-def runs(triptych, gateway_process):
-    """`triptych runs` at the gateway."""
-    return lambda *arguments: triptych("runs", *arguments, TRIPTYCH_GATEWAY=gateway_process)
+def runs(triptych_here, gateway_process):
+    """`triptych runs` at the gateway, in this process: importing grpc anew takes longer than a run."""
+    return lambda *arguments: triptych_here("runs", *arguments, TRIPTYCH_GATEWAY=gateway_process)
 
 
 @pytest.fixture
@@ -130,8 +130,8 @@ def test_a_run_that_failed_ends_the_watching_with_1(runs, client):
     assert done.stderr.splitlines()[-1].startswith("Error: the run failed: ")
 
 
-def test_models_say_what_they_understand(triptych, gateway_process):
-    done = triptych("models", "--gateway", gateway_process)
+def test_models_say_what_they_understand(triptych_here, gateway_process):
+    done = triptych_here("models", "--gateway", gateway_process)
     assert done.stdout.splitlines()[:4] == [
         "generate: scripted d1  1 worker",
         "  colours: red",
@@ -140,8 +140,8 @@ def test_models_say_what_they_understand(triptych, gateway_process):
     ]
 
 
-def test_models_are_messages_of_the_contract(triptych, gateway_process):
-    lines = triptych("models", "--gateway", gateway_process, "--json").stdout.splitlines()
+def test_models_are_messages_of_the_contract(triptych_here, gateway_process):
+    lines = triptych_here("models", "--gateway", gateway_process, "--json").stdout.splitlines()
     models = [json_format.Parse(line, ListModelsResponse.StageModel()) for line in lines]
     assert [each.model.name for each in models] == ["scripted"] * 3
     assert json.loads(lines[0])["numWorkers"] == 1

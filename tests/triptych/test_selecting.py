@@ -1,7 +1,5 @@
 """Choosing by hand through the client: which images go on, and what comes of it."""
 
-import asyncio
-
 import pytest
 
 from tests.gateway.runs_as_seen import spec
@@ -71,11 +69,8 @@ async def test_choosing_while_the_run_is_followed_continues_the_same_stream(gate
 
 async def test_a_manual_run_survives_whoever_began_it(gateway):
     gateway.generator.close_gates(0)
-    run = gateway.client.run(make_spec("a red house", manual=True, **SMALL))
-    task = asyncio.ensure_future(run.gather())
-    await gateway.generator.begun[0].wait()
-    task.cancel()
-    await asyncio.wait([task])
+    async with gateway.client.run(make_spec("a red house", manual=True, **SMALL)) as run:
+        await anext(aiter(run))
     gateway.generator.gates[0].set()
     assert (await gateway.client.watch(run.result.name)).state == "awaiting_selection"
 
