@@ -51,13 +51,18 @@ class EventLog:
         """Whether all of it has been written down."""
         return self._num_published == len(self._events)
 
+    def stamp(self, event: Event) -> None:
+        """Numbers and dates the event that is to be appended next."""
+        event.sequence = len(self._events) + 1
+        event.time.GetCurrentTime()
+
     def append(self, event: Event) -> None:
-        """Numbers the event, dates it and has it written down."""
+        """Has the event written down, with the next number."""
         assert not self._is_closed, "an event after the last one"  # noqa: S101 - our own bug
         if self._is_abandoned:
             return
-        event.sequence = len(self._events) + 1
-        event.time.GetCurrentTime()
+        if not event.sequence:
+            self.stamp(event)
         if event.HasField("preview"):
             places = self._previews.setdefault((event.preview.stage, event.preview.index), [])
             places.append(len(self._events))

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 # Events that nobody waits for, such as progress, may wait so long for others to be written with.
 LINGER_S = 0.02
 _MAY_LINGER = {"progress", "preview", "queued", "timing", "stage_started"}
+_CHANGES_STATE = {"state", "selected", "finished"}
 MAX_EVENTS_AT_ONCE = 2_000
 RETRY_FIRST_S, RETRY_MOST_S = 0.1, 5.0
 # Whoever waits for the journal is told so long after it has stopped to be written.
@@ -51,6 +52,16 @@ class Journaled(Protocol):
     log: EventLog
 
     def to_proto(self) -> Run: ...
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An event to be written, and what the row of its run says from then on."""
+
+    run: Journaled
+    event: Event
+    payload: bytes
+    state: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ class Journal:
         # Whether other gateways may write it, too: then each writes only of the runs that it owns.
         self.is_shared = engine.dialect.name != "sqlite"
         self._insert: Any = postgresql.insert if self.is_shared else sqlite.insert
-        self._waiting: list[tuple[Journaled, Event, bytes]] = []
+        self._waiting: list[_Entry] = []
         self._has_work = asyncio.Event()
         self._is_urgent = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
@@ -111,7 +122,10 @@ class Journal:
     def write(self, run: Journaled, event: Event) -> None:
         """Has the event written down soon; its log then publishes it."""
         kind = event.WhichOneof("kind")
-        self._waiting.append((run, event, b"" if kind == "preview" else event.SerializeToString()))
+        payload = b"" if kind == "preview" else event.SerializeToString()
+        # As it stands now: by the time it is written the run may have gone on to what is written later.
+        state = _state_of(run) if kind in _CHANGES_STATE else None
+        self._waiting.append(_Entry(run, event, payload, state))
         self._has_work.set()
         if kind not in _MAY_LINGER or len(self._waiting) >= MAX_EVENTS_AT_ONCE:
             self._is_urgent.set()
@@ -175,39 +189,36 @@ class Journal:
         del self._waiting[: len(group)]
         if not self._waiting:
             self._has_work.clear()
-        for run, sequence in {run.name: (run, event.sequence) for run, event, _ in group}.values():
+        for run, sequence in {one.run.name: (one.run, one.event.sequence) for one in group}.values():
             if run.name in lost:
                 run.log.abandon()
             else:
                 run.log.publish(sequence)
 
-    async def _commit(self, group: Sequence[tuple[Journaled, Event, bytes]]) -> set[str]:
+    async def _commit(self, group: Sequence["_Entry"]) -> set[str]:
         """Writes events of several runs; returns the names of runs that another gateway has taken over."""
         async with self.writing() as connection:
             lost: set[str] = set()
             if self.is_shared:
-                names = {run.name for run, _, _ in group}
+                names = {one.run.name for one in group}
                 owned = sa.select(runs.c.name).where(runs.c.name.in_(names), runs.c.owner == self.gateway)
                 lost = names - set(await connection.scalars(owned.with_for_update()))
-                group = [one for one in group if one[0].name not in lost]
+                group = [one for one in group if one.run.name not in lost]
             rows = [
-                {"run": run.name, "sequence": event.sequence, "payload": payload}
-                for run, event, payload in group
+                {"run": one.run.name, "sequence": one.event.sequence, "payload": one.payload} for one in group
             ]
             pictures = [
-                _image_row(run.name, event.image_ready.image)
-                for run, event, _ in group
-                if event.HasField("image_ready")
+                _image_row(one.run.name, one.event.image_ready.image)
+                for one in group
+                if one.event.HasField("image_ready")
             ]
             # A commit whose answer was lost is tried again: the rows that are there already are the same.
             for table, new in ((events, rows), (images, pictures)):
                 if new:
                     await connection.execute(self._insert(table).on_conflict_do_nothing(), new)
-            changed = {run.name: run for run, event, _ in group if _changes_state(event)}
-            for run in changed.values():
-                await connection.execute(
-                    sa.update(runs).where(runs.c.name == run.name).values(_state_of(run))
-                )
+            states = {one.run.name: one.state for one in group if one.state is not None}
+            for name, state in states.items():
+                await connection.execute(sa.update(runs).where(runs.c.name == name).values(state))
             return lost
 
     async def add_run(
@@ -422,10 +433,6 @@ def _image_row(run: str, image: Image) -> dict[str, Any]:
     kept.CopyFrom(image)
     kept.ClearField("data")
     return {"name": image.name, "run": run, "sha256": image.sha256, "payload": kept.SerializeToString()}
-
-
-def _changes_state(event: Event) -> bool:
-    return event.WhichOneof("kind") in ("state", "selected", "finished")
 
 
 def _state_of(run: Journaled) -> dict[str, Any]:

@@ -192,9 +192,11 @@ class Record:
         self.log.close()
 
     def _tell(self, event: Event) -> None:
-        self.log.append(event)
+        self.log.stamp(event)
         self.history.add(event)
         self._view.add(event)
+        # The last, so that what is written down with the event is the run as it stands then.
+        self.log.append(event)
 
 
 def first_event(name: str, spec: RunSpec, models: Sequence[ChosenModel]) -> Event:
