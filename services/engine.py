@@ -233,7 +233,9 @@ class Engine(Generic[Job]):
             if len(slots) == 1:
                 self._fail(slots[0], error)
                 return []
-            log.warning("a batch of %d failed (%r); trying its jobs one by one", len(slots), error)
+            log.warning(
+                "a batch of %d failed (%s); trying its jobs one by one", len(slots), type(error).__name__
+            )
             return [stepped for slot in slots for stepped in self._step_each([slot])]
         return slots
 
