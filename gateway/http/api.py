@@ -16,6 +16,9 @@ from gateway.http.links import Links
 from gateway.http.sse import HEARTBEAT_S
 from gateway.pipeline import Pipeline
 
+# That are being read at once.
+MAX_LARGE_BODIES = 8
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -34,6 +37,7 @@ class Api:
     authentication: Authentication = field(default_factory=Authentication)
     limits: Limits = field(default_factory=Limits)
     heartbeat_s: float = HEARTBEAT_S
+    large_bodies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_LARGE_BODIES))
     # Set when the process is asked to stop: event streams end, and their readers come back to whoever is there then.
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     # For answers that have an end of their own, which they are given the time to reach.

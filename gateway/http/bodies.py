@@ -2,24 +2,30 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from gateway.http.api import api_of
 from gateway.http.errors import HttpError
 from services.errors import InvalidRequest
 
 MAX_FILES = 17
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 64 * 2**10
+# Below it nobody waits for a turn.
+SMALL_BYTES = 2**20
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # Larger texts are parsed beside the event loop, on which all other calls wait.
 PARSED_IN_PLACE_BYTES = 64 * 2**10
 
 
-async def read_json(request: Request, *, max_bytes: int, timeout_s: float, any_type: bool = False) -> Any:
+async def read_json(request: Request, max_bytes: int, *, any_type: bool = False) -> Any:
     """The JSON of a body. Raises HttpError for another content type, unless any will do, and beyond the bounds.
 
     A page of another site can send a text without asking first, but not JSON: the browser would ask us, and be refused.
@@ -29,16 +35,27 @@ async def read_json(request: Request, *, max_bytes: int, timeout_s: float, any_t
         raise HttpError(
             415, "UNSUPPORTED_MEDIA_TYPE", f"expected content-type application/json, got {kind!r}"
         )
-    data = b"".join([part async for part in _bounded(request, max_bytes, timeout_s)])
+    async with _turn(request):
+        data = b"".join([part async for part in _bounded(request, max_bytes)])
     try:
         if len(data) > PARSED_IN_PLACE_BYTES:
-            return await asyncio.to_thread(json.loads, data)
-        return json.loads(data)
+            return await asyncio.to_thread(parse_json, data)
+        return parse_json(data)
     except (ValueError, RecursionError) as error:
         raise HttpError(400, "INVALID_ARGUMENT", f"the body must be JSON: {error}") from None
 
 
-async def read_form(request: Request, *, max_bytes: int, timeout_s: float) -> FormData:
+def parse_json(data: bytes) -> Any:
+    """What a text in JSON says; raises ValueError or RecursionError, also for half a surrogate pair."""
+    text = data.decode()
+    value = json.loads(text)
+    # JSON can name halves of characters, which neither a message nor a file can hold.
+    if SURROGATE.search(text):
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+async def read_form(request: Request, max_bytes: int) -> FormData:
     """The fields and files of a multipart body; whoever asks must close it."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
@@ -47,20 +64,32 @@ async def read_form(request: Request, *, max_bytes: int, timeout_s: float) -> Fo
         )
     parser = MultiPartParser(
         request.headers,
-        _bounded(request, max_bytes, timeout_s),
+        _bounded(request, max_bytes),
         max_files=MAX_FILES,
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
     )
     try:
-        return await parser.parse()
+        async with _turn(request):
+            return await parser.parse()
     except MultiPartException as error:
         raise HttpError(400, "INVALID_ARGUMENT", f"the body is no multipart form: {error.message}") from None
 
 
-async def _bounded(request: Request, max_bytes: int, timeout_s: float) -> AsyncGenerator[bytes]:
+@asynccontextmanager
+async def _turn(request: Request) -> AsyncIterator[None]:
+    """Large bodies are read a few at a time: what all callers together send fits the memory."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) <= SMALL_BYTES:
+        yield
+        return
+    async with api_of(request).large_bodies:
+        yield
+
+
+async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes]:
     """The parts of a body; raises HttpError where it is too large, too slow, or ends too soon."""
-    stream = request.stream()
+    stream, timeout_s = request.stream(), api_of(request).limits.body_timeout_s
     too_large = HttpError(413, "BODY_TOO_LARGE", f"the body must have at most {max_bytes} bytes")
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:

@@ -15,6 +15,7 @@ from gateway.http.api import api_of, caller_of
 from gateway.http.bodies import read_json
 from gateway.http.errors import HttpError
 from gateway.http.formats import USUAL_JPEG_QUALITY, convert
+from gateway.http.pictures import file_of
 from gateway.http.presence import while_waited_for
 from gateway.http.results import Results
 from gateway.stages import GENERATE
@@ -28,12 +29,7 @@ MAX_IMAGES = 64
 async def generate(request: Request) -> Response:
     """Sketches, as many as were asked for: that back end was DALL·E Mini alone."""
     api, caller = api_of(request), caller_of(request)
-    body = await read_json(
-        request,
-        max_bytes=api.limits.max_body_bytes,
-        timeout_s=api.limits.body_timeout_s,
-        any_type=True,
-    )
+    body = await read_json(request, api.limits.max_body_bytes, any_type=True)
     run = await api.pipeline.create_run("", _spec(body), caller, detach=False)
 
     async def pictures() -> list[bytes]:
@@ -48,7 +44,9 @@ async def generate(request: Request) -> Response:
                             500, event.finished.error.reason, event.finished.error.message
                         )
         found = sorted(results.images, key=lambda image: image.index)
-        return [await convert(image.data, FORMAT, USUAL_JPEG_QUALITY) for image in found]
+        return [
+            await convert(await file_of(api, caller, image), FORMAT, USUAL_JPEG_QUALITY) for image in found
+        ]
 
     files = await while_waited_for(request, pictures())
     answer = {

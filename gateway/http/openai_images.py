@@ -35,6 +35,7 @@ from gateway.http.openai_request import (
     usage_of,
     variation,
 )
+from gateway.http.pictures import file_of
 from gateway.http.presence import while_waited_for
 from gateway.http.results import Partial, Results
 from gateway.http.sse import EventStream, message
@@ -47,7 +48,7 @@ Plan = Callable[[Fields, Family], ImageRequest]
 
 async def generations(request: Request) -> Response:
     api, caller = api_of(request), caller_of(request)
-    body = await read_json(request, max_bytes=api.limits.max_body_bytes, timeout_s=api.limits.body_timeout_s)
+    body = await read_json(request, api.limits.max_body_bytes)
     if not isinstance(body, dict):
         raise HttpError(400, "INVALID_ARGUMENT", "the body must be a JSON object")
     fields = Fields(body, GENERATION_FIELDS)
@@ -71,7 +72,7 @@ async def variations(request: Request) -> Response:
 async def _read_upload(request: Request, known: Sequence[str]) -> tuple[Fields, list[ImageData]]:
     """The fields of a form and its pictures, which the package calls `image`, or `image[]` where it sends a list."""
     limits = api_of(request).limits
-    form = await read_form(request, max_bytes=limits.max_upload_bytes, timeout_s=limits.body_timeout_s)
+    form = await read_form(request, limits.max_upload_bytes)
     try:
         images: list[ImageData] = []
         values: dict[str, object] = {}
@@ -97,7 +98,8 @@ async def _answer(request: Request, caller: Caller, fields: Fields, plan: Plan, 
         family = await find_family(api.pipeline, fields.text("model"))
         asked = plan(fields, family)
         key = request.headers.get("idempotency-key", "")
-        run = await api.pipeline.create_run(key, asked.spec, caller, detach=False)
+        # Whoever has a key may come back with it after a broken connection, and finds the run where it is by then.
+        run = await api.pipeline.create_run(key, asked.spec, caller, detach=bool(key))
     except InvalidRequest as error:
         raise in_words_of_the_api(error) from None
     if asked.is_stream:
@@ -223,8 +225,7 @@ def _picture(asked: ImageRequest, data: bytes) -> dict[str, Any]:
 
 
 async def _encoded(api: Api, caller: Caller, asked: ImageRequest, image: Image) -> str:
-    # A picture that is too large for an event is fetched.
-    data = image.data or (await api.pipeline.read_image(image.name, caller))[1]
+    data = await file_of(api, caller, image)
     return base64.b64encode(await convert(data, asked.output_format, asked.output_compression)).decode()
 
 

@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 import triptych
 from gateway.callers import Caller
-from gateway.http.api import api_of, caller_of
+from gateway.http.api import Api, api_of, caller_of
 from gateway.http.formats import MIME_TYPES, convert
 from gateway.stages import STAGES
 from services.errors import NotFound
@@ -61,6 +61,11 @@ async def keep_image(request: Request) -> Response:
     name = request.query_params.get("download") or f"{ids['id']}-{ids['image']}.{suffix}"
     headers = {"cache-control": "private, no-cache", "content-disposition": attachment(name)}
     return Response(data, media_type=image.mime_type, headers=headers)
+
+
+async def file_of(api: Api, caller: Caller, image: Image) -> bytes:
+    """The file of a picture that an event told of: one that is too large for events is fetched."""
+    return image.data or (await api.pipeline.read_image(image.name, caller))[1]
 
 
 def describe(run: Run, image: Image) -> dict[str, str]:

@@ -36,7 +36,7 @@ async def list_models(request: Request) -> Response:
 
 async def create_run(request: Request) -> Response:
     api, caller = api_of(request), caller_of(request)
-    body = await read_json(request, max_bytes=api.limits.max_run_bytes, timeout_s=api.limits.body_timeout_s)
+    body = await read_json(request, api.limits.max_run_bytes)
     asked = from_dict(body, StreamRunRequest)
     # What begins with a request that has an answer at once goes on without it, unless the caller says otherwise.
     detach = asked.detach or "detach" not in body
@@ -67,14 +67,14 @@ async def delete_run(request: Request) -> Response:
 
 async def cancel_run(request: Request) -> Response:
     api, caller = api_of(request), caller_of(request)
-    body = await read_json(request, max_bytes=api.limits.max_body_bytes, timeout_s=api.limits.body_timeout_s)
+    body = await read_json(request, api.limits.max_body_bytes)
     asked = from_dict(body, CancelRunRequest)
     return JSONResponse(to_dict(await api.pipeline.cancel_run(_name(request), caller, asked.images)))
 
 
 async def select_images(request: Request) -> Response:
     api, caller = api_of(request), caller_of(request)
-    body = await read_json(request, max_bytes=api.limits.max_body_bytes, timeout_s=api.limits.body_timeout_s)
+    body = await read_json(request, api.limits.max_body_bytes)
     asked = from_dict(body, SelectImagesRequest)
     run = await api.pipeline.select_images(asked.request_id, _name(request), asked.selections, caller)
     return JSONResponse(to_dict(run))
@@ -87,6 +87,8 @@ async def watch_run(request: Request) -> Response:
     run = await api.pipeline.get_run(name, caller)
     if run.state >= RunState.RUN_STATE_SUCCEEDED and after >= run.last_sequence:
         return Response(status_code=204)
+    if request.method == "HEAD":
+        return Response(media_type=EventStream.media_type)
     return EventStream(
         _events(api, name, caller, after), api.closing, heartbeat_s=api.heartbeat_s, can_come_back=True
     )

@@ -26,7 +26,7 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 # In the order and the words of Flask-CORS, which dalle-playground's back end answers with.
 CORS_METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
-EXPOSED_HEADERS = "retry-after, retry-after-ms, x-should-retry, x-request-id"
+EXPOSED_HEADERS = "retry-after, retry-after-ms, x-should-retry"
 
 
 class Safety:

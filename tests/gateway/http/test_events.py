@@ -6,6 +6,7 @@ import json
 
 from google.protobuf.json_format import ParseDict
 
+from gateway.http import server
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.http.painting import set_up
 from tests.gateway.scripted import png
@@ -88,6 +89,16 @@ async def test_whoever_has_had_all_is_told_not_to_come_back(web):
     assert (answer.status_code, answer.content) == (204, b"")
 
 
+async def test_asking_for_the_headers_alone_does_not_follow_the_run(web):
+    web.gateway.generator.close_gates(0, 1)
+    name = await create(web)
+    answer = await web.http.head(f"/{name}/events")
+    assert (answer.status_code, answer.content) == (200, b"")
+    web.gateway.generator.gates[0].set()
+    web.gateway.generator.gates[1].set()
+    await read_events(web, name)
+
+
 async def test_an_id_that_is_none_is_refused(web):
     name = await create(web)
     answer = await web.http.get(f"/{name}/events", headers={"last-event-id": "last"})
@@ -159,6 +170,25 @@ async def test_the_streams_end_when_the_gateway_stops(web):
         async for _ in lines:
             pass
     assert answer.is_closed
+
+
+async def test_a_reader_who_takes_nothing_is_let_go(monkeypatch):
+    monkeypatch.setattr(server, "TAKE_TIMEOUT_MS", 500)
+    async with web_gateway() as web:
+        web.gateway.generator.close_gates(*range(8))
+        # More than the buffers between us hold.
+        web.gateway.generator.preview_bytes = 2 * 2**20
+        spec = {**SKETCHES, "generate": {"count": 8}}
+        name = (await web.http.post("/runs", json={"spec": spec, "detach": False})).json()["name"]
+        host, _, port = web.url.removeprefix("http://").rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port), limit=1)
+        writer.write(f"GET /{name}/events HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        await writer.drain()
+        # The run lives for this one reader.
+        for index in range(8):
+            await web.gateway.generator.stopped[index].wait()
+        writer.close()
+    assert sorted(web.gateway.generator.cancelled) == list(range(8))
 
 
 async def test_a_reader_who_takes_nothing_holds_nobody_up():

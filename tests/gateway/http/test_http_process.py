@@ -1,0 +1,103 @@
+"""The HTTP door of a gateway that is a process: how it begins, how it ends, and what comes back after it."""
+
+import asyncio
+import json
+import signal
+import sys
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from gateway.http.server import serving_http
+from services.server import AddressInUse
+from tests.gateway.scripted import ScriptedGenerator, ScriptedRefiner, ScriptedUpscaler
+
+SKETCHES = {"prompt": "a red house", "seed": "100", "generate": {"count": 2}}
+
+
+@pytest.fixture
+async def stages():
+    running = [ScriptedGenerator(), ScriptedRefiner(), ScriptedUpscaler()]
+    for stage in running:
+        await stage.start()
+    yield running
+    for stage in running:
+        await stage.kill()
+
+
+@asynccontextmanager
+async def gateway(stages, folder):
+    """`triptych serve gateway` with HTTP, and a client of it; its log is in the folder."""
+    with (folder / "gateway.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "triptych", "serve", "gateway", "--port", "0", "--grace", "5"),
+            *(
+                "--journal",
+                str(folder / "journal.db"),
+                "--store",
+                str(folder / "pictures"),
+                "--http-port",
+                "0",
+            ),
+            *(part for stage in stages for part in (f"--{stage.kind.worker}", stage.address)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+        )
+        try:
+            said = json.loads(await process.stdout.readline())
+            async with httpx.AsyncClient(base_url=f"http://{said['http']}", timeout=30) as http:
+                yield process, http
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+async def test_a_port_in_use_is_an_error_that_says_what_to_do(web):
+    port = int(web.url.rpartition(":")[2])
+    with pytest.raises(AddressInUse, match="choose another --http-port"):
+        async with serving_http(web.api, port=port):
+            pass
+
+
+async def test_readers_of_events_do_not_hold_its_end_up(stages, tmp_path):
+    stages[0].close_gates(0, 1)
+    async with gateway(stages, tmp_path) as (process, http):
+        location = (await http.post("/runs", json={"spec": SKETCHES})).headers["location"]
+        async with http.stream("GET", f"{location}/events") as answer:
+            lines = answer.aiter_lines()
+            await anext(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = [line async for line in lines]
+        stages[0].gates[0].set()
+        stages[0].gates[1].set()
+        assert await process.wait() == 0
+    assert not any('"finished"' in line for line in rest)
+    assert "Traceback" not in (tmp_path / "gateway.log").read_text()
+
+
+async def test_a_reader_goes_on_at_the_gateway_that_comes_after(stages, tmp_path):
+    stages[0].close_gates(0, 1)
+    async with gateway(stages, tmp_path) as (process, http):
+        location = (await http.post("/runs", json={"spec": SKETCHES})).headers["location"]
+        async with http.stream("GET", f"{location}/events") as answer:
+            seen = []
+            async for line in answer.aiter_lines():
+                if line.startswith("data: "):
+                    seen.append(json.loads(line.removeprefix("data: ")))
+                if '"preview"' in line:
+                    process.kill()
+                    break
+    for index in (0, 1):
+        stages[0].gates[index].set()
+    async with gateway(stages, tmp_path) as (process, http):
+        answer = await http.get(f"{location}/events", headers={"last-event-id": seen[-1]["sequence"]})
+    data = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+    rest = [json.loads(one) for one in data]
+    assert rest[-1]["finished"]["state"] == "RUN_STATE_SUCCEEDED"
+    ready = [event["image_ready"]["image"] for event in seen + rest if "image_ready" in event]
+    assert sorted(image["index"] for image in ready) == [0, 1]
+    sequences = [int(event["sequence"]) for event in seen + rest]
+    assert sequences == sorted(set(sequences))
