@@ -8,7 +8,7 @@ PROMPT ?= a red house under a full moon
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up test test-compose parity tiny quality check fix protos release-protos clean
+.PHONY: help setup run up test test-compose parity tiny quality bench bench-full check fix protos release-protos clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,13 @@ test-compose: $(VENV)/runtime ## Build and start docker-compose.yml and make a p
 
 parity: $(VENV)/dev ## Compare with dalle-mini, diffusers and spandrel, in environments of their own
 	$(TEST_ENV) $(BIN)/python -m tests.parity $(ARGS)
+
+# Contenders take turns; what else runs on the machine disturbs them. ARGS="--threads 1" for one core.
+bench: $(VENV)/dev ## Time every stage beside other programs, in short (minutes; gigabytes of random weights, once)
+	for stage in generator refiner upscaler engine; do $(BIN)/python -m tests.bench.$$stage $(ARGS) || exit 1; done
+
+bench-full: ## The same at length (an hour)
+	$(MAKE) bench ARGS="--full $(ARGS)"
 
 # In this order: each network learns from those before it. Every recipe can be stopped and started again with --resume.
 tiny: $(VENV)/dev ## Train the built-in models from nothing (many hours; needs npm for the sprites)

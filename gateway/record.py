@@ -39,7 +39,8 @@ class Record:
         self._view = RunView(events)
         self._store = store
         self._init_images = dict(init_images or {})
-        self._positions: dict[Stage.ValueType, dict[int, int]] = {}
+        # Of each stage's images the place in a worker's queue, and the wait in seconds where that is known.
+        self._positions: dict[Stage.ValueType, dict[int, tuple[int, float | None]]] = {}
         self._told_position: dict[Stage.ValueType, int] = {}
         if is_finished(self.state):
             self.log.close()
@@ -59,6 +60,10 @@ class Record:
     def find_image(self, name: str) -> Image | None:
         """A finished picture, without its file."""
         return self.history.images.get(name)
+
+    def find_init_image(self, name: str) -> Image | None:
+        """A picture that the run starts from, without its file."""
+        return self._init_images.get(name)
 
     async def read(self, name: str) -> ImageData:
         """A finished picture, or one that the run starts from, with its file. Raises NotFound."""
@@ -83,17 +88,21 @@ class Record:
         )
         self._tell(Event(stage_started=started))
 
-    def queued(self, kind: StageKind, index: int, position: int) -> None:
+    def waits(self, position: int, wait_s: float | None) -> None:
+        """The run's place among those that wait to begin; 0 when it begins."""
+        self._tell(Event(queued=_queued(Stage.STAGE_UNSPECIFIED, position, wait_s)))
+
+    def queued(self, kind: StageKind, index: int, position: int, wait_s: float | None = None) -> None:
         """An image's place in its worker's queue; what is told is that of the run's first, when it changes."""
         places = self._positions.setdefault(kind.stage, {})
         if position:
-            places[index] = position
+            places[index] = position, wait_s
         else:
             places.pop(index, None)
-        first = min(places.values(), default=0)
+        first, first_wait_s = min(places.values(), key=lambda place: place[0], default=(0, None))
         if first != self._told_position.get(kind.stage, 0):
             self._told_position[kind.stage] = first
-            self._tell(Event(queued=Event.Queued(stage=kind.stage, position=first)))
+            self._tell(Event(queued=_queued(kind.stage, first, first_wait_s)))
 
     def progress(self, kind: StageKind, progress: StageEvent.Progress) -> None:
         step, num_steps = progress.step, progress.num_steps
@@ -197,6 +206,13 @@ class Record:
         self._view.add(event)
         # The last, so that what is written down with the event is the run as it stands then.
         self.log.append(event)
+
+
+def _queued(stage: Stage.ValueType, position: int, wait_s: float | None) -> Event.Queued:
+    queued = Event.Queued(stage=stage, position=position)
+    if wait_s is not None:
+        queued.estimated_wait.FromMilliseconds(round(wait_s * 1e3))
+    return queued
 
 
 def first_event(name: str, spec: RunSpec, models: Sequence[ChosenModel]) -> Event:

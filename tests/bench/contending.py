@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -117,9 +118,9 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> Spread:
     return Spread.of(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def print_conditions(contenders: Sequence[Contender], threads: int) -> None:
-    """The first lines of every table: what ran, where, and how."""
-    versions: dict[str, str] = {}
+def print_conditions(contenders: Sequence[Contender], threads: int, *packages: str) -> None:
+    """The first lines of every table: what ran, where, and how; `packages` are those of this process that matter."""
+    versions = {package: version(package) for package in packages}
     for contender in contenders:
         versions |= contender.versions
     commit = subprocess.run(
