@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import grpc
 
+from gateway.pace import Pace
 from gateway.pool import ModelGone, Pool, Worker
 from gateway.stage_errors import StageError, from_failure, from_rpc
 from gateway.stages import Job, StageKind
@@ -187,7 +188,7 @@ async def _attempt(pool: Pool, worker: Worker, job: Job, patience: Patience) -> 
     """The events of one picture from one worker; raises StageError."""
     where = f"{pool.kind.worker} {worker.address}"
     stream = pool.kind.start(worker.channel, job, patience.timeout_s())
-    seat = Seat(patience)
+    seat = Seat(patience, worker.pace)
     has_picture = False
     worker.on_stall.add(seat.leave)
     try:
@@ -227,8 +228,11 @@ async def _attempt(pool: Pool, worker: Worker, job: Job, patience: Patience) -> 
 class Seat:
     """Where a picture is at its worker: on its way, in the queue, or being made; and how long it may be silent there."""
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: Patience, pace: Pace) -> None:
         self._patience = patience
+        # Of the queue, which this picture measures as it moves with it.
+        self._pace = pace
+        self._position, self._moved_at = 0, 0.0
         self.is_waiting = False
         self.is_being_made = False
         # Whether it left the queue because the worker has stalled with others.
@@ -244,8 +248,12 @@ class Seat:
         return self._patience.queue_timeout_s if self.is_waiting else self._patience.stall_timeout_s
 
     def move(self, event: StageEvent) -> None:
-        self.is_waiting = event.HasField("accepted") and event.accepted.queue_position > 0
-        self.is_being_made = not self.is_waiting
+        position = event.accepted.queue_position if event.HasField("accepted") else 0
+        now = asyncio.get_running_loop().time()
+        if self._position:
+            self._pace.moved(self._position - position, now - self._moved_at)
+        self._position, self._moved_at = position, now
+        self.is_waiting, self.is_being_made = position > 0, position == 0
 
     def leave(self) -> None:
         """Gives up the place in the queue, if it has one."""

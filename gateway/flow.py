@@ -13,19 +13,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.attempts import Happening, Patience, Retrying, Started, Waiting, make_picture
+from gateway.budget import Budget
 from gateway.history import CANCELLED
 from gateway.plan import MAX_SEED, Plan, StagePlan, StageWork
-from gateway.pool import Pool
+from gateway.pool import Pool, Worker
 from gateway.ranking import score
 from gateway.record import Record
 from gateway.stage_errors import StageError, as_recorded
-from gateway.stages import REFINE, Job, StageKind
+from gateway.stages import REFINE, UPSCALE, Job, StageKind
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import Event, Image, RunState
 
 # Pictures of one stage that are asked for, or wait for the next stage to begin with them. A fast stage is asked for no
 # more before the slow one after it has caught up.
 CREDITS = 16
+
+
+# What a picture may take in memory, as far as that can be known before it is made.
+BYTES_PER_PIXEL = 3
+SKETCH_PIXELS = 256 * 256
+ENLARGED = 4 * 4
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,13 @@ class Flow:
     """Carries out a plan and the selections of a run, from wherever its record stands."""
 
     def __init__(
-        self, plan: Plan, record: Record, pools: Mapping[str, Pool], patience: Patience, caller: str
+        self,
+        plan: Plan,
+        record: Record,
+        pools: Mapping[str, Pool],
+        patience: Patience,
+        caller: str,
+        memory: Budget,
     ) -> None:
         self._plan = plan
         self._record = record
@@ -53,6 +66,8 @@ class Flow:
         self._pools = pools
         self._patience = patience
         self._caller = caller
+        # Of all runs together: pictures that wait for their turn here are in the store alone.
+        self._memory = memory
         self._making: dict[str, asyncio.Task[None]] = {}
         self._failures: list[TriptychError] = [as_recorded(error) for error in self._history.failures]
         self._work = asyncio.TaskGroup()
@@ -213,20 +228,21 @@ class Flow:
         try:
             if name in self._history.given_up:
                 return
-            job = await self._job(work, index, parent)
-            watch = Watch(asyncio.get_running_loop().time)
-            picture = make_picture(
-                self._pools[work.kind.name],
-                job,
-                work.model.digest,
-                self._patience,
-                num_attempts=self._history.attempts.get(name, 0),
-            )
-            async with aclosing(picture) as happenings:
-                async for happening in happenings:
-                    if image := await self._tell(work, job, parent, happening, watch):
-                        is_delivered = True
-                        deliver(image)
+            async with self._memory.holding(self._bytes_of(work, parent)):
+                job = await self._job(work, index, parent)
+                watch = Watch(asyncio.get_running_loop().time)
+                picture = make_picture(
+                    self._pools[work.kind.name],
+                    job,
+                    work.model.digest,
+                    self._patience,
+                    num_attempts=self._history.attempts.get(name, 0),
+                )
+                async with aclosing(picture) as happenings:
+                    async for happening in happenings:
+                        if image := await self._tell(work, job, parent, happening, watch):
+                            is_delivered = True
+                            deliver(image)
         except TriptychError as error:
             self._fail(_as_the_callers(error, work.kind), name)
         finally:
@@ -252,11 +268,14 @@ class Flow:
             return None
         if isinstance(happening, Started):
             watch.start()
+            watch.worker = happening.worker
             record.stage_started(kind, happening.worker.address, happening.attempt, job.index, parent)
             return None
         match happening.WhichOneof("kind"):
             case "accepted":
-                record.queued(kind, job.index, happening.accepted.queue_position)
+                position = happening.accepted.queue_position
+                wait_s = watch.worker.pace.wait_s(position) if watch.worker else None
+                record.queued(kind, job.index, position, wait_s)
             case "progress":
                 record.progress(kind, happening.progress)
             case "preview":
@@ -292,6 +311,14 @@ class Flow:
         self._failures.append(error)
         self._record.warn(error.reason, str(error), image, given_up=True)
 
+    def _bytes_of(self, work: StageWork, parent: str) -> int:
+        """What a picture and its parent may take in memory: no file is larger than its pixels."""
+        image = self._record.find_image(parent) or self._record.find_init_image(parent)
+        if image is None:
+            return BYTES_PER_PIXEL * SKETCH_PIXELS
+        num_pixels = image.width * image.height
+        return BYTES_PER_PIXEL * num_pixels * (1 + (ENLARGED if work.kind is UPSCALE else 1))
+
     async def _job(self, work: StageWork, index: int, parent: str) -> Job:
         spec = self._plan.spec
         return Job(
@@ -306,12 +333,13 @@ class Flow:
 
 
 class Watch:
-    """How long the gateway waited for a picture, from the attempt that gave it."""
+    """How long the gateway waited for a picture, from the attempt that gave it, and for whom."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._started_at = clock()
         self.waited_s = 0.0
+        self.worker: Worker | None = None
 
     def start(self) -> None:
         self._started_at = self._clock()

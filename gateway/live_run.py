@@ -5,27 +5,32 @@ It knows the record of its run, and not where that is kept.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from gateway.admission import Turn
 from gateway.flow import Flow
 from gateway.plan import Plan
 from gateway.pool import Pool
 from gateway.record import Record
-from gateway.selections import Selection, changed_models, find_selected, make_selection, number_children
+from gateway.selections import (
+    Selection,
+    changed_models,
+    check_total,
+    find_selected,
+    make_selection,
+    number_children,
+)
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import RunState
 
 log = logging.getLogger(__name__)
 
 
-async def _at_once() -> None:
-    pass
-
-
 class LiveRun:
     """`make_flow` gives a flow that begins from where the record stands; it is begun unless the run is at rest.
 
-    `on_rest` is called whenever the run has come to rest: it has finished, or waits to be given images.
+    `take_turn` gives a place among the runs that may be carried out, and `check_room` raises QueueFull where a run that
+    was at rest can have none. `on_rest` is called whenever the run has come to rest: it has finished, or waits to be given images.
     """
 
     def __init__(
@@ -36,8 +41,9 @@ class LiveRun:
         *,
         caller: str,
         is_detached: bool,
+        take_turn: Callable[[], Turn],
+        check_room: Callable[[], None],
         on_rest: Callable[["LiveRun"], None],
-        ready: Callable[[], Awaitable[None]] = _at_once,
     ) -> None:
         self.record = record
         self.caller = caller
@@ -47,7 +53,8 @@ class LiveRun:
         self.is_detached = is_detached
         self._make_flow = make_flow
         self._on_rest = on_rest
-        self._ready = ready
+        self._take_turn = take_turn
+        self._check_room = check_room
         self._is_cancelled = False
         self._is_suspended = False
         self._is_at_rest = True
@@ -84,16 +91,27 @@ class LiveRun:
             self._task.cancel()
             await self.wait()
 
-    async def select(self, request_id: str, asked: Sequence[Selection], pools: Mapping[str, Pool]) -> None:
+    async def select(
+        self,
+        request_id: str,
+        asked: Sequence[Selection],
+        pools: Mapping[str, Pool],
+        *,
+        max_images: int | None = None,
+    ) -> None:
         """Takes images to a stage, also of a run that had finished; once for each request_id.
 
-        Raises InvalidRequest, AlreadyExists or NoWorker, and then nothing was begun.
+        Raises InvalidRequest, AlreadyExists, NoWorker or QueueFull, and then nothing was begun.
         """
         if self._is_cancelled and not self._is_at_rest:
             await self.wait()
         history = self.record.history
         if find_selected(history, request_id, asked, self.plan):
             return
+        if max_images is not None:
+            check_total(self.record.to_proto(), asked, max_images)
+        if self._is_at_rest:
+            self._check_room()
         selected = await make_selection(request_id, asked, self.plan, history, pools)
         # Once more: nothing is awaited from here to the record.
         if find_selected(history, request_id, asked, self.plan):
@@ -135,12 +153,15 @@ class LiveRun:
         """Begins with what the record says is left to do."""
         self._is_cancelled = False
         self._is_at_rest = False
+        turn = self._take_turn()
+        turn.listen(self.record.waits)
         self._flow = self._make_flow()
-        self._task = asyncio.create_task(self._carry_out(self._flow), name=self.record.name)
+        self._task = asyncio.create_task(self._carry_out(turn, self._flow), name=self.record.name)
+        self._task.add_done_callback(lambda _: turn.leave())
         self._task.add_done_callback(self._conclude)
 
-    async def _carry_out(self, flow: Flow) -> None:
-        await self._ready()
+    async def _carry_out(self, turn: Turn, flow: Flow) -> None:
+        await turn.wait()
         await flow.run()
 
     def _has_image(self, name: str) -> bool:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from gateway.callers import Caller
 from gateway.journal import RunRow
-from gateway.plan import MAX_REQUEST_ID_CHARS, make_plan
+from gateway.plan import MAX_REQUEST_ID_CHARS, check_size, make_plan
 from gateway.pool import Pool, models_of
 from gateway.record import MAX_INLINE_BYTES
 from gateway.retention import EventsExpired
@@ -77,13 +77,14 @@ class Pipeline:
             raise InvalidRequest("request_id", "must not have a NUL character")
         row = await self._journal.find_request(caller.name, request_id) if request_id else None
         if row is None:
-            self._runs.check_room()
+            self._runs.check_room(caller)
             plan = await make_plan(spec, self._pools)
+            check_size(plan, caller.limits.max_images_per_run)
             row = await self._runs.begin(
                 request_id,
                 spec,
                 plan,
-                caller=caller.name,
+                caller=caller,
                 is_detached=detach,
                 timeout_s=None if detach else timeout_s,
             )
@@ -154,10 +155,11 @@ class Pipeline:
     ) -> Run:
         """Takes images of a run to a stage, each with settings of its own, once for each request_id.
 
-        Raises NotFound, InvalidRequest, AlreadyExists or NoWorker.
+        Raises NotFound, InvalidRequest, AlreadyExists, NoWorker or QueueFull.
         """
         await self._check(name, caller)
-        await asyncio.shield(self._runs.select(request_id, name, selections))
+        most = caller.limits.max_images_per_run
+        await asyncio.shield(self._runs.select(request_id, name, selections, max_images=most))
         return await self._view(name)
 
     async def cancel_run(self, name: str, caller: Caller, images: Sequence[str] = ()) -> Run:

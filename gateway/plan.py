@@ -121,6 +121,16 @@ async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
     return restore_plan(spec, chosen, init_images)
 
 
+def check_size(plan: Plan, max_images: int | None) -> None:
+    """Raises InvalidRequest where the run makes more pictures than its caller may have of one run."""
+    total = sum(stage.max_images for stage in plan.stages)
+    if max_images is not None and total > max_images:
+        raise InvalidRequest(
+            f"spec.{max(plan.stages, key=lambda stage: stage.max_images).kind.name}",
+            f"the run makes {total} pictures in all, and you may have {max_images} of one run",
+        )
+
+
 def restore_plan(spec: RunSpec, models: Sequence[ChosenModel], init_images: Sequence[ImageData]) -> Plan:
     """The plan of a run that was planned before, from what it was told then."""
     kinds = _stages(spec)

@@ -17,6 +17,7 @@ from typing import Any, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway.pace import Pace
 from gateway.stages import StageKind
 from gateway.targets import Resolve, Resolver, Target, resolve_name
 from services.channels import open_channel
@@ -66,6 +67,8 @@ class Worker:
     # How often it was lost or stalled, and answered what cannot be right, since its last picture.
     num_losses: int = 0
     num_broken_answers: int = 0
+    # Of its queue, as far as this gateway has seen it move.
+    pace: Pace = field(default_factory=Pace)
     # Called when it stalls, by those who wait in its queue.
     on_stall: set[Callable[[], None]] = field(default_factory=set)
 
@@ -78,6 +81,7 @@ class Worker:
         """What is known of the worker, whose channel this one replaces."""
         self.problem, self.model, self.paused_until = other.problem, other.model, other.paused_until
         self.num_losses, self.num_broken_answers = other.num_losses, other.num_broken_answers
+        self.pace = other.pace
 
 
 class Pool:

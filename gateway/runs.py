@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
+from gateway.admission import Admission, Room, Turn
 from gateway.attempts import Patience
+from gateway.budget import Budget
+from gateway.callers import Caller
 from gateway.flow import Flow
 from gateway.journal import Journal, JournalFailed, NewRun, RunRow
 from gateway.leases import LEASE_S, Command, Leases, read_error
@@ -22,12 +25,10 @@ from gateway.live_run import LiveRun
 from gateway.plan import Plan, restore_plan
 from gateway.pool import Pool
 from gateway.record import Record, first_event
-from gateway.stages import kind_of
 from gateway.store import Store
-from services.errors import NotFound, NotReady, QueueFull, TriptychError
+from services.errors import NotFound, NotReady, TriptychError
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
-    ChosenModel,
     Image,
     RunSpec,
     SelectImagesRequest,
@@ -41,9 +42,6 @@ RENEW_EVERY_S = LEASE_S / 4
 # How long another gateway may take to answer a command, and how often it is looked for.
 ANSWER_TIMEOUT_S = 15.0
 ANSWER_EVERY_S = 0.1
-# A run that is taken up again waits so long for workers that may have been restarted, too.
-WORKERS_TIMEOUT_S = 300.0
-WORKERS_EVERY_S = 0.5
 ARRIVAL_S = 10.0
 # Errors of runs that failed last, with all their details; older ones are made again from the journal.
 MAX_FAILURES = 256
@@ -53,7 +51,9 @@ MAX_FAILURES = 256
 class Bounds:
     """What this process does at once, and how long it waits for a caller to come back."""
 
-    max_running: int = 64
+    room: Room = Room()
+    # Of the pictures that are asked of the stages, as they are decoded there.
+    max_bytes_under_way: int = 2**30
     # Runs that wait to be given images and stay in memory for it; more of them are in the journal alone.
     max_awaiting: int = 256
     abandon_grace_s: float = 10.0
@@ -72,6 +72,8 @@ class Runs:
         self._pools = pools
         self._patience = patience
         self._bounds = bounds
+        self._admission = Admission(bounds.room)
+        self._memory = Budget(bounds.max_bytes_under_way)
         self._leases = Leases(journal)
         self._live: dict[str, LiveRun] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -99,13 +101,11 @@ class Runs:
         """The run, if this gateway carries it out."""
         return self._live.get(name)
 
-    def check_room(self) -> None:
-        """Raises QueueFull, or NotReady while the gateway stops."""
+    def check_room(self, caller: Caller) -> None:
+        """Raises QueueFull or RateLimited, or NotReady while the gateway stops."""
         if self.is_stopping:
             raise NotReady("this gateway is going away; call another one, or come back")
-        num_running = sum(not run.is_at_rest for run in self._live.values())
-        if num_running >= self._bounds.max_running:
-            raise QueueFull(f"{num_running} runs are under way; try again later", retry_after_s=5.0)
+        self._admission.check(caller.name, caller.limits)
 
     async def begin(
         self,
@@ -113,22 +113,33 @@ class Runs:
         asked: RunSpec,
         plan: Plan,
         *,
-        caller: str,
+        caller: Caller,
         is_detached: bool,
         timeout_s: float | None = None,
     ) -> RunRow:
-        """Accepts the run and begins it, or gives the one that the request_id has made meanwhile.
+        """Accepts the run, which begins when it is its turn, or gives the one that the request_id has made meanwhile.
 
-        Raises QueueFull, NotReady, JournalFailed or what the store raises, and then there is no run.
+        Raises QueueFull, RateLimited, NotReady, JournalFailed or what the store raises, and then there is no run.
         """
-        self.check_room()
+        self.check_room(caller)
+        turn = self._admission.enter(caller.name, caller.limits)
         name = f"runs/{secrets.token_hex(8)}"
         deadline_ns = None if timeout_s is None else time.time_ns() + int(timeout_s * 1e9)
-        new = NewRun(caller, request_id, digest_of(asked), is_detached, deadline_ns)
+        new = NewRun(caller.name, request_id, digest_of(asked), is_detached, deadline_ns)
         # Not to be left half done when the caller goes away: an accepted run is begun.
-        return await asyncio.shield(self._start(self._accept(name, new, plan)))
+        return await asyncio.shield(self._start(self._accept(name, new, plan, turn)))
 
-    async def _accept(self, name: str, new: NewRun, plan: Plan) -> RunRow:
+    async def _accept(self, name: str, new: NewRun, plan: Plan, turn: Turn) -> RunRow:
+        try:
+            row = await self._write_down(name, new, plan, turn)
+        except BaseException:
+            turn.leave()
+            raise
+        if row.name != name:
+            turn.leave()
+        return row
+
+    async def _write_down(self, name: str, new: NewRun, plan: Plan, turn: Turn) -> RunRow:
         init_images = {}
         for place, picture in enumerate(plan.init_images):
             image = Image(
@@ -144,8 +155,8 @@ class Runs:
         row = await self.journal.add_run(name, new, first, init_images)
         if row.name == name:
             record = Record([first], self.journal.write, self.store, init_images)
-            self._carry_out(record, plan, row)
-            log.info("%s begins", name)
+            self._carry_out(record, plan, row, turn)
+            log.info("%s is accepted", name)
         return row
 
     async def _open(self, name: str) -> LiveRun | None:
@@ -190,9 +201,17 @@ class Runs:
                 self._start(self.put_away(live))
 
     async def select(
-        self, request_id: str, name: str, selections: Sequence[SelectImagesRequest.Selection]
+        self,
+        request_id: str,
+        name: str,
+        selections: Sequence[SelectImagesRequest.Selection],
+        *,
+        max_images: int | None = None,
     ) -> None:
-        """Takes images to a stage, here or where the run is carried out. Raises what LiveRun.select does."""
+        """Takes images to a stage, here or where the run is carried out. Raises what LiveRun.select does.
+
+        `max_images` is what the caller may have of one run; another gateway does not ask.
+        """
         async with self._lock_of(name):
             live = await self._open(name)
             if live is not None:
@@ -200,7 +219,7 @@ class Runs:
                     # Whoever lived on it has seen its end.
                     await self.keep_detached(name)
                 try:
-                    await live.select(request_id, selections, self._pools)
+                    await live.select(request_id, selections, self._pools, max_images=max_images)
                 finally:
                     if live.is_finished:
                         self._start(self.put_away(live))
@@ -237,6 +256,7 @@ class Runs:
                 task.cancel()
         if self._tending is not None:
             self._tending.cancel()
+        self._admission.close()
         for task in list(self._tasks):
             task.cancel()
         left = [live for live in self._live.values() if not live.is_at_rest]
@@ -253,13 +273,14 @@ class Runs:
             live.record.log.abandon()
         self._live.clear()
 
-    def _carry_out(self, record: Record, plan: Plan, row: RunRow, *, is_resumed: bool = False) -> LiveRun:
-        def make_flow() -> Flow:
-            return Flow(plan, record, self._pools, self._patience_of(row), row.caller)
+    def _carry_out(self, record: Record, plan: Plan, row: RunRow, turn: Turn | None = None) -> LiveRun:
+        reserved = [turn] if turn is not None else []
 
-        async def ready() -> None:
-            if is_resumed:
-                await self._wait_for_workers(plan.models)
+        def make_flow() -> Flow:
+            return Flow(plan, record, self._pools, self._patience_of(row), row.caller, self._memory)
+
+        def take_turn() -> Turn:
+            return reserved.pop() if reserved else self._admission.enter(row.caller, was_accepted=True)
 
         live = LiveRun(
             record,
@@ -267,8 +288,9 @@ class Runs:
             make_flow,
             caller=row.caller,
             is_detached=row.is_detached,
+            take_turn=take_turn,
+            check_room=lambda: self._admission.check(row.caller),
             on_rest=self._rest,
-            ready=ready,
         )
         self._live[record.name] = live
         if not live.is_at_rest:
@@ -292,7 +314,7 @@ class Runs:
         record = Record(events, self.journal.write, self.store, await self.journal.init_images(name))
         began = events[0].state
         plan = restore_plan(began.spec, began.models, ())
-        return self._carry_out(record, plan, row, is_resumed=record.history.is_open)
+        return self._carry_out(record, plan, row)
 
     def _patience_of(self, row: RunRow) -> Patience:
         deadline = None
@@ -300,17 +322,6 @@ class Runs:
             left_s = (row.deadline_ns - time.time_ns()) / 1e9
             deadline = asyncio.get_running_loop().time() + left_s
         return self._patience.until(deadline)
-
-    async def _wait_for_workers(self, models: Sequence[ChosenModel]) -> None:
-        """Returns when each model of the run has a worker, or it is no use to wait for that."""
-        try:
-            async with asyncio.timeout(WORKERS_TIMEOUT_S):
-                for model in models:
-                    pool = self._pools[kind_of(model.stage).name]
-                    while not any(worker.model.digest == model.digest for worker in pool.healthy):  # noqa: ASYNC110 - as above
-                        await asyncio.sleep(WORKERS_EVERY_S)
-        except TimeoutError:
-            log.warning("a run that goes on has not all of its workers")
 
     def _rest(self, live: LiveRun) -> None:
         if live.error is not None:

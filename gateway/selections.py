@@ -22,7 +22,7 @@ from gateway.pool import Pool
 from gateway.stages import REFINE, UPSCALE, StageKind
 from services.errors import AlreadyExists, ImageTooLarge, InvalidRequest
 from services.requests import check_count
-from triptych.v1.pipeline_pb2 import ChosenModel, Event, SelectImagesRequest
+from triptych.v1.pipeline_pb2 import ChosenModel, Event, Run, SelectImagesRequest
 from triptych.v1.stage_pb2 import ModelInfo, Stage
 
 Selection = SelectImagesRequest.Selection
@@ -88,6 +88,17 @@ async def make_selection(
                 f"a run makes at most {MAX_IMAGES_IN_ALL} pictures of a stage: begin another run",
             )
     return Event.Selected(request_id=request_id, choices=choices)
+
+
+def check_total(run: Run, asked: Sequence[Selection], max_images: int) -> None:
+    """Raises InvalidRequest where the finished pictures and the selected ones are more than a caller may have of a run."""
+    plain = run.spec.refine.count or DEFAULT_VARIATIONS
+    counts = [(one.refine.count or plain) if one.HasField("refine") else 1 for one in asked]
+    if (total := len(run.images) + sum(counts)) > max_images:
+        raise InvalidRequest(
+            "selections",
+            f"the run would have {total} pictures in all, and you may have {max_images} of one run",
+        )
 
 
 def number_children(selected: Event.Selected, plan: Plan, history: History) -> None:

@@ -4,6 +4,7 @@ It translates calls to gateway/pipeline.py and back. It imports neither jax nor 
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, ExitStack
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import click
 
-from gateway.attempts import Patience
 from gateway.authentication import Authentication, TokenInterceptor, current_caller
 from gateway.http.api import Api
 from gateway.http.server import serving_http
@@ -21,6 +21,7 @@ from gateway.pool import Pool
 from gateway.runs import Bounds, Runs
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
 from gateway.targets import Target, parse_target
+from gateway.work_options import Work, work_options
 from services.errors import InvalidRequest
 from services.listening import FILE, certificate_of, check_address, tls_options
 from services.logs import start_logging
@@ -199,20 +200,7 @@ class TargetType(click.ParamType[Target, str | Target]):
     help="The file of tokens that `triptych tokens add` makes; without it everybody may call and sees all runs.",
 )
 @kept_options
-@click.option(
-    "--max-runs",
-    type=click.IntRange(1),
-    default=64,
-    show_default=True,
-    help="Runs under way at once; further ones are refused with QUEUE_FULL.",
-)
-@click.option(
-    "--stall-timeout",
-    type=click.FloatRange(1),
-    default=300.0,
-    show_default=True,
-    help="Seconds of silence after which a worker that makes a picture is taken for lost.",
-)
+@work_options
 @click.option(
     "--grace",
     type=click.FloatRange(0),
@@ -248,8 +236,7 @@ def serve(
     stage_ca: Path | None,
     stage_cert: Path | None,
     stage_key: Path | None,
-    max_runs: int,
-    stall_timeout: float,
+    work: Work,
     grace: float,
     exit_with_parent: bool,
     log_level: str,
@@ -268,8 +255,7 @@ def serve(
             port=port,
             http_port=http_port,
             http_allowed_hosts=http_allowed_host,
-            patience=Patience(stall_timeout_s=stall_timeout),
-            bounds=Bounds(max_running=max_runs),
+            work=work,
             places=Places(journal, store, keep_from(keep_days, keep_bytes)),
             authentication=Authentication(tokens),
             certificate=certificate,
@@ -295,8 +281,7 @@ async def run_gateway(
     port: int,
     http_port: int | None,
     http_allowed_hosts: Collection[str],
-    patience: Patience,
-    bounds: Bounds,
+    work: Work,
     places: Places,
     authentication: Authentication,
     certificate: CertificateFiles | None,
@@ -310,12 +295,19 @@ async def run_gateway(
         stop = await stack.enter_async_context(stop_signal(with_parent=exit_with_parent))
         pools = {
             kind.name: await stack.enter_async_context(
-                Pool(kind, targets[kind.name], certificates=stage_certificates)
+                Pool(
+                    kind,
+                    targets[kind.name],
+                    certificates=stage_certificates,
+                    more_targets=functools.partial(work.workers.targets, kind) if work.workers else None,
+                )
             )
             for kind in STAGES
         }
         journal, store = await stack.enter_async_context(kept_at(places))
-        runs = await stack.enter_async_context(Runs(pools, patience, bounds, journal, store).running())
+        runs = await stack.enter_async_context(
+            Runs(pools, work.patience, Bounds(room=work.room), journal, store).running()
+        )
         pipeline = Pipeline(pools, runs)
         service = PipelineService(pipeline)
         web = None

@@ -4,6 +4,7 @@ TriptychError
 ├── InvalidRequest      INVALID_ARGUMENT    a field that cannot be served; names the field
 │   └── ImageTooLarge   INVALID_ARGUMENT    a picture beyond the limits, refused before it is decoded
 ├── QueueFull           RESOURCE_EXHAUSTED  come back later
+│   └── RateLimited     RESOURCE_EXHAUSTED  the caller's own share is used up; come back later
 ├── NoWorker            UNAVAILABLE         nobody serves that stage or model now
 ├── WorkerEvicted       UNAVAILABLE         this process is going away
 ├── DeviceOutOfMemory   RESOURCE_EXHAUSTED  the device cannot hold this job
@@ -48,6 +49,10 @@ class QueueFull(TriptychError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(QueueFull):
+    reason = "RATE_LIMITED"
 
 
 class NoWorker(TriptychError):

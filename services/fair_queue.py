@@ -36,6 +36,14 @@ class FairQueue(Generic[Item]):
             del self._by_caller[caller]
         return item
 
+    def pop_for(self, may_have: Callable[[str], bool]) -> Item | None:
+        """As `pop`, of the first caller in turn for whom that is true; None where it is for nobody who waits."""
+        for caller in self._by_caller:
+            if may_have(caller):
+                self._by_caller.move_to_end(caller, last=False)
+                return self.pop()
+        return None
+
     def remove(self, unwanted: Callable[[Item], bool]) -> list[Item]:
         """Takes out and returns the items for which `unwanted` is true."""
         removed: list[Item] = []

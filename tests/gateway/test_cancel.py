@@ -2,7 +2,9 @@
 
 import pytest
 
+from gateway.admission import Admission, Room
 from gateway.attempts import Patience
+from gateway.budget import Budget
 from gateway.flow import Flow
 from gateway.live_run import LiveRun
 from gateway.plan import make_plan
@@ -192,9 +194,19 @@ async def test_a_run_cancelled_before_its_first_step_ends(gateway):
     record = Record([first], lambda run, event: run.log.publish(event.sequence), gateway.runs.store)
 
     def make_flow():
-        return Flow(plan, record, gateway.pools, Patience(), "me")
+        return Flow(plan, record, gateway.pools, Patience(), "me", Budget(1))
 
-    run = LiveRun(record, plan, make_flow, caller="me", is_detached=True, on_rest=lambda _: None)
+    admission = Admission(Room())
+    run = LiveRun(
+        record,
+        plan,
+        make_flow,
+        caller="me",
+        is_detached=True,
+        take_turn=lambda: admission.enter("me"),
+        check_room=lambda: None,
+        on_rest=lambda _: None,
+    )
     await run.cancel()
     assert record.state == RunState.RUN_STATE_CANCELLED
     assert gateway.generator.requests == []

@@ -3,6 +3,7 @@
 import pytest
 
 from gateway.attempts import Patience
+from gateway.budget import Budget
 from gateway.flow import Flow
 from gateway.history import CANCELLED
 from gateway.plan import make_plan, restore_plan
@@ -28,6 +29,7 @@ class Workshop:
         self.stages = stages
         self.pools = pools
         self.store = store
+        self.memory = Budget(2**20)
 
     async def begin(self, asked):
         plan = await make_plan(asked, self.pools)
@@ -43,7 +45,7 @@ class Workshop:
         history = record.history
         while True:
             if history.is_open:
-                flow = Flow(plan, record, self.pools, Patience(worker_timeout_s=0), "me")
+                flow = Flow(plan, record, self.pools, Patience(worker_timeout_s=0), "me", self.memory)
                 flow.cancel_images(cancelled)
                 await flow.run()
                 state, error = flow.outcome

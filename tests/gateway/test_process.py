@@ -72,6 +72,14 @@ def test_a_port_in_use_is_an_error_in_a_line():
     assert "Traceback" not in done.stderr
 
 
+def test_a_list_of_workers_that_is_none_is_wrong_usage(tmp_path):
+    path = tmp_path / "workers.json"
+    path.write_text("[]")
+    done = refused("--workers-file", str(path))
+    assert done.returncode == 2
+    assert "expected an object with lists under generator, refiner, upscaler" in done.stderr
+
+
 def test_a_worker_that_is_no_address_is_wrong_usage():
     done = refused("--generator", "somewhere")
     assert done.returncode == 2

@@ -2,8 +2,9 @@
 
 import pytest
 
-from gateway.record import MAX_PROGRESS_EVENTS, Record
+from gateway.record import MAX_PROGRESS_EVENTS, Record, first_event
 from gateway.stages import GENERATE
+from gateway.store import open_store
 from services.errors import NotReady
 from tests.gateway.runs_as_seen import collect, finished, spec
 from tests.gateway.scripted import pipeline
@@ -43,8 +44,9 @@ async def test_many_pictures_are_ranked_in_several_calls(gateway):
     assert len(next(event.ranked for event in events if event.HasField("ranked")).scores) == 20
 
 
-def test_a_log_keeps_a_bounded_number_of_steps():
-    record = Record("runs/x", RunSpec())
+def test_a_log_keeps_a_bounded_number_of_steps(tmp_path):
+    first = first_event("runs/x", RunSpec(), [])
+    record = Record([first], lambda run, event: run.log.publish(event.sequence), open_store(str(tmp_path)))
     before = record.log.last_sequence
     for step in range(1, 1001):
         record.progress(GENERATE, StageEvent.Progress(index=0, step=step, num_steps=1000))

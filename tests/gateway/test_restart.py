@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gateway.attempts import Patience
 from gateway.runs import Bounds
 from services.errors import AlreadyExists, NotFound
 from tests.gateway.runs_as_seen import ALL, collect, finished, ready, run_finished, spec
@@ -199,7 +200,11 @@ async def test_a_run_that_goes_on_waits_for_its_workers(stages, tmp_path):
     async with gateway_over(stages, tmp_path) as gateway:
         run = await gateway.facade.create_run("", spec(**SKETCHES, generate={"count": 1}), ALL)
         await stages.generators[0].begun[0].wait()
-    async with scripted_stages(generators=0) as none, gateway_over(none, tmp_path) as gateway:
+    patience = Patience(worker_timeout_s=30.0)
+    async with (
+        scripted_stages(generators=0) as none,
+        gateway_over(none, tmp_path, patience=patience) as gateway,
+    ):
         assert (await gateway.facade.get_run(run.name, ALL)).state == RunState.RUN_STATE_RUNNING
     stages.generators[0].gates[0].set()
     async with gateway_over(stages, tmp_path) as gateway:

@@ -6,6 +6,7 @@ import httpx
 import openai
 import pytest
 
+from gateway.admission import Room
 from gateway.callers import Caller
 from gateway.http.openai_fields import Fields
 from gateway.http.openai_models import Family
@@ -116,7 +117,7 @@ async def test_a_bug_is_opaque(painter, caplog):
 
 
 async def test_a_full_gateway_says_when_to_come_back():
-    async with web_gateway(bounds=Bounds(max_running=1)) as web:
+    async with web_gateway(bounds=Bounds(room=Room(max_running=1, max_queued=0))) as web:
         await set_up(web.gateway)
         web.gateway.generator.close_gates(0)
         running = asyncio.create_task(web.openai.images.generate(prompt="x"))
@@ -129,7 +130,7 @@ async def test_a_full_gateway_says_when_to_come_back():
 
 
 async def test_the_package_comes_back_after_retry_after():
-    async with web_gateway(bounds=Bounds(max_running=1)) as web:
+    async with web_gateway(bounds=Bounds(room=Room(max_running=1, max_queued=0))) as web:
         await set_up(web.gateway)
         web.gateway.generator.close_gates(0)
         running = asyncio.create_task(web.openai.images.generate(prompt="x"))
@@ -153,6 +154,18 @@ async def test_the_same_idempotency_key_makes_one_run(painter):
     first = await painter.openai.images.generate(prompt="x", extra_headers=headers)
     second = await painter.openai.images.generate(prompt="x", extra_headers=headers)
     assert (second.run, second.data[0].b64_json) == (first.run, first.data[0].b64_json)
+    assert len(painter.gateway.generator.requests) == 1
+
+
+async def test_a_run_with_a_key_outlives_a_broken_connection(painter):
+    painter.gateway.generator.close_gates(0)
+    headers = {"Idempotency-Key": "once"}
+    asking = asyncio.create_task(painter.openai.images.generate(prompt="x", extra_headers=headers))
+    await painter.gateway.generator.begun[0].wait()
+    asking.cancel()
+    painter.gateway.generator.gates[0].set()
+    again = await painter.openai.images.generate(prompt="x", extra_headers=headers)
+    assert again.data
     assert len(painter.gateway.generator.requests) == 1
 
 

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from gateway.admission import Room
 from gateway.runs import Bounds
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.runs_as_seen import collect, spec
@@ -168,7 +169,7 @@ async def test_what_is_not_there_is_said(web, method, path, status, reason):
 
 
 async def test_a_full_gateway_says_when_to_come_back():
-    async with web_gateway(bounds=Bounds(max_running=1)) as web:
+    async with web_gateway(bounds=Bounds(room=Room(max_running=1, max_queued=0))) as web:
         web.gateway.generator.close_gates(0)
         name = (await create(web)).json()["name"]
         answer = await create(web)
