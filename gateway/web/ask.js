@@ -100,6 +100,8 @@ export class Ask {
 
   showVocabulary() {
     const kinds = Object.entries(this.models.generate?.vocabulary ?? {});
+    // The contract's map has no order. What there is most of is what pictures are about.
+    kinds.sort(([a, of], [b, than]) => than.words.length - of.words.length || a.localeCompare(b));
     byId("vocabulary-button").hidden = !kinds.length;
     const name = this.models.generate?.name;
     byId("vocabulary").replaceChildren(

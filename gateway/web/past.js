@@ -19,12 +19,16 @@ export class Past {
     this.more = make("button", { type: "button", text: "Show older ones", hidden: true, onclick: () => this.load(this.pageToken) });
     byId("past").append(make("h2", { id: "past-title", text: "Past runs" }), this.list, this.empty, this.more);
     this.current = "";
+    // An answer that a newer question has overtaken is not shown.
+    this.numLoads = 0;
   }
 
   /** @param {string} [pageToken] empty: from the newest on */
   async load(pageToken = "") {
+    const load = ++this.numLoads;
     try {
       const { runs, next_page_token: next } = await listRuns(PAGE_SIZE, pageToken);
+      if (load !== this.numLoads) return;
       const items = (runs ?? []).map((/** @type {any} */ run) => this.item(run));
       if (pageToken) this.list.append(...items);
       else this.list.replaceChildren(...items);
@@ -68,27 +72,24 @@ export class Past {
       class: "plain remove",
       text: "Delete",
       "aria-label": `Delete the run “${prompt}”`,
-      onclick: () => this.remove(run.name, prompt, item),
+      onclick: () => this.remove(run.name, prompt),
     });
-    const item = make("li", {}, link, remove);
-    return item;
+    return make("li", {}, link, remove);
   }
 
-  /** @param {string} name @param {string} prompt @param {any} item */
-  async remove(name, prompt, item) {
+  /** @param {string} name @param {string} prompt */
+  async remove(name, prompt) {
     if (!(await ask(`Delete “${prompt}” and its pictures? They cannot be brought back.`, "Delete"))) return;
     try {
       await deleteRun(name);
     } catch (error) {
-      trouble(error, () => this.remove(name, prompt, item));
+      trouble(error, () => this.remove(name, prompt));
       return;
     }
-    const next = item.nextElementSibling ?? item.previousElementSibling;
-    item.remove();
-    (next?.querySelector("a") ?? byId("past")).focus();
-    this.empty.hidden = this.list.children.length > 0;
     say("The run is deleted.");
     this.onDeleted(name);
+    await this.load();
+    byId("past").focus();
   }
 }
 

@@ -1,0 +1,139 @@
+"""The page where something goes away in the middle: itself, the gateway, the network, a token."""
+
+import re
+
+from click.testing import CliRunner
+from playwright.async_api import expect
+
+from gateway.tokens import tokens
+from tests.web.drawing import drawing_stages
+from tests.web.gateway_process import GatewayProcess
+from tests.web.visitor import open_page
+
+# What Chromium says of a request that fails; the page can't keep it from doing so.
+FAILED_REQUEST = r"Failed to load resource|net::ERR_"
+
+
+async def test_a_reload_in_the_middle_shows_the_run_as_it_is(visitor, stages):
+    stages.hold(stages.generator, 2)
+    await visitor.begin("a red house", count=3)
+    await visitor.sees_sketches(2)
+    await visitor.page.reload()
+    await expect(visitor.page.get_by_role("heading", name="a red house")).to_be_visible()
+    await visitor.sees_sketches(2)
+    stages.let_go(stages.generator)
+    await visitor.sees_sketches(3)
+
+
+async def test_a_reload_after_choices_keeps_the_tree(visitor):
+    await visitor.begin(count=2)
+    await visitor.refine(1)
+    await visitor.choose(0)
+    await visitor.enlarge()
+    await visitor.page.reload()
+    await expect(visitor.easel.locator("figcaption")).to_contain_text("128 × 128")
+    await visitor.sees_variations(6)
+    await expect(visitor.page.locator("#tree .node")).to_have_count(2 + 6 + 1)
+
+
+async def test_a_gateway_that_is_killed_in_the_middle_is_waited_for(visitor, stages, gateway):
+    visitor.expected.append(FAILED_REQUEST)
+    stages.hold(stages.generator, 1)
+    await visitor.begin(count=2)
+    await visitor.sees_sketches(1)
+    await gateway.kill()
+    connection = visitor.page.locator("#connection")
+    await expect(connection).to_contain_text("The connection is lost")
+    stages.let_go(stages.generator)
+    await gateway.start()
+    await expect(connection).to_contain_text("Connected again")
+    await visitor.sees_sketches(2)
+    await visitor.refine(0)
+
+
+async def test_past_runs_survive_the_gateway(visitor, gateway):
+    visitor.expected.append(FAILED_REQUEST)
+    await visitor.begin("a blue house", count=1)
+    await visitor.sees_sketches(1)
+    await gateway.kill()
+    await gateway.start()
+    await visitor.page.goto(gateway.url)
+    past = visitor.page.get_by_role("region", name="Past runs")
+    await expect(past.get_by_role("link")).to_have_count(1)
+    await expect(past.locator("img")).to_be_visible()
+
+
+async def test_a_prompt_that_meets_no_gateway_is_tried_again_and_makes_one_run(visitor, gateway):
+    visitor.expected.append(FAILED_REQUEST)
+    await gateway.kill()
+    await visitor.begin(count=1)
+    await gateway.start()
+    await visitor.sees_sketches(1)
+    past = visitor.page.get_by_role("region", name="Past runs")
+    await expect(past.get_by_role("link")).to_have_count(1)
+
+
+async def test_a_worker_that_goes_away_is_waited_for_and_one_that_is_missing_is_named(browser, tmp_path):
+    async with drawing_stages() as stages:
+        gateway = GatewayProcess(tmp_path, stages.options)
+        await gateway.start()
+        try:
+            visitor = await open_page(browser, gateway.url)
+            await visitor.arrive()
+            await visitor.begin(count=1)
+            await visitor.sees_sketches(1)
+            await stages.refiner.kill()
+            await visitor.sketches.first.get_by_role("button").click()
+            await expect(visitor.facts).to_contain_text(re.compile("refiner .* went away", re.IGNORECASE))
+            await visitor.page.goto(gateway.url)
+            await expect(visitor.page.locator("#models")).to_contain_text("No refiner yet")
+            await visitor.begin("a blue house", count=1)
+            await visitor.sees_sketches(1)
+            await visitor.sketches.first.get_by_role("button").click()
+            await expect(visitor.trouble).to_contain_text("triptych serve refiner")
+            assert visitor.unexpected == []
+        finally:
+            await gateway.kill()
+
+
+async def test_a_run_that_is_not_there_is_said_in_words(visitor, gateway):
+    visitor.expected.append("404")
+    await visitor.page.goto(f"{gateway.url}#/runs/0123456789abcdef")
+    await expect(visitor.trouble).to_contain_text("not here, or not any more")
+
+
+async def test_two_pages_show_the_same_run(visitor, browser, gateway):
+    await visitor.begin(count=2)
+    await visitor.sees_sketches(2)
+    other = await open_page(browser, gateway.url)
+    await other.page.goto(visitor.page.url)
+    await other.sees_sketches(2)
+    await visitor.refine(0)
+    await expect(other.page.locator("#tree .node")).to_have_count(2 + 6)
+    assert other.unexpected == []
+
+
+async def test_a_gateway_with_tokens_asks_for_one_and_keeps_it_for_the_tab(browser, stages, tmp_path):
+    file = tmp_path / "tokens.json"
+    made = CliRunner().invoke(tokens, ["add", "anna", "--tokens", str(file)])
+    token = made.stdout.split()[-1]
+    gateway = GatewayProcess(tmp_path, [*stages.options, "--tokens", str(file)])
+    await gateway.start()
+    try:
+        visitor = await open_page(browser, gateway.url)
+        await visitor.page.goto(gateway.url)
+        visitor.expected.append("401")
+        await visitor.page.get_by_label("Token").fill(token)
+        await visitor.button("Use it").click()
+        await visitor.begin(count=1)
+        await visitor.refine(0)
+        await visitor.choose(0)
+        await expect(visitor.easel.locator("img.after")).to_be_visible()
+        async with visitor.page.expect_download() as downloading:
+            await visitor.button("Download").click()
+        assert (await (await downloading.value).path()).read_bytes().startswith(b"\x89PNG")
+        await visitor.page.reload()
+        await visitor.sees_sketches(1)
+        assert visitor.unexpected == []
+    finally:
+        await gateway.kill()
