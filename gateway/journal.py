@@ -44,6 +44,11 @@ class JournalFailed(TriptychError):
     reason = "JOURNAL_FAILED"
     retry_after_s = 5.0
 
+    def __init__(self, message: str, cause: str = "") -> None:
+        super().__init__(message)
+        # What the database said, for the log.
+        self.cause = cause
+
 
 class Journaled(Protocol):
     """A run whose events are written down."""
@@ -139,9 +144,7 @@ class Journal:
             async with asyncio.timeout(PATIENCE_S):
                 await run.log.settled()
         except TimeoutError:
-            raise JournalFailed(
-                f"the journal cannot be written: {self._problem or 'it is too slow'}"
-            ) from None
+            raise JournalFailed(self._problem or "the journal is written too slowly") from None
 
     @property
     def is_behind(self) -> bool:
@@ -177,9 +180,11 @@ class Journal:
         while lost is None:
             try:
                 lost = await self._commit(group)
-            except JournalFailed as error:
-                if str(error) != self._problem:
-                    log.error("%s; trying again until it can be written", error)  # noqa: TRY400 - as above
+            except Exception as error:
+                if not isinstance(error, JournalFailed):
+                    log.exception("a bug keeps events from being written")
+                elif str(error) != self._problem:
+                    log.error("%s (%s); trying again until it can be written", error, error.cause)  # noqa: TRY400 - as above
                 self._problem = str(error)
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, RETRY_MOST_S)
@@ -425,7 +430,20 @@ def _as_journal_failed() -> Iterator[None]:
         yield
     except (SQLAlchemyError, OSError) as error:
         cause = str(getattr(error, "orig", None) or error).partition("\n")[0]
-        raise JournalFailed(f"the journal cannot be used: {cause}") from error
+        raise JournalFailed(f"the journal cannot be used: {_explain(error, cause)}", cause) from error
+
+
+def _explain(error: Exception, cause: str) -> str:
+    """What callers are told; the rest, such as names of hosts, is for the log."""
+    if "is full" in cause or "No space left" in cause:
+        return "its disk is full"
+    if "locked" in cause:
+        return "another program has locked it"
+    if "disk I/O" in cause:
+        return "its disk does not take it"
+    if isinstance(error, OSError) or getattr(error, "connection_invalidated", False):
+        return "its database does not answer"
+    return "see the gateway's log"
 
 
 def _image_row(run: str, image: Image) -> dict[str, Any]:
