@@ -33,7 +33,7 @@ async def generate(request: Request) -> Response:
     run = await api.pipeline.create_run("", _spec(body), caller, detach=False)
 
     async def pictures() -> list[bytes]:
-        results = Results((GENERATE.name,))
+        results = Results({GENERATE.name: 1})
         with api.pipeline.attach(run.name):
             async with aclosing(api.pipeline.watch_run(run.name, caller)) as events:
                 async for event in events:

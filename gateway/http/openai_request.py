@@ -74,6 +74,8 @@ class ImageRequest:
     spec: RunSpec
     n: int
     stages: tuple[str, ...]
+    # Of each stage, for one picture.
+    steps: Mapping[str, int]
     quality: str
     response_format: str
     output_format: str
@@ -83,9 +85,10 @@ class ImageRequest:
     user: str
 
     @property
-    def spine(self) -> tuple[str, ...]:
-        """The stages from which on every picture goes on to one that is answered."""
-        return self.stages[1:] if self.spec.generate.count > self.n else self.stages
+    def spine(self) -> dict[str, int]:
+        """The stages from which on every picture goes on to one that is answered, and the steps of each."""
+        chooses = self.spec.generate.count > self.n
+        return {name: self.steps[name] for name in (self.stages[1:] if chooses else self.stages)}
 
 
 def generation(fields: Fields, family: Family) -> ImageRequest:
@@ -204,6 +207,7 @@ def _request(fields: Fields, family: Family, spec: RunSpec, stages: tuple[str, .
         spec=spec,
         n=n,
         stages=stages,
+        steps=_steps(spec, family, stages),
         quality="high" if REFINE.name in stages else "low",
         response_format=response_format,
         output_format=output_format,
@@ -213,7 +217,7 @@ def _request(fields: Fields, family: Family, spec: RunSpec, stages: tuple[str, .
         user=fields.text("safety_identifier") or fields.text("user"),
     )
     _rank(request, family)
-    _ask_for_previews(request, family)
+    _ask_for_previews(request)
     return request
 
 
@@ -228,25 +232,37 @@ def _rank(request: ImageRequest, family: Family) -> None:
         mode.top_k_after_generate = request.n
 
 
-def _ask_for_previews(request: ImageRequest, family: Family) -> None:
-    """Previews at the places where partial images are due, and no others: each is a picture to decode."""
+def _ask_for_previews(request: ImageRequest) -> None:
+    """Previews where partial images are due, spread evenly over all steps, and no others: each is a picture to decode."""
     if not request.partial_images:
         return
-    parts = request.partial_images + 1
-    for name in request.spine:
+    apart = sum(request.spine.values()) / (request.partial_images + 1)
+    due_at = [apart * (number + 1) for number in range(request.partial_images)]
+    begin = 0
+    for name, num_steps in request.spine.items():
+        if any(begin < due <= begin + num_steps for due in due_at):
+            settings: Any = getattr(request.spec, name).settings
+            # In a later stage they are due in between: the next one must not be far.
+            settings.preview_every = max(1, math.ceil(apart / 2 if begin else apart))
+        begin += num_steps
+
+
+def _steps(spec: RunSpec, family: Family, stages: Sequence[str]) -> dict[str, int]:
+    """How many steps each stage will take for a picture, as far as its model says."""
+    known: dict[str, int] = {}
+    for name in stages:
         model = family.models[name]
-        settings: Any = getattr(request.spec, name).settings
         if name == GENERATE.name:
-            num_steps = model.limits.max_num_steps or DEFAULT_SKETCH_STEPS
+            known[name] = model.limits.max_num_steps or DEFAULT_SKETCH_STEPS
         elif name == REFINE.name:
+            settings = spec.refine.settings
             num_steps = settings.num_steps or int(model.defaults.get("num_steps", DEFAULT_REFINE_STEPS))
-            if request.stages[0] == GENERATE.name or request.spec.init_images:
-                skipped = settings.skip_ratio or model.defaults.get("skip_ratio", 0.0)
-                num_steps = max(1, round(num_steps * (1 - skipped)))
+            skipped = settings.skip_ratio or model.defaults.get("skip_ratio", 0.0)
+            known[name] = max(1, round(num_steps * (1 - skipped)))
         else:
-            # How many tiles there are depends on the picture; each is a step.
-            num_steps = parts
-        settings.preview_every = max(1, math.ceil(num_steps / parts))
+            # A tile or a few, and little to see of them.
+            known[name] = 1
+    return known
 
 
 def in_words_of_the_api(error: InvalidRequest) -> InvalidRequest:

@@ -4,6 +4,7 @@ A run for OpenAI's API is a handful of straight lines: from the first stage of i
 exactly one that is answered. It knows events, and no HTTP.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gateway.stages import STAGES
@@ -35,7 +36,8 @@ class Partial:
 class Results:
     """`add` every event of a run, in order."""
 
-    spine: tuple[str, ...]
+    # Its stages, in order, and the steps that each takes for a picture.
+    spine: Mapping[str, int]
     num_partials: int = 0
     # Pictures of the last stage, in the order in which they came, and files as far as events carry them.
     images: list[Image] = field(default_factory=list)
@@ -60,7 +62,7 @@ class Results:
                 return self._partial(preview.stage, preview.index, done, preview.image)
             case "image_ready":
                 image = event.image_ready.image
-                if image.stage == STAGE_OF[self.spine[-1]]:
+                if image.stage == STAGE_OF[list(self.spine)[-1]]:
                     self.images.append(image)
                     return image
                 picture = ImageData(data=image.data, width=image.width, height=image.height)
@@ -73,7 +75,7 @@ class Results:
 
     def line_of(self, stage: Stage.ValueType, index: int) -> int:
         """Which of the pictures that are answered this one becomes: its ancestor's place in the first stage of the spine."""
-        while stage != STAGE_OF[self.spine[0]]:
+        while stage != STAGE_OF[next(iter(self.spine))]:
             name = self._parents.get((stage, index), "").rpartition("/")[2]
             stage_name, _, place = name.rpartition("-")
             if stage_name not in STAGE_OF:
@@ -89,15 +91,16 @@ class Results:
         return sorted(self.images, key=lambda image: (-(self.score_of(image) or 0.0), image.index))
 
     def _partial(self, stage: Stage.ValueType, index: int, done: float, picture: ImageData) -> Partial | None:
-        """The picture as it looks now, if the next partial image is due: they are spread evenly over all stages."""
-        places = [STAGE_OF[name] for name in self.spine]
-        if stage not in places or not picture.data:
+        """The picture as it looks now, if the next partial image is due: they are spread evenly over all steps."""
+        name = next((name for name in self.spine if STAGE_OF[name] == stage), None)
+        if name is None or not picture.data:
             return None
+        before = list(self.spine)[: list(self.spine).index(name)]
+        steps = sum(self.spine[earlier] for earlier in before) + done * self.spine[name]
         image_index = self.line_of(stage, index)
         line = self._lines.setdefault(image_index, Line())
-        progress = (places.index(stage) + done) / len(places)
-        due = (line.num_partial + 1) / (self.num_partials + 1)
-        if line.num_partial == self.num_partials or progress < due - 1e-9 or picture.data == line.last:
+        due = (line.num_partial + 1) / (self.num_partials + 1) * sum(self.spine.values())
+        if line.num_partial == self.num_partials or steps < due - 1e-9 or picture.data == line.last:
             return None
         line.num_partial, line.last = line.num_partial + 1, picture.data
         return Partial(image_index, line.num_partial - 1, picture)

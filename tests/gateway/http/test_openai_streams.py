@@ -10,8 +10,8 @@ import pytest
 from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
 
 from tests.gateway.http.conftest import web_gateway
-from tests.gateway.http.painting import pixels, set_up
-from tests.gateway.scripted import png
+from tests.gateway.http.painting import pixels, set_up, unfinished
+from tests.gateway.scripted import SIDE_PX, png
 from triptych.v1.stage_pb2 import StageEvent
 
 
@@ -47,24 +47,30 @@ async def test_as_many_partial_images_come_as_are_asked_for(painter, number):
     ]
 
 
-async def test_partial_images_are_spread_over_all_stages(painter):
-    # Halves of the way: the sketch half done, the sketch, and the variation half done.
+async def test_partial_images_are_spread_over_all_steps(painter):
+    # Twelve steps of the sketch and twelve of the variation: quarters of the way are 6, 12 and 18.
     events = await stream(painter, partial_images=3, extra_body={"seed": 7})
-    half = pixels(png(7)) - 128
-    shown = [data_of(event) - 128 for event in partials(events)]
-    assert [np.abs(picture).sum() * 2 <= np.abs(half).sum() + half.size * 2 for picture in shown] == [
-        True,
-        False,
-        True,
-    ]
-    assert np.array_equal(shown[1], half)
+    final = pixels(png(7))
+    left = [float(np.abs(data_of(event) - final).mean()) for event in partials(events)]
+    half = float(np.abs(pixels(unfinished(7, SIDE_PX, 0.5).data) - final).mean())
+    assert left == [half, 0.0, half]
 
 
 async def test_previews_are_asked_for_only_where_they_are_shown(painter):
     await stream(painter, partial_images=3)
-    assert painter.gateway.generator.requests[0].settings.preview_every == 3
+    assert painter.gateway.generator.requests[0].settings.preview_every == 6
+    await stream(painter, partial_images=1, quality="low")
+    assert painter.gateway.generator.requests[1].settings.preview_every == 6
     await stream(painter, partial_images=0)
-    assert painter.gateway.generator.requests[1].settings.preview_every == 0
+    assert painter.gateway.generator.requests[2].settings.preview_every == 0
+
+
+async def test_a_stage_with_few_steps_has_no_previews_to_make(painter):
+    painter.gateway.generator.info.limits.max_num_steps = 200
+    await painter.gateway.notice()
+    await stream(painter, partial_images=3)
+    assert painter.gateway.generator.requests[0].settings.preview_every == 53
+    assert painter.gateway.refiner.requests[0].settings.preview_every == 0
 
 
 async def test_an_enlarged_picture_has_partial_images_of_what_it_is_made_from(painter):
