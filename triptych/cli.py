@@ -23,7 +23,7 @@ COMPLETE_VARIABLE = "_TRIPTYCH_COMPLETE"
 INTERRUPTED = 130
 # Errors whose text is all that there is to say, by module: importing them here would import grpc.
 EXPECTED_ERRORS = {"services.errors": "TriptychError", "triptych.errors": "CallError"}
-OUR_PACKAGES = ("triptych", "services", "gateway")
+OUR_PACKAGES = ("triptych", "services", "gateway", "deploy")
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ COMMANDS = {
     "weights": LazyCommand("services.weights", "weights", "Convert, make, check and list models.", "gateway"),
     "tokens": LazyCommand("gateway.tokens", "tokens", "Say who may call the gateway.", "gateway"),
     "certs": LazyCommand("gateway.certificates", "certs", "Make certificates of one's own.", "gateway"),
+    "deploy": LazyCommand("deploy.command", "deploy", "Run and scale the pipeline at a place.", "deploy"),
     "bench": LazyCommand("triptych.bench", "bench", "Measure a deployment; simulate its latency and cost."),
     "completion": LazyCommand("triptych.completion", "completion", "Completion for bash, zsh and fish."),
     "health": LazyCommand("triptych.health", "health", "Ask a service whether it serves.", "gateway"),

@@ -1,0 +1,107 @@
+"""The seam between `triptych deploy` and the places where workers can run.
+
+A Deployer starts and stops the workers of one deployment and always knows which there are: it finds them by the
+deployment's tag, wherever the place keeps tags, and needs no memory of its own. What a worker computes it does not know.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+from services.errors import TriptychError
+
+STAGES = ("generator", "refiner", "upscaler")
+
+
+class DeployError(TriptychError):
+    """A place that cannot do what it was asked for; says what to do."""
+
+    reason = "DEPLOY_FAILED"
+
+
+class State(StrEnum):
+    STARTING = "starting"
+    SERVING = "serving"
+    # Takes nothing new, finishes what it makes, and ends.
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A kind of machine that a worker could run on."""
+
+    machine: str
+    is_spot: bool
+    price_per_hour: float
+    # How likely the machine is taken away within an hour; None where nobody says.
+    evictions_per_hour: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker as it is now. `address` is empty until it listens."""
+
+    id: str
+    stage: str
+    address: str
+    state: State
+    machine: str = ""
+    price_per_hour: float = 0.0
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """What a teardown could not remove, in words, and what it costs an hour."""
+
+    things: Sequence[str] = ()
+    price_per_hour: float = 0.0
+
+
+@runtime_checkable
+class Deployer(Protocol):
+    """One deployment at one place. All methods may block; all raise DeployError."""
+
+    # The deployment's tag.
+    name: str
+
+    def plan(self) -> Sequence[Offer]:
+        """What a worker could run on, the cheapest first."""
+        ...
+
+    def launch(self, stage: str) -> Worker:
+        """Starts one worker and returns at once; it serves when `endpoints` says so."""
+        ...
+
+    def endpoints(self) -> Sequence[Worker]:
+        """The deployment's workers as they are now, in the order in which they were started."""
+        ...
+
+    def logs(self, worker_id: str, *, num_lines: int = 50) -> str:
+        """The end of a worker's log."""
+        ...
+
+    def drain(self, worker_id: str) -> None:
+        """Lets a worker finish what it makes, and end. A second time, or one that has ended, changes nothing."""
+        ...
+
+    def stop(self, worker_id: str) -> None:
+        """Ends a worker now; returns when it is gone."""
+        ...
+
+    def teardown(self) -> Leftovers:
+        """Ends and removes everything that carries the deployment's tag."""
+        ...
+
+
+def workers_file(workers: Sequence[Worker]) -> dict[str, list[str]]:
+    """What the gateway's --workers-file lists: a draining worker gets nothing new, so it is left out."""
+    return {
+        stage: [
+            worker.address
+            for worker in workers
+            if worker.stage == stage and worker.address and worker.state is not State.DRAINING
+        ]
+        for stage in STAGES
+    }
