@@ -81,6 +81,8 @@ class Runs:
         self._claimed: set[str] = set()
         # How many live on each run here, whichever gateway carries it out.
         self._attending: Counter[str] = Counter()
+        # Numbers of the commands that are being carried out.
+        self._obeying: set[int] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._tending: asyncio.Task[None] | None = None
 
@@ -99,7 +101,8 @@ class Runs:
 
     def live(self, name: str) -> LiveRun | None:
         """The run, if this gateway carries it out."""
-        return self._live.get(name)
+        live = self._live.get(name)
+        return None if live is None or live.record.log.is_abandoned else live
 
     def check_room(self, caller: Caller) -> None:
         """Raises QueueFull or RateLimited, or NotReady while the gateway stops."""
@@ -164,6 +167,7 @@ class Runs:
 
         Its lock is held.
         """
+        self._drop_lost()
         live = self._live.get(name)
         if live is not None and live.is_finished:
             # It is nobody's since, so another gateway may have taken it up again.
@@ -199,6 +203,9 @@ class Runs:
         finally:
             if live.is_finished:
                 self._start(self.put_away(live))
+        if live.record.log.is_abandoned and not live.record.log.is_settled:
+            # Another gateway has taken it over before this could be written.
+            await self.cancel(name, images)
 
     async def select(
         self,
@@ -264,8 +271,7 @@ class Runs:
         if left:
             log.info("%d runs are left as they stand; they go on when this gateway starts again", len(left))
         try:
-            for live in self._live.values():
-                await self.settled(live)
+            await asyncio.gather(*(self.settled(live) for live in self._live.values()))
             await self._leases.leave()
         except JournalFailed as error:
             log.error("%s", error)  # noqa: TRY400 - says all there is
@@ -303,7 +309,12 @@ class Runs:
             async with self._lock_of(name):
                 if name not in self._live:
                     log.info("%s goes on", name)
-                    await self._take_up(name)
+                    try:
+                        await self._take_up(name)
+                    except JournalFailed:
+                        raise
+                    except Exception:  # one run that cannot go on keeps no other from it
+                        log.exception("%s cannot go on", name)
 
     async def _take_up(self, name: str) -> LiveRun:
         """Makes a run live from what the journal says of it; it is this gateway's already."""
@@ -400,12 +411,21 @@ class Runs:
                     await self._take_up_all()
                     self._drop_lost()
                 for command in await self._leases.commands():
-                    await self._leases.answer(command.id, await self._obey(command))
+                    if command.id not in self._obeying:
+                        # Beside the next renewal: what a command waits for may take longer than the lease.
+                        self._obeying.add(command.id)
+                        self._start(self._answer(command))
             except JournalFailed as error:
                 log.warning("%s", error)
             except Exception:
                 log.exception("looking after the runs of this gateway failed")
             await asyncio.sleep(TEND_EVERY_S)
+
+    async def _answer(self, command: Command) -> None:
+        try:
+            await self._leases.answer(command.id, await self._obey(command))
+        finally:
+            self._obeying.discard(command.id)
 
     async def _obey(self, command: Command) -> TriptychError | None:
         try:
