@@ -8,7 +8,7 @@ PROMPT ?= a red house under a full moon
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up test test-compose parity tiny quality bench bench-full check fix protos release-protos clean
+.PHONY: help setup run up test test-compose fuzz parity tiny quality bench bench-full check fix protos release-protos clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,6 +36,17 @@ test: $(VENV)/dev ## Run the tests (minutes)
 
 test-compose: $(VENV)/runtime ## Build and start docker-compose.yml and make a picture through it (needs an engine)
 	TRIPTYCH=$(abspath $(BIN))/triptych tests/compose/run.sh
+
+# What failed before is tried again first. EXAMPLES and SECONDS_EACH are for each test and each target.
+EXAMPLES ?= 300
+SECONDS_EACH ?= 60
+
+fuzz: $(VENV)/dev ## Send nonsense of all kinds to every door, for as long as it takes (half an hour)
+	FUZZ_EXAMPLES=$(EXAMPLES) $(TEST_ENV) $(BIN)/python -m pytest -q --timeout 3600 tests/fuzz tests/*/test_fuzz.py $(ARGS)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	for target in pictures json messages; do \
+		$(TEST_ENV) $(BIN)/python -m tests.fuzz.with_atheris $$target -max_total_time=$(SECONDS_EACH) || exit 1; \
+	done
 
 parity: $(VENV)/dev ## Compare with dalle-mini, diffusers and spandrel, in environments of their own
 	$(TEST_ENV) $(BIN)/python -m tests.parity $(ARGS)

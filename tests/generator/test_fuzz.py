@@ -1,0 +1,49 @@
+"""The generator, with a small random network, with any message and any bytes at every method."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from services.channels import open_channel
+from services.engine import Engine
+from services.generator.service import SERVICE_NAME, GeneratorService, LoadedGenerator
+from services.generator.stepper import GeneratorStepper
+from services.server import serving
+from tests.fuzz.stages import answer_any_bytes, answer_any_message, raw
+from tests.fuzz.strategies import fuzzed
+from triptych.v1 import generator_pb2
+from triptych.v1.generator_pb2_grpc import add_GeneratorServiceServicer_to_server
+from triptych.v1.stage_pb2 import ModelInfo
+
+INFO = ModelInfo(
+    name="small",
+    limits=ModelInfo.Limits(max_images=8, max_prompt_bytes=2_000),
+    defaults={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 3.0},
+)
+[DESCRIPTOR] = generator_pb2.DESCRIPTOR.services_by_name.values()
+
+
+@pytest.fixture
+async def channel(model):
+    stepper = GeneratorStepper(model, num_slots=2)
+    service = GeneratorService()
+    async with (
+        Engine(stepper, max_queue=8) as engine,
+        serving(
+            lambda server: add_GeneratorServiceServicer_to_server(service, server), services=[SERVICE_NAME]
+        ) as running,
+        open_channel(running.address) as channel,
+    ):
+        service.set_ready(LoadedGenerator(stepper, INFO), engine)
+        yield channel
+
+
+@fuzzed(30)
+@given(data=st.data())
+async def test_any_message_is_answered(channel, data):
+    await answer_any_message(channel, DESCRIPTOR, data)
+
+
+@fuzzed(10)
+@given(data=raw)
+async def test_any_bytes_are_answered(channel, data):
+    await answer_any_bytes(channel, DESCRIPTOR, data)

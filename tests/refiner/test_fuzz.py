@@ -1,0 +1,53 @@
+"""The refiner, with small random networks, with any message and any bytes at every method."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from services.channels import open_channel
+from services.engine import Engine
+from services.model_folder import write_manifest
+from services.refiner.service import SERVICE_NAME, RefinerService, load
+from services.server import serving
+from services.stage_service import ServeOptions
+from tests.fuzz.stages import answer_any_bytes, answer_any_message, raw
+from tests.fuzz.strategies import fuzzed
+from triptych.v1 import refiner_pb2
+from triptych.v1.refiner_pb2_grpc import add_RefinerServiceServicer_to_server
+
+[DESCRIPTOR] = refiner_pb2.DESCRIPTOR.services_by_name.values()
+
+
+@pytest.fixture(scope="module")
+def loaded(model_folder):
+    write_manifest(model_folder, name="small", stage="refiner")
+    options = ServeOptions(
+        model=str(model_folder), host="127.0.0.1", port=0, slots=2, max_queue=6, threads=1, device="cpu", grace=1.0,
+        exit_with_parent=False, log_level="info",
+    )  # fmt: skip
+    return load(options, "float32")
+
+
+@pytest.fixture
+async def channel(loaded):
+    service = RefinerService()
+    async with (
+        Engine(loaded.stepper, max_queue=6) as engine,
+        serving(
+            lambda server: add_RefinerServiceServicer_to_server(service, server), services=[SERVICE_NAME]
+        ) as running,
+        open_channel(running.address) as channel,
+    ):
+        service.set_ready(loaded, engine)
+        yield channel
+
+
+@fuzzed(30)
+@given(data=st.data())
+async def test_any_message_is_answered(channel, data):
+    await answer_any_message(channel, DESCRIPTOR, data)
+
+
+@fuzzed(10)
+@given(data=raw)
+async def test_any_bytes_are_answered(channel, data):
+    await answer_any_bytes(channel, DESCRIPTOR, data)
