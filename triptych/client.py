@@ -4,7 +4,6 @@ Methods named after a call of the contract are that one call, with errors that h
 `run`, `watch` and `select` are what most programs want: they survive broken connections and gather the result.
 """
 
-import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -35,7 +34,7 @@ from triptych.errors import (
     to_call_error,
 )
 from triptych.result import Picture, RunResult
-from triptych.resume import Backoff, Persistence, repeated
+from triptych.resume import Backoff, Persistence, deadline, left, repeated
 from triptych.run_stream import RunStream
 from triptych.selection import image_names, selected_stage
 from triptych.v1.pipeline_pb2 import (
@@ -159,10 +158,11 @@ class Client:
         """Makes pictures: iterate over what it returns for the events, or await it for the result.
 
         Leaving before the end cancels the run, unless it is detached; a run in manual mode is, since people take their
-        time. Another call with the same `request_id` (made up here where there is none) joins the same run.
-        `timeout_s` bounds the whole of it. `show`: whether a live contact sheet is shown, by default in notebooks.
+        time. Another call with the same `request_id` (made up here where there is none) joins the same run, which then
+        is cancelled a little after the last of them has left. `timeout_s` bounds the whole of it. `show`: whether a live contact sheet is shown, by default in notebooks.
         """
         spec = RunSpec(prompt=prompt) if isinstance(prompt, str) else prompt
+        leave = leave_to_others if request_id else self._leave
         request_id = request_id or uuid.uuid4().hex
         if detach is None:
             detach = spec.HasField("manual")
@@ -183,7 +183,7 @@ class Client:
             RunResult(),
             request_id=request_id,
             deadline_s=deadline_s,
-            leave=None if detach else self._leave,
+            leave=None if detach else leave,
             show=show,
         )
 
@@ -395,11 +395,5 @@ class Client:
             raise to_call_error(error, self.address) from None
 
 
-def deadline(timeout_s: float | None) -> float | None:
-    """On the monotonic clock."""
-    return None if timeout_s is None else time.monotonic() + timeout_s
-
-
-def left(deadline_s: float | None) -> float | None:
-    """As a call's timeout, which must not be negative."""
-    return None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+async def leave_to_others(name: str) -> None:
+    """Whoever has the request_id may follow the run, too: the gateway cancels it when nobody is left."""

@@ -105,3 +105,13 @@ async def resumed(
                 if state != RunState.RUN_STATE_UNSPECIFIED:
                     return
                 raise
+
+
+def deadline(timeout_s: float | None) -> float | None:
+    """On the monotonic clock."""
+    return None if timeout_s is None else time.monotonic() + timeout_s
+
+
+def left(deadline_s: float | None) -> float | None:
+    """As a call's timeout, which must not be negative."""
+    return None if deadline_s is None else max(0.0, deadline_s - time.monotonic())

@@ -153,6 +153,17 @@ async def test_the_same_request_id_joins_the_same_run(gateway):
     assert again == first
 
 
+async def test_a_run_that_others_follow_is_theirs_when_one_leaves(gateway):
+    gateway.generator.close_gates(0)
+    async with gateway.client.run(spec(**SKETCHES), request_id="shared") as first:
+        await anext(aiter(first))
+        second = aiter(gateway.client.run(spec(**SKETCHES), request_id="shared"))
+        await anext(second)
+    gateway.generator.gates[0].set()
+    *_, last = [event async for event in second]
+    assert last.finished.state == RunState.RUN_STATE_SUCCEEDED
+
+
 async def test_a_run_is_followed_once(gateway):
     run = gateway.client.run(spec(**SKETCHES))
     await run
