@@ -7,7 +7,7 @@ a selection have the indexes that were told when it was made. What the record ha
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -165,6 +165,7 @@ class Flow:
                 await self._selection_credits.acquire()
                 made = self._make(work, index, choice.selection.image, lambda _: release(), release)
                 pictures.create_task(made)
+        await self._score(work.kind, [self._record.image_name(work.kind, index) for index in choice.indexes])
 
     async def _run_plan(self) -> None:
         inbox: Lane = asyncio.Queue()
@@ -187,8 +188,10 @@ class Flow:
         credits = asyncio.Semaphore(CREDITS)
         # Where the best go on, all wait here for their scores; those credits are given back, or nobody could be last.
         waiting: list[Image] = []
+        made_here: list[Image] = []
 
         def deliver(image: Image) -> None:
+            made_here.append(image)
             if stage.top_k:
                 waiting.append(image)
             if stage.top_k or is_last:
@@ -204,6 +207,7 @@ class Flow:
                     made = self._make(stage.work, index, parent.name, deliver, credits.release)
                     pictures.create_task(made)
                 parent.taken()
+        await self._score(stage.kind, [image.name for image in made_here])
         for rank, name in enumerate(await self._rank(stage, waiting)):
             outbox.put_nowait(Parent(rank, name))
         outbox.put_nowait(None)
@@ -306,6 +310,26 @@ class Flow:
         selected = [image for image, _ in ranked[: stage.top_k]]
         self._record.ranked(stage.kind, ranked, selected)
         return [image.name for image in selected]
+
+    async def _score(self, kind: StageKind, names: Sequence[str]) -> None:
+        """Tells whoever chooses by hand how well pictures fit the prompt. It is a help: without it nothing fails."""
+        ranker = self._plan.model_of(REFINE)
+        images = [image for name in names if (image := self._history.images.get(name))]
+        prompt, read = self._plan.spec.prompt, self._record.read
+        if not self._plan.is_manual or not prompt or ranker is None or kind is UPSCALE or len(images) < 2:
+            return
+        pool = self._pools[REFINE.name]
+        is_served = any(worker.model.digest == ranker.digest for worker in pool.healthy)
+        if not is_served or all(image.HasField("clip_score") for image in images):
+            return
+        names = [image.name for image in images]
+        try:
+            scores = await score(pool, prompt, names, read, ranker.digest, self._patience)
+        except TriptychError as error:
+            self._record.warn(error.reason, f"the pictures have no scores: {error}")
+            return
+        ranked = sorted(zip(images, scores, strict=True), key=lambda pair: (-pair[1], pair[0].index))
+        self._record.ranked(kind, ranked, [])
 
     def _fail(self, error: TriptychError, image: str = "") -> None:
         self._failures.append(error)

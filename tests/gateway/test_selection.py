@@ -2,6 +2,7 @@
 
 import pytest
 
+from services.errors import DeviceOutOfMemory
 from tests.gateway.runs_as_seen import collect, finished, kinds, ready, spec
 from tests.gateway.scripted import image, pipeline, png
 from triptych.errors import InvalidRequest, NotFound, NoWorker, RequestIdReused
@@ -61,7 +62,26 @@ async def test_a_manual_run_waits_after_its_first_stage(gateway):
     assert required.next_stage == Stage.STAGE_REFINE
     assert short(required.candidates) == ["generate-0", "generate-1"]
     assert (await gateway.client.get_run(name)).state == RunState.RUN_STATE_AWAITING_SELECTION
-    assert gateway.refiner.requests == gateway.refiner.rank_requests == []
+    assert gateway.refiner.requests == []
+
+
+async def test_whoever_chooses_by_hand_is_told_the_scores(gateway):
+    gateway.refiner.scores = {100: 0.25, 101: 0.75}
+    name, events = await manual_run(gateway)
+    ranked = next(event.ranked for event in events if event.HasField("ranked"))
+    assert short([score.image for score in ranked.scores]) == ["generate-1", "generate-0"]
+    assert [score.clip_score for score in ranked.scores] == [0.75, 0.25]
+    assert list(ranked.selected) == []
+    scores = {image.index: image.clip_score for image in (await gateway.client.get_run(name)).images}
+    assert scores == {0: 0.25, 1: 0.75}
+
+
+async def test_a_manual_run_waits_for_its_choice_also_without_scores(gateway):
+    gateway.refiner.rank_error = DeviceOutOfMemory("no room for the pictures")
+    _, events = await manual_run(gateway)
+    warning = next(event.warning for event in events if event.HasField("warning"))
+    assert (warning.reason, warning.given_up) == ("DEVICE_OOM", False)
+    assert kinds(events)[-2:] == ["selection_required", "state"]
 
 
 async def test_what_is_selected_goes_on_and_the_run_waits_again(gateway):
