@@ -96,10 +96,12 @@ class Pipeline:
             await self._runs.keep_detached(row.name)
         return await self._view(row.name)
 
-    async def watch_run(self, name: str, caller: Caller, *, after_sequence: int = 0) -> AsyncGenerator[Event]:
+    async def watch_run(
+        self, name: str, caller: Caller, *, after_sequence: int = 0, with_files: bool = True
+    ) -> AsyncGenerator[Event]:
         """Yields a run's events after that sequence number, then follows it to its end, whichever gateway has it.
 
-        A finished picture comes with its file where that has at most 3 MiB. Raises NotFound, InvalidRequest, and
+        A finished picture comes `with_files` where its file has at most 3 MiB. Raises NotFound, InvalidRequest, and
         NotReady when this gateway stops before the run has ended.
         """
         if after_sequence < 0:
@@ -110,7 +112,7 @@ class Pipeline:
             if (live := self._runs.live(name)) is not None:
                 async for event in live.record.log.follow(place):
                     place = event.sequence
-                    yield await self._with_file(event)
+                    yield await self._with_file(event) if with_files else event
                 if live.is_finished and live.record.log.is_settled:
                     return
             # In this order: what has ended has no event after those that are read now.
@@ -119,7 +121,7 @@ class Pipeline:
             for event in events:
                 place, is_over = event.sequence, event.HasField("finished")
                 if not event.HasField("preview"):
-                    yield await self._with_file(event)
+                    yield await self._with_file(event) if with_files else event
             if events:
                 continue
             if row is None and not is_over:

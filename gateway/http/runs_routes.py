@@ -98,7 +98,7 @@ async def _events(api: Api, name: str, caller: Caller, after_sequence: int) -> A
     with ExitStack() as attached:
         try:
             attached.enter_context(api.pipeline.attach(name))
-            events = api.pipeline.watch_run(name, caller, after_sequence=after_sequence)
+            events = api.pipeline.watch_run(name, caller, after_sequence=after_sequence, with_files=False)
             async with aclosing(events):
                 async for event in events:
                     yield api.events.encode(name, event)
