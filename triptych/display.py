@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -66,7 +66,10 @@ class PlainDisplay(SilentDisplay):
         click.echo(" ".join(f"{name} serves {ready.model} at {ready.address}".split()), err=True)
 
     def show(self, event: Event, progress: RunProgress) -> None:
-        if event.WhichOneof("kind") == "image_ready":
+        kind = event.WhichOneof("kind")
+        if kind == "queued" and progress.waiting is not None:
+            click.echo(f"the run is {progress.waiting}", err=True)
+        elif kind == "image_ready":
             name = event.image_ready.image.name.rsplit("/", 1)[-1]
             stage = progress.stage(event.image_ready.image.stage)
             seconds = stage.elapsed_s(progress.clock())
@@ -115,9 +118,11 @@ class LiveDisplay:
         yield
         self.live.start()
 
-    def render(self) -> Table:
+    def render(self) -> RenderableType:
         if self.progress is None:
             return services_table(self.services)
+        if self.progress.waiting is not None:
+            return Text(f"The run is {self.progress.waiting}.")
         return stages_table(self.progress.stages, self.progress.clock())
 
 
@@ -133,7 +138,7 @@ def stages_table(stages: Mapping[str, StageProgress], now_s: float) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, stage in stages.items():
         seconds = f"{stage.elapsed_s(now_s):.1f} s" if stage.started_s is not None else ""
-        waiting = f"place {stage.queue_position} in the queue" if stage.queue_position and not seconds else ""
+        waiting = str(stage.waiting) if stage.waiting and not seconds else ""
         table.add_row(
             Text(name, style="bold"),
             cells(stage),

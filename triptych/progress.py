@@ -17,6 +17,18 @@ STAGE_NAMES: Mapping[int, str] = {
 }
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """A place in a queue, from 1, and how long that may take, where the gateway has something to measure by."""
+
+    position: int
+    estimated_s: float | None = None
+
+    def __str__(self) -> str:
+        about = "" if self.estimated_s is None else f", about {self.estimated_s:.0f} s"
+        return f"number {self.position} in the queue{about}"
+
+
 @dataclass
 class StageProgress:
     """One stage of a run. `fractions` maps an image's index to the share of its steps that are done."""
@@ -24,7 +36,7 @@ class StageProgress:
     num_expected: int
     fractions: dict[int, float] = field(default_factory=dict)
     finished: set[int] = field(default_factory=set)
-    queue_position: int = 0
+    waiting: Waiting | None = None
     started_s: float | None = None
     ended_s: float | None = None
     first_image_s: float | None = None
@@ -43,6 +55,8 @@ class RunProgress:
     def __init__(self, spec: RunSpec, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.stages = {name: StageProgress(count) for name, count in expected_counts(spec).items()}
+        # For its turn to begin, behind other runs.
+        self.waiting: Waiting | None = None
 
     def update(self, event: Event) -> None:
         """Takes in one event; stages that the spec did not name are added as they appear."""
@@ -53,7 +67,7 @@ class RunProgress:
             for index in event.stage_started.indexes:
                 stage.fractions.setdefault(index, 0.0)
         elif kind == "queued":
-            self.stage(event.queued.stage).queue_position = event.queued.position
+            self._queued(event.queued)
         elif kind == "progress":
             step = event.progress
             self.stage(step.stage).fractions[step.index] = step.step / max(1, step.num_steps)
@@ -68,6 +82,16 @@ class RunProgress:
         elif kind == "selected":
             for choice in event.selected.choices:
                 self.stage(choice.model.stage).num_expected += len(choice.indexes)
+
+    def _queued(self, queued: Event.Queued) -> None:
+        estimated_s = None
+        if queued.HasField("estimated_wait"):
+            estimated_s = queued.estimated_wait.ToNanoseconds() / 1e9
+        waiting = Waiting(queued.position, estimated_s) if queued.position else None
+        if queued.stage == stage_pb2.STAGE_UNSPECIFIED:
+            self.waiting = waiting
+        else:
+            self.stage(queued.stage).waiting = waiting
 
     def stage(self, stage: int) -> StageProgress:
         return self.stages.setdefault(STAGE_NAMES.get(stage, "other"), StageProgress(0))

@@ -93,5 +93,26 @@ def test_the_terminal_shows_each_picture_of_each_stage(progress):
     assert lines == ["generate █▅·· 1 of 4 0.0 s", "refine ······ 0 of 6", "upscale · 0 of 1"]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(None, "number 3 in the queue"), (11.6, "number 3 in the queue, about 12 s")]
+)
+def test_a_run_that_waits_for_its_turn_says_its_place(progress, seconds, words):
+    queued = Event.Queued(position=3)
+    if seconds is not None:
+        queued.estimated_wait.FromNanoseconds(int(seconds * 1e9))
+    progress.update(Event(queued=queued))
+    assert str(progress.waiting) == words
+    assert list(progress.stages) == ["generate", "refine", "upscale"]
+    progress.update(Event(queued=Event.Queued(position=0)))
+    assert progress.waiting is None
+
+
+def test_a_stage_that_waits_for_a_worker_says_its_place(progress):
+    progress.update(Event(queued=Event.Queued(stage=STAGE_GENERATE, position=2)))
+    console = Console(file=io.StringIO(), width=80)
+    console.print(stages_table(progress.stages, progress.clock()))
+    assert "0 of 4  number 2 in the queue" in console.file.getvalue().splitlines()[0]
+
+
 def test_cells_rise_with_the_share_of_the_steps():
     assert [cell(eighth / 8) for eighth in range(9)] == list("·▂▃▄▅▆▇██")
