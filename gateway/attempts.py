@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import grpc
 
 from gateway.pace import Pace
-from gateway.pool import ModelGone, Pool, Worker
+from gateway.pool import ModelGone, Pool
 from gateway.stage_errors import StageError, from_failure, from_rpc
 from gateway.stages import Job, StageKind
+from gateway.worker import Worker
 from services.errors import DeadlineExceeded, NoWorker, TriptychError
 from services.images import read_png_size
 from triptych.v1.stage_pb2 import StageEvent
@@ -99,20 +100,27 @@ async def make_picture(
     failures = Failures(patience.max_workers, picture=f"{pool.kind.name}-{job.index}")
     queue_until = asyncio.get_running_loop().time() + QUEUE_PATIENCE_S
     while True:
+        alone = failures.must_be_alone
+        told = Retrying(failures.last) if failures.last is not None else None
+        if told is not None and alone:
+            yield told
+            told = None
         try:
-            worker = await failures.choose(pool, digest)
-            if failures.last is not None:
-                yield Retrying(failures.last)
+            worker = await failures.choose(pool, digest, alone=alone)
         except TriptychError as error:
             if not (patience.worker_timeout_s and failures.may_wait):
                 raise
             yield Waiting(error)
-            worker = await failures.choose(pool, digest, patience)
+            told = None
+            worker = await failures.choose(pool, digest, patience, alone=alone)
+        # Nothing may come between here and the block that the worker is counted in.
         num_attempts += 1
-        yield Started(worker, num_attempts)
         has_picture = False
         try:
-            with pool.working(worker):
+            with pool.working(worker, alone=alone):
+                if told is not None:
+                    yield told
+                yield Started(worker, num_attempts)
                 async with aclosing(_attempt(pool, worker, job, patience)) as events:
                     async for event in events:
                         if event.HasField("image"):
@@ -143,12 +151,15 @@ class Failures:
         # Workers that would answer the same again, and those that may do better after a restart.
         self._useless: list[str] = []
         self._unlucky: list[str] = []
-        self._num_blamed = 0
+        # Workers that failed as they made it, and those of them that others had their pictures on, too.
+        self._num_blamed = self._num_lost = 0
 
     def add(self, worker: Worker, error: StageError) -> None:
         self._errors.append(error)
         (self._useless if error.reason in _FOR_ANOTHER else self._unlucky).append(worker.address)
-        self._num_blamed += not error.is_in_queue and error.reason not in _GOING_AWAY
+        is_blamed = not error.is_in_queue and error.reason not in _GOING_AWAY
+        self._num_blamed += is_blamed
+        self._num_lost += is_blamed and error.reason not in _FOR_ANOTHER
         if error.reason not in SECOND_CHANCE or len(self._errors) >= MAX_ATTEMPTS:
             raise error
         if self._num_blamed < self._max_workers:
@@ -170,11 +181,20 @@ class Failures:
         """Whether a worker that comes up could do better; after some failures only one that is there already."""
         return self.last is None or self.last.reason not in _FOR_ANOTHER
 
-    async def choose(self, pool: Pool, digest: str, patience: Patience | None = None) -> Worker:
+    @property
+    def must_be_alone(self) -> bool:
+        """Whether one more loss is the last: then nobody else's picture may have been the cause of it."""
+        return bool(self._picture) and self._num_lost > 0 and self._num_blamed == self._max_workers - 1
+
+    async def choose(
+        self, pool: Pool, digest: str, patience: Patience | None = None, *, alone: bool = False
+    ) -> Worker:
         """A worker that may do better, now or with patience. Raises the last failure where there is none, else NoWorker."""
         wait_s = min(patience.worker_timeout_s, patience.timeout_s()) if patience and self.may_wait else 0.0
         try:
-            return await pool.choose(digest, but=self._useless, rather_not=self._unlucky, patience_s=wait_s)
+            return await pool.choose(
+                digest, but=self._useless, rather_not=self._unlucky, alone=alone, patience_s=wait_s
+            )
         except ModelGone:
             raise
         except NoWorker:

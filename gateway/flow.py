@@ -16,11 +16,12 @@ from gateway.attempts import Happening, Patience, Retrying, Started, Waiting, ma
 from gateway.budget import Budget
 from gateway.history import CANCELLED
 from gateway.plan import MAX_SEED, Plan, StagePlan, StageWork
-from gateway.pool import Pool, Worker
+from gateway.pool import Pool
 from gateway.ranking import score
 from gateway.record import Record
 from gateway.stage_errors import StageError, as_recorded
 from gateway.stages import REFINE, UPSCALE, Job, StageKind
+from gateway.worker import Worker
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import Event, Image, RunState
 

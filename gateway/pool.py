@@ -10,19 +10,18 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.pace import Pace
 from gateway.stages import StageKind
 from gateway.targets import Resolve, Resolver, Target, resolve_name
+from gateway.worker import Worker
 from services.channels import open_channel
 from services.errors import NoWorker, TriptychError
-from services.tls import CertificateFiles, Certificates
+from services.tls import CertificateFiles
 from triptych.v1.stage_pb2 import ModelInfo
 
 log = logging.getLogger(__name__)
@@ -45,43 +44,6 @@ class ModelGone(NoWorker):
     """There are workers, and none has the model that the run began with."""
 
     reason = "MODEL_GONE"
-
-
-@dataclass(eq=False)
-class Worker:
-    """A process that serves the stage. `problem` is empty while it can be given work."""
-
-    address: str
-    channel: grpc.aio.Channel
-    problem: str = "not asked yet"
-    model: ModelInfo = field(default_factory=ModelInfo)
-    # Images that this gateway has asked of it and that are not done.
-    outstanding: int = 0
-    # No longer at its name: gets nothing new and is closed when it has no work left.
-    gone: bool = False
-    # What the channel was opened with.
-    certificates: Certificates | None = None
-    # When it last said anything of a picture, and when it may be given work again, on the pool's clock.
-    heard_at: float = 0.0
-    paused_until: float = 0.0
-    # How often it was lost or stalled, and answered what cannot be right, since its last picture.
-    num_losses: int = 0
-    num_broken_answers: int = 0
-    # Of its queue, as far as this gateway has seen it move.
-    pace: Pace = field(default_factory=Pace)
-    # Called when it stalls, by those who wait in its queue.
-    on_stall: set[Callable[[], None]] = field(default_factory=set)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether it may be given one more picture: after a loss it has to show first that it can make one."""
-        return not self.num_losses or not self.outstanding
-
-    def take_over(self, other: "Worker") -> None:
-        """What is known of the worker, whose channel this one replaces."""
-        self.problem, self.model, self.paused_until = other.problem, other.model, other.paused_until
-        self.num_losses, self.num_broken_answers = other.num_losses, other.num_broken_answers
-        self.pace = other.pace
 
 
 class Pool:
@@ -148,18 +110,23 @@ class Pool:
         *,
         but: Collection[str] = (),
         rather_not: Collection[str] = (),
+        alone: bool = False,
         patience_s: float = 0.0,
     ) -> Worker:
         """The worker with that model and the fewest images to do, none of the addresses `but`.
 
-        Those of `rather_not` only where there is no other. Waits so long for one; raises NoWorker.
+        Those of `rather_not` only where there is no other; `alone`, once it has nothing else to do, and then `working`
+        has to follow at once. Waits so long for one; raises NoWorker.
         """
         until = self._clock() + patience_s
         await self._refresh_until(lambda: self._candidates(digest, but))
         while True:
             changed = self._changed
             if found := self._candidates(digest, but):
-                return min(found, key=lambda worker: (worker.address in rather_not, worker.outstanding))
+                worker = min(found, key=lambda worker: (worker.address in rather_not, worker.outstanding))
+                if not alone or await self._empty(worker):
+                    return worker
+                continue
             left_s = until - self._clock()
             if left_s <= 0:
                 raise self._none_for(digest)
@@ -168,6 +135,18 @@ class Pool:
                     await changed.wait()
             except TimeoutError:
                 continue
+
+    async def _empty(self, worker: Worker) -> bool:
+        """Reserves the worker and waits until its work is done; false where it is lost over that."""
+        worker.is_reserved = True
+        is_empty = False
+        try:
+            while worker.outstanding and worker in self.healthy:
+                await self._changed.wait()
+            is_empty = worker in self.healthy
+        finally:
+            worker.is_reserved = is_empty
+        return is_empty
 
     def _candidates(self, digest: str, but: Collection[str]) -> list[Worker]:
         return [
@@ -185,15 +164,16 @@ class Pool:
         return NoWorker(self._why_none())
 
     @contextmanager
-    def working(self, worker: Worker) -> Iterator[None]:
-        """Counts one image as the worker's, inside the block."""
+    def working(self, worker: Worker, *, alone: bool = False) -> Iterator[None]:
+        """Counts one image as the worker's, inside the block; it gets no other there if it was chosen `alone`."""
         worker.outstanding += 1
         try:
             yield
         finally:
             worker.outstanding -= 1
-            if worker.num_losses:
+            if worker.num_losses or worker.is_reserved:
                 self._tell_changed()
+            worker.is_reserved = worker.is_reserved and not alone
 
     def heard(self, worker: Worker) -> None:
         """The worker said something of a picture."""

@@ -212,6 +212,48 @@ async def test_a_worker_that_failed_before_is_chosen_where_there_is_no_other(wor
         assert (await pool.choose("d1", rather_not=[worker.address])).address == worker.address
 
 
+async def test_a_picture_that_is_to_be_alone_waits_until_its_worker_has_nothing_else(worker):
+    async with pool_of(worker) as pool:
+        found = await pool.choose("d1")
+        with pool.working(found):
+            waiting = asyncio.ensure_future(pool.choose("d1", alone=True))
+            await asyncio.sleep(0)
+            with pytest.raises(NoWorker):
+                await pool.choose("d1")
+            assert not waiting.done()
+        with pool.working(await waiting, alone=True), pytest.raises(NoWorker):
+            await pool.choose("d1")
+        assert await pool.choose("d1") is found
+
+
+async def test_a_picture_that_no_longer_wants_to_be_alone_leaves_its_worker_to_others(worker):
+    async with pool_of(worker) as pool:
+        found = await pool.choose("d1")
+        with pool.working(found):
+            waiting = asyncio.ensure_future(pool.choose("d1", alone=True))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert await pool.choose("d1") is found
+
+
+async def test_a_picture_that_is_to_be_alone_goes_elsewhere_when_its_worker_is_lost(worker, other):
+    other.info.digest = worker.info.digest
+    async with pool_of(worker, other) as pool:
+        first, second = (
+            await pool.choose("d1", but=[other.address]),
+            await pool.choose("d1", but=[worker.address]),
+        )
+        with pool.working(second), pool.working(second):
+            with pool.working(first):
+                waiting = asyncio.ensure_future(pool.choose("d1", alone=True))
+                await asyncio.sleep(0)
+                pool.failed(first, LOST)
+            await asyncio.sleep(0)
+            assert not waiting.done()
+        assert await waiting is second
+
+
 async def test_a_list_of_workers_may_change(worker, other):
     listed = [Target("127.0.0.1", worker.port)]
 

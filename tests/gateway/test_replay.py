@@ -57,6 +57,35 @@ async def test_a_poisoned_picture_leaves_the_others_of_its_run_whole():
         assert finished(events).state == RunState.RUN_STATE_PARTIALLY_SUCCEEDED
 
 
+class Sharing(ScriptedGenerator):
+    """Dies of image 1, with all that it has at the time; other pictures wait for their gates."""
+
+    async def _script(self, index, seed):
+        yield StageEvent(accepted=StageEvent.Accepted(num_images=1))
+        yield StageEvent(progress=StageEvent.Progress(index=index, step=1, num_steps=2))
+        if index == 1:
+            self.dying = asyncio.ensure_future(self.kill())
+            await asyncio.Event().wait()
+        await self.gates[index].wait()
+        yield StageEvent(image=StageEvent.FinishedImage(index=index, image=image(seed), seed=seed))
+
+
+async def test_pictures_that_shared_all_its_workers_are_not_given_up_for_a_poisoned_one():
+    async with pipeline(generators=4, generator=Sharing) as gateway:
+        for worker in gateway.generators:
+            worker.close_gates(*range(12))
+        events = []
+        async for event in gateway.client.stream_run(spec(generate={"count": 12}, **SKETCHES)):
+            events.append(event)
+            if len(attempts(events, 1)) == 2 and event.HasField("warning"):
+                for worker in gateway.generators:
+                    for gate in worker.gates.values():
+                        gate.set()
+        given_up = [one.image.rpartition("/")[2] for one in warnings(events) if one.given_up]
+        assert given_up == ["generate-1"]
+        assert len(ready(events)) == 11
+
+
 async def test_how_many_workers_a_picture_may_cost_can_be_set():
     async with pipeline(generators=4, patience=Patience(max_workers=2, worker_timeout_s=0)) as gateway:
         for worker in gateway.generators:

@@ -1,0 +1,49 @@
+"""One process that serves a stage, as the gateway knows it: its model, its work, and what became of that."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import grpc
+
+from gateway.pace import Pace
+from services.tls import Certificates
+from triptych.v1.stage_pb2 import ModelInfo
+
+
+@dataclass(eq=False)
+class Worker:
+    """A process that serves the stage. `problem` is empty while it can be given work."""
+
+    address: str
+    channel: grpc.aio.Channel
+    problem: str = "not asked yet"
+    model: ModelInfo = field(default_factory=ModelInfo)
+    # Images that this gateway has asked of it and that are not done.
+    outstanding: int = 0
+    # No longer at its name: gets nothing new and is closed when it has no work left.
+    gone: bool = False
+    # What the channel was opened with.
+    certificates: Certificates | None = None
+    # When it last said anything of a picture, and when it may be given work again, on the pool's clock.
+    heard_at: float = 0.0
+    paused_until: float = 0.0
+    # How often it was lost or stalled, and answered what cannot be right, since its last picture.
+    num_losses: int = 0
+    num_broken_answers: int = 0
+    # For one picture that is to be alone there: it gets nothing else until that is done.
+    is_reserved: bool = False
+    # Of its queue, as far as this gateway has seen it move.
+    pace: Pace = field(default_factory=Pace)
+    # Called when it stalls, by those who wait in its queue.
+    on_stall: set[Callable[[], None]] = field(default_factory=set)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may be given one more picture: after a loss it has to show first that it can make one."""
+        return not self.is_reserved and not (self.num_losses and self.outstanding)
+
+    def take_over(self, other: "Worker") -> None:
+        """What is known of the worker, whose channel this one replaces."""
+        self.problem, self.model, self.paused_until = other.problem, other.model, other.paused_until
+        self.num_losses, self.num_broken_answers = other.num_losses, other.num_broken_answers
+        self.pace = other.pace
