@@ -1,7 +1,10 @@
 """Calls over broken connections: what is begun again, from where, and when it is given up."""
 
+import asyncio
+
 import grpc
 import pytest
+from hypothesis import given, strategies as st
 
 from triptych.errors import CallError, ErrorDetails, NoWorker, Unreachable
 from triptych.resume import Backoff, repeated, resumed
@@ -19,7 +22,7 @@ class Log:
     """Events 1 to 6, streamed in pieces; between the pieces the stream breaks."""
 
     def __init__(
-        self, *pieces: list[int], error: CallError = BROKEN, end: Event.Finished = SUCCEEDED
+        self, *pieces: list[int], error: CallError = BROKEN, end: Event.Finished | None = SUCCEEDED
     ) -> None:
         self.pieces = list(pieces)
         self.end = end
@@ -46,6 +49,18 @@ async def test_a_broken_stream_goes_on_after_the_last_event_that_came():
 
 async def test_events_that_come_again_are_told_once():
     assert await sequences(Log([1, 2], [1, 2, 3], [2, 3, 4, 5, 6])) == [1, 2, 3, 4, 5, 6]
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), max_size=12))
+def test_however_a_stream_breaks_and_repeats_itself_each_event_comes_once(breaks):
+    """Each break: how many new events came before it, and how many old ones the stream began with."""
+    pieces, seen = [], 0
+    for num_new, num_repeated in breaks:
+        pieces.append(list(range(max(1, seen - num_repeated + 1), seen + num_new + 1)))
+        seen += num_new
+    pieces.append([seen + 1])
+    log = Log(*pieces, end=None)
+    assert asyncio.run(sequences(log)) == list(range(1, seen + 2))
 
 
 async def test_numbers_that_are_missing_are_no_reason_to_wait():
