@@ -32,6 +32,11 @@ class Authentication:
         if path is not None:
             self._stamp, self._entries = stamp(path), read_tokens(path)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody may call."""
+        return self._path is None
+
     def authenticate(self, authorization: str | None, *, peer: str = "") -> Caller:
         """The caller whose token it is; raises Unauthenticated without one and PermissionDenied for an unknown one.
 

@@ -31,8 +31,8 @@ ROUTES: Sequence[BaseRoute] = (
 )
 
 
-def make_app(api: Api, *, hosts: Collection[str] = ()) -> ASGIApp:
-    """`hosts`: the names that we may be asked by; none: any."""
+def make_app(api: Api, *, hosts: Collection[str] | None = None) -> ASGIApp:
+    """`hosts`: the names that we may be asked by; None: any."""
     app = Starlette(
         routes=ROUTES,
         exception_handlers={

@@ -5,6 +5,9 @@ ASGI wrapper and knows routes by the beginnings of their paths.
 """
 
 from collections.abc import Collection
+from contextlib import suppress
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
@@ -22,7 +25,6 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 # In the order and the words of Flask-CORS, which dalle-playground's back end answers with.
 CORS_METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
@@ -32,13 +34,13 @@ EXPOSED_HEADERS = "retry-after, retry-after-ms, x-should-retry"
 class Safety:
     """Adds the headers to every answer of `app`, and answers preflights itself.
 
-    `hosts`: names under which we may be asked, none: any. A site that has its own name resolve to our address would
-    otherwise be, to a browser, the same site as our page.
+    `hosts`: names under which we may be asked beside "localhost" and addresses; None: any. A site that has its own name
+    resolve to our address would otherwise be, to a browser, the same site as our page.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Collection[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str] | None = None) -> None:
         self._app = app
-        self._hosts = frozenset(host.lower() for host in hosts)
+        self._hosts = None if hosts is None else frozenset(host.lower() for host in ("localhost", *hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,7 +58,7 @@ class Safety:
                     headers.add_vary_header("Origin")
             await send(message)
 
-        if self._hosts and _host_name(asked.get("host", "")) not in self._hosts:
+        if self._hosts is not None and not _is_known(asked.get("host", ""), self._hosts):
             answer: ASGIApp = _wrong_host(asked.get("host", ""))
         elif cors and scope["method"] == "OPTIONS":
             answer = _preflight(asked)
@@ -91,20 +93,20 @@ def _preflight(asked: Headers) -> Response:
     return Response(b"", 200, headers, media_type="text/html")
 
 
-def _host_name(host: str) -> str:
-    name = host.lower()
-    if name.startswith("["):
-        address, bracket, _ = name.partition("]")
-        return address + bracket
-    return name.partition(":")[0]
+def _is_known(host: str, names: Collection[str]) -> bool:
+    """Whether the Host header has one of the names, or an address, which nobody can have resolve to another."""
+    with suppress(ValueError):
+        name = urlsplit(f"//{host}").hostname or ""
+        return name in names or bool(ip_address(name))
+    return False
 
 
 def _wrong_host(host: str) -> Response:
     body = {
         "error": {
             "reason": "WRONG_HOST",
-            "message": f"this gateway is not known as {host[:80]!r}; open it at localhost, or start it with "
-            "--http-allowed-host NAME",
+            "message": f"this gateway is not known as {host[:80]!r}; open it by its address, or start it "
+            "with --http-allowed-host NAME",
             "violations": {},
         }
     }

@@ -11,7 +11,6 @@ import uvicorn
 
 from gateway.http.api import Api
 from gateway.http.app import make_app
-from gateway.http.safety import LOOPBACK_HOSTS
 from gateway.targets import join
 from services.server import AddressInUse
 from services.tls import CertificateFiles, server_context
@@ -64,13 +63,12 @@ async def serving_http(
 ) -> AsyncIterator[ServingHttp]:
     """Answers inside the block; on exit event streams end at once, and other calls have `grace_s`. Raises AddressInUse.
 
-    `hosts`: names under which it may be asked, beside loopback's own. On loopback, where anybody's page could have its
-    name resolve to us, there are no others; elsewhere, without any, all are right. With a `certificate` it is HTTPS.
+    `hosts`: names under which it may be asked, beside "localhost" and addresses, where everybody may call: without a
+    token to ask for, a page whose name resolves to us would be let in. With a `certificate` it is HTTPS.
     """
     listening = _listen(host, port)
-    is_private = host in ("127.0.0.1", "::1", "localhost")
     config = uvicorn.Config(
-        make_app(api, hosts=(*LOOPBACK_HOSTS, *hosts) if is_private or hosts else ()),
+        make_app(api, hosts=hosts if api.authentication.is_open else None),
         http="h11",
         ws="none",
         lifespan="off",

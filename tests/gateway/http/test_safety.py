@@ -1,8 +1,13 @@
 """What every answer says to browsers, and who is answered at all."""
 
+import httpx
 import pytest
 
+from gateway.callers import Caller
 from gateway.http.safety import HEADERS
+from gateway.http.server import serving_http
+from gateway.token_file import new_token, write_tokens
+from tests.gateway.http.conftest import web_gateway
 
 FOREIGN = "https://elsewhere.example"
 
@@ -60,12 +65,30 @@ async def test_pages_of_other_sites_may_use_openai_s_api(web):
     assert answer.headers["access-control-allow-origin"] == FOREIGN
 
 
-@pytest.mark.parametrize("host", ["elsewhere.example", "127.0.0.1.elsewhere.example", "", "[::1"])
-async def test_on_loopback_nobody_is_answered_under_another_name(web, host):
+@pytest.mark.parametrize(
+    "host", ["elsewhere.example", "127.0.0.1.elsewhere.example", "", "[::1", "127.0.0.1@elsewhere.example"]
+)
+async def test_without_tokens_nobody_is_answered_under_another_name(web, host):
     answer = await web.http.get("/runs", headers={"host": host})
     assert (answer.status_code, answer.json()["error"]["reason"]) == (421, "WRONG_HOST")
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080"])
-async def test_loopback_has_several_names(web, host):
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080", "10.0.0.7"])
+async def test_an_address_is_nobody_else_s_name(web, host):
     assert (await web.http.get("/runs", headers={"host": host})).status_code == 200
+
+
+async def test_other_names_are_made_known(web):
+    async with (
+        serving_http(web.api, hosts=["Pictures.example"]) as serving,
+        httpx.AsyncClient(base_url=f"http://{serving.address}") as http,
+    ):
+        for name, status in (("pictures.example:8080", 200), ("elsewhere.example", 421)):
+            assert (await http.get("/runs", headers={"host": name})).status_code == status
+
+
+async def test_where_there_are_tokens_any_name_will_do(tmp_path):
+    token, entry = new_token(Caller("ann"))
+    write_tokens(tmp_path / "tokens.json", [entry])
+    async with web_gateway(tokens=tmp_path / "tokens.json", token=token) as web:
+        assert (await web.http.get("/runs", headers={"host": "elsewhere.example"})).status_code == 200
