@@ -67,10 +67,11 @@ class Patience:
 
 @dataclass(frozen=True)
 class Started:
-    """The picture has been asked of a worker, for the `attempt`-th time."""
+    """The picture has been asked of a worker, for the `attempt`-th time; again where its queue was full before."""
 
     worker: Worker
     attempt: int
+    is_again: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,30 +98,34 @@ async def make_picture(
 
     `num_attempts` were made before. Raises NoWorker, DeadlineExceeded or StageError when the picture cannot be had.
     """
+    full: Worker | None = None
+    untold: StageError | None = None
     failures = Failures(patience.max_workers, picture=f"{pool.kind.name}-{job.index}")
     queue_until = asyncio.get_running_loop().time() + QUEUE_PATIENCE_S
     while True:
         alone = failures.must_be_alone
-        told = Retrying(failures.last) if failures.last is not None else None
-        if told is not None and alone:
-            yield told
-            told = None
+        if untold is not None and alone:
+            # It may have to wait until a worker has nothing else to do.
+            yield Retrying(untold)
+            untold = None
         try:
             worker = await failures.choose(pool, digest, alone=alone)
         except TriptychError as error:
             if not (patience.worker_timeout_s and failures.may_wait):
                 raise
             yield Waiting(error)
-            told = None
+            untold = None
             worker = await failures.choose(pool, digest, patience, alone=alone)
         # Nothing may come between here and the block that the worker is counted in.
-        num_attempts += 1
+        is_again, full = worker is full, None
+        num_attempts += not is_again
         has_picture = False
         try:
             with pool.working(worker, alone=alone):
-                if told is not None:
-                    yield told
-                yield Started(worker, num_attempts)
+                if untold is not None:
+                    yield Retrying(untold)
+                    untold = None
+                yield Started(worker, num_attempts, is_again)
                 async with aclosing(_attempt(pool, worker, job, patience)) as events:
                     async for event in events:
                         if event.HasField("image"):
@@ -133,9 +138,13 @@ async def make_picture(
                 log.info("%s %s was lost after the picture: %s", pool.kind.worker, worker.address, error)
                 return
             if error.reason == "QUEUE_FULL":
-                await _wait_for_room(error, queue_until)
+                full = worker
+                if not failures.has_another(pool, digest, worker):
+                    await _wait_for_room(error, queue_until)
+                    failures.full.clear()
                 continue
             failures.add(worker, error)
+            untold = error
 
 
 class Failures:
@@ -151,6 +160,8 @@ class Failures:
         # Workers that would answer the same again, and those that may do better after a restart.
         self._useless: list[str] = []
         self._unlucky: list[str] = []
+        # Those that had no room since it was last waited for.
+        self.full: list[str] = []
         # Workers that failed as they made it, and those of them that others had their pictures on, too.
         self._num_blamed = self._num_lost = 0
 
@@ -171,6 +182,11 @@ class Failures:
             status=grpc.StatusCode.INTERNAL,
             reason="IMAGE_POISONED",
         )
+
+    def has_another(self, pool: Pool, digest: str, full: Worker) -> bool:
+        """Whether there is a worker that may have room, where this one has none."""
+        self.full.append(full.address)
+        return pool.has(digest, but=[*self._useless, *self.full])
 
     @property
     def last(self) -> StageError | None:
@@ -193,7 +209,11 @@ class Failures:
         wait_s = min(patience.worker_timeout_s, patience.timeout_s()) if patience and self.may_wait else 0.0
         try:
             return await pool.choose(
-                digest, but=self._useless, rather_not=self._unlucky, alone=alone, patience_s=wait_s
+                digest,
+                but=self._useless,
+                rather_not=[*self._unlucky, *self.full],
+                alone=alone,
+                patience_s=wait_s,
             )
         except ModelGone:
             raise

@@ -274,6 +274,8 @@ class Flow:
         if isinstance(happening, Started):
             watch.start()
             watch.worker = happening.worker
+            if happening.is_again:
+                return None
             record.stage_started(kind, happening.worker.address, happening.attempt, job.index, parent)
             return None
         match happening.WhichOneof("kind"):

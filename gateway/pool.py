@@ -136,6 +136,10 @@ class Pool:
             except TimeoutError:
                 continue
 
+    def has(self, digest: str, *, but: Collection[str]) -> bool:
+        """Whether a worker could be given a picture of that model now."""
+        return bool(self._candidates(digest, but))
+
     async def _empty(self, worker: Worker) -> bool:
         """Reserves the worker and waits until its work is done; false where it is lost over that."""
         worker.is_reserved = True

@@ -217,6 +217,27 @@ async def test_a_full_queue_is_waited_for(gateway):
     assert finished(events).state == RunState.RUN_STATE_SUCCEEDED
 
 
+async def test_waiting_for_room_is_one_attempt(gateway):
+    gateway.generator.errors[0] = QueueFull("128 images are waiting", retry_after_s=0.05)
+    events = []
+    async for event in gateway.client.stream_run(spec(generate={"count": 1}, **SKETCHES)):
+        events.append(event)
+        if event.HasField("stage_started"):
+            while len(gateway.generator.requests) < 3:
+                await gateway.client.list_models()
+            gateway.generator.errors.clear()
+    assert workers(events, 0) == [(gateway.generator.address, 1)]
+
+
+async def test_where_one_queue_is_full_another_worker_is_asked_at_once():
+    async with pipeline(generators=2) as gateway:
+        full, other = gateway.generators
+        full.errors[0] = QueueFull("128 images are waiting", retry_after_s=3600.0)
+        events = await collect(gateway, spec(generate={"count": 1}, **SKETCHES))
+        assert workers(events, 0) == [(full.address, 1), (other.address, 2)]
+        assert finished(events).state == RunState.RUN_STATE_SUCCEEDED
+
+
 async def test_a_queue_that_stays_full_fails_with_a_retry(gateway):
     gateway.generator.errors[0] = QueueFull("128 images are waiting", retry_after_s=3600.0)
     _, error = await until_failure(gateway, spec(generate={"count": 1}, **SKETCHES))
