@@ -52,4 +52,10 @@ done
 for name in generate-0 generate-1 refine-0 refine-1 upscale-0 contact-sheet; do
     test -s "$OUT/pictures/$name.png" || { echo "$name.png is missing"; exit 1; }
 done
+# The page's door, too, and the run is there.
+python3 - "http://127.0.0.1:${TRIPTYCH_HTTP_PORT:-8080}/runs" <<'END'
+import json, sys, urllib.request
+runs = json.load(urllib.request.urlopen(sys.argv[1], timeout=10))["runs"]
+assert any(run["spec"]["prompt"] == "a red house under a full moon" for run in runs), runs
+END
 echo "one picture came through the composed services"
