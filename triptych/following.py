@@ -2,7 +2,7 @@
 
 import json
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -25,8 +25,9 @@ class Output:
     as_json: bool = False
     # None: its pictures are not kept.
     album: Album | None = None
-    # Whether they are shown in the terminal when it ends.
+    # Whether they are shown in the terminal when it ends, or waits for a choice; and the names of those that were.
     shows_pictures: bool = False
+    shown: set[str] = field(default_factory=set)
 
 
 async def follow(run: RunStream, progress: RunProgress, output: Output) -> None:
@@ -58,8 +59,7 @@ def keep(event: Event, album: Album | None) -> Path | None:
 
 def conclude(result: RunResult, progress: RunProgress, output: Output, *, can_go_on: bool = True) -> None:
     """Shows the pictures, says where they are and how the run ended; raises ClickException unless all went well."""
-    if output.shows_pictures:
-        show(result)
+    show(result, output)
     if not output.as_json:
         tell_stages(progress, output.album)
     if output.album is not None and output.album.images:
@@ -94,12 +94,16 @@ def how_to_choose(result: RunResult) -> str:
     return f"The run waits for a choice, such as: triptych runs select {run_id} {stage}-0 {further}"
 
 
-def show(result: RunResult) -> None:
-    """Every stage's pictures in the terminal."""
+def show(result: RunResult, output: Output) -> None:
+    """Every stage's pictures in the terminal, but those that were shown before."""
+    if not output.shows_pictures:
+        return
     from triptych.terminal_pictures import Shown, show_pictures
 
     for stage in STAGE_TITLES:
-        show_pictures([Shown(each.data, words(each)) for each in result.of_stage(stage)])
+        pictures = [each for each in result.of_stage(stage) if each.name not in output.shown]
+        show_pictures([Shown(each.data, words(each)) for each in pictures])
+        output.shown.update(each.name for each in pictures)
 
 
 def words(picture: Picture) -> str:

@@ -134,8 +134,7 @@ async def choose(
     """Asks which pictures go on, until the run is done or nothing more goes on; returns all that there is by then."""
     while result.state == "awaiting_selection":
         with output.display.paused():
-            if output.shows_pictures:
-                show(result)
+            show(result, output)
             choice = await ask(result, spec)
         if choice is None:
             break

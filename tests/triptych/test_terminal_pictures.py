@@ -79,6 +79,18 @@ def test_the_run_asks_which_pictures_go_on(gateway_process, tmp_path):
     }
 
 
+def test_pictures_to_choose_from_are_shown_once(gateway_process, tmp_path):
+    arguments = ["run", "a red house", "--candidates=2", "--variations=2", "--no-upscale", "--manual"]
+    code, shown = terminal.run_in_terminal(
+        command(*arguments, "--gateway", gateway_process),
+        terminal.SIXEL | {b"[generate 0 to 1]: ": b"1\n"},
+        folder=tmp_path,
+        env=environment(TERM="xterm-256color"),
+    )
+    assert code == 0, shown
+    assert shown.count(SIXEL) == 2
+
+
 def test_an_empty_answer_leaves_the_run_waiting(gateway_process, tmp_path):
     code, shown = terminal.run_in_terminal(
         command(
