@@ -41,6 +41,11 @@ class Sketch:
     image_tokens: list[int] = field(default_factory=list)
     num_cached: int = 0
 
+    @property
+    def num_text_tokens(self) -> int:
+        """Up to the last that is no padding."""
+        return int(np.flatnonzero(np.asarray(self.prompt.text_mask)[0]).max(initial=0)) + 1
+
 
 class Settings(NamedTuple):
     """The jobs' settings, one entry a lane: arrays, so that no value of theirs is compiled in."""
@@ -118,9 +123,12 @@ def lay_out(
     config: dalle.DalleConfig,
     members: Sequence[tuple[int | None, Sketch]],
     length: int,
+    text_length: int,
     old: Batch | None,
 ) -> Batch:
     """Gives each member, a slot and its sketch, a lane, with what the old batch's cache holds of it.
+
+    `text_length` is how much of the prompts is kept: all that is no padding, at least.
 
     Works in the host's memory: it happens once in many steps, and on the device every change of size would be a
     program of its own to compile.
@@ -148,7 +156,9 @@ def lay_out(
         [moved(layer) for layer in (old.cache.k if old else nothing)],
         [moved(layer) for layer in (old.cache.v if old else nothing)],
     )
-    prompts = [sketch.prompt for _, sketch in members]
+    prompts = [
+        dalle.first_tokens(jax.tree.map(np.asarray, sketch.prompt), text_length) for _, sketch in members
+    ]
     prompt: dalle.Prompt = jax.tree.map(lambda *rows: jnp.asarray(np.concatenate(rows)), *prompts)
     return Batch([slot for slot, _ in members], length, cache, prompt, _settings([s.job for _, s in members]))
 

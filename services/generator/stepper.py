@@ -31,6 +31,9 @@ from services.images import Picture
 MAX_CACHED_PROMPTS = 8
 # These many at once, or one: two programs. More would take memory, half a gigabyte for four of 256 px, and save nothing.
 PICTURES_DECODED_TOGETHER = 4
+# Most prompts are shorter. In the largest batch, where it gains 6 %, they are cut to this; in smaller ones it gains less
+# than the programs would cost to compile.
+SHORT_TEXT_LENGTH = 24
 # Below this, a cache is read so fast that shorter ones are not worth the seconds that their programs take to compile.
 SMALL_CACHE_BYTES = 64 * 2**20
 
@@ -46,8 +49,11 @@ class Drawn:
 class GeneratorStepper:
     """A Stepper with room for `num_slots` pictures."""
 
-    def __init__(self, model: Model, *, num_slots: int = 8) -> None:
+    def __init__(
+        self, model: Model, *, num_slots: int = 8, short_text_length: int = SHORT_TEXT_LENGTH
+    ) -> None:
         self.num_slots = num_slots
+        self._short_text_length = short_text_length
         self.model = model
         self._config = model.dalle_config
         self._lengths = _cache_lengths(self._config, num_slots)
@@ -59,14 +65,16 @@ class GeneratorStepper:
         self._uncond_prompt: dalle.Prompt = dalle.first_tokens(uncond, 2)
 
     def warm_up(self) -> None:
-        """Compiles every program that serving can need: each number of lanes with each length of the cache."""
+        """Compiles every program that serving can need: each number of lanes with each length."""
         self._decode([[0] * self._config.image_length])
         _ = self._glimpse  # decodes several at once
         job = GenerateJob("", 0, 1.0, 0, 1.0, 1.0)
         sketch = Sketch(job, self._prompt_of(job.prompt))
         for lanes in _sizes(self.num_slots):
             for length in self._lengths:
-                self._forward(lay_out(self._config, [(None, sketch)] * lanes, length, None))
+                for text_length in self._text_lengths(lanes):
+                    members = [(None, sketch)] * lanes
+                    self._forward(lay_out(self._config, members, length, text_length, None))
 
     def admit(self, slot: int, job: GenerateJob) -> int:
         """Encodes the prompt; there are as many steps as image tokens."""
@@ -141,8 +149,17 @@ class GeneratorStepper:
         ):
             members: list[tuple[int | None, Sketch]] = list(self._sketches.items())
             members += [(None, members[0][1])] * (lanes - len(members))
-            batch = self._batch = lay_out(self._config, members, length, batch)
+            longest = max(sketch.num_text_tokens for sketch in self._sketches.values())
+            text_length = next(size for size in self._text_lengths(lanes) if size >= longest)
+            batch = self._batch = lay_out(self._config, members, length, text_length, batch)
         return batch
+
+    def _text_lengths(self, lanes: int) -> list[int]:
+        """How many text tokens of the prompts a batch of this size can hold."""
+        lengths = {self._config.max_text_length}
+        if lanes == self.num_slots:
+            lengths.add(min(self._short_text_length, self._config.max_text_length))
+        return sorted(lengths)
 
     def _forward(self, batch: Batch) -> Int[np.ndarray, " B"]:
         """One token for every lane; has finished when it returns."""

@@ -52,6 +52,20 @@ def test_a_picture_is_the_same_in_a_batch_with_other_prompts_and_settings(steppe
     assert tokens(stepper, 0) == tokens(stepper, 3) != alone
 
 
+def test_a_picture_is_the_same_in_a_full_batch_of_short_and_long_prompts(model):
+    short, long = replace(JOB, prompt="ab"), replace(JOB, prompt="longer than that")
+    stepper = GeneratorStepper(model, num_slots=2, short_text_length=6)
+    for slot, job in enumerate((short, replace(short, seed=1))):
+        stepper.admit(slot, job)
+    step(stepper, [0, 1], 5)
+    assert stepper._batch.prompt.text_mask.shape == (2, 6)
+    stepper.release(1)
+    stepper.admit(1, long)
+    step(stepper, [0, 1], 11)
+    assert stepper._batch.prompt.text_mask.shape == (2, 12)
+    assert tokens(stepper, 0) == draw_alone(model, short)
+
+
 @pytest.mark.parametrize("position", [1, 7, 8, 9, 15])
 def test_a_picture_is_the_same_when_it_joins_late(stepper, alone, position):
     stepper.admit(0, OTHER)
