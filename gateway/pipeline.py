@@ -106,7 +106,7 @@ class Pipeline:
         """
         if after_sequence < 0:
             raise InvalidRequest("after_sequence", f"must not be negative, got {after_sequence}")
-        await self._check(name, caller)
+        await self.check(name, caller)
         place, is_over = after_sequence, False
         while True:
             if (live := self._runs.live(name)) is not None:
@@ -159,21 +159,21 @@ class Pipeline:
 
         Raises NotFound, InvalidRequest, AlreadyExists, NoWorker or QueueFull.
         """
-        await self._check(name, caller)
+        await self.check(name, caller)
         most = caller.limits.max_images_per_run
         await asyncio.shield(self._runs.select(request_id, name, selections, max_images=most))
         return await self._view(name)
 
     async def cancel_run(self, name: str, caller: Caller, images: Sequence[str] = ()) -> Run:
         """Stops a run, or only these images; of what is finished nothing changes. Raises NotFound, InvalidRequest."""
-        await self._check(name, caller)
+        await self.check(name, caller)
         if images or not is_finished((await self._view(name)).state):
             await asyncio.shield(self._runs.cancel(name, images))
         return await self._view(name)
 
     async def get_run(self, name: str, caller: Caller) -> Run:
         """The run as it stands. Raises NotFound."""
-        await self._check(name, caller)
+        await self.check(name, caller)
         return await self._view(name)
 
     async def list_runs(
@@ -191,12 +191,12 @@ class Pipeline:
 
     async def delete_run(self, name: str, caller: Caller) -> None:
         """Deletes a finished run and the pictures that no other run has. Raises NotFound, RunUnderWay."""
-        await self._check(name, caller)
+        await self.check(name, caller)
         if (live := self._runs.live(name)) is not None and live.is_finished:
             await self._runs.put_away(live)
         hashes = await self._journal.delete_run(name)
         if hashes is None:
-            await self._check(name, caller)
+            await self.check(name, caller)
             raise RunUnderWay(f"{name} is under way; cancel it before it is deleted")
         task = asyncio.create_task(self._delete_files(hashes))
         self._deleting.add(task)
@@ -205,7 +205,7 @@ class Pipeline:
     async def read_image(self, name: str, caller: Caller) -> tuple[Image, bytes]:
         """A finished image of a run, by "runs/{id}/images/{stage}-{index}", and its file. Raises NotFound."""
         run = name.partition("/images/")[0]
-        await self._check(run, caller)
+        await self.check(run, caller)
         image = await self._journal.find_image(name) if NUL not in name else None
         if image is None:
             raise NotFound(f"{run} has no finished image {name[:120]!r}")
@@ -228,7 +228,7 @@ class Pipeline:
             for model, num_workers in models_of(pool.healthy)
         ]
 
-    async def _check(self, name: str, caller: Caller) -> None:
+    async def check(self, name: str, caller: Caller) -> None:
         """Raises NotFound unless there is such a run for the caller."""
         if (live := self._runs.live(name)) is not None:
             owner: str | None = live.caller

@@ -78,20 +78,17 @@ class PipelineService(PipelineServiceServicer):
             detach=request.detach,
             timeout_s=context.time_remaining(),
         )
-        attached = ExitStack()
-        attached.enter_context(self._pipeline.attach(run.name))
-        # Unlike a `finally` here, the callback is called at once, also while a slow reader holds this generator up.
-        context.add_done_callback(lambda _: attached.close())  # type: ignore[arg-type]  # typed as something else in the stubs
+        self._attach(run.name, context)
         async for event in self._pipeline.watch_run(run.name, caller):
             yield StreamRunResponse(event=event)
         if error := await self._pipeline.failure(run.name, caller):
             raise error
 
     async def WatchRun(self, request: WatchRunRequest, context: Context) -> AsyncIterator[WatchRunResponse]:
-        events = self._pipeline.watch_run(
-            request.name, current_caller(), after_sequence=request.after_sequence
-        )
-        async for event in events:
+        name, caller = request.name, current_caller()
+        await self._pipeline.check(name, caller)
+        self._attach(name, context)
+        async for event in self._pipeline.watch_run(name, caller, after_sequence=request.after_sequence):
             yield WatchRunResponse(event=event)
 
     async def SelectImages(self, request: SelectImagesRequest, context: Context) -> SelectImagesResponse:
@@ -131,6 +128,13 @@ class PipelineService(PipelineServiceServicer):
 
     async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
         return ListModelsResponse(models=await self._pipeline.list_models())
+
+    def _attach(self, name: str, context: Context) -> None:
+        """The caller lives on the run until the call ends."""
+        attached = ExitStack()
+        attached.enter_context(self._pipeline.attach(name))
+        # Unlike a `finally` in a stream, the callback is called at once, also while a slow reader holds that up.
+        context.add_done_callback(lambda _: attached.close())  # type: ignore[arg-type]  # typed as something else in the stubs
 
 
 class TargetType(click.ParamType[Target, str | Target]):
