@@ -77,6 +77,8 @@ class EventStream(Response):
                 await write(f"retry: {RETRY_MS}\n\n".encode())
             async for one in messages:
                 await write(one)
+                # A reader of a long run that is over would otherwise have all of it before anybody else's turn.
+                await asyncio.sleep(0)
 
     async def _beat(self, write: Callable[[bytes], Awaitable[None]]) -> None:
         while True:
