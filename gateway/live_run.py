@@ -139,7 +139,7 @@ class LiveRun:
                 raise InvalidRequest(
                     f"images[{place}]", f"must be an image of {self.record.name}, got {name[:120]!r}"
                 )
-        if self._flow is not None:
+        if self._flow is not None and not self._is_at_rest:
             self._flow.cancel_images(images)
 
     async def wait(self) -> None:

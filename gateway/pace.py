@@ -1,27 +1,24 @@
 """How fast a queue moves, measured as it moves; nothing is said before something was seen."""
 
-# Of the newest measurement: about the last five count.
-WEIGHT = 0.2
+# What was measured so many places ago counts little: queues move in bursts, as batches end, so fewer would say little.
+DECAY = 0.9
 
 
 class Pace:
-    """Seconds that a queue takes for one place."""
+    """Seconds that a queue takes for one place: of what was seen lately the time, and the places, in all."""
 
     def __init__(self) -> None:
-        self.seconds_per_place: float | None = None
+        self._seconds = 0.0
+        self._places = 0.0
 
     def moved(self, places: int, seconds: float) -> None:
         """The queue moved by so many places in that time."""
         if places <= 0 or seconds < 0:
             return
-        measured = seconds / places
-        if self.seconds_per_place is None:
-            self.seconds_per_place = measured
-            return
-        # Several places at once are as many measurements.
-        weight = 1 - (1 - WEIGHT) ** places
-        self.seconds_per_place += weight * (measured - self.seconds_per_place)
+        kept = DECAY**places
+        self._seconds = kept * self._seconds + seconds
+        self._places = kept * self._places + places
 
     def wait_s(self, position: int) -> float | None:
         """How long whoever stands there will wait; None as long as nothing was measured."""
-        return None if self.seconds_per_place is None else position * self.seconds_per_place
+        return position * self._seconds / self._places if self._places else None

@@ -88,7 +88,16 @@ def test_a_pace_follows_what_is_measured_later():
     pace.moved(1, 100)
     for _ in range(40):
         pace.moved(1, 1)
-    assert pace.wait_s(1) == pytest.approx(1, rel=0.05)
+    assert pace.wait_s(1) == pytest.approx(1, abs=0.2)
+
+
+def test_a_queue_that_moves_in_bursts_has_the_pace_of_all_of_them():
+    pace = Pace()
+    for _ in range(5):
+        pace.moved(1, 10)
+        for _ in range(7):
+            pace.moved(1, 0)
+        assert pace.wait_s(8) == pytest.approx(10, abs=4)
 
 
 def test_a_queue_that_grew_before_one_says_nothing():

@@ -160,6 +160,16 @@ async def test_an_image_can_be_cancelled_before_it_is_begun(gateway):
     assert [request.images[0].index for request in gateway.refiner.requests] == [1]
 
 
+async def test_cancelling_what_a_finished_run_never_made_changes_nothing(gateway):
+    gateway.generator.close_gates(0)
+    events = gateway.client.stream_run(spec())
+    name = (await anext(events)).state.run
+    for _ in range(2):
+        run = await gateway.client.cancel_run(name)
+        assert await gateway.client.cancel_run(name, [f"{name}/images/generate-1"]) == run
+    await events.aclose()
+
+
 async def test_cancelling_a_finished_image_changes_nothing(gateway):
     name = (await collect(gateway, spec()))[0].state.run
     run = await gateway.client.cancel_run(name, [f"{name}/images/generate-0"])
