@@ -31,6 +31,7 @@ class Album:
         if event.HasField("ranked"):
             self.chosen.update(event.ranked.selected)
             self.scores |= {score.image: score.clip_score for score in event.ranked.scores}
+        self.chosen.update(choice.selection.image for choice in event.selected.choices)
         if event.HasField("preview"):
             preview = event.preview
             path = (

@@ -42,7 +42,7 @@ class Picture:
     data: bytes
     # Nearness to the prompt, where the stage was ranked.
     clip_score: float | None = None
-    # Whether it went on to the next stage, or was marked as among the best of the last.
+    # Whether it went on to another stage, by its score or by hand, or was among the best of the last.
     is_chosen: bool = False
 
     def __repr__(self) -> str:
@@ -163,6 +163,9 @@ class RunResult:
                 self._pictures[event.image_ready.image.name] = Picture.of(event.image_ready.image)
             case "ranked":
                 self._mark(event.ranked)
+            case "selected":
+                for choice in event.selected.choices:
+                    self._choose(choice.selection.image)
             case "selection_required":
                 self.state = state_name(RunState.RUN_STATE_AWAITING_SELECTION)
             case "warning":
@@ -179,13 +182,15 @@ class RunResult:
 
     def _mark(self, ranked: Event.Ranked) -> None:
         for score in ranked.scores:
-            if score.image in self._pictures:
-                scored = replace(
-                    self._pictures[score.image],
-                    clip_score=score.clip_score,
-                    is_chosen=score.image in ranked.selected,
-                )
-                self._pictures[score.image] = scored
+            if (picture := self._pictures.get(score.image)) is not None:
+                self._pictures[picture.name] = replace(picture, clip_score=score.clip_score)
+        for name in ranked.selected:
+            self._choose(name)
+
+    def _choose(self, name: str) -> None:
+        # Of a picture that was there before these events nothing is known.
+        if (picture := self._pictures.get(name)) is not None:
+            self._pictures[name] = replace(picture, is_chosen=True)
 
     def contact_sheet(self, previews: Mapping[tuple[str, int], bytes] = MappingProxyType({})) -> bytes:
         """A PNG of all pictures with their scores and seeds, the chosen ones framed.

@@ -39,6 +39,7 @@ async def test_watching_a_run_by_hand_goes_past_the_choices_that_were_made(gatew
     await gateway.client.select(first.sketches[0], refine=2)
     watched = await gateway.client.watch(first.name)
     assert (watched.state, len(watched.pictures)) == ("awaiting_selection", 5)
+    assert [each.name for each in watched.pictures if each.is_chosen] == [first.sketches[0].name]
 
 
 async def test_images_of_a_finished_run_can_be_taken_further(gateway):
