@@ -7,8 +7,9 @@ from hypothesis import given, strategies as st
 
 from tests.fuzz.answers import call
 from tests.fuzz.strategies import fuzzed, messages
+from tests.gateway.postgresql import postgresql_server
 from tests.gateway.runs_as_seen import ready, spec
-from tests.gateway.scripted import pipeline
+from tests.gateway.scripted import gateway_over, pipeline, scripted_stages
 from triptych.v1 import pipeline_pb2
 
 BY_NAME = pipeline_pb2.DESCRIPTOR.services_by_name["PipelineService"].methods_by_name
@@ -27,10 +28,27 @@ KNOWN = {
 
 @pytest.fixture
 async def served():
-    """A gateway, a channel to it, and the names of what it has."""
+    """A channel to a gateway, and the names of what it has."""
     async with pipeline() as gateway, grpc.aio.insecure_channel(gateway.address) as channel:
-        image = ready([event async for event in gateway.client.stream_run(spec(), request_id="once")])[0]
-        yield channel, {"{run}": image.name.partition("/images/")[0], "{image}": image.name}
+        yield channel, await names_of(gateway)
+
+
+@pytest.fixture
+async def served_by_postgresql(tmp_path):
+    """As above, with a journal that is stricter about texts and numbers than SQLite."""
+    with postgresql_server() as folder:
+        url = f"postgresql://postgres@/postgres?host={folder}"
+        async with (
+            scripted_stages() as stages,
+            gateway_over(stages, tmp_path, journal=url) as gateway,
+            grpc.aio.insecure_channel(gateway.address) as channel,
+        ):
+            yield channel, await names_of(gateway)
+
+
+async def names_of(gateway):
+    image = ready([event async for event in gateway.client.stream_run(spec(), request_id="once")])[0]
+    return {"{run}": image.name.partition("/images/")[0], "{image}": image.name}
 
 
 def named(message, names):
@@ -70,6 +88,15 @@ async def test_any_message_is_answered(served, method, data):
 async def test_any_bytes_are_answered(served, method, data):
     channel, _ = served
     await call(channel, method, data, serializer=bytes)
+    await cancel_what_was_begun(channel)
+
+
+@fuzzed(25)
+@given(data=st.data())
+async def test_any_message_is_answered_with_a_journal_in_postgresql(served_by_postgresql, data):
+    channel, names = served_by_postgresql
+    method = data.draw(st.sampled_from(METHODS))
+    await call(channel, method, named(data.draw(messages(method.input_type, KNOWN)), names))
     await cancel_what_was_begun(channel)
 
 
