@@ -23,6 +23,15 @@ VERSION = 1
 # Somebody who looks into the file with another program holds it up no longer than this.
 BUSY_TIMEOUT_S = 5.0
 
+# A gateway that was stopped, or unplugged, in the middle of a transaction must not keep its rows locked: others are to
+# take over its runs.
+_POSTGRESQL_SETTINGS = {
+    "idle_in_transaction_session_timeout": "5s",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+}
+
 metadata = sa.MetaData()
 
 about = sa.Table(
