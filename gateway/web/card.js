@@ -22,14 +22,14 @@ export class Card {
   constructor(name, onPick) {
     this.img = make("img", { alt: "", hidden: true, draggable: false });
     this.badge = make("span", { class: "badge", "aria-hidden": true });
-    this.words = make("span", { class: "unseen" });
     this.bar = make("span", { class: "card-bar", "aria-hidden": true }, make("span"));
     this.note = make("span", { class: "card-note", "aria-hidden": true });
-    this.button = make("button", { type: "button", class: "face" }, this.img, this.note, this.badge, this.bar, this.words);
+    this.button = make("button", { type: "button", class: "face" }, this.img, this.note, this.bar);
     this.button.addEventListener("click", () => {
       if (this.button.getAttribute("aria-disabled") !== "true") onPick(name);
     });
-    this.element = make("li", { class: "card" }, this.button);
+    // Below the picture and not on it: it would hide what it is about.
+    this.element = make("li", { class: "card" }, this.button, this.badge);
   }
 
   /** @param {Picture} picture @param {Look} look */
@@ -46,11 +46,14 @@ export class Card {
     this.element.classList.toggle("best", look.isBest);
     this.element.style.setProperty("--fog", String(isReady ? 0 : 1 - done));
     this.element.style.setProperty("--done", String(done));
-    set(this.button, { "aria-current": look.isCurrent && "true", "aria-disabled": !isReady && "true" });
+    set(this.button, {
+      "aria-current": look.isCurrent && "true",
+      "aria-disabled": !isReady && "true",
+      "aria-label": wordsFor(picture, look),
+    });
     set(this.img, { alt: isReady ? `${capital(nameOf(picture))}: ${look.prompt}` : "" });
     set(this.badge, { text: picture.score === null ? "" : scoreText(picture.score) });
     set(this.note, { text: noteOf(picture), title: picture.problem || null });
-    set(this.words, { text: wordsFor(picture, look) });
   }
 }
 
@@ -68,5 +71,5 @@ function wordsFor(picture, look) {
   if (picture.state === "working") return `${name}, ${Math.round(doneOf(picture) * 10) * 10} percent`;
   const score = picture.score === null ? "" : `, score ${scoreText(picture.score)}${look.isBest ? ", the best" : ""}`;
   const children = look.numChildren ? `, ${look.numChildren} made from it` : "";
-  return `${score}${children}. ${look.action}`;
+  return `${name}: ${look.prompt}${score}${children}. ${look.action}`;
 }

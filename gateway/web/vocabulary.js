@@ -10,7 +10,7 @@ const JOINING = new Set(
 
 /** @param {string} text @returns {string[]} */
 export function wordsOf(text) {
-  return text.toLowerCase().match(/[\p{L}\p{Mn}\p{Mc}]+/gu) ?? [];
+  return text.toLowerCase().match(/[\p{L}\p{Nl}\p{No}]+/gu) ?? [];
 }
 
 /**

@@ -77,6 +77,7 @@ class Stages:
             stage.errors.clear()
             stage.requests.clear()
             stage.queue_position = 0
+        self.refiner.rank_answer = None
 
     def hold(self, stage: ScriptedStage, *indexes: int) -> None:
         stage.close_gates(*indexes)

@@ -6,6 +6,7 @@ from PIL import Image
 from playwright.async_api import expect
 
 from triptych.v1.stage_pb2 import StageEvent
+from triptych.vocabulary import unknown_words
 
 
 async def test_a_prompt_becomes_a_file_through_two_choices(visitor):
@@ -83,6 +84,15 @@ async def test_a_picture_is_looked_at_in_full_size(visitor):
     await expect(viewer).to_be_hidden()
 
 
+async def test_scores_are_shown_and_the_best_is_named(visitor, stages):
+    stages.refiner.rank_answer = [0.25, 0.75]
+    await visitor.begin(count=2)
+    await expect(visitor.sketches.locator(".badge")).to_have_text(["0.25", "0.75"])
+    await expect(visitor.sketches.nth(1).get_by_role("button")).to_have_accessible_name(
+        "Sketch 2: a red house, score 0.75, the best. Refine it"
+    )
+
+
 async def test_clip_chooses_where_it_is_asked_to(visitor):
     await visitor.button("Settings").click()
     await visitor.page.get_by_label("CLIP does").check()
@@ -127,6 +137,27 @@ async def test_words_that_the_model_does_not_know_are_named(visitor):
     await expect(visitor.page.locator("#unknown")).to_contain_text("“two”, “dragons”")
     await visitor.page.get_by_label("What should the picture show?").fill("a red house by the sea")
     await expect(visitor.page.locator("#unknown")).to_have_text("")
+
+
+PROMPTS = [
+    "two red dragons by the sea",
+    "Häuser, 3 RED houses; houses' pine-trees!",
+    "a_b l'été Ünder the full moons",
+    "\u795e\u793e and \u0928\u092e\u0938\u094d\u0924\u0947",
+    "",
+]
+
+
+async def test_the_page_and_the_command_line_find_the_same_words(visitor):
+    known = ["house", "full moon", "pine tree", "red", "sea"]
+    found = await visitor.page.evaluate(
+        """async ([prompts, known]) => {
+            const { unknownWords } = await import("./web/vocabulary.js");
+            return prompts.map((prompt) => unknownWords(prompt, known));
+        }""",
+        [PROMPTS, known],
+    )
+    assert found == [unknown_words(prompt, known) for prompt in PROMPTS]
 
 
 async def test_an_example_is_a_click_away_and_those_it_knows_come_first(visitor):

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Request, expect
 
 # Everything is scripted and quick; it is the machine that may be busy.
-PATIENCE_MS = 20_000
+PATIENCE_MS = 60_000
 expect.set_options(timeout=PATIENCE_MS)
 
 READY = ".card[data-state=ready]"

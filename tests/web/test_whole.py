@@ -1,0 +1,69 @@
+"""The page over the real services with the built-in models; its pictures are those of the documentation.
+
+`TRIPTYCH_PAGE_PICTURES=docs pytest tests/web/test_whole.py` makes docs/page.png and docs/page-phone.png anew.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from PIL import Image
+from playwright.async_api import expect
+
+from tests.web.visitor import READY, open_page
+from triptych.processes import running_pipeline
+from triptych.run_spec import STAGES
+
+PROMPT = "a green tent in the desert at sunset"
+SEED = 3
+MAX_COLOURS = 256
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def whole_gateway(tmp_path):
+    """Where the page of four real services is."""
+    keeping = ["--journal", str(tmp_path / "journal.db"), "--store", str(tmp_path / "pictures")]
+    options = ["--port", "0", "--http-port", "0", *keeping]
+    async with running_pipeline(
+        {name: ["--port", "0"] for name in STAGES}, gateway_options=options
+    ) as running:
+        yield f"http://{running.gateway.http}/"
+
+
+@pytest.mark.slow
+async def test_the_built_in_models_make_a_picture_on_the_page(browser, whole_gateway, tmp_path):
+    is_for_docs = "TRIPTYCH_PAGE_PICTURES" in os.environ
+    folder = Path(os.environ.get("TRIPTYCH_PAGE_PICTURES", tmp_path))
+    visitor = await open_page(browser, whole_gateway)
+    await visitor.page.goto(whole_gateway)
+    if not is_for_docs:
+        await visitor.button("Settings").click()
+        await visitor.page.get_by_label("Variations", exact=True).fill("2")
+        await visitor.button("Settings").click()
+    await visitor.begin(PROMPT, count=8 if is_for_docs else 2, seed=SEED)
+    await visitor.sees_sketches(8 if is_for_docs else 2)
+    best = visitor.page.locator(f"#panel-generate {READY}.best button")
+    await best.click()
+    await visitor.sees_variations(6 if is_for_docs else 2)
+    await visitor.page.locator(f"#panel-refine {READY}.best button").click()
+    await visitor.button("Enlarge ×4").click()
+    await expect(visitor.easel.locator("figcaption")).to_contain_text("512 × 512")
+    await visitor.easel.get_by_role("slider").fill("50")
+    await expect(visitor.facts).to_contain_text("Done")
+    await picture(visitor, folder / "page.png", width=1280, height=900)
+    await picture(visitor, folder / "page-phone.png", width=390, height=844)
+    assert visitor.unexpected == []
+    assert visitor.other_hosts == []
+
+
+async def picture(visitor, path: Path, *, width: int, height: int) -> None:
+    """The page from its top; in few colours, to be a small file."""
+    await visitor.page.set_viewport_size({"width": width, "height": height})
+    await visitor.page.evaluate("() => { document.activeElement.blur(); scrollTo(0, 0); }")
+    await visitor.page.mouse.move(0, 0)
+    await visitor.page.screenshot(path=path, full_page=True, animations="disabled")
+    with Image.open(path) as shown:
+        shown.convert("RGB").quantize(MAX_COLOURS, dither=Image.Dither.FLOYDSTEINBERG).save(
+            path, optimize=True
+        )
