@@ -104,10 +104,8 @@ class Pipeline:
         A finished picture comes `with_files` where its file has at most 3 MiB. Raises NotFound, InvalidRequest, and
         NotReady when this gateway stops before the run has ended.
         """
-        if after_sequence < 0:
-            raise InvalidRequest("after_sequence", f"must not be negative, got {after_sequence}")
+        place, is_over = check_after_sequence(after_sequence), False
         await self.check(name, caller)
-        place, is_over = after_sequence, False
         while True:
             if (live := self._runs.live(name)) is not None:
                 async for event in live.record.log.follow(place):
@@ -286,6 +284,12 @@ class Pipeline:
                     await self._store.delete(sha256, put_before=time.time() - STORE_TIMEOUT_S)
             except TriptychError as error:
                 log.warning("pictures of a deleted run are left to be swept up: %s", error)
+
+
+def check_after_sequence(after_sequence: int) -> int:
+    if after_sequence < 0:
+        raise InvalidRequest("after_sequence", f"must not be negative, got {after_sequence}")
+    return after_sequence
 
 
 def check_page_size(page_size: int) -> int:

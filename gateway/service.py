@@ -16,7 +16,7 @@ from gateway.authentication import Authentication, TokenInterceptor, current_cal
 from gateway.http.api import Api
 from gateway.http.server import serving_http
 from gateway.keeping import Places, keep_from, kept_at, kept_options
-from gateway.pipeline import Pipeline
+from gateway.pipeline import Pipeline, check_after_sequence
 from gateway.pool import Pool
 from gateway.runs import Bounds, Runs
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
@@ -70,7 +70,7 @@ class PipelineService(PipelineServiceServicer):
     async def StreamRun(
         self, request: StreamRunRequest, context: Context
     ) -> AsyncIterator[StreamRunResponse]:
-        caller = current_caller()
+        caller, after_sequence = current_caller(), check_after_sequence(request.after_sequence)
         run = await self._pipeline.create_run(
             request.request_id,
             request.spec,
@@ -79,7 +79,7 @@ class PipelineService(PipelineServiceServicer):
             timeout_s=context.time_remaining(),
         )
         self._attach(run.name, context)
-        async for event in self._pipeline.watch_run(run.name, caller):
+        async for event in self._pipeline.watch_run(run.name, caller, after_sequence=after_sequence):
             yield StreamRunResponse(event=event)
         if error := await self._pipeline.failure(run.name, caller):
             raise error
@@ -206,6 +206,13 @@ class TargetType(click.ParamType[Target, str | Target]):
 @kept_options
 @work_options
 @click.option(
+    "--abandon-grace",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    help="Seconds after which a run that lives for its caller is cancelled when nobody streams or watches it.",
+)
+@click.option(
     "--grace",
     type=click.FloatRange(0),
     default=30.0,
@@ -241,6 +248,7 @@ def serve(
     stage_cert: Path | None,
     stage_key: Path | None,
     work: Work,
+    abandon_grace: float,
     grace: float,
     exit_with_parent: bool,
     log_level: str,
@@ -265,6 +273,7 @@ def serve(
             certificate=certificate,
             health_port=health_port,
             stage_certificates=stage_certificates_of(stage_cert, stage_key, stage_ca),
+            abandon_grace_s=abandon_grace,
             grace_s=grace,
             exit_with_parent=exit_with_parent,
         )
@@ -291,6 +300,7 @@ async def run_gateway(
     certificate: CertificateFiles | None,
     health_port: int | None,
     stage_certificates: CertificateFiles | None,
+    abandon_grace_s: float,
     grace_s: float,
     exit_with_parent: bool,
 ) -> None:
@@ -309,9 +319,8 @@ async def run_gateway(
             for kind in STAGES
         }
         journal, store = await stack.enter_async_context(kept_at(places))
-        runs = await stack.enter_async_context(
-            Runs(pools, work.patience, Bounds(room=work.room), journal, store).running()
-        )
+        bounds = Bounds(room=work.room, abandon_grace_s=abandon_grace_s)
+        runs = await stack.enter_async_context(Runs(pools, work.patience, bounds, journal, store).running())
         pipeline = Pipeline(pools, runs)
         service = PipelineService(pipeline)
         web = None

@@ -44,6 +44,21 @@ async def test_the_same_request_id_with_another_spec_is_refused(gateway):
         await collect(gateway, spec(upscale=None), request_id="once")
 
 
+async def test_a_stream_that_is_asked_for_again_can_begin_after_what_has_come(gateway):
+    events = await collect(gateway, spec(), request_id="once")
+    seen = events[4].sequence
+    request = StreamRunRequest(request_id="once", spec=spec(), after_sequence=seen)
+    rest = [response.event async for response in gateway.stub.StreamRun(request)]
+    assert rest[0].sequence > seen
+    assert rest[-1] == events[-1]
+
+
+async def test_a_stream_from_a_negative_number_begins_no_run(gateway):
+    with pytest.raises(grpc.aio.AioRpcError, match="after_sequence: must not be negative"):
+        _ = [one async for one in gateway.stub.StreamRun(StreamRunRequest(spec=spec(), after_sequence=-1))]
+    assert await gateway.facade.list_runs(ALL) == ([], "")
+
+
 async def test_without_a_request_id_every_call_makes_a_run(gateway):
     names = set()
     for _ in range(2):
