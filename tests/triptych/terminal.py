@@ -1,4 +1,8 @@
-"""A terminal for tests: a pseudo-terminal whose other end answers what the program asks, and keeps what it prints."""
+"""A terminal for tests: a pseudo-terminal whose other end answers what the program asks, and keeps what it prints.
+
+What a program asks of a terminal itself it waits for only a tenth of a second: those answers are typed ahead, so that a
+busy machine is never late.
+"""
 
 import os
 import pty
@@ -9,23 +13,33 @@ import termios
 from collections.abc import Mapping
 from fcntl import ioctl
 from pathlib import Path
+from types import MappingProxyType
 
 ROWS, COLUMNS = 40, 80
 # Of a cell, in pixels.
 WIDTH_PX, HEIGHT_PX = 10, 20
 
-ASKS_ATTRIBUTES = b"\x1b[c"
-ASKS_KITTY = b"a=q"
-SIXEL = {ASKS_ATTRIBUTES: b"\x1b[?62;4;6c"}
-KITTY = {ASKS_ATTRIBUTES: b"\x1b[?62;6c", ASKS_KITTY: b"\x1b_Gi=1;OK\x1b\\"}
-PLAIN: dict[bytes, bytes] = {ASKS_ATTRIBUTES: b"\x1b[?62;6c"}
+ASKS_ATTRIBUTES = "\x1b[c"
+# What kinds of terminals say of themselves: attributes, among them 4 for sixel; and that kitty's graphics are known.
+SIXEL = b"\x1b[?62;4;6c"
+KITTY = b"\x1b[?62;6c\x1b_Gi=1;OK\x1b\\"
+PLAIN = b"\x1b[?62;6c"
 
 
 def run_in_terminal(
-    arguments: list[str], answers: Mapping[bytes, bytes], *, folder: Path, env: dict[str, str]
+    arguments: list[str],
+    kind: bytes,
+    answers: Mapping[bytes, bytes] = MappingProxyType({}),
+    *,
+    folder: Path,
+    env: dict[str, str],
 ) -> tuple[int, str]:
-    """Runs a program to its end in a terminal that gives these answers; returns its exit code and its output."""
+    """Runs a program to its end in a terminal of that kind; returns its exit code and its output.
+
+    `answers` are what somebody types who is asked these questions.
+    """
     near, far = pty.openpty()
+    os.write(near, kind)
     ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, COLUMNS * WIDTH_PX, ROWS * HEIGHT_PX))
     with subprocess.Popen(
         arguments,
