@@ -8,7 +8,7 @@ PROMPT ?= a red house under a full moon
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up test test-compose fuzz parity tiny quality bench bench-full check fix protos release-protos clean
+.PHONY: help setup run up test test-faults test-compose fuzz parity tiny quality bench bench-full check fix protos release-protos clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,7 +32,10 @@ up: $(VENV)/runtime ## Start the three stages and the gateway and keep them runn
 	@$(BIN)/triptych up $(ARGS)
 
 test: $(VENV)/dev ## Run the tests (minutes)
-	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow and not parity and not compose" $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow and not parity and not compose and not faults" $(ARGS)
+
+test-faults: $(VENV)/dev ## Kill, stop and cut off real processes in every place, and print what each case showed
+	$(TEST_ENV) $(BIN)/python -m pytest -q tests/faults $(ARGS)
 
 test-compose: $(VENV)/runtime ## Build and start docker-compose.yml and make a picture through it (needs an engine)
 	TRIPTYCH=$(abspath $(BIN))/triptych tests/compose/run.sh
