@@ -88,22 +88,19 @@ async def test_the_page_may_read_the_answer(web):
     assert "Origin" in answer.headers["vary"]
 
 
-@pytest.mark.parametrize(
-    ("content", "status"),
-    [
-        (b"no json", 400),
-        (b'{"num_images": 2}', 400),
-        (b'{"text": "x", "num_images": 0}', 400),
-        (b'{"text": "x", "num_images": 65}', 400),
-        (b'{"text": "", "num_images": 1}', 400),
-        (b'{"text": "x"}', 400),
-    ],
-)
-async def test_what_cannot_be_served_is_an_error_that_the_page_can_read(web, content, status):
-    answer = await web.http.post("/dalle", content=content, headers=BROWSER)
-    assert answer.status_code == status
-    assert answer.headers["access-control-allow-origin"] == PAGE
-    assert answer.json()["error"]["message"]
+async def test_what_cannot_be_served_is_an_error_that_the_page_can_read(web):
+    for content in (
+        b"no json",
+        b'{"num_images": 2}',
+        b'{"text": "x", "num_images": 0}',
+        b'{"text": "x", "num_images": 65}',
+        b'{"text": "", "num_images": 1}',
+        b'{"text": "x"}',
+    ):
+        answer = await web.http.post("/dalle", content=content, headers=BROWSER)
+        assert (content, answer.status_code) == (content, 400)
+        assert answer.headers["access-control-allow-origin"] == PAGE
+        assert answer.json()["error"]["message"]
 
 
 async def test_a_failure_is_said(web):

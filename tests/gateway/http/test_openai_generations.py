@@ -135,10 +135,10 @@ async def test_without_a_refiner_pictures_are_sketches(painter):
     assert answer.data[0].score is None
 
 
-@pytest.mark.parametrize("model", ["gpt-image-1", "dall-e-3", "chatgpt-image-latest", "tiny"])
-async def test_openai_s_own_models_mean_whatever_is_served(painter, model):
-    answer = await painter.openai.images.generate(prompt="x", model=model)
-    assert answer.data[0].model == "tiny"
+async def test_openai_s_own_models_mean_whatever_is_served(painter):
+    for model in ("gpt-image-1", "dall-e-3", "chatgpt-image-latest", "tiny"):
+        answer = await painter.openai.images.generate(prompt="x", model=model)
+        assert answer.data[0].model == "tiny"
 
 
 async def test_a_user_comes_back_as_safety_identifier(painter):

@@ -45,10 +45,10 @@ async def test_it_is_saved_under_a_name_of_the_caller_s(web):
     )
 
 
-@pytest.mark.parametrize("name", ["0" * 64, "x", "..%2f..%2fetc%2fpasswd", "A" * 64])
-async def test_another_picture_is_not_found(web, name):
+async def test_another_picture_is_not_found(web):
     await sketch(web)
-    assert (await web.http.get(f"/images/{name}")).status_code == 404
+    for name in ("0" * 64, "x", "..%2f..%2fetc%2fpasswd", "A" * 64):
+        assert (await web.http.get(f"/images/{name}")).status_code == 404, name
 
 
 async def test_a_picture_to_keep_says_how_it_was_made(web):

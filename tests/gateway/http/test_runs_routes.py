@@ -2,8 +2,6 @@
 
 import asyncio
 
-import pytest
-
 from gateway.admission import Room
 from gateway.runs import Bounds
 from tests.gateway.http.conftest import web_gateway
@@ -132,9 +130,8 @@ async def test_a_spec_out_of_range_names_the_field(web):
     }
 
 
-@pytest.mark.parametrize(
-    ("content", "kind", "status", "words"),
-    [
+async def test_a_body_that_is_no_request_is_refused(web):
+    for content, kind, status, words in [
         (b'{"spec": {"prompmt": "x"}}', "application/json", 400, 'no field named "prompmt"'),
         (b'{"spec": {"seed": "much"}}', "application/json", 400, "seed"),
         (b'{"spec": []}', "application/json", 400, "spec"),
@@ -142,17 +139,14 @@ async def test_a_spec_out_of_range_names_the_field(web):
         (b"{", "application/json", 400, "must be JSON"),
         (b"{}", "text/plain", 415, "expected content-type application/json"),
         (b"{}", "application/x-www-form-urlencoded", 415, "expected content-type application/json"),
-    ],
-)
-async def test_a_body_that_is_no_request_is_refused(web, content, kind, status, words):
-    answer = await web.http.post("/runs", content=content, headers={"content-type": kind})
-    assert answer.status_code == status
-    assert words in answer.json()["error"]["message"]
+    ]:
+        answer = await web.http.post("/runs", content=content, headers={"content-type": kind})
+        assert (content, answer.status_code) == (content, status)
+        assert words in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status", "reason"),
-    [
+async def test_what_is_not_there_is_said(web):
+    for method, path, status, reason in [
         ("GET", "/runs/none", 404, "NOT_FOUND"),
         ("GET", "/runs/none/events", 404, "NOT_FOUND"),
         ("DELETE", "/runs/none", 404, "NOT_FOUND"),
@@ -160,12 +154,9 @@ async def test_a_body_that_is_no_request_is_refused(web, content, kind, status, 
         ("GET", "/runs?page_token=mine", 400, "INVALID_ARGUMENT"),
         ("GET", "/nothing", 404, "NOT_FOUND"),
         ("PUT", "/runs", 405, "METHOD_NOT_ALLOWED"),
-    ],
-)
-async def test_what_is_not_there_is_said(web, method, path, status, reason):
-    answer = await web.http.request(method, path)
-    assert answer.status_code == status
-    assert answer.json()["error"]["reason"] == reason
+    ]:
+        answer = await web.http.request(method, path)
+        assert (path, answer.status_code, answer.json()["error"]["reason"]) == (path, status, reason)
 
 
 async def test_a_full_gateway_says_when_to_come_back():
