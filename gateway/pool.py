@@ -175,7 +175,7 @@ class Pool:
             yield
         finally:
             worker.outstanding -= 1
-            if worker.num_losses or worker.is_reserved:
+            if worker.is_on_probation or worker.is_reserved:
                 self._tell_changed()
             worker.is_reserved = worker.is_reserved and not alone
 
@@ -185,9 +185,10 @@ class Pool:
 
     def succeeded(self, worker: Worker) -> None:
         """A picture of the worker arrived: what was held against it is forgotten."""
-        if worker.num_losses:
-            self._tell_changed()
         worker.num_losses = worker.num_broken_answers = 0
+        if worker.is_on_probation:
+            worker.is_on_probation = False
+            self._tell_changed()
 
     def failed(self, worker: Worker, error: TriptychError) -> None:
         """A call to the worker failed; all that it had when it was lost count as one loss.
@@ -219,6 +220,7 @@ class Pool:
         if worker.problem:
             return
         pause_s = min(first_s * 2**worker.num_losses, LONGEST_PAUSE_S)
+        worker.is_on_probation = worker.num_losses > 0 or first_s == STALL_PAUSE_S
         worker.num_losses += 1
         worker.paused_until = self._clock() + pause_s
         self._note(worker, f"{problem}; it is given nothing for {pause_s:g} s")

@@ -29,6 +29,8 @@ class Worker:
     paused_until: float = 0.0
     # How often it was lost or stalled, and answered what cannot be right, since its last picture.
     num_losses: int = 0
+    # A single loss may be a restart; after another, or a stall, it gets one picture until that has come.
+    is_on_probation: bool = False
     num_broken_answers: int = 0
     # For one picture that is to be alone there: it gets nothing else until that is done.
     is_reserved: bool = False
@@ -39,11 +41,12 @@ class Worker:
 
     @property
     def has_room(self) -> bool:
-        """Whether it may be given one more picture: after a loss it has to show first that it can make one."""
-        return not self.is_reserved and not (self.num_losses and self.outstanding)
+        """Whether it may be given one more picture: on probation it has to show first that it can make one."""
+        return not self.is_reserved and not (self.is_on_probation and self.outstanding)
 
     def take_over(self, other: "Worker") -> None:
         """What is known of the worker, whose channel this one replaces."""
         self.problem, self.model, self.paused_until = other.problem, other.model, other.paused_until
         self.num_losses, self.num_broken_answers = other.num_losses, other.num_broken_answers
+        self.is_on_probation = other.is_on_probation
         self.pace = other.pace

@@ -1,6 +1,9 @@
 """When runs begin, and what those who wait are told."""
 
 import asyncio
+import random
+from collections import Counter
+from contextlib import suppress
 
 import pytest
 
@@ -198,3 +201,23 @@ async def test_those_who_wait_are_told_their_new_places_now_and_then(admit, monk
     asyncio.get_running_loop().call_later(0, moved.set)
     await moved.wait()
     assert told.places == [2, 1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_comes_and_goes_no_bound_is_broken_and_nobody_waits_in_vain(admit, seed):
+    rng = random.Random(seed)
+    admission = admit(max_running=4, max_running_per_caller=2, max_queued=10, max_queued_per_caller=5)
+    turns = []
+    for _ in range(300):
+        if turns and rng.random() < 0.5:
+            turns.pop(rng.randrange(len(turns))).leave()
+        else:
+            with suppress(QueueFull):
+                turns.append(admission.enter(rng.choice("abcd")))
+        running = Counter(turn.caller for turn in turns if not turn.is_waiting)
+        waiting = Counter(turn.caller for turn in turns if turn.is_waiting)
+        assert (running.total(), waiting.total()) == (admission.num_running, admission.num_waiting)
+        assert running.total() <= 4
+        assert waiting.total() <= 10
+        assert max(running.values(), default=0) <= 2
+        assert running.total() == 4 or all(running[caller] == 2 for caller in waiting)

@@ -128,16 +128,27 @@ async def test_all_calls_that_break_off_at_once_are_one_loss(worker, clock):
         assert (found.num_losses, found.paused_until) == (1, clock.now + LOST_PAUSE_S)
 
 
-async def test_a_worker_that_was_lost_shows_with_one_picture_that_it_can(worker, clock):
+async def test_a_worker_that_was_lost_again_shows_with_one_picture_that_it_can(worker, clock):
+    async with pool_of(worker, clock=clock) as pool:
+        found = await pool.choose("d1")
+        for _ in range(2):
+            pool.failed(found, LOST)
+            clock.now = found.paused_until
+            await pool.refresh()
+        with pool.working(found):
+            with pytest.raises(NoWorker):
+                await pool.choose("d1")
+            pool.succeeded(found)
+            assert await pool.choose("d1") is found
+
+
+async def test_a_worker_that_was_lost_once_is_given_work_as_before(worker, clock):
     async with pool_of(worker, clock=clock) as pool:
         found = await pool.choose("d1")
         pool.failed(found, LOST)
         clock.now += LOST_PAUSE_S
         await pool.refresh()
         with pool.working(found):
-            with pytest.raises(NoWorker):
-                await pool.choose("d1")
-            pool.succeeded(found)
             assert await pool.choose("d1") is found
 
 
