@@ -48,7 +48,7 @@ class Authentication:
         scheme, _, token = (authorization or "").strip().partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthenticated(
-                "expected a token in the header `authorization: Bearer TOKEN`, got none; "
+                "expected a token in the header `authorization: Bearer TOKEN` (on the command line TRIPTYCH_TOKEN), got none; "
                 "whoever runs this gateway makes one with `triptych tokens add`"
             )
         digest = hash_token(token.strip())

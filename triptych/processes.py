@@ -33,6 +33,7 @@ DOORS = frozenset(
     for option in (
         *("HOST", "PORT", "HTTP_PORT", "INSECURE", "TOKENS", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA"),
         "HEALTH_PORT",
+        "METRICS_PORT",
         *("STAGE_CA", "STAGE_CERT", "STAGE_KEY"),
     )
 )

@@ -127,7 +127,9 @@ async def test_any_bytes_of_a_form_are_answered(served, path, body, boundary):
         st.one_of(st.binary(max_size=30), texts.map(lambda text: text.encode()[:300])), min_size=2, max_size=2
     ),
     query=st.dictionaries(
-        st.sampled_from(("page_size", "page_token", "after_sequence", "download", "x")),
+        st.sampled_from(
+            ("page_size", "page_token", "after_sequence", "download", "signature", "expires", "format", "x")
+        ),
         st.one_of(
             st.sampled_from((b"1", b"-1", b"9" * 19, b"\xd9\xa3", b"MSAgeA==")), st.binary(max_size=30)
         ),
