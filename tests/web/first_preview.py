@@ -52,7 +52,9 @@ async def measure() -> list[float]:
                 stages.hold(stages.generator, *range(COUNT))
                 visitor = await open_page(browser, gateway.url)
                 painted = asyncio.get_running_loop().create_future()
-                await visitor.page.expose_function("tellPainted", lambda at, seen=painted: seen.set_result(at))
+                await visitor.page.expose_function(
+                    "tellPainted", lambda at, seen=painted: seen.set_result(at)
+                )
                 await visitor.page.add_init_script(WATCH)
                 await visitor.arrive()
                 await visitor.begin(count=COUNT)
