@@ -132,7 +132,8 @@ class Journal:
         state = _state_of(run) if kind in _CHANGES_STATE else None
         self._waiting.append(_Entry(run, event, payload, state))
         self._has_work.set()
-        if kind not in _MAY_LINGER or len(self._waiting) >= MAX_EVENTS_AT_ONCE:
+        is_beginning = kind == "state" and event.state.state == RunState.RUN_STATE_RUNNING
+        if not (kind in _MAY_LINGER or is_beginning) or len(self._waiting) >= MAX_EVENTS_AT_ONCE:
             self._is_urgent.set()
 
     async def settled(self, run: Journaled) -> None:

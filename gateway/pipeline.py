@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from gateway.callers import Caller
-from gateway.journal import RunRow
+from gateway.journal import PATIENCE_S, JournalFailed, RunRow
 from gateway.plan import MAX_REQUEST_ID_CHARS, check_size, make_plan
 from gateway.pool import Pool, models_of
 from gateway.record import MAX_INLINE_BYTES
@@ -113,9 +113,7 @@ class Pipeline:
                     yield await self._with_file(event) if with_files else event
                 if live.is_finished and live.record.log.is_settled:
                     return
-            # In this order: what has ended has no event after those that are read now.
-            row = await self._journal.find_run(name)
-            events = await self._journal.read_events(name, place)
+            row, events = await self._read_on(name, place)
             for event in events:
                 place, is_over = event.sequence, event.HasField("finished")
                 if not event.HasField("preview"):
@@ -256,6 +254,19 @@ class Pipeline:
         if row is None:
             raise NotFound(f"there is no run {name[:80]!r} here")
         return await self._journal.view(row)
+
+    async def _read_on(self, name: str, after_sequence: int) -> tuple[RunRow | None, list[Event]]:
+        """A run and its next events from the journal, asked for again for a while where that does not answer."""
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                # In this order: what has ended has no event after those that are read then.
+                row = await self._journal.find_run(name)
+                return row, await self._journal.read_events(name, after_sequence)
+            except JournalFailed:
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(POLL_EVERY_S)
 
     async def _with_file(self, event: Event) -> Event:
         """The event as it leaves here: a finished picture with its file, where a message can hold that."""

@@ -259,6 +259,25 @@ async def test_a_gateway_that_starts_takes_up_what_nobody_does(stages, database,
         assert (await run_finished(gateway, run.name)).state == RunState.RUN_STATE_SUCCEEDED
 
 
+async def test_connections_to_the_database_that_break_are_made_again(gateways, stages, server, database):
+    first, second = gateways
+    stages.generators[0].close_gates(0)
+    run = await first.facade.create_run("", spec(**SKETCHES), ALL)
+    watcher = second.facade.watch_run(run.name, ALL)
+    events = [await anext(watcher)]
+    await stages.generators[0].begun[0].wait()
+    name = database.partition("@/")[2].partition("?")[0]
+    connection = await asyncpg.connect(host=server, user="postgres", database="postgres")
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
+    )
+    await connection.close()
+    stages.generators[0].gates[0].set()
+    events += [event async for event in watcher]
+    assert finished(events).state == RunState.RUN_STATE_SUCCEEDED
+    assert lasting(events) == lasting(await watch(first, run.name))
+
+
 async def test_pages_of_runs_are_those_of_both(gateways):
     names = [
         (await gateway.facade.create_run("", spec(**SKETCHES), ALL)).name
