@@ -30,7 +30,9 @@ async def read_prompt(data: bytes) -> str:
 def _read_prompt(data: bytes) -> str:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            return str(image.info.get("prompt", ""))
+            # Other programs keep other things under this name.
+            is_ours = str(image.info.get("Software", "")).startswith("triptych ")
+            return str(image.info.get("prompt", "")) if is_ours else ""
     # No PNG, or a damaged one: whoever decodes it says so.
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         return ""

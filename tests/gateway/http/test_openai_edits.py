@@ -99,9 +99,17 @@ async def test_a_variation_needs_no_prompt(painter):
 
 @RETIRED
 async def test_a_variation_of_a_picture_of_ours_knows_its_prompt(painter):
-    ours = with_text(png(3), {"prompt": "a red house"})
-    await painter.openai.images.create_variation(image=ours)
-    assert painter.gateway.refiner.requests[0].prompt == "a red house"
+    made = await painter.openai.images.generate(prompt="a red house")
+    kept = (await painter.http.get(f"/{made.data[0].image}")).content
+    await painter.openai.images.create_variation(image=kept)
+    assert painter.gateway.refiner.requests[1].prompt == "a red house"
+
+
+@RETIRED
+async def test_what_other_programs_wrote_into_a_picture_is_no_prompt(painter):
+    theirs = with_text(png(3), {"prompt": '{"nodes": []}'})
+    await painter.openai.images.create_variation(image=theirs)
+    assert painter.gateway.refiner.requests[0].prompt == "a picture"
 
 
 @RETIRED
