@@ -14,12 +14,17 @@ from gateway.certificates import certs
 from gateway.http.api import Api
 from gateway.http.server import serving_http
 from gateway.pool import Pool
-from gateway.stages import GENERATE
+from gateway.stages import GENERATE, UPSCALE
 from gateway.targets import Target
+from gateway.tokens import tokens
 from services.server import serving
 from services.tls import CertificateFiles
-from tests.gateway.scripted import ScriptedGenerator
-from triptych.v1 import generator_pb2, generator_pb2_grpc
+from tests.gateway.runs_as_seen import finished
+from tests.gateway.scripted import ScriptedGenerator, ScriptedUpscaler, png
+from tests.gateway.test_process import gateway_process
+from triptych.client import Client
+from triptych.v1 import generator_pb2, generator_pb2_grpc, upscaler_pb2_grpc
+from triptych.v1.pipeline_pb2 import RunSpec, RunState
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +161,36 @@ async def test_where_callers_need_certificates_http_refuses_those_without(folder
             async with https(folder, name) as client:
                 with pytest.raises(httpx.TransportError):
                     await client.get(f"https://{web.address}/")
+
+
+async def test_a_gateway_s_process_proves_itself_to_stages_and_callers(made, tmp_path):
+    token = CliRunner().invoke(tokens, ["add", "alice", "--tokens", str(tmp_path / "t.json")]).stdout.strip()
+    stage = ScriptedUpscaler()
+    add = upscaler_pb2_grpc.add_UpscalerServiceServicer_to_server
+    async with serving(
+        lambda server: add(stage, server),
+        services=[UPSCALE.service],
+        certificate=files(made, "upscaler"),
+        grace_s=0,
+    ) as running:
+        await running.set_serving(True)
+        options = {
+            "--upscaler": running.address,
+            "--tokens": tmp_path / "t.json",
+            "--tls-cert": made / "gateway.crt",
+            "--tls-key": made / "gateway.key",
+            "--stage-ca": made / "ca.crt",
+            "--stage-cert": made / "gateway-client.crt",
+            "--stage-key": made / "gateway-client.key",
+        }
+        arguments = [str(part) for option in options.items() for part in option]
+        # Entered on a thread: the stage that the process looks for is served by this one.
+        process = gateway_process(*arguments)
+        _, said = await asyncio.to_thread(process.__enter__)
+        try:
+            async with Client(said["address"], ca=made / "ca.crt", token=token) as client:
+                asked = RunSpec(upscale={}, init_images=[{"data": png(7)}])
+                events = [event async for event in client.stream_run(asked)]
+        finally:
+            await asyncio.to_thread(process.__exit__, None, None, None)
+    assert finished(events).state == RunState.RUN_STATE_SUCCEEDED
