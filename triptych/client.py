@@ -22,6 +22,7 @@ from triptych.errors import (
     DamagedImage,
     DeadlineExceeded,
     ErrorDetails,
+    ImageLost,
     InvalidRequest,
     NotFound,
     NoWorker,
@@ -68,6 +69,7 @@ __all__ = [
     "DamagedImage",
     "DeadlineExceeded",
     "ErrorDetails",
+    "ImageLost",
     "InvalidRequest",
     "NotFound",
     "NoWorker",
@@ -378,7 +380,9 @@ class Client:
                     event = response.event
                     if event.HasField("image_ready") and not event.image_ready.image.data:
                         image = event.image_ready.image
-                        image.data = await self.download_image(image.name)
+                        # The run's events are still all there.
+                        with suppress(ImageLost):
+                            image.data = await self.download_image(image.name)
                     yield event
         finally:
             call.cancel()

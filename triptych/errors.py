@@ -3,6 +3,7 @@
 CallError              any other status; `reason` says which
 ├── InvalidRequest     a field cannot be served; `violations` says which and why
 ├── NotFound           no such run or image here
+│   └── ImageLost      the run is here, but that picture's file is not any more, or is damaged there
 ├── RequestIdReused    the request_id was used before with another spec
 ├── Busy               the queue is full; come back after `retry_after_s`
 ├── NoWorker           nobody serves a stage of the run now
@@ -63,6 +64,10 @@ class NotFound(CallError):
     pass
 
 
+class ImageLost(NotFound):
+    pass
+
+
 class RequestIdReused(CallError):
     pass
 
@@ -103,6 +108,8 @@ _BY_REASON = {
     "QUEUE_FULL": Busy,
     "RATE_LIMITED": Busy,
     "NO_WORKER": NoWorker,
+    "IMAGE_EXPIRED": ImageLost,
+    "IMAGE_CORRUPTED": ImageLost,
     "REQUEST_ID_REUSED": RequestIdReused,
 }
 _BY_CODE = {

@@ -35,7 +35,7 @@ async def follow(run: RunStream, progress: RunProgress, output: Output) -> None:
     try:
         async with aclosing(run.until_it_rests()) as events:
             async for event in events:
-                path = keep(event, output.album)
+                path = keep(event, output)
                 progress.update(event)
                 output.display.show(event, progress)
                 if output.as_json:
@@ -48,13 +48,20 @@ async def follow(run: RunStream, progress: RunProgress, output: Output) -> None:
             raise
 
 
-def keep(event: Event, album: Album | None) -> Path | None:
-    if album is None:
+def keep(event: Event, output: Output) -> Path | None:
+    if event.HasField("image_ready") and not event.image_ready.image.data:
+        output.display.note(f"Note: {lost(event.image_ready.image.name)}")
+        return None
+    if output.album is None:
         return None
     try:
-        return album.save(event)
+        return output.album.save(event)
     except ValueError as error:
         raise click.ClickException(f"the gateway sent a picture that is none: {error}") from None
+
+
+def lost(name: str) -> str:
+    return f"the gateway does not have the file of {name.rpartition('/')[2]} any more"
 
 
 def conclude(result: RunResult, progress: RunProgress, output: Output, *, can_go_on: bool = True) -> None:
@@ -101,7 +108,7 @@ def show(result: RunResult, output: Output) -> None:
     from triptych.terminal_pictures import Shown, show_pictures
 
     for stage in STAGE_TITLES:
-        pictures = [each for each in result.of_stage(stage) if each.name not in output.shown]
+        pictures = [each for each in result.of_stage(stage) if each.data and each.name not in output.shown]
         show_pictures([Shown(each.data, words(each)) for each in pictures])
         output.shown.update(each.name for each in pictures)
 

@@ -39,6 +39,7 @@ class Picture:
     sha256: str
     model_name: str
     model_digest: str
+    # Empty where the gateway does not have the file any more.
     data: bytes
     # Nearness to the prompt, where the stage was ranked.
     clip_score: float | None = None
@@ -210,6 +211,7 @@ class RunResult:
         panels = {
             each.index: Panel(io.BytesIO(each.data), caption_of(each), each.is_chosen)
             for each in self.of_stage(stage)
+            if each.data
         }
         for (of_stage, index), data in previews.items():
             if of_stage == stage and index not in panels:

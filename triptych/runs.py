@@ -9,10 +9,10 @@ import click
 from google.protobuf import json_format
 
 from triptych.album import Album
-from triptych.client import Client
+from triptych.client import Client, ImageLost
 from triptych.credentials import Credentials
 from triptych.display import choose_display
-from triptych.following import Output, conclude, decide_show, follow, words
+from triptych.following import Output, conclude, decide_show, follow, lost, words
 from triptych.foreground import run_in_foreground
 from triptych.gateway_options import credential_options
 from triptych.progress import RunProgress
@@ -116,10 +116,14 @@ async def show(client: Client, run: str, out: Path | None, show: bool | None, as
 
 
 async def with_data(client: Client, images: list[Image]) -> AsyncIterator[Image]:
-    """The images with their files; a few travel at a time."""
+    """The images with their files, where the gateway still has them."""
     for image in images:
-        image.data = await client.download_image(image.name)
-        yield image
+        try:
+            image.data = await client.download_image(image.name)
+        except ImageLost:
+            click.echo(f"Note: {lost(image.name)}", err=True)
+        else:
+            yield image
 
 
 @runs.command()

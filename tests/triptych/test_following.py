@@ -2,15 +2,16 @@
 
 import asyncio
 import hashlib
+import shutil
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
 from gateway.runs import Bounds
 from tests.gateway.runs_as_seen import spec
-from tests.gateway.scripted import pipeline, png
+from tests.gateway.scripted import gateway_over, pipeline, png, scripted_stages
 from tests.triptych.relay import relay
-from triptych.client import Client, DeadlineExceeded, NotFound, RunFailed, Unreachable
+from triptych.client import Client, DeadlineExceeded, ImageLost, NotFound, RunFailed, Unreachable
 from triptych.resume import Backoff
 from triptych.v1.pipeline_pb2 import RunState
 
@@ -179,6 +180,20 @@ async def test_a_watched_run_can_be_awaited_from_any_event_on(gateway):
     rest = await gateway.client.watch(first.name, after_sequence=first.last_sequence - 1)
     assert (rest.name, rest.prompt, rest.seed) == (first.name, first.prompt, first.seed)
     assert (rest.state, rest.pictures) == ("succeeded", [])
+
+
+async def test_a_picture_whose_file_is_gone_is_told_without_it(tmp_path):
+    async with scripted_stages() as stages:
+        async with gateway_over(stages, tmp_path) as gateway:
+            made = await gateway.client.run(spec(**SKETCHES))
+        shutil.rmtree(tmp_path / "pictures")
+        async with gateway_over(stages, tmp_path) as gateway:
+            with pytest.raises(ImageLost):
+                await gateway.client.download_image(made.pictures[0].name)
+            watched = await gateway.client.watch(made.name)
+    assert [each.sha256 for each in watched.pictures] == [each.sha256 for each in made.pictures]
+    assert {each.data for each in watched.pictures} == {b""}
+    assert watched.contact_sheet().startswith(b"\x89PNG")
 
 
 async def test_a_run_that_is_not_there_is_not_waited_for(gateway):
