@@ -90,9 +90,12 @@ class Drawing:
 class CountingStepper:
     """Steps that take a while and do nothing else."""
 
-    def __init__(self, kind: str, orders: Orders, *, num_slots: int, step_s: float, side: int) -> None:
+    def __init__(
+        self, kind: str, orders: Orders, *, num_slots: int, step_s: float, side: int, dies_of_seed: int
+    ) -> None:
         self.num_slots = num_slots
         self._kind, self._orders, self._step_s, self._side = kind, orders, step_s, side
+        self._dies_of_seed = dies_of_seed
         self._jobs: dict[int, Drawing] = {}
         self._steps: dict[int, int] = {}
 
@@ -108,6 +111,8 @@ class CountingStepper:
             hold_at, self._orders.hold_at = self._orders.hold_at, 0
             self._orders.hold(step=hold_at, index=self._jobs[held[0]].index)
         time.sleep(self._step_s)
+        if any(self._jobs[slot].seed == self._dies_of_seed and self._steps[slot] == 2 for slot in slots):
+            os._exit(139)  # as after a crash in a driver, without a word
         for slot in slots:
             self._steps[slot] += 1
 
@@ -263,6 +268,7 @@ def main() -> None:
     parser.add_argument("--step-s", type=float, default=0.02)
     parser.add_argument("--side", type=int, default=SIDE_PX)
     parser.add_argument("--grace", type=float, default=30.0)
+    parser.add_argument("--dies-of-seed", type=int, default=-1)
     asked = parser.parse_args()
     service, add_to_server, stage, name = STAGES[asked.stage]
     options = ServeOptions(
@@ -282,7 +288,12 @@ def main() -> None:
 
     def load() -> Counting:
         stepper = CountingStepper(
-            asked.stage, orders, num_slots=asked.slots, step_s=asked.step_s, side=asked.side
+            asked.stage,
+            orders,
+            num_slots=asked.slots,
+            step_s=asked.step_s,
+            side=asked.side,
+            dies_of_seed=asked.dies_of_seed,
         )
         manifest = Manifest(name="counting", stage=asked.stage, files={})
         return Counting(stepper, model_info(manifest, stage, options, image_size=asked.side, device="cpu"))
