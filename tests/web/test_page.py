@@ -1,5 +1,6 @@
 """What a person does at the page, from a prompt to a file."""
 
+import math
 import re
 
 from PIL import Image
@@ -75,9 +76,12 @@ async def test_a_picture_is_looked_at_in_full_size(visitor):
     await visitor.choose(0)
     await visitor.button("Full size").click()
     viewer = visitor.page.get_by_role("dialog", name="Variation 1, 32 × 32")
+    await viewer.locator("img").hover()
     fitted = await viewer.locator("output").inner_text()
     await visitor.page.keyboard.press("1")
     await expect(viewer.locator("output")).to_have_text("100 %")
+    await visitor.page.mouse.wheel(0, -400 * math.log(2))
+    await expect(viewer.locator("output")).to_have_text("200 %")
     await visitor.page.keyboard.press("0")
     await expect(viewer.locator("output")).to_have_text(fitted)
     await visitor.page.keyboard.press("Escape")
@@ -199,6 +203,22 @@ async def test_a_place_in_the_queue_is_told(visitor, stages):
     stages.let_go(stages.generator)
     await visitor.sees_sketches(1)
     await expect(visitor.facts).not_to_contain_text("queue")
+
+
+async def test_the_time_that_is_left_is_measured_from_the_pace(visitor):
+    seconds = await visitor.page.evaluate(
+        """async () => {
+            const { Pace } = await import("./web/pace.js");
+            const pace = new Pace();
+            const told = [pace.secondsFor(2)];
+            for (let second = 0; second <= 8; second++) pace.note("generate", second * 1000, second / 4);
+            told.push(pace.secondsFor(2));
+            pace.note("refine", 9000, 2);
+            told.push(pace.secondsFor(2));
+            return told;
+        }"""
+    )
+    assert seconds == [None, 8, None]
 
 
 async def test_the_settings_travel_with_the_run(visitor, stages):

@@ -17,7 +17,6 @@ from triptych.run_spec import STAGES
 
 PROMPT = "a green tent in the desert at sunset"
 SEED = 3
-MAX_COLOURS = 256
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -58,12 +57,10 @@ async def test_the_built_in_models_make_a_picture_on_the_page(browser, whole_gat
 
 
 async def picture(visitor, path: Path, *, width: int, height: int) -> None:
-    """The page from its top to that height; in few colours, to be a small file."""
+    """The page from its top to that height."""
     await visitor.page.set_viewport_size({"width": width, "height": height})
     await visitor.page.evaluate("() => { document.activeElement.blur(); scrollTo(0, 0); }")
     await visitor.page.mouse.move(0, 0)
     await visitor.page.screenshot(path=path, animations="disabled")
     with Image.open(path) as shown:
-        palette = shown.convert("RGB").quantize(MAX_COLOURS)
-        few = shown.convert("RGB").quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-    few.save(path, optimize=True)
+        shown.convert("RGB").save(path, optimize=True)
