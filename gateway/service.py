@@ -255,7 +255,8 @@ def serve(
 ) -> None:
     """Serve the pipeline over the three stages."""
     start_logging(log_level)
-    targets = {GENERATE.name: generator, REFINE.name: refiner, UPSCALE.name: upscaler}
+    named = {GENERATE.name: generator, REFINE.name: refiner, UPSCALE.name: upscaler}
+    targets = {kind.name: work.targets(kind, named[kind.name]) for kind in STAGES}
     certificate = certificate_of(tls_cert, tls_key, tls_client_ca)
     check_address(
         host, options={"--tls-cert": tls_cert, "--tls-key": tls_key, "--tokens": tokens}, insecure=insecure

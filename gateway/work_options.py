@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from gateway.admission import Room
 from gateway.attempts import Patience
-from gateway.targets import WorkersFile
+from gateway.stages import StageKind
+from gateway.targets import Target, WorkersFile
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,11 @@ class Work:
     room: Room
     patience: Patience
     workers: WorkersFile | None
+
+    def targets(self, kind: StageKind, named: tuple[Target, ...]) -> tuple[Target, ...]:
+        """The workers that the options name: where there is a list, their defaults do not count."""
+        source = click.get_current_context().get_parameter_source(kind.worker)
+        return () if self.workers is not None and source is ParameterSource.DEFAULT else named
 
 
 def work_options(command: Callable[..., Any]) -> Callable[..., Any]:

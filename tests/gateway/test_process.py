@@ -16,6 +16,8 @@ from gateway.service import serve
 from gateway.tokens import tokens
 from services.errors import TriptychError
 from services.listening import UnsafeAddress
+from tests.gateway.scripted import scripted_stages
+from triptych.client import Client
 
 COMMAND = [sys.executable, "-m", "triptych", "serve", "gateway"]
 NOBODY = [
@@ -24,10 +26,10 @@ NOBODY = [
 
 
 @contextmanager
-def gateway_process(*arguments):
+def gateway_process(*arguments, named=NOBODY):
     """A gateway on a free port, and the line that it began with."""
     process = subprocess.Popen(
-        [*COMMAND, "--port", "0", "--journal", "none", *NOBODY, *arguments],
+        [*COMMAND, "--port", "0", "--journal", "none", *named, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -143,3 +145,17 @@ def with_doors(folder, options):
     return [
         option.replace("CERTS", str(folder)).replace("TOKENS", str(folder / "t.json")) for option in options
     ]
+
+
+async def test_workers_are_taken_from_a_list_that_changes(tmp_path):
+    path = tmp_path / "workers.json"
+    path.write_text("{}")
+    async with scripted_stages() as stages:
+        with gateway_process("--workers-file", str(path), named=[]) as (_, said):
+            async with Client(said["address"]) as client:
+                assert await client.list_models() == []
+                path.write_text(json.dumps({"generator": [stages.generators[0].address]}))
+                found = []
+                while not found:
+                    found = await client.list_models()
+    assert [(one.model.name, one.num_workers) for one in found] == [("scripted", 1)]
