@@ -67,13 +67,15 @@ class BucketStore:
             raise BadStore(str(error)) from None
 
     async def put(self, data: bytes) -> str:
-        sha256 = hashlib.sha256(data).hexdigest()
-        key = self._key(sha256)
+        def write() -> str:
+            sha256 = hashlib.sha256(data).hexdigest()
+            self._client.put_object(Bucket=self._bucket, Key=self._key(sha256), Body=data)
+            return sha256
+
         try:
-            await self._call(lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=data))
+            return await self._call(write)
         except FileNotFoundError:
             raise StoreUnavailable(f"the bucket {self._bucket!r} is gone") from None
-        return sha256
 
     async def get(self, sha256: str) -> bytes:
         key = self._key(sha256)

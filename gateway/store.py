@@ -150,9 +150,7 @@ class FolderStore:
         await self._threads.run(self._check)
 
     async def put(self, data: bytes) -> str:
-        sha256 = hashlib.sha256(data).hexdigest()
-        await self._threads.run(lambda: self._put(sha256, data))
-        return sha256
+        return await self._threads.run(lambda: self._put(data))
 
     async def get(self, sha256: str) -> bytes:
         path = self._path(sha256)
@@ -197,7 +195,8 @@ class FolderStore:
                 "may write to with --store"
             ) from None
 
-    def _put(self, sha256: str, data: bytes) -> None:
+    def _put(self, data: bytes) -> str:
+        sha256 = hashlib.sha256(data).hexdigest()
         path = self._path(sha256)
         try:
             for folder in (self._incoming, path.parent):
@@ -208,6 +207,7 @@ class FolderStore:
             _sync(path.parent)
         except OSError as error:
             raise _explain(error, path) from error
+        return sha256
 
     def _write(self, path: Path, data: bytes) -> None:
         descriptor, name = tempfile.mkstemp(dir=self._incoming, prefix=f"{path.name[:16]}.")

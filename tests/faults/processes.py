@@ -195,6 +195,7 @@ async def cluster(
     gateway_prefix: Sequence[str] = (),
     reach_first: Callable[[Process], Awaitable[str]] = directly,
     networks: Mapping[str, Namespace] | None = None,
+    make_stage: Callable[..., list[str]] = stage_command,
     **stage_options: object,
 ) -> AsyncIterator[Cluster]:
     """Everything started and serving; all of it is killed at the end.
@@ -208,7 +209,7 @@ async def cluster(
             for place in range(num_workers):
                 name = f"{stage} {place}"
                 network = (networks or {}).get(name)
-                command = stage_command(
+                command = make_stage(
                     stage, port=free_port(), host=network.host if network else "127.0.0.1", **stage_options
                 )
                 worker = Process(

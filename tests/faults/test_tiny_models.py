@@ -1,0 +1,95 @@
+"""The built-in models, as they are served: a picture that is begun again elsewhere is the same to the last bit."""
+
+import signal
+import sys
+
+import pytest
+import pytest_asyncio
+
+from tests.faults.processes import WORKERS, cluster
+from tests.faults.runs_seen import Caller, Watcher, check_log, ready
+from triptych.v1.pipeline_pb2 import RunSpec, RunState
+from triptych.v1.stage_pb2 import STAGE_GENERATE, STAGE_REFINE, STAGE_UPSCALE
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.faults, pytest.mark.timeout(900)]
+
+STAGES = {"generator": STAGE_GENERATE, "refiner": STAGE_REFINE, "upscaler": STAGE_UPSCALE}
+
+
+def serve_command(stage: str, *, port: int, host: str) -> list[str]:
+    serve = [sys.executable, "-m", "triptych", "serve", stage, "--host", host, "--port", str(port)]
+    return [*serve, "--slots", "2", "--threads", "1", "--grace", "2", "--exit-with-parent"]
+
+
+def tiny_spec() -> RunSpec:
+    asked = RunSpec(prompt="a red house under a full moon", seed=7)
+    asked.generate.count = 2
+    asked.refine.count = 1
+    asked.refine.settings.num_steps = 10
+    asked.upscale.SetInParent()
+    asked.automatic.top_k_after_generate = 0
+    asked.automatic.top_k_after_refine = 0
+    return asked
+
+
+async def hashes_of(started, watcher):
+    """The pictures' hashes by stage and index, once the run has succeeded."""
+    await watcher.finished()
+    log = await check_log(started.address, watcher.name, [watcher])
+    assert log[-1].finished.state == RunState.RUN_STATE_SUCCEEDED
+    return {name.rpartition("/")[2]: image.sha256 for name, image in ready(log).items()}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def tiny(tmp_path_factory):
+    """Two workers of each stage with the built-in models, and what they make when nothing goes wrong."""
+    async with cluster(tmp_path_factory.mktemp("tiny"), make_stage=serve_command) as started:
+        async with Caller(started.address) as caller:
+            await caller.sees_workers(2)
+            name = await caller.create(tiny_spec())
+        yield started, await hashes_of(started, Watcher(started.address, name))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP], ids=lambda one: one.name)
+@pytest.mark.parametrize("stage", WORKERS)
+async def test_a_picture_begun_again_is_the_same(tiny, row, stage, number):
+    started, undisturbed = tiny
+    async with Caller(started.address) as caller:
+        await caller.sees_workers(2)
+        name = await caller.create(tiny_spec())
+        watcher = Watcher(started.address, name)
+        step = await watcher.sees(
+            lambda event: event.HasField("progress") and event.progress.stage == STAGES[stage]
+        )
+        begun = await watcher.sees(
+            lambda event: (
+                event.HasField("stage_started")
+                and event.stage_started.stage == STAGES[stage]
+                and step.progress.index in event.stage_started.indexes
+            )
+        )
+        victim = started.worker_at(begun.stage_started.worker)
+        victim.send(number)
+        assert await hashes_of(started, watcher) == undisturbed
+        told = {event.warning.reason for event in watcher.events if event.HasField("warning")}
+        row(
+            f"from step {step.progress.step} of {step.progress.num_steps} on; {', '.join(told) or 'it finished first'}; all bytes the same"
+        )
+        await victim.kill()
+        await victim.start()
+
+
+async def test_the_gateway_is_killed(tiny, row):
+    started, undisturbed = tiny
+    async with Caller(started.address) as caller:
+        await caller.sees_workers(2)
+        name = await caller.create(tiny_spec())
+    watcher = Watcher(started.address, name)
+    for stage in STAGES.values():
+        await watcher.sees(
+            lambda event, stage=stage: event.HasField("progress") and event.progress.stage == stage
+        )
+        await started.gateway.kill()
+        await started.gateway.start()
+    assert await hashes_of(started, watcher) == undisturbed
+    row("once in each stage; all bytes the same")
