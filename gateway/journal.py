@@ -7,10 +7,10 @@ It knows rows and messages, and not what a run does.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import sqlalchemy as sa
@@ -19,12 +19,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.event_log import EventLog
-from gateway.journal_tables import commands, events, expired, images, opened, runs
+from gateway.journal_tables import blocking_engine, commands, events, expired, images, opened, runs
 from gateway.run_view import RunView, is_at_rest, is_finished
+from gateway.sqlite_threads import SqliteThreads
 from services.errors import TriptychError
 from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 # Events that nobody waits for, such as progress, may wait so long for others to be written with.
 LINGER_S = 0.02
@@ -107,6 +110,7 @@ async def open_journal(address: str, gateway: str) -> AsyncIterator["Journal"]:
             await journal.close()
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
+            journal.end()
 
 
 class Journal:
@@ -117,6 +121,8 @@ class Journal:
         self.gateway = gateway
         # Whether other gateways may write it, too: then each writes only of the runs that it owns.
         self.is_shared = engine.dialect.name != "sqlite"
+        # Where a statement would have a thread of its own to go to, its whole transaction goes there.
+        self._threads = None if self.is_shared else SqliteThreads(blocking_engine(engine))
         self._insert: Any = postgresql.insert if self.is_shared else sqlite.insert
         self._waiting: list[_Entry] = []
         self._has_work = asyncio.Event()
@@ -173,6 +179,11 @@ class Journal:
         except TimeoutError:
             log.error("%d events are lost: %s", len(self._waiting), self._problem)  # noqa: TRY400 - says all there is
 
+    def end(self) -> None:
+        """Nothing is read or written any more."""
+        if self._threads is not None:
+            self._threads.close()
+
     async def _write_group(self) -> None:
         group = self._waiting[:MAX_EVENTS_AT_ONCE]
         self._is_urgent.clear()
@@ -203,35 +214,39 @@ class Journal:
 
     async def _commit(self, group: Sequence["_Entry"]) -> set[str]:
         """Writes events of several runs; returns the names of runs that another gateway has taken over."""
-        async with self.writing() as connection:
+
+        def write(connection: sa.Connection) -> set[str]:
             lost: set[str] = set()
             if self.is_shared:
                 names = {one.run.name for one in group}
                 owned = sa.select(runs.c.name).where(runs.c.name.in_(names), runs.c.owner == self.gateway)
-                lost = names - set(await connection.scalars(owned.with_for_update()))
-                group = [one for one in group if one.run.name not in lost]
+                lost = names - set(connection.scalars(owned.with_for_update()))
+            ours = [one for one in group if one.run.name not in lost]
             rows = [
-                {"run": one.run.name, "sequence": one.event.sequence, "payload": one.payload} for one in group
+                {"run": one.run.name, "sequence": one.event.sequence, "payload": one.payload} for one in ours
             ]
             pictures = [
                 _image_row(one.run.name, one.event.image_ready.image)
-                for one in group
+                for one in ours
                 if one.event.HasField("image_ready")
             ]
             # A commit whose answer was lost is tried again: the rows that are there already are the same.
             for table, new in ((events, rows), (images, pictures)):
                 if new:
-                    await connection.execute(self._insert(table).on_conflict_do_nothing(), new)
-            states = {one.run.name: one.state for one in group if one.state is not None}
+                    connection.execute(self._insert(table).on_conflict_do_nothing(), new)
+            states = {one.run.name: one.state for one in ours if one.state is not None}
             for name, state in states.items():
-                await connection.execute(sa.update(runs).where(runs.c.name == name).values(state))
+                connection.execute(sa.update(runs).where(runs.c.name == name).values(state))
             return lost
+
+        return await self._write(write)
 
     async def add_run(
         self, name: str, new: NewRun, first_event: Event, init_images: Mapping[str, Image]
     ) -> RunRow:
         """Accepts a run; gives the one that the request_id has made already, where there is one."""
-        async with self.writing() as connection:
+
+        def write(connection: sa.Connection) -> RunRow:
             row = {
                 "name": name,
                 "caller": new.caller,
@@ -243,19 +258,21 @@ class Journal:
                 "deadline_ns": new.deadline_ns,
                 "owner": self.gateway,
             }
-            done = await connection.execute(self._insert(runs).values(row).on_conflict_do_nothing())
+            done = connection.execute(self._insert(runs).values(row).on_conflict_do_nothing())
             if done.rowcount:
                 payload = first_event.SerializeToString()
-                await connection.execute(
+                connection.execute(
                     sa.insert(events).values(run=name, sequence=first_event.sequence, payload=payload)
                 )
                 if init_images:
                     rows = [_image_row(name, image) for image in init_images.values()]
-                    await connection.execute(sa.insert(images), rows)
+                    connection.execute(sa.insert(images), rows)
                 where = runs.c.name == name
             else:
                 where = sa.and_(runs.c.caller == new.caller, runs.c.request_id == new.request_id)
-            return RunRow(*(await connection.execute(_SELECT_RUN.where(where))).one())
+            return RunRow(*connection.execute(_SELECT_RUN.where(where)).one())
+
+        return await self._write(write)
 
     async def keep_detached(self, name: str) -> None:
         """The run goes on without anybody who lives on it."""
@@ -276,8 +293,7 @@ class Journal:
             query = query.where(runs.c.caller == caller)
         if before is not None:
             query = query.where(sa.tuple_(runs.c.create_time_ns, runs.c.name) < sa.tuple_(*before))
-        async with self.reading() as connection:
-            return [RunRow(*row) for row in await connection.execute(query)]
+        return [RunRow(*row) for row in await self._rows(query)]
 
     async def view(self, row: RunRow) -> Run:
         """The run as it stands."""
@@ -301,11 +317,9 @@ class Journal:
             .order_by(events.c.sequence)
             .limit(EVENTS_PER_READ)
         )
-        async with self.reading() as connection:
-            rows = (await connection.execute(query)).all()
         return [
             Event.FromString(payload) if payload else Event(sequence=sequence, preview=Event.ImagePreview())
-            for sequence, payload in rows
+            for sequence, payload in await self._rows(query)
         ]
 
     async def init_images(self, name: str) -> dict[str, Image]:
@@ -317,24 +331,20 @@ class Journal:
 
     async def images_of(self, name: str) -> list[Image]:
         query = sa.select(images.c.payload).where(images.c.run == name)
-        async with self.reading() as connection:
-            return [Image.FromString(payload) for payload in await connection.scalars(query)]
+        return [Image.FromString(payload) for (payload,) in await self._rows(query)]
 
     async def find_image(self, name: str) -> Image | None:
         """A picture of a run, without its file."""
-        query = sa.select(images.c.payload).where(images.c.name == name)
-        async with self.reading() as connection:
-            payload = (await connection.execute(query)).scalar_one_or_none()
-        return None if payload is None else Image.FromString(payload)
+        rows = await self._rows(sa.select(images.c.payload).where(images.c.name == name))
+        return Image.FromString(rows[0][0]) if rows else None
 
     async def find_file(self, sha256: str, caller: str | None) -> Image | None:
         """Any picture with that file in a run of the caller, or of anybody (None)."""
         query = sa.select(images.c.payload).where(images.c.sha256 == sha256).limit(1)
         if caller is not None:
             query = query.join(runs, runs.c.name == images.c.run).where(runs.c.caller == caller)
-        async with self.reading() as connection:
-            payload = (await connection.execute(query)).scalar_one_or_none()
-        return None if payload is None else Image.FromString(payload)
+        rows = await self._rows(query)
+        return Image.FromString(rows[0][0]) if rows else None
 
     async def delete_run(self, name: str, *, expired_at: float | None = None) -> list[str] | None:
         """Forgets a finished run; returns the hashes of pictures that no other run has, None where it goes on again.
@@ -407,9 +417,26 @@ class Journal:
                 yield connection
 
     async def _find(self, where: sa.ColumnElement[bool]) -> RunRow | None:
+        rows = await self._rows(_SELECT_RUN.where(where))
+        return RunRow(*rows[0]) if rows else None
+
+    async def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
+        def read(connection: sa.Connection) -> Sequence[Any]:
+            return connection.execute(query).all()
+
+        if self._threads is not None:
+            with _as_journal_failed():
+                return await self._threads.read(read)
         async with self.reading() as connection:
-            row = (await connection.execute(_SELECT_RUN.where(where))).one_or_none()
-        return None if row is None else RunRow(*row)
+            return await connection.run_sync(read)
+
+    async def _write(self, work: Callable[[sa.Connection], Result]) -> Result:
+        if self._threads is not None:
+            with _as_journal_failed():
+                async with self._one_at_a_time:
+                    return await self._threads.write(work)
+        async with self.writing() as connection:
+            return await connection.run_sync(work)
 
 
 _SELECT_RUN = sa.select(

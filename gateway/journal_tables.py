@@ -187,15 +187,25 @@ def _sqlite(path: Path) -> AsyncEngine:
         hide_parameters=True,
     )
 
-    @sa.event.listens_for(engine.sync_engine, "connect")
-    def set_up(connection: Any, _record: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        # Written through to the disk at every commit: what a caller was told is there after a power cut, too.
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.close()
-
+    sa.event.listen(engine.sync_engine, "connect", _set_up)
     return engine
+
+
+def blocking_engine(engine: AsyncEngine) -> sa.Engine:
+    """The same SQLite file, for threads."""
+    blocking = sa.create_engine(
+        f"sqlite:///{engine.url.database}", connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True
+    )
+    sa.event.listen(blocking, "connect", _set_up)
+    return blocking
+
+
+def _set_up(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    # Written through to the disk at every commit: what a caller was told is there after a power cut, too.
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()
 
 
 def _lock(path: Path) -> int:
