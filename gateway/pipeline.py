@@ -55,6 +55,7 @@ class Pipeline:
         self._journal = runs.journal
         self._store = runs.store
         self._deleting: set[asyncio.Task[None]] = set()
+        self._looks: dict[tuple[str, int], asyncio.Task[tuple[RunRow | None, list[Event]]]] = {}
 
     async def create_run(
         self,
@@ -113,7 +114,7 @@ class Pipeline:
                     yield await self._with_file(event) if with_files else event
                 if live.is_finished and live.record.log.is_settled:
                     return
-            row, events = await self._read_on(name, place)
+            row, events = await self._look(name, place)
             for event in events:
                 place, is_over = event.sequence, event.HasField("finished")
                 if not event.HasField("preview"):
@@ -126,7 +127,8 @@ class Pipeline:
                 return
             if self._runs.is_stopping:
                 raise NotReady("this gateway is going away; watch the run at another one, or come back")
-            await asyncio.sleep(POLL_EVERY_S)
+            # All readers at the same moments, so that they share what they find.
+            await asyncio.sleep(POLL_EVERY_S - asyncio.get_running_loop().time() % POLL_EVERY_S)
 
     @contextmanager
     def attach(self, name: str) -> Iterator[None]:
@@ -254,6 +256,15 @@ class Pipeline:
         if row is None:
             raise NotFound(f"there is no run {name[:80]!r} here")
         return await self._journal.view(row)
+
+    async def _look(self, name: str, after_sequence: int) -> tuple[RunRow | None, list[Event]]:
+        """As `_read_on`, once for all who ask for the same at a time: two hundred may wait for one run."""
+        key = name, after_sequence
+        if (look := self._looks.get(key)) is None:
+            look = self._looks[key] = asyncio.create_task(self._read_on(name, after_sequence))
+            look.add_done_callback(lambda _: self._looks.pop(key, None))
+        # Whoever goes away takes nothing from the others.
+        return await asyncio.shield(look)
 
     async def _read_on(self, name: str, after_sequence: int) -> tuple[RunRow | None, list[Event]]:
         """A run and its next events from the journal, asked for again for a while where that does not answer."""
