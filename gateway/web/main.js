@@ -106,6 +106,7 @@ byId("skip").addEventListener("click", (/** @type {Event} */ event) => {
   goTo(byId("panels"));
 });
 byId("to-past").addEventListener("click", () => goTo(byId("past")));
+byId("loading").remove();
 addEventListener("hashchange", route);
 addEventListener("popstate", route);
 start();

@@ -1,7 +1,7 @@
 /** The runs that there were: they outlive this page and the gateway's process. */
 
 import { byId, make, set } from "./dom.js";
-import { deleteRun, listRuns } from "./gateway.js";
+import { GatewayError, cancelRun, deleteRun, listRuns } from "./gateway.js";
 import { addressOf } from "./pictures.js";
 import { STAGE_NAMES, stateOf } from "./run.js";
 import { ask, say, trouble } from "./says.js";
@@ -81,7 +81,7 @@ export class Past {
   async remove(name, prompt) {
     if (!(await ask(`Delete “${prompt}” and its pictures? They cannot be brought back.`, "Delete"))) return;
     try {
-      await deleteRun(name);
+      await endAndDelete(name);
     } catch (error) {
       trouble(error, () => this.remove(name, prompt));
       return;
@@ -90,6 +90,17 @@ export class Past {
     this.onDeleted(name);
     await this.load();
     byId("past").focus();
+  }
+}
+
+/** A run that is under way, or waits for a choice, is ended first. @param {string} name */
+async function endAndDelete(name) {
+  try {
+    await deleteRun(name);
+  } catch (error) {
+    if (!(error instanceof GatewayError) || error.reason !== "RUN_UNDER_WAY") throw error;
+    await cancelRun(name);
+    await deleteRun(name);
   }
 }
 

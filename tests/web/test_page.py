@@ -6,6 +6,7 @@ import re
 from PIL import Image
 from playwright.async_api import expect
 
+from tests.web.visitor import open_page
 from triptych.v1.stage_pb2 import StageEvent
 from triptych.vocabulary import unknown_words
 
@@ -193,6 +194,23 @@ async def test_a_past_run_is_opened_and_deleted(visitor):
     await visitor.page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     await expect(past.get_by_role("link")).to_have_count(0)
     await expect(visitor.sketches).to_have_count(0)
+
+
+async def test_a_run_that_waits_for_a_choice_can_be_deleted(visitor):
+    visitor.expected.append("400")  # the gateway deletes no run that is under way: it is ended first
+    await visitor.begin("a blue house", count=1)
+    await visitor.sees_sketches(1)
+    await visitor.button("Delete the run “a blue house”").click()
+    await visitor.page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    await expect(visitor.page.get_by_role("region", name="Past runs").get_by_role("link")).to_have_count(0)
+    await expect(visitor.trouble).to_be_empty()
+
+
+async def test_a_page_that_lacks_a_file_says_so(browser, gateway):
+    visitor = await open_page(browser, gateway.url)
+    await visitor.page.route("**/web/words.js", lambda route: route.abort())
+    await visitor.page.goto(gateway.url)
+    await expect(visitor.page.get_by_text("The page did not load as a whole")).to_be_visible()
 
 
 async def test_a_place_in_the_queue_is_told(visitor, stages):

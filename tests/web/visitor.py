@@ -42,7 +42,11 @@ class Visitor:
 
     async def arrive(self) -> None:
         await self.page.goto(self.url)
-        await expect(self.page.locator("#models")).to_contain_text("Models: scripted")
+        try:
+            await expect(self.page.locator("#models")).to_contain_text("Models: scripted")
+        except AssertionError as error:
+            error.add_note(f"the console said: {self.complaints}")
+            raise
 
     async def begin(self, prompt: str = "a red house", *, count: int = 3, seed: int = 100) -> None:
         await self.page.get_by_label("Sketches", exact=True).fill(str(count))
