@@ -8,32 +8,25 @@ a selection have the indexes that were told when it was made. What the record ha
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.attempts import Happening, Patience, Retrying, Started, Waiting, make_picture
+from gateway.attempts import Patience
 from gateway.budget import Budget
-from gateway.history import CANCELLED
-from gateway.plan import MAX_SEED, Plan, StagePlan, StageWork
+from gateway.making import Making
+from gateway.plan import Plan, StagePlan
 from gateway.pool import Pool
 from gateway.ranking import score
 from gateway.record import Record
-from gateway.stage_errors import StageError, as_recorded
-from gateway.stages import REFINE, UPSCALE, Job, StageKind
-from gateway.worker import Worker
-from services.errors import InvalidRequest, TriptychError
+from gateway.stages import REFINE, UPSCALE, StageKind
+from services.errors import TriptychError
 from triptych.v1.pipeline_pb2 import Event, Image, RunState
 
 # Pictures of one stage that are asked for, or wait for the next stage to begin with them. A fast stage is asked for no
 # more before the slow one after it has caught up.
 CREDITS = 16
-
-
-# What a picture may take in memory, as far as that can be known before it is made.
-BYTES_PER_PIXEL = 3
-SKETCH_PIXELS = 256 * 256
-ENLARGED = 4 * 4
+# How long whoever chooses by hand waits for scores.
+SCORES_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -66,11 +59,7 @@ class Flow:
         self._history = record.history
         self._pools = pools
         self._patience = patience
-        self._caller = caller
-        # Of all runs together: pictures that wait for their turn here are in the store alone.
-        self._memory = memory
-        self._making: dict[str, asyncio.Task[None]] = {}
-        self._failures: list[TriptychError] = [as_recorded(error) for error in self._history.failures]
+        self._making = Making(plan, record, pools, patience, caller, memory)
         self._work = asyncio.TaskGroup()
         # Of the work group's tasks those that are not done; with none left no other can join them.
         self._num_working = 0
@@ -104,7 +93,7 @@ class Flow:
     def outcome(self) -> tuple[RunState.ValueType, TriptychError | None]:
         """What the run came to: it has failed when it made nothing of its last stage, and partly succeeded when some
         failed. A manual run that has nothing of its last stage waits for a choice, as long as there is one."""
-        error = self._failures[0] if self._failures else None
+        error = next(iter(self._making.failures), None)
         if self._has_results():
             done = RunState.RUN_STATE_PARTIALLY_SUCCEEDED if error else RunState.RUN_STATE_SUCCEEDED
             return done, error
@@ -129,12 +118,7 @@ class Flow:
 
     def cancel_images(self, names: Collection[str]) -> None:
         """Stops the work on these images, begun or not; of finished ones nothing changes."""
-        for name in names:
-            if name in self._history.given_up or name in self._history.images:
-                continue
-            self._record.warn(CANCELLED, "cancelled by the caller", name, given_up=True)
-            if task := self._making.get(name):
-                task.cancel()
+        self._making.cancel(names)
 
     def _has_results(self) -> bool:
         """Whether there is what the run is for: a picture of its last stage, or one that was chosen for beyond it."""
@@ -164,7 +148,7 @@ class Flow:
         async with asyncio.TaskGroup() as pictures:
             for index in choice.indexes:
                 await self._selection_credits.acquire()
-                made = self._make(work, index, choice.selection.image, lambda _: release(), release)
+                made = self._making.make(work, index, choice.selection.image, lambda _: release(), release)
                 pictures.create_task(made)
         await self._score(work.kind, [self._record.image_name(work.kind, index) for index in choice.indexes])
 
@@ -205,94 +189,13 @@ class Flow:
                 for place in range(stage.count):
                     await credits.acquire()
                     index = parent.position * stage.count + place
-                    made = self._make(stage.work, index, parent.name, deliver, credits.release)
+                    made = self._making.make(stage.work, index, parent.name, deliver, credits.release)
                     pictures.create_task(made)
                 parent.taken()
         await self._score(stage.kind, [image.name for image in made_here])
         for rank, name in enumerate(await self._rank(stage, waiting)):
             outbox.put_nowait(Parent(rank, name))
         outbox.put_nowait(None)
-
-    async def _make(
-        self,
-        work: StageWork,
-        index: int,
-        parent: str,
-        deliver: Callable[[Image], None],
-        give_up: Callable[[], None],
-    ) -> None:
-        """Makes one picture, unless it is there, and calls exactly one of `deliver` and `give_up`."""
-        name = self._record.image_name(work.kind, index)
-        if image := self._history.images.get(name):
-            deliver(image)
-            return
-        task = asyncio.current_task()
-        if task is not None:
-            self._making[name] = task
-        is_delivered = False
-        try:
-            if name in self._history.given_up:
-                return
-            async with self._memory.holding(self._bytes_of(work, parent)):
-                job = await self._job(work, index, parent)
-                watch = Watch(asyncio.get_running_loop().time)
-                picture = make_picture(
-                    self._pools[work.kind.name],
-                    job,
-                    work.model.digest,
-                    self._patience,
-                    num_attempts=self._history.attempts.get(name, 0),
-                )
-                async with aclosing(picture) as happenings:
-                    async for happening in happenings:
-                        if image := await self._tell(work, job, parent, happening, watch):
-                            is_delivered = True
-                            deliver(image)
-        except TriptychError as error:
-            self._fail(_as_the_callers(error, work.kind), name)
-        finally:
-            del self._making[name]
-            self._record.queued(work.kind, index, 0)
-            if not is_delivered:
-                give_up()
-
-    async def _tell(
-        self,
-        work: StageWork,
-        job: Job,
-        parent: str,
-        happening: Happening,
-        watch: "Watch",
-    ) -> Image | None:
-        """Records what happened to a picture; returns it when that is that it is finished."""
-        kind, record = work.kind, self._record
-        if isinstance(happening, Retrying | Waiting):
-            then = f"trying another {kind.worker}" if isinstance(happening, Retrying) else "waiting for one"
-            name = record.image_name(kind, job.index)
-            record.warn(happening.error.reason, f"{happening.error}; {then}", name)
-            return None
-        if isinstance(happening, Started):
-            watch.start()
-            watch.worker = happening.worker
-            if happening.is_again:
-                return None
-            record.stage_started(kind, happening.worker.address, happening.attempt, job.index, parent)
-            return None
-        match happening.WhichOneof("kind"):
-            case "accepted":
-                position = happening.accepted.queue_position
-                wait_s = watch.worker.pace.wait_s(position) if watch.worker else None
-                record.queued(kind, job.index, position, wait_s)
-            case "progress":
-                record.progress(kind, happening.progress)
-            case "preview":
-                record.preview(kind, happening.preview)
-            case "timing":
-                record.timing(kind, happening.timing, watch.waited_s)
-            case "image":
-                watch.stop()
-                return await record.image_ready(kind, job, happening.image.image, work.model, parent)
-        return None
 
     async def _rank(self, stage: StagePlan, images: list[Image]) -> list[str]:
         """Names of the best of a stage's pictures, best first; none where all have gone on already."""
@@ -306,7 +209,7 @@ class Flow:
         try:
             scores = await score(self._pools[REFINE.name], prompt, names, read, ranker.digest, self._patience)
         except TriptychError as error:
-            self._fail(error)
+            self._making.fail(error)
             return []
         # Equal scores keep the order of the indexes, so that the same run chooses the same pictures.
         ranked = sorted(zip(images, scores, strict=True), key=lambda pair: (-pair[1], pair[0].index))
@@ -326,61 +229,14 @@ class Flow:
         if not is_served or all(image.HasField("clip_score") for image in images):
             return
         names = [image.name for image in images]
+        # Nobody wants to wait for it.
+        patience = replace(
+            self._patience, stall_timeout_s=SCORES_TIMEOUT_S, worker_timeout_s=0.0, max_workers=1
+        )
         try:
-            scores = await score(pool, prompt, names, read, ranker.digest, self._patience)
+            scores = await score(pool, prompt, names, read, ranker.digest, patience)
         except TriptychError as error:
             self._record.warn(error.reason, f"the pictures have no scores: {error}")
             return
         ranked = sorted(zip(images, scores, strict=True), key=lambda pair: (-pair[1], pair[0].index))
         self._record.ranked(kind, ranked, [])
-
-    def _fail(self, error: TriptychError, image: str = "") -> None:
-        self._failures.append(error)
-        self._record.warn(error.reason, str(error), image, given_up=True)
-
-    def _bytes_of(self, work: StageWork, parent: str) -> int:
-        """What a picture and its parent may take in memory: no file is larger than its pixels."""
-        image = self._record.find_image(parent) or self._record.find_init_image(parent)
-        if image is None:
-            return BYTES_PER_PIXEL * SKETCH_PIXELS
-        num_pixels = image.width * image.height
-        return BYTES_PER_PIXEL * num_pixels * (1 + (ENLARGED if work.kind is UPSCALE else 1))
-
-    async def _job(self, work: StageWork, index: int, parent: str) -> Job:
-        spec = self._plan.spec
-        return Job(
-            index=index,
-            seed=(spec.seed + index) & MAX_SEED,
-            prompt=spec.prompt,
-            settings=work.settings,
-            run_seed=spec.seed,
-            caller=self._caller,
-            image=await self._record.read(parent) if parent else None,
-        )
-
-
-class Watch:
-    """How long the gateway waited for a picture, from the attempt that gave it, and for whom."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._started_at = clock()
-        self.waited_s = 0.0
-        self.worker: Worker | None = None
-
-    def start(self) -> None:
-        self._started_at = self._clock()
-
-    def stop(self) -> None:
-        self.waited_s = self._clock() - self._started_at
-
-
-def _as_the_callers(error: TriptychError, kind: StageKind) -> TriptychError:
-    """A stage names fields of its own request; the caller is told those of the spec."""
-    if isinstance(error, StageError):
-        for field, description in error.violations.items():
-            if field.startswith("settings"):
-                return InvalidRequest(f"spec.{kind.name}.{field}", description)
-            if field == "prompt":
-                return InvalidRequest("spec.prompt", description)
-    return error

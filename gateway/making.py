@@ -1,0 +1,191 @@
+"""The pictures of one run, each made by a call of its own, unless the record has it already, and told of as it is made.
+
+It knows what a picture is made from, and nothing of where it goes next.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from contextlib import aclosing
+
+from gateway.attempts import Happening, Patience, Retrying, Started, Waiting, make_picture
+from gateway.budget import Budget
+from gateway.history import CANCELLED
+from gateway.plan import MAX_SEED, Plan, StageWork
+from gateway.pool import Pool
+from gateway.record import Record
+from gateway.stage_errors import StageError, as_recorded
+from gateway.stages import UPSCALE, Job, StageKind
+from gateway.worker import Worker
+from services.errors import InvalidRequest, TriptychError
+from triptych.v1.pipeline_pb2 import Image
+
+# What a picture may take in memory, as far as that can be known before it is made.
+BYTES_PER_PIXEL = 3
+SKETCH_PIXELS = 256 * 256
+ENLARGED = 4 * 4
+
+
+class Making:
+    """`failures` are what was given up, first the earliest, since the run was accepted or taken up again."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        record: Record,
+        pools: Mapping[str, Pool],
+        patience: Patience,
+        caller: str,
+        memory: Budget,
+    ) -> None:
+        self.failures: list[TriptychError] = [as_recorded(error) for error in record.history.failures]
+        self._plan = plan
+        self._record = record
+        self._history = record.history
+        self._pools = pools
+        self._patience = patience
+        self._caller = caller
+        # Of all runs together: pictures that wait for their turn here are in the store alone.
+        self._memory = memory
+        self._making: dict[str, asyncio.Task[None]] = {}
+
+    async def make(
+        self,
+        work: StageWork,
+        index: int,
+        parent: str,
+        deliver: Callable[[Image], None],
+        give_up: Callable[[], None],
+    ) -> None:
+        """Makes one picture, unless it is there, and calls exactly one of `deliver` and `give_up`."""
+        name = self._record.image_name(work.kind, index)
+        if image := self._history.images.get(name):
+            deliver(image)
+            return
+        task = asyncio.current_task()
+        if task is not None:
+            self._making[name] = task
+        is_delivered = False
+        try:
+            if name in self._history.given_up:
+                return
+            async with self._memory.holding(self._bytes_of(work, parent)):
+                job = await self._job(work, index, parent)
+                watch = Watch(asyncio.get_running_loop().time)
+                picture = make_picture(
+                    self._pools[work.kind.name],
+                    job,
+                    work.model.digest,
+                    self._patience,
+                    num_attempts=self._history.attempts.get(name, 0),
+                )
+                async with aclosing(picture) as happenings:
+                    async for happening in happenings:
+                        if image := await self._tell(work, job, parent, happening, watch):
+                            is_delivered = True
+                            deliver(image)
+        except TriptychError as error:
+            self.fail(_as_the_callers(error, work.kind), name)
+        finally:
+            del self._making[name]
+            self._record.queued(work.kind, index, 0)
+            if not is_delivered:
+                give_up()
+
+    async def _tell(
+        self,
+        work: StageWork,
+        job: Job,
+        parent: str,
+        happening: Happening,
+        watch: "Watch",
+    ) -> Image | None:
+        """Records what happened to a picture; returns it when that is that it is finished."""
+        kind, record = work.kind, self._record
+        if isinstance(happening, Retrying | Waiting):
+            then = f"trying another {kind.worker}" if isinstance(happening, Retrying) else "waiting for one"
+            name = record.image_name(kind, job.index)
+            record.warn(happening.error.reason, f"{happening.error}; {then}", name)
+            return None
+        if isinstance(happening, Started):
+            watch.start()
+            watch.worker = happening.worker
+            if happening.is_again:
+                return None
+            record.stage_started(kind, happening.worker.address, happening.attempt, job.index, parent)
+            return None
+        match happening.WhichOneof("kind"):
+            case "accepted":
+                position = happening.accepted.queue_position
+                wait_s = watch.worker.pace.wait_s(position) if watch.worker else None
+                record.queued(kind, job.index, position, wait_s)
+            case "progress":
+                record.progress(kind, happening.progress)
+            case "preview":
+                record.preview(kind, happening.preview)
+            case "timing":
+                record.timing(kind, happening.timing, watch.waited_s)
+            case "image":
+                watch.stop()
+                return await record.image_ready(kind, job, happening.image.image, work.model, parent)
+        return None
+
+    def fail(self, error: TriptychError, image: str = "") -> None:
+        """Gives up an image, or what is about none, and tells why."""
+        self.failures.append(error)
+        self._record.warn(error.reason, str(error), image, given_up=True)
+
+    def cancel(self, names: Collection[str]) -> None:
+        """Stops the work on these images, begun or not; of finished ones nothing changes."""
+        for name in names:
+            if name in self._history.given_up or name in self._history.images:
+                continue
+            self._record.warn(CANCELLED, "cancelled by the caller", name, given_up=True)
+            if task := self._making.get(name):
+                task.cancel()
+
+    def _bytes_of(self, work: StageWork, parent: str) -> int:
+        """What a picture and its parent may take in memory: no file is larger than its pixels."""
+        image = self._record.find_image(parent) or self._record.find_init_image(parent)
+        if image is None:
+            return BYTES_PER_PIXEL * SKETCH_PIXELS
+        num_pixels = image.width * image.height
+        return BYTES_PER_PIXEL * num_pixels * (1 + (ENLARGED if work.kind is UPSCALE else 1))
+
+    async def _job(self, work: StageWork, index: int, parent: str) -> Job:
+        spec = self._plan.spec
+        return Job(
+            index=index,
+            seed=(spec.seed + index) & MAX_SEED,
+            prompt=spec.prompt,
+            settings=work.settings,
+            run_seed=spec.seed,
+            caller=self._caller,
+            image=await self._record.read(parent) if parent else None,
+        )
+
+
+class Watch:
+    """How long the gateway waited for a picture, from the attempt that gave it, and for whom."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._started_at = clock()
+        self.waited_s = 0.0
+        self.worker: Worker | None = None
+
+    def start(self) -> None:
+        self._started_at = self._clock()
+
+    def stop(self) -> None:
+        self.waited_s = self._clock() - self._started_at
+
+
+def _as_the_callers(error: TriptychError, kind: StageKind) -> TriptychError:
+    """A stage names fields of its own request; the caller is told those of the spec."""
+    if isinstance(error, StageError):
+        for field, description in error.violations.items():
+            if field.startswith("settings"):
+                return InvalidRequest(f"spec.{kind.name}.{field}", description)
+            if field == "prompt":
+                return InvalidRequest("spec.prompt", description)
+    return error
