@@ -1,6 +1,6 @@
 """What event streams cost a gateway: its processor time and memory while many read one run and many wait for others.
 
-`python -m tests.bench.http_streams [--readers 50] [--idle 200] [--seconds 30]`. The gateway is a process of its own,
+`python -m tests.bench.http_streams [--readers 50] [--idle 200] [--seconds 30] [--restart]`. The gateway is a process of its own,
 as it is served; the stages are scripted, and send previews of a real size at a real pace. Linux: it reads /proc.
 """
 
@@ -65,6 +65,11 @@ def main() -> None:
         "--previews-per-s", type=float, default=8.0, help="of the run, all its pictures together"
     )
     parser.add_argument("--preview-kb", type=int, default=100, help="a PNG of 256 x 256 pixels has about 100")
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="the idle streams are of runs that waited when the gateway started",
+    )
     asyncio.run(measure(parser.parse_args()))
 
 
@@ -76,15 +81,15 @@ async def measure(options: argparse.Namespace) -> None:
         for stage in stages:
             await stage.start()
             stack.push_async_callback(stage.kill)
-        pid, url = await stack.enter_async_context(gateway(stages))
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=60))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        waiting: list[str] = []
+        if options.restart:
+            async with gateway(stages, folder) as (_, url), client(url) as http:
+                waiting = await begin_waiting(http, options.idle)
+        pid, url = await stack.enter_async_context(gateway(stages, folder))
+        http = await stack.enter_async_context(client(url))
         alone = Usage.of(pid)
-        waiting = [
-            await begin(
-                http, f"waiting {i}", {"manual": {}, "generate": {"count": 1}, "refine": {"count": 1}}
-            )
-            for i in range(-(-options.idle // WATCHERS_OF_A_WAITING_RUN))
-        ]
+        waiting = waiting or await begin_waiting(http, options.idle)
         idle = [
             asyncio.create_task(read(url, waiting[i % len(waiting)], Reader())) for i in range(options.idle)
         ]
@@ -113,6 +118,24 @@ async def measure(options: argparse.Namespace) -> None:
         f"peak {after.peak_mb:.0f} MB; {previews:.0f} previews each, {megabytes / took_s:.1f} MB/s in all, "
         f"{sum(reader.is_finished for reader in readers)} saw the end"
     )
+
+
+async def begin_waiting(http: httpx.AsyncClient, num_readers: int) -> list[str]:
+    """Runs that wait for somebody to choose, enough for so many readers."""
+    spec = {"manual": {}, "generate": {"count": 1}, "refine": {"count": 1}}
+    names = [
+        await begin(http, f"waiting {i}", spec) for i in range(-(-num_readers // WATCHERS_OF_A_WAITING_RUN))
+    ]
+    for name in names:
+        async with http.stream("GET", f"/{name}/events") as answer:
+            async for line in answer.aiter_lines():
+                if '"selection_required"' in line:
+                    break
+    return names
+
+
+def client(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=url, timeout=60)
 
 
 async def sketch(options: argparse.Namespace, index: int, seed: int):
@@ -160,24 +183,23 @@ async def read(url: str, run: str, reader: Reader) -> None:
 
 
 @asynccontextmanager
-async def gateway(stages):
+async def gateway(stages, folder):
     """`triptych serve gateway`, and where it serves HTTP."""
-    with tempfile.TemporaryDirectory() as folder:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "triptych", "serve", "gateway", "--port", "0", "--http-port", "0", "--exit-with-parent"),
-            *("--journal", f"{folder}/journal.db", "--store", f"{folder}/pictures", "--grace", "1"),
-            *(part for stage in stages for part in (f"--{stage.kind.worker}", stage.address)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        try:
-            said = json.loads(await process.stdout.readline())
-            yield process.pid, f"http://{said['http']}"
-        finally:
-            process.stdin.close()
-            await process.wait()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "triptych", "serve", "gateway", "--port", "0", "--http-port", "0", "--exit-with-parent"),
+        *("--journal", f"{folder}/journal.db", "--store", f"{folder}/pictures", "--grace", "1"),
+        *(part for stage in stages for part in (f"--{stage.kind.worker}", stage.address)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        said = json.loads(await process.stdout.readline())
+        yield process.pid, f"http://{said['http']}"
+    finally:
+        process.stdin.close()
+        await process.wait()
 
 
 if __name__ == "__main__":
