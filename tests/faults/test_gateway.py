@@ -5,8 +5,10 @@ import signal
 import time
 
 import pytest
+import pytest_asyncio
 
-from tests.faults.processes import WORKERS
+from tests.faults.conftest import mended
+from tests.faults.processes import WORKERS, cluster
 from tests.faults.runs_seen import check_log, check_whole, ready, spec
 from tests.faults.stage_process import NUM_STEPS
 from triptych.v1 import pipeline_pb2
@@ -69,9 +71,32 @@ async def test_killed(scene, row, moment):
     row(f"killed after event {seen} of {log[-1].sequence}, {watcher.num_connections} connections")
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hasty(tmp_path_factory):
+    """A gateway that has no time to finish when it is told to end."""
+    async with cluster(tmp_path_factory.mktemp("hasty"), gateway_options=["--grace", "0"]) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def hasty_scene(hasty):
+    async with mended(hasty) as made:
+        yield made
+
+
 @pytest.mark.faults
 @every_moment()
+async def test_told_to_end_at_once(hasty_scene, row, moment):
+    await told_to_end(hasty_scene, row, moment)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("moment", ["queued", "refiner-progress-middle", "upscaler-image_ready"])
 async def test_told_to_end(scene, row, moment):
+    await told_to_end(scene, row, moment)
+
+
+async def told_to_end(scene, row, moment):
     asked = spec()
     name = await scene.caller.create(asked)
     watcher = scene.watch(name)
