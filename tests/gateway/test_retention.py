@@ -68,10 +68,11 @@ class Written:
     def tell(self, event: Event) -> None:
         dated = Event()
         dated.CopyFrom(event)
-        self.log.append(event)
+        self.log.stamp(event)
         if dated.HasField("time"):
             event.time.CopyFrom(dated.time)
         self.view.add(event)
+        self.log.append(event)
 
     def to_proto(self):
         return self.view.to_proto()
