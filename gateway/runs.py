@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +29,10 @@ from gateway.store import Store
 from services.errors import NotFound, NotReady, TriptychError
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
+    Event,
     Image,
     RunSpec,
+    RunState,
     SelectImagesRequest,
 )
 
@@ -69,6 +71,8 @@ class Runs:
         self.store = store
         self.failures: dict[str, TriptychError] = {}
         self.is_stopping = False
+        # Called with whatever happens in a run from now on.
+        self.on_event: Callable[[Event], None] = lambda event: None
         self._pools = pools
         self._patience = patience
         self._bounds = bounds
@@ -103,6 +107,15 @@ class Runs:
         """The run, if this gateway carries it out."""
         live = self._live.get(name)
         return None if live is None or live.record.log.is_abandoned else live
+
+    def num_in(self, state: RunState.ValueType) -> int:
+        """How many of the runs that this gateway carries out are in that state. From any thread."""
+        return sum(live.record.state == state for live in list(self._live.values()))
+
+    @property
+    def num_waiting(self) -> int:
+        """Runs that wait for their turn."""
+        return self._admission.num_waiting
 
     def check_room(self, caller: Caller) -> None:
         """Raises QueueFull or RateLimited, or NotReady while the gateway stops."""
@@ -142,6 +155,10 @@ class Runs:
             turn.leave()
         return row
 
+    def _write(self, record: Record, event: Event) -> None:
+        self.on_event(event)
+        self.journal.write(record, event)
+
     async def _write_down(self, name: str, new: NewRun, plan: Plan, turn: Turn) -> RunRow:
         init_images = {}
         for place, picture in enumerate(plan.init_images):
@@ -157,7 +174,7 @@ class Runs:
         first = first_event(name, plan.spec, plan.models)
         row = await self.journal.add_run(name, new, first, init_images)
         if row.name == name:
-            record = Record([first], self.journal.write, self.store, init_images)
+            record = Record([first], self._write, self.store, init_images)
             self._carry_out(record, plan, row, turn)
             log.info("%s is accepted", name)
         return row
@@ -322,7 +339,7 @@ class Runs:
         events = await self.journal.read_log(name)
         if row is None or not events:
             raise NotFound(f"there is no run {name[:80]!r} here")
-        record = Record(events, self.journal.write, self.store, await self.journal.init_images(name))
+        record = Record(events, self._write, self.store, await self.journal.init_images(name))
         began = events[0].state
         plan = restore_plan(began.spec, began.models, ())
         return self._carry_out(record, plan, row)

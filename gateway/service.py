@@ -16,6 +16,7 @@ from gateway.authentication import Authentication, TokenInterceptor, current_cal
 from gateway.http.api import Api
 from gateway.http.server import serving_http
 from gateway.keeping import Places, keep_from, kept_at, kept_options
+from gateway.metrics import GatewayMetrics
 from gateway.pipeline import Pipeline, check_after_sequence
 from gateway.pool import Pool
 from gateway.runs import Bounds, Runs
@@ -25,6 +26,7 @@ from gateway.work_options import Work, work_options
 from services.errors import InvalidRequest
 from services.listening import FILE, certificate_of, check_address, tls_options
 from services.logs import start_logging
+from services.metrics import serving_metrics
 from services.server import Context, announce, serving, stop_signal
 from services.tls import CertificateFiles
 from triptych.v1.pipeline_pb2 import (
@@ -221,6 +223,11 @@ class TargetType(click.ParamType[Target, str | Target]):
 )
 @click.option("--exit-with-parent", is_flag=True, help="Stop when standard input ends.")
 @click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="Answer GET /metrics for Prometheus on it; 0: any free one.  [default: no metrics]",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -251,6 +258,7 @@ def serve(
     abandon_grace: float,
     grace: float,
     exit_with_parent: bool,
+    metrics_port: int | None,
     log_level: str,
 ) -> None:
     """Serve the pipeline over the three stages."""
@@ -277,6 +285,7 @@ def serve(
             abandon_grace_s=abandon_grace,
             grace_s=grace,
             exit_with_parent=exit_with_parent,
+            metrics_port=metrics_port,
         )
     )
 
@@ -304,6 +313,7 @@ async def run_gateway(
     abandon_grace_s: float,
     grace_s: float,
     exit_with_parent: bool,
+    metrics_port: int | None,
 ) -> None:
     """Serves until it is told to stop; runs then have `grace_s` to finish, and what is left goes on at the next start."""
     async with AsyncExitStack() as stack:
@@ -322,6 +332,8 @@ async def run_gateway(
         journal, store = await stack.enter_async_context(kept_at(places))
         bounds = Bounds(room=work.room, abandon_grace_s=abandon_grace_s)
         runs = await stack.enter_async_context(Runs(pools, work.patience, bounds, journal, store).running())
+        metrics = GatewayMetrics(pools, runs)
+        stack.enter_context(serving_metrics(metrics.registry, host, metrics_port))
         pipeline = Pipeline(pools, runs)
         service = PipelineService(pipeline)
         web = None

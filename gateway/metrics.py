@@ -1,0 +1,95 @@
+"""What the gateway tells Prometheus: runs by their state, pictures by stage and how they ended, workers that are healthy.
+
+The stages tell of their own queues. Stages are named by their workers, as they name themselves there.
+"""
+
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from gateway.pool import Pool
+from gateway.runs import Runs
+from gateway.stages import STAGES, StageKind, kind_of
+from triptych.v1.pipeline_pb2 import Event, RunState
+
+UNDER_WAY = (
+    RunState.RUN_STATE_QUEUED,
+    RunState.RUN_STATE_RUNNING,
+    RunState.RUN_STATE_AWAITING_SELECTION,
+)
+ENDS = (
+    RunState.RUN_STATE_SUCCEEDED,
+    RunState.RUN_STATE_PARTIALLY_SUCCEEDED,
+    RunState.RUN_STATE_CANCELLED,
+    RunState.RUN_STATE_FAILED,
+)
+
+
+class GatewayMetrics:
+    """Of one gateway's process: what its own runs do, and the workers as it sees them."""
+
+    def __init__(self, pools: Mapping[str, Pool], runs: Runs) -> None:
+        self.registry = CollectorRegistry()
+        self._ended = Counter(
+            "triptych_ended_runs", "Runs, by how they ended.", ["state"], registry=self.registry
+        )
+        self._images = Counter(
+            "triptych_pipeline_images",
+            "Pictures of runs, by how they ended; one that was made again elsewhere counts once.",
+            ["stage", "outcome"],
+            registry=self.registry,
+        )
+        for state in ENDS:
+            self._ended.labels(_name(state))
+        for kind in STAGES:
+            for outcome in ("finished", "failed"):
+                self._images.labels(kind.worker, outcome)
+        self._watch(pools, runs)
+        runs.on_event = self.observe
+
+    def observe(self, event: Event) -> None:
+        """Takes note of what has just happened in a run."""
+        match event.WhichOneof("kind"):
+            case "image_ready":
+                self._images.labels(kind_of(event.image_ready.image.stage).worker, "finished").inc()
+            case "warning" if event.warning.given_up and (kind := _kind_of_image(event.warning.image)):
+                self._images.labels(kind.worker, "failed").inc()
+            case "finished":
+                self._ended.labels(_name(event.finished.state)).inc()
+
+    def _watch(self, pools: Mapping[str, Pool], runs: Runs) -> None:
+        states = Gauge(
+            "triptych_runs", "Runs that have not ended, by state.", ["state"], registry=self.registry
+        )
+        for state in UNDER_WAY:
+            states.labels(_name(state)).set_function(_count(runs, state))
+        waiting = Gauge(
+            "triptych_waiting_runs", "Runs that wait for their turn to begin.", registry=self.registry
+        )
+        waiting.set_function(lambda: runs.num_waiting)
+        healthy = Gauge(
+            "triptych_healthy_workers",
+            "Workers that can be given work.",
+            ["stage"],
+            registry=self.registry,
+        )
+        for kind in STAGES:
+            healthy.labels(kind.worker).set_function(_healthy(pools[kind.name]))
+
+
+def _count(runs: Runs, state: RunState.ValueType) -> Callable[[], float]:
+    return lambda: runs.num_in(state)
+
+
+def _healthy(pool: Pool) -> Callable[[], float]:
+    return lambda: len(pool.healthy)
+
+
+def _name(state: RunState.ValueType) -> str:
+    return RunState.Name(state).removeprefix("RUN_STATE_").lower()
+
+
+def _kind_of_image(name: str) -> StageKind | None:
+    """Of "runs/{id}/images/{stage}-{index}"; a warning may be about no image."""
+    stage = name.rpartition("/")[2].rpartition("-")[0]
+    return next((kind for kind in STAGES if kind.name == stage), None)
