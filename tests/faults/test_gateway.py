@@ -114,6 +114,7 @@ async def told_to_end(scene, row, moment):
 @pytest.mark.parametrize("seconds", [2, 12])
 async def test_stopped_for_a_while(scene, row, seconds):
     victim = scene.cluster.workers["refiner"][0]
+    victim.forget_holding()
     await victim.order(hold_at=3)
     asked = spec()
     name = await scene.caller.create(asked)
