@@ -63,7 +63,8 @@ def compare(size: str, *, threads: int, rounds: int) -> None:
         rows = []
         for images in IMAGES:
             steps = {contender.name: Series() for contender in (peer, *ours)}
-            previews = {contender.name: Series() for contender in ours}
+            decoding: dict[str, float] = {}
+            previews: dict[str, float] = {}
             peer.do("begin", images=images, side=side, text_tokens=tokens)
             for contender in ours:
                 contender.do("begin", images=images)
@@ -73,12 +74,13 @@ def compare(size: str, *, threads: int, rounds: int) -> None:
                 for contender in (peer, *ours):
                     steps[contender.name].add(contender.do("step", images=images))
             for contender in ours:
-                previews[contender.name].add(contender.do("preview", images=images))
+                decoding[contender.name] = contender.do("finish", images=images).cpu_s
+                contender.do("preview", images=images)  # the first one fits its colours
+                previews[contender.name] = contender.do("preview", images=images).cpu_s
                 contender.do("release", images=images)
             for name, series in steps.items():
                 cost = Spread.of(series.cpu_s)
                 single.setdefault(name, cost)
-                decoding = f"{previews[name].cpu_s[0]:.2f}" if name in previews else "-"
                 rows.append(
                     [
                         str(images),
@@ -88,11 +90,22 @@ def compare(size: str, *, threads: int, rounds: int) -> None:
                         f"{ratio(steps[PEER].wall_s, series.wall_s):.3g}",
                         f"{ratio(steps[PEER].cpu_s, series.cpu_s):.3g}",
                         f"{cost.median / (images * single[name].median):.3g}",
-                        decoding,
+                        f"{decoding[name]:.2f}" if name in decoding else "-",
+                        f"{1e3 * previews[name]:.0f}" if name in previews else "-",
                     ]
                 )
         print_table(
-            ("images", "", "s/step", "CPU s", "faster", "of CPU time", "of single steps", "decoding, CPU s"),
+            (
+                "images",
+                "",
+                "s/step",
+                "CPU s",
+                "faster",
+                "of CPU time",
+                "of single steps",
+                "decoding, CPU s",
+                "previews, CPU ms",
+            ),
             rows,
         )
 
