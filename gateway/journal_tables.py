@@ -173,7 +173,13 @@ def _postgresql(address: str) -> AsyncEngine:
             f"a journal is a path or postgresql://USER:PASSWORD@HOST/DATABASE, got one of {scheme[:40]!r}"
         )
     try:
-        return create_async_engine(url, pool_size=8, pool_pre_ping=True, hide_parameters=True)
+        return create_async_engine(
+            url,
+            pool_size=8,
+            pool_pre_ping=True,
+            hide_parameters=True,
+            connect_args={"server_settings": _POSTGRESQL_SETTINGS},
+        )
     except ImportError:
         raise BadJournal("a journal in PostgreSQL needs: pip install 'triptych[postgres]'") from None
 
