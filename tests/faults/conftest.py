@@ -56,7 +56,7 @@ async def mended(started: Cluster) -> AsyncIterator[Scene]:
 
 async def trust_again(started: Cluster, caller: Caller) -> None:
     """Has every worker make a picture: until then the gateway is wary of those that a case has harmed."""
-    missing = {worker.address for worker in started.all_workers()}
+    missing = set(started.known_addresses)
     while missing:
         await caller.sees_workers(2)
         name = await caller.create(spec(images=4, preview_every=0))

@@ -13,7 +13,8 @@ from pathlib import Path
 from tests.faults.network import Namespace
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0
+# Models are loaded and compiled meanwhile, on machines that do other things, too.
+PATIENCE_S = 240.0
 
 WORKERS = ("generator", "refiner", "upscaler")
 
@@ -133,6 +134,8 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.workers: dict[str, list[Process]] = {}
+        # Where the gateway finds them, which may be at something in between.
+        self.known_addresses: set[str] = set()
         self.gateway: Process
 
     @property
@@ -222,6 +225,7 @@ async def cluster(
             stage: [await reach_first(workers[0]), *(one.address for one in workers[1:])]
             for stage, workers in made.workers.items()
         }
+        made.known_addresses = {one for found in addresses.values() for one in found}
         made.gateway = Process(
             "gateway",
             gateway_command(
