@@ -82,6 +82,7 @@ check: $(VENV)/dev ## Lint, types, protos, stubs
 	$(BIN)/buf format --diff --exit-code protos
 	$(BIN)/buf breaking protos --against protos/released.binpb
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/hadolint deploy/Dockerfile
 
 fix: $(VENV)/dev ## Format, and repair what the linter can
 	$(BIN)/ruff check --fix .
