@@ -20,7 +20,6 @@ from services.refiner.service import serve as serve_refiner
 from services.upscaler.service import serve as serve_upscaler
 from tests.deploy.kustomized import build, containers_of, key_of, read_documents
 
-
 ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"
 OVERLAYS = ("cpu-tiny", "gpu")
 VERSIONS = ("1.36", "1.37")
