@@ -9,6 +9,7 @@ import { Session } from "./session.js";
 import { WORKERS } from "./words.js";
 
 const MODELS_EVERY_MS = 5_000;
+const MODELS_SELDOM_MS = 10_000;
 const RUN_ADDRESS = /^#\/(runs\/[\w-]+)$/;
 
 const ask = new Ask((spec) => begin(spec));
@@ -53,22 +54,30 @@ function route() {
   else session.close();
 }
 
-/** Asks what is served, and again while a stage is missing. */
+/** What was served when it was asked last, as text. */
+let lastServed = "";
+
+/** Asks what is served, again and again: often while a stage is missing, now and then once all are there. */
 async function loadModels() {
   let isWhole = false;
   try {
     const served = await listModels();
-    ask.setModels(served);
-    showModels(served);
+    // Nothing is touched that somebody may be typing into.
+    if (JSON.stringify(served) !== lastServed) {
+      lastServed = JSON.stringify(served);
+      ask.setModels(served);
+      showModels(served);
+    }
     isWhole = Object.keys(ask.models).length === Object.keys(WORKERS).length;
   } catch (error) {
+    lastServed = "";
     byId("models").replaceChildren("The gateway does not answer yet.");
     if (/** @type {any} */ (error).status === 401) {
       trouble(error, start);
       return;
     }
   }
-  if (!isWhole) setTimeout(loadModels, MODELS_EVERY_MS);
+  setTimeout(loadModels, isWhole ? MODELS_SELDOM_MS : MODELS_EVERY_MS);
 }
 
 /** @param {any[]} served */

@@ -9,6 +9,7 @@ import pty
 import select
 import struct
 import subprocess
+import sys
 import termios
 from collections.abc import Mapping
 from fcntl import ioctl
@@ -24,6 +25,8 @@ ASKS_ATTRIBUTES = "\x1b[c"
 SIXEL = b"\x1b[?62;4;6c"
 KITTY = b"\x1b[?62;6c\x1b_Gi=1;OK\x1b\\"
 PLAIN = b"\x1b[?62;6c"
+# Makes the terminal the process's own, in whose foreground it is, and becomes the program.
+TAKE_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 def run_in_terminal(
@@ -42,15 +45,13 @@ def run_in_terminal(
     os.write(near, kind)
     ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, COLUMNS * WIDTH_PX, ROWS * HEIGHT_PX))
     with subprocess.Popen(
-        arguments,
+        [sys.executable, "-c", TAKE_TERMINAL, *arguments],
         cwd=folder,
         env=env,
         stdin=far,
         stdout=far,
         stderr=far,
         start_new_session=True,
-        # So that the terminal is the process's own, and it is in the foreground there.
-        preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
     ) as process:
         os.close(far)
         shown, answered = b"", set()
