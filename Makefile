@@ -31,8 +31,9 @@ run: $(VENV)/runtime ## Make pictures: make run PROMPT="a red house under a full
 up: $(VENV)/runtime ## Start the three stages and the gateway and keep them running
 	@$(BIN)/triptych up $(ARGS)
 
+# Two processes: much of the tests' time is waiting for services to start and to stop.
 test: $(VENV)/dev ## Run the tests (minutes)
-	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow and not parity and not compose and not faults" $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not parity and not compose and not faults" $(ARGS)
 
 test-faults: $(VENV)/dev ## Kill, stop and cut off real processes in every place, and print what each case showed
 	$(TEST_ENV) $(BIN)/python -m pytest -q tests/faults $(ARGS)
