@@ -4,7 +4,7 @@ First its text encoder on captions alone (`text_pretraining`), then all of it on
 tokenized as it goes. Logs the loss with the caption, without it and with another's: if those are equal, the caption is
 ignored, and training on is in vain. Writes a sample sheet of held-out prompts.
 Needs a trained VQGAN (checkpoint or committed weights), the sprites, 2 GB, 1.4 CPU seconds a step of 16 with
---bfloat16. Reached in 2,700 steps: names .60, names and colours .58, place .81, time .99 (docs/models.md).
+--bfloat16. Reached in 4,650 steps: names .71, names and colours .69, place .82, time .99 (docs/models.md).
 """
 
 import argparse
