@@ -122,17 +122,17 @@ def refine_table(
 def _row(candidates: Candidates, painter: Painter, pictures: Sequence[Picture]) -> dict[str, float]:
     readings = candidates.reader.read(np.stack(pictures))
     nearest = [reading.scene for reading in readings]
-    shown = [i for i, scene in enumerate(nearest) if scene.objects]
-    sharpness = object_psnr(
-        [pictures[i] for i in shown],
-        [painter.paint(nearest[i]) for i in shown],
-        [painter.object_mask(nearest[i]) for i in shown],
-    )
-    return {
+    row = {
         **candidates.score(readings),
-        "objects, dB to the nearest scene": sharpness,
         "residual": float(np.mean([reading.residual for reading in readings])),
     }
+    if shown := [i for i, scene in enumerate(nearest) if scene.objects]:
+        row["objects, dB to the nearest scene"] = object_psnr(
+            [pictures[i] for i in shown],
+            [painter.paint(nearest[i]) for i in shown],
+            [painter.object_mask(nearest[i]) for i in shown],
+        )
+    return row
 
 
 def _distance(pictures: Sequence[Picture]) -> float:

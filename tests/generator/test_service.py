@@ -64,10 +64,15 @@ async def test_each_picture_comes_under_its_index_with_its_seed(stub, model):
 
 
 async def test_previews_come_when_they_are_asked_for(stub):
-    kinds = [event.WhichOneof("kind") for event in await events_of(stub, request(1, preview_every=5))]
-    assert kinds[0] == "accepted"
-    assert "preview" in kinds
-    assert kinds[-2:] == ["image", "timing"]
+    # So small a network may have finished a picture before its preview is made, which is then left out.
+    for seed in range(200):
+        kinds = [event.WhichOneof("kind") for event in await events_of(stub, request(seed, preview_every=5))]
+        assert kinds[0] == "accepted"
+        assert kinds[-2:] == ["image", "timing"]
+        if "preview" in kinds:
+            break
+    else:
+        pytest.fail("no picture had a preview")
     assert "preview" not in [event.WhichOneof("kind") for event in await events_of(stub, request(1))]
 
 
