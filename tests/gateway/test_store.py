@@ -9,12 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from gateway.bucket import BucketStore
 from gateway.store import (
@@ -32,29 +29,6 @@ from services.errors import NotFound
 PICTURE = b"\x89PNG a red house" * 100
 SHA256 = hashlib.sha256(PICTURE).hexdigest()
 AN_HOUR_S = 3600
-
-
-@pytest.fixture(scope="module")
-def s3():
-    """Something that speaks S3, on a port of its own; the address is where boto3 looks for it."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing worth keeping")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        yield boto3.client("s3")
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3):
-    name = f"pictures-{uuid.uuid4().hex[:8]}"
-    s3.create_bucket(Bucket=name)
-    return name
 
 
 @pytest.fixture(scope="module")
