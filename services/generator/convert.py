@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from services.errors import ModelError
 from services.generator import dalle, vqgan
-from services.generator.flax_file import read_flax_file
+from services.generator.flax_file import FlaxArray, read_flax_file
 from services.generator.text import WORD_LIST_NAME
 from services.generator.weights import FILE_NAME, TensorSpec, write_parameters
 from services.model_folder import check_names, read_config, write_atomically
@@ -25,6 +25,10 @@ PARTS = ("dalle", "vqgan")
 FLAX_FILE_NAME = "flax_model.msgpack"
 # The word list is the text normalizer's, for splitting hashtags; the others are the tokenizer's.
 TEXT_FILES = ("tokenizer.json", "vocab.json", "merges.txt", WORD_LIST_NAME)
+
+
+# Far beyond any published network.
+MAX_LAYERS = 1_000
 
 
 class Source(NamedTuple):
@@ -43,6 +47,7 @@ def convert(source: Path, part_folder: Path, part: str) -> None:
         raise ModelError(f"expected a part of the generator ({', '.join(PARTS)}), got '{part}'")
     path = source if source.is_file() else source / FLAX_FILE_NAME
     raw_config = read_config(path.parent)
+    _check_size(raw_config, path.parent)
     arrays = read_flax_file(path)
     if part == "dalle":
         shapes = dalle.parameter_shapes(dalle.DalleConfig.from_json(raw_config))
@@ -50,11 +55,11 @@ def convert(source: Path, part_folder: Path, part: str) -> None:
     else:
         shapes = vqgan.parameter_shapes(vqgan.VqganConfig.from_json(raw_config))
         sources = {name.replace("/", "."): Source(name, None) for name in arrays}
-    check_names(str(path), shapes, {ours: _pick(arrays, source).shape for ours, source in sources.items()})
+    check_names(str(path), shapes, {ours: _shape(arrays, source) for ours, source in sources.items()})
     specs = {
         name: TensorSpec(shape, _stored_dtype(arrays[sources[name].name])) for name, shape in shapes.items()
     }
-    write_parameters(part_folder / FILE_NAME, specs, lambda name: _pick(arrays, sources[name]))
+    write_parameters(part_folder / FILE_NAME, specs, lambda name: _read(arrays, sources[name]))
     for name in TEXT_FILES:
         if (path.parent / name).is_file() and part == "dalle":
             shutil.copyfile(path.parent / name, part_folder / name)
@@ -82,7 +87,7 @@ _OUTSIDE_LAYERS = {
 }
 
 
-def dalle_sources(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Source]:
+def dalle_sources(arrays: Mapping[str, FlaxArray]) -> dict[str, Source]:
     """Maps our names to the published ones; a name that means nothing here stands for itself."""
     sources = {}
     for name, array in arrays.items():
@@ -92,8 +97,8 @@ def dalle_sources(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Source]:
             if ours and layer is not None:
                 sources[f"{part}.layers.{layer}.{ours}"] = Source(name, None)
                 continue
-            if ours and array.ndim > 0:
-                for i in range(len(array)):
+            if ours and array.shape and array.shape[0] <= MAX_LAYERS:
+                for i in range(array.shape[0]):
                     sources[f"{part}.layers.{i}.{ours}"] = Source(name, i)
                 continue
         _, _, below = name.partition("model/")
@@ -121,10 +126,21 @@ def _layer_name(name: str) -> str | None:
     return None
 
 
-def _pick(arrays: Mapping[str, NDArray[Any]], source: Source) -> NDArray[Any]:
-    array = arrays[source.name]
-    return array if source.layer is None else array[source.layer]
+def _shape(arrays: Mapping[str, FlaxArray], source: Source) -> tuple[int, ...]:
+    shape = arrays[source.name].shape
+    return shape if source.layer is None else shape[1:]
 
 
-def _stored_dtype(array: NDArray[Any]) -> str:
+def _read(arrays: Mapping[str, FlaxArray], source: Source) -> NDArray[Any]:
+    return arrays[source.name].read(source.layer)
+
+
+def _check_size(raw_config: Mapping[str, Any], folder: Path) -> None:
+    """Before any list is made that is as long as a configuration says."""
+    for name in ("encoder_layers", "decoder_layers", "num_res_blocks"):
+        if isinstance(found := raw_config.get(name, 0), int) and found > MAX_LAYERS:
+            raise ModelError(f"{folder / 'config.json'}: {name}: expected at most {MAX_LAYERS}, got {found}")
+
+
+def _stored_dtype(array: FlaxArray) -> str:
     return "float16" if array.dtype == np.float16 else "float32"

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from services.errors import ModelError
-from services.refiner.weights_file import LazyTensor
+from services.tensor_file import DTYPES, LazyTensor
 
 TOWERS = {"text_model.": "", "vision_model.": "visual."}
 LAYER_NAMES = {
@@ -60,7 +61,7 @@ def to_openai(tensors: Mapping[str, LazyTensor], where: str) -> dict[str, LazyTe
 
 
 def _transposed(tensor: LazyTensor) -> LazyTensor:
-    return LazyTensor(tensor.dtype, tensor.shape[::-1], lambda: tensor.load().t().contiguous())
+    return LazyTensor(tensor.dtype, tensor.shape[::-1], lambda: tensor.load().T)
 
 
 def _joined(tensors: Mapping[str, LazyTensor], query_name: str, where: str) -> LazyTensor:
@@ -71,7 +72,12 @@ def _joined(tensors: Mapping[str, LazyTensor], query_name: str, where: str) -> L
     pieces = [tensors[name] for name in names]
     shape = (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
 
-    def load() -> Tensor:
-        return torch.cat([piece.load() for piece in pieces])
+    def load() -> NDArray[Any]:
+        # One after another, so that no more than one piece lies in memory twice.
+        whole, end = np.empty(shape, DTYPES[pieces[0].dtype]), 0
+        for piece in pieces:
+            start, end = end, end + piece.shape[0]
+            whole[start:end] = piece.load()
+        return whole
 
     return LazyTensor(pieces[0].dtype, shape, load)

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from services.checkpoint import MODULE_PACKAGES, read_tensors
 from services.errors import ModelError
 from services.model_folder import check_names
 from services.refiner import clip_names, infer
-from services.refiner.checkpoint import MODULE_PACKAGES, read_tensors
 from services.refiner.clip import ClipConfig
 from services.refiner.model import NETWORKS, Config, config_to_json, empty_network, shapes
 from services.refiner.text_encoder import TextEncoderConfig
@@ -28,7 +28,7 @@ from services.refiner.tokenizer import (
     clip_vocab,
     read_tokenizer,
 )
-from services.refiner.weights_file import LazyTensor, write_safetensors
+from services.tensor_file import FLOATING_POINT, LazyTensor, write_safetensors
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def _check(file: Path, part: str, config: Config, tensors: Mapping[str, LazyTens
     network = empty_network(part, config, file)
     check_names(str(file), shapes(network), {name: tensor.shape for name, tensor in tensors.items()})
     for name, tensor in tensors.items():
-        if not tensor.dtype.is_floating_point:
+        if tensor.dtype not in FLOATING_POINT:
             raise ModelError(f"{file}: {name}: expected floating-point numbers, got {tensor.dtype}")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from services.errors import ModelError
 from services.refiner.model import NETWORKS, Config
 from services.refiner.text_encoder import TextEncoderConfig
-from services.refiner.weights_file import LazyTensor
+from services.tensor_file import LazyTensor
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -82,6 +82,8 @@ def _unet(tensors: Tensors, settings: Mapping[str, Any]) -> dict[str, Any]:
         levels[-1].append(tensors[f"input_blocks.{i}.0.in_layers.2.weight"].shape[0])
         if f"input_blocks.{i}.1.proj_in.weight" in tensors:
             attention_ds.add(2 ** (len(levels) - 1))
+    if any(len(channels) != len(levels[0]) for channels in levels):
+        raise ValueError("levels of different lengths")
     clip_proj = tensors.get("clip_proj.weight")
     return {
         "in_channels": tensors["input_blocks.0.0.weight"].shape[1],
@@ -99,10 +101,13 @@ def _autoencoder(tensors: Tensors, settings: Mapping[str, Any]) -> dict[str, Any
     ch = tensors["encoder.conv_in.weight"].shape[0]
     num_levels = _num_indexes(tensors, "encoder.down")
     channels = [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(num_levels)]
+    num_res_blocks = _num_indexes(tensors, "encoder.down.0.block")
+    if num_levels * num_res_blocks > len(tensors):
+        raise ValueError("more blocks than tensors")
     return {
         "ch": ch,
         "ch_mult": tuple(n // ch for n in channels),
-        "num_res_blocks": _num_indexes(tensors, "encoder.down.0.block"),
+        "num_res_blocks": num_res_blocks,
         "z_channels": tensors["decoder.conv_in.weight"].shape[1],
         "embed_dim": tensors["post_quant_conv.weight"].shape[1],
     }

@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from services.errors import ModelError
 from services.refiner.autoencoder import AutoencoderConfig
@@ -20,7 +19,7 @@ from services.refiner.model import Config, config_to_json, empty_network, shapes
 from services.refiner.text_encoder import TextEncoderConfig
 from services.refiner.tokenizer import BERT_VOCAB, clip_merges, clip_vocab
 from services.refiner.unet import UNetConfig
-from services.refiner.weights_file import LazyTensor, write_safetensors
+from services.tensor_file import LazyTensor, write_safetensors
 
 # A vocabulary that spells every English prompt; its last word ends a text, as CLIP needs it.
 SPELLING = [
@@ -76,7 +75,7 @@ def write_random(name: str, folder: Path, *, seed: int = 0) -> None:
 def write_random_part(part: str, config: Config, part_folder: Path, *, seed: int = 0) -> None:
     network = empty_network(part, config, part_folder)
     tensors = {
-        name: LazyTensor(torch.float16, shape, partial(_random, f"{part}/{name}", shape, seed))
+        name: LazyTensor("F16", shape, partial(_random, f"{part}/{name}", shape, seed))
         for name, shape in shapes(network).items()
     }
     write_safetensors(part_folder / "model.safetensors", tensors)
@@ -85,17 +84,18 @@ def write_random_part(part: str, config: Config, part_folder: Path, *, seed: int
         _write_tokenizer(config, part_folder)
 
 
-def _random(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+def _random(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float16]:
     """Keeps the variance of what flows through: norms are the identity, matrices divide by their fan-in."""
     if name.endswith("bias"):
-        return torch.zeros(shape)
+        return np.zeros(shape, np.float16)
     if len(shape) <= 1 and name.endswith("weight"):
-        return torch.ones(shape)
+        return np.ones(shape, np.float16)
     if not shape:
-        return torch.tensor(np.log(100.0))  # CLIP's temperature, as published
+        return np.array(np.log(100.0), np.float16)  # CLIP's temperature, as published
     fan_in = np.prod(shape[1:]) if len(shape) > 1 and "emb" not in name.rpartition("/")[2] else shape[-1]
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)) / float(fan_in) ** 0.5
+    noise = rng.standard_normal(shape, dtype=np.float32) / np.float32(float(fan_in) ** 0.5)
+    return noise.astype(np.float16)
 
 
 def _write_tokenizer(config: TextEncoderConfig | ClipConfig, part_folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Published SwinIR files become the `swinir` part of a model folder; nothing in them is executed.
 
-A .pth goes through torch's weights-only reader, which builds tensors and plain containers and refuses everything else.
+A .pth is read tensor by tensor (services/checkpoint.py). One of PyTorch's format before 1.6 goes through torch's
+weights-only reader, which builds tensors and plain containers, refuses everything else, and reads the file whole.
 The configuration is read off the names and shapes; a config.json beside the file, or one in the header of a
 safetensors file, comes before that. Everything must fit: no tensor missing, none left over.
 """
@@ -15,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from services.checkpoint import is_zip, read_tensors
 from services.errors import ModelError
-from services.model_folder import read_config, write_atomically
-from services.upscaler.model import BUFFERS, fill, read_safetensors
+from services.model_folder import check_names, read_config, write_atomically
+from services.tensor_file import FLOATING_POINT, LazyTensor, read_metadata, write_safetensors
+from services.upscaler.model import BUFFERS, shapes_of
 from services.upscaler.swinir import SwinIRConfig
 
 PARTS = ("swinir",)
@@ -36,7 +37,7 @@ def convert(source: Path, part_folder: Path, part: str) -> None:
     if part not in PARTS:
         raise ModelError(f"the upscaler has the parts {', '.join(PARTS)}, got '{part}'")
     file = find_file(source)
-    tensors = read_safetensors(file) if file.suffix == ".safetensors" else read_pth(file)
+    tensors = read_pth(file) if file.suffix != ".safetensors" else read_tensors(file)
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(BUFFERS)}
     config = find_config(file)
     if config is None:
@@ -47,8 +48,15 @@ def convert(source: Path, part_folder: Path, part: str) -> None:
                 "published checkpoint is"
             )
         config = infer_config(weights, str(file))
-    fill(config, weights, str(file))
-    write_atomically(part_folder / "model.safetensors", save(weights, {"format": "pt"}))
+    if sum(config.depths) > len(weights):
+        raise ModelError(
+            f"{file}: {sum(config.depths)} blocks, but only {len(weights)} tensors; it is damaged"
+        )
+    check_names(str(file), shapes_of(config), {name: tensor.shape for name, tensor in weights.items()})
+    for name, tensor in weights.items():
+        if tensor.dtype not in FLOATING_POINT:
+            raise ModelError(f"{file}: {name}: expected floating-point numbers, got {tensor.dtype}")
+    write_safetensors(part_folder / "model.safetensors", weights)
     write_atomically(part_folder / "config.json", config.to_json().encode())
 
 
@@ -66,7 +74,21 @@ def find_file(source: Path) -> Path:
     return files[0]
 
 
-def read_pth(path: Path) -> dict[str, Tensor]:
+def read_pth(path: Path) -> dict[str, LazyTensor]:
+    """The tensors by name, plain or below the key that the published training code saves them with."""
+    if not path.is_file():
+        raise ModelError(f"{path} is no file: expected a .pth")
+    if not is_zip(path):
+        return _read_old_pth(path)
+    tensors = read_tensors(path)
+    for key in WEIGHTS_KEYS:
+        below = {name.removeprefix(f"{key}."): t for name, t in tensors.items() if name.startswith(f"{key}.")}
+        if below:
+            return below
+    return tensors
+
+
+def _read_old_pth(path: Path) -> dict[str, LazyTensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's hints at odd layouts; those end as errors here
@@ -87,7 +109,21 @@ def read_pth(path: Path) -> dict[str, Tensor]:
                 break
     if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
         raise ModelError(f"{path}: expected tensors by name, plain or below {' or '.join(WEIGHTS_KEYS)}")
-    return {str(name): tensor.contiguous() for name, tensor in content.items()}
+    return {str(name): _as_lazy(tensor, path) for name, tensor in content.items()}
+
+
+def _as_lazy(tensor: Tensor, path: Path) -> LazyTensor:
+    names = {
+        torch.float64: "F64",
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.int64: "I64",
+    }
+    if tensor.dtype not in names:
+        raise ModelError(f"{path}: expected floating-point numbers, got {tensor.dtype}")
+    bits = tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor
+    return LazyTensor(names[tensor.dtype], tuple(tensor.shape), bits.numpy)
 
 
 def _reason(error: Exception) -> str:
@@ -105,8 +141,7 @@ def _reason(error: Exception) -> str:
 def find_config(file: Path) -> SwinIRConfig | None:
     """What a safetensors header or a config.json beside the file says, if it speaks of a SwinIR."""
     if file.suffix == ".safetensors":
-        with safe_open(file, "pt") as opened:  # it was read before, so it is whole
-            header = (opened.metadata() or {}).get("config")
+        header = read_metadata(file).get("config")
         if header is not None:
             try:
                 raw: Any = json.loads(header)
@@ -125,9 +160,9 @@ def find_config(file: Path) -> SwinIRConfig | None:
     return None
 
 
-def infer_config(weights: Mapping[str, Tensor], where: str) -> SwinIRConfig:
+def infer_config(weights: Mapping[str, LazyTensor], where: str) -> SwinIRConfig:
     """Reads the configuration off names and shapes; raises ModelError when they are not a SwinIR's."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    shapes = {name: tensor.shape for name, tensor in weights.items()}
     try:
         embed_dim = shapes["conv_first.weight"][0]
         num_groups = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("layers."))

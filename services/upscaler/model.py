@@ -23,15 +23,19 @@ def load_swinir(part_folder: Path) -> SwinIR:
 
 def fill(config: SwinIRConfig, weights: dict[str, Tensor], where: str) -> SwinIR:
     """A network with these weights, each name used exactly once; raises ModelError."""
-    with torch.device("meta"):
-        needed = {name: tuple(t.shape) for name, t in SwinIR(config).state_dict().items()}
-    check_names(where, needed, {name: tuple(t.shape) for name, t in weights.items()})
+    check_names(where, shapes_of(config), {name: tuple(t.shape) for name, t in weights.items()})
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             raise ModelError(f"{where}: {name}: expected floating-point numbers, got {tensor.dtype}")
     network = SwinIR(config)
     network.load_state_dict({name: t.float() for name, t in weights.items()})
     return network
+
+
+def shapes_of(config: SwinIRConfig) -> dict[str, tuple[int, ...]]:
+    """Every name in a file of these weights, with its shape."""
+    with torch.device("meta"):
+        return {name: tuple(t.shape) for name, t in SwinIR(config).state_dict().items()}
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from services.generator.flax_file import read_flax_file
 def rewrite(folder, change):
     """Replaces the checkpoint in a folder by `change` of its arrays, a dict of names and arrays."""
     path = folder / "flax_model.msgpack"
-    arrays = {name: np.array(array) for name, array in read_flax_file(path).items()}
+    arrays = {name: array.read() for name, array in read_flax_file(path).items()}
     path.unlink()
     path.write_bytes(packed(nested(change(arrays))))
 

@@ -5,6 +5,7 @@ import pickle
 import re
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,7 +16,7 @@ from services.refiner.convert import PARTS, UNUSED, convert
 from services.refiner.model import config_to_json, empty_network, load_part, shapes
 from services.refiner.random_weights import FAMILIES
 from services.refiner.verify import compare
-from services.refiner.weights_file import LazyTensor
+from services.tensor_file import LazyTensor
 
 SOURCES = {"bert": "bert_tiny", "clip": "clip_text_tiny", "unet": "unet_tiny", "autoencoder": "vae_tiny"}
 MANIFESTS = [
@@ -120,7 +121,7 @@ def test_the_published_names_and_shapes_are_the_network_s(golden, tmp_path, part
 @pytest.mark.parametrize(("part", "manifest", "family"), MANIFESTS)
 def test_the_published_configuration_is_read_off_the_shapes(golden, part, manifest, family):
     tensors = {
-        name: LazyTensor(torch.float16, shape, torch.empty(0).clone)
+        name: LazyTensor("F16", shape, lambda: np.empty(0))
         for name, shape in published_shapes(golden, part, manifest).items()
     }
     assert infer.config(part, tensors, {}, manifest) == FAMILIES[family][part]
