@@ -70,7 +70,10 @@ class Leases:
         async with self._journal.writing() as connection:
             await connection.execute(sa.update(runs).where(runs.c.owner == self._me).values(owner=None))
             await connection.execute(sa.delete(gateways).where(gateways.c.id == self._me))
-            await connection.execute(sa.delete(attendances).where(attendances.c.gateway == self._me))
+            # Whoever lived on a run of another gateway here has as long as ever to come back elsewhere.
+            until_ms = await now_ms(connection) + int(ATTENDANCE_S * 1e3)
+            mine = attendances.c.gateway == self._me
+            await connection.execute(sa.update(attendances).where(mine).values(until_ms=until_ms))
 
     async def ask(self, run: str, kind: str, payload: bytes) -> int:
         """Leaves a command for the gateway that carries out the run; returns its number."""
@@ -110,9 +113,13 @@ class Leases:
     async def attend(self, names: Collection[str]) -> None:
         """Somebody lives on these runs of other gateways, here."""
         async with self._journal.writing() as connection:
-            await connection.execute(sa.delete(attendances).where(attendances.c.gateway == self._me))
+            now = await now_ms(connection)
+            is_over = attendances.c.until_ms < now
+            await connection.execute(
+                sa.delete(attendances).where(sa.or_(attendances.c.gateway == self._me, is_over))
+            )
             if names:
-                until_ms = await now_ms(connection) + int(ATTENDANCE_S * 1e3)
+                until_ms = now + int(ATTENDANCE_S * 1e3)
                 rows = [{"run": name, "gateway": self._me, "until_ms": until_ms} for name in names]
                 await connection.execute(sa.insert(attendances), rows)
 

@@ -389,14 +389,21 @@ class Runs:
     def _look_after(self, name: str, *, after_s: float) -> None:
         """Cancels the run after a while unless somebody lives on it, or it needs nobody."""
 
+        def is_left() -> bool:
+            # A gateway that stops ends its calls itself: that callers went away says nothing then.
+            if self.is_stopping or self._attending[name]:
+                return False
+            live = self._live.get(name)
+            return live is not None and not (live.is_detached or live.is_finished)
+
         async def look() -> None:
             await asyncio.sleep(after_s)
-            while (live := self._live.get(name)) is not None and not live.is_detached:
-                if self._attending[name] or live.is_finished or self.is_stopping:
-                    return
-                if not self.journal.is_shared or not await self._leases.is_attended(name):
+            while is_left():
+                is_elsewhere = self.journal.is_shared and await self._leases.is_attended(name)
+                # Once more: meanwhile somebody may have come back, or this gateway begun to stop.
+                if not is_elsewhere and is_left():
                     log.info("%s is cancelled: nobody lives on it", name)
-                    live.request_cancel()
+                    self._live[name].request_cancel()
                     return
                 await asyncio.sleep(after_s or ARRIVAL_S)
 

@@ -360,6 +360,8 @@ async def run_gateway(
                 grace_s=grace_s,
             )
         )
+        # Before the server ends its calls, whichever way it comes to that: they must not take their runs along.
+        stack.push_async_callback(runs.close)
         await running.set_serving(True)
         log.info("serving on %s", running.address)
         announce("gateway", running.address, **({"http": web.address} if web else {}))

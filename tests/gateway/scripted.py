@@ -298,6 +298,8 @@ async def gateway_over(
         await running.set_serving(True)
         client = await stack.enter_async_context(Client(running.address))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(running.address))
+        # As in the gateway's process: it is the first to know that it stops, before its callers are cut off.
+        stack.push_async_callback(runs.close)
         yield Pipeline(
             running.address,
             PipelineServiceStub(channel),

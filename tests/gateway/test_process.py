@@ -1,5 +1,6 @@
 """The gateway as a process: how it begins, what it says, how it ends."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
+import grpc
 import pytest
 from click import UsageError
 from click.testing import CliRunner
@@ -16,8 +18,11 @@ from gateway.service import serve
 from gateway.tokens import tokens
 from services.errors import TriptychError
 from services.listening import UnsafeAddress
+from tests.gateway.runs_as_seen import spec
 from tests.gateway.scripted import scripted_stages
 from triptych.client import Client
+from triptych.v1.pipeline_pb2 import RunState, StreamRunRequest, WatchRunRequest
+from triptych.v1.pipeline_pb2_grpc import PipelineServiceStub
 
 COMMAND = [sys.executable, "-m", "triptych", "serve", "gateway"]
 NOBODY = [
@@ -159,3 +164,26 @@ async def test_workers_are_taken_from_a_list_that_changes(tmp_path):
                 while not found:
                     found = await client.list_models()
     assert [(one.model.name, one.num_workers) for one in found] == [("scripted", 1)]
+
+
+async def test_a_signal_leaves_the_run_of_a_streaming_caller_to_the_next_gateway(tmp_path):
+    options = ["--journal", str(tmp_path / "journal.db"), "--store", str(tmp_path / "pictures")]
+    options += ["--abandon-grace", "0", "--grace", "0"]
+    async with scripted_stages() as stages:
+        generator = stages.generators[0]
+        generator.close_gates(0)
+        named = [*NOBODY, "--generator", generator.address]
+        with gateway_process(*options, named=named) as (process, said):
+            async with grpc.aio.insecure_channel(said["address"]) as channel:
+                asked = spec(generate={"count": 1}, refine=None, upscale=None)
+                call = PipelineServiceStub(channel).StreamRun(StreamRunRequest(spec=asked))
+                name = (await call.read()).event.state.run
+                await generator.begun[0].wait()
+                process.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(process.wait, 20) == 0
+        generator.gates[0].set()
+        with gateway_process(*options, named=named) as (_, said):
+            async with grpc.aio.insecure_channel(said["address"]) as channel:
+                watching = PipelineServiceStub(channel).WatchRun(WatchRunRequest(name=name))
+                events = [response.event async for response in watching]
+    assert events[-1].finished.state == RunState.RUN_STATE_SUCCEEDED

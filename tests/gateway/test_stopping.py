@@ -91,6 +91,25 @@ async def test_the_run_of_a_streaming_caller_is_not_cancelled_by_the_gateway_s_s
             assert (await run_finished(gateway, name)).state == RunState.RUN_STATE_SUCCEEDED
 
 
+async def test_a_caller_who_is_cut_off_while_the_gateway_stops_does_not_take_the_run_along():
+    async with pipeline() as gateway:
+        gateway.generator.close_gates(0)
+        call = gateway.stub.StreamRun(StreamRunRequest(spec=spec(**SKETCH)))
+        name = (await call.read()).event.state.run
+        await gateway.generator.begun[0].wait()
+        watcher = asyncio.ensure_future(run_finished(gateway, name))
+        with gateway.facade.attach(name):
+            call.cancel()
+            stopping = asyncio.ensure_future(gateway.runs.close(30))
+            await asyncio.sleep(0)
+        # One turn of the loop for the grace, which is none here, and one to cancel.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        gateway.generator.gates[0].set()
+        assert (await watcher).state == RunState.RUN_STATE_SUCCEEDED
+        await stopping
+
+
 async def test_a_caller_who_comes_back_within_the_grace_finds_the_run_under_way():
     async with pipeline(bounds=Bounds(abandon_grace_s=60)) as gateway:
         gateway.generator.close_gates(0)

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import asyncpg
@@ -75,6 +75,27 @@ async def die(gateway):
             f"UPDATE gateways SET until_ms = 0 WHERE id = '{runs.journal.gateway}'"
         )
     return awake.set
+
+
+@asynccontextmanager
+async def locked_table(server, database, table):
+    """Nobody else reads or writes the table inside the block; what it gives returns once somebody waits for that."""
+    holder, observer = [
+        await asyncpg.connect(host=server, user="postgres", database=database) for _ in range(2)
+    ]
+
+    async def somebody_waits():
+        blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = $1::regclass"
+        while not await observer.fetchval(blocked, table):
+            pass
+
+    try:
+        async with holder.transaction():
+            await holder.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+            yield somebody_waits
+    finally:
+        await holder.close()
+        await observer.close()
 
 
 async def test_a_run_of_one_gateway_is_watched_at_the_other(gateways):
@@ -247,6 +268,37 @@ async def test_a_run_lives_while_its_caller_is_at_the_other_gateway(stages, data
             assert (await first.facade.get_run(run.name, ALL)).state == RunState.RUN_STATE_RUNNING
         await second.runs._leases.attend([])
         assert (await run_finished(first, run.name)).state == RunState.RUN_STATE_CANCELLED
+
+
+async def test_a_gateway_that_stops_cancels_no_run_that_it_was_about_to_look_after(
+    stages, database, server, tmp_path
+):
+    stages.generators[0].close_gates(0)
+    async with gateway_over(stages, tmp_path, journal=database) as gateway:
+        run = await gateway.facade.create_run("", spec(**SKETCHES), ALL, detach=False)
+        await stages.generators[0].begun[0].wait()
+        name = database.partition("@/")[2].partition("?")[0]
+        async with locked_table(server, name, "attendances") as somebody_waits:
+            # Nobody lives on it: it asks whether somebody does elsewhere, and is told to stop over that.
+            with gateway.facade.attach(run.name):
+                pass
+            await somebody_waits()
+            stopping = asyncio.ensure_future(gateway.runs.close(30))
+            await asyncio.sleep(0)
+        stages.generators[0].gates[0].set()
+        stages.generators[0].gates[1].set()
+        await stopping
+        row = await gateway.runs.journal.find_run(run.name)
+    assert row.state == RunState.RUN_STATE_SUCCEEDED
+
+
+async def test_callers_of_a_gateway_that_stops_have_time_to_come_back_to_the_other(gateways, stages):
+    first, second = gateways
+    stages.generators[0].close_gates(0)
+    run = await first.facade.create_run("", spec(**SKETCHES), ALL, detach=False)
+    await second.runs._leases.attend([run.name])
+    await second.runs.close()
+    assert await first.runs._leases.is_attended(run.name)
 
 
 async def test_a_gateway_that_starts_takes_up_what_nobody_does(stages, database, tmp_path):
