@@ -6,7 +6,8 @@ A picture in memory is uint8 (H, W, 3). This module knows no network.
 import io
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,14 +35,26 @@ def decode_image(data: bytes, limits: ImageLimits, field: str) -> Picture:
 
     Raises ImageTooLarge beyond the limits and InvalidRequest, both naming `field`, for anything that is no whole picture.
     """
+    with opened(data, limits, field, FORMATS) as image:
+        return _to_rgb(upright(image))
+
+
+@contextmanager
+def opened(data: bytes, limits: ImageLimits, field: str, formats: Collection[str]) -> Iterator[Image.Image]:
+    """A file of one of Pillow's `formats`, not decoded yet; what decoding raises inside the block is an error of `field`.
+
+    Raises ImageTooLarge beyond the limits and InvalidRequest for anything else that is no whole picture.
+    """
+    kinds = list(formats)
+    expected = f"a {kinds[0]} file" if len(kinds) == 1 else "a PNG, JPEG or WebP file"
     if not data:
-        raise InvalidRequest(field, "must be a PNG, JPEG or WebP file, got no bytes")
+        raise InvalidRequest(field, f"must be {expected}, got no bytes")
     if len(data) > limits.max_bytes:
         raise ImageTooLarge(field, f"must have at most {limits.max_bytes} bytes, got {len(data)}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own bomb warning; ours is an error and comes first
-            with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
+            with Image.open(io.BytesIO(data), formats=kinds) as image:
                 width, height = image.size
                 if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
                     raise ImageTooLarge(
@@ -49,14 +62,30 @@ def decode_image(data: bytes, limits: ImageLimits, field: str) -> Picture:
                         f"must have at most {limits.max_pixels} pixels and {limits.max_side_px} a side, "
                         f"got {width}x{height}",
                     )
-                return _to_rgb(image)
+                yield image
     except Image.DecompressionBombError:
         raise ImageTooLarge(field, f"must have at most {limits.max_pixels} pixels, got far more") from None
     except UnidentifiedImageError:
-        raise InvalidRequest(field, "must be a PNG, JPEG or WebP file") from None
+        raise InvalidRequest(field, f"must be {expected}") from None
     # Pillow's decoders report a damaged file by any of these, depending on the format and the damage.
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError, MemoryError) as error:
         raise InvalidRequest(field, f"is damaged or cut short: {error}") from None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Decoded, and turned as its EXIF orientation says."""
+    # Orientation is applied by hand: ImageOps.exif_transpose decodes and re-encodes the whole EXIF block.
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(image.getexif().get(0x0112, 1))
+    image.load()
+    return image.transpose(turn) if turn is not None else image
 
 
 def read_png_size(data: bytes) -> tuple[int, int]:
@@ -98,20 +127,8 @@ def encode_preview(image: Picture) -> bytes:
 
 
 def _to_rgb(image: Image.Image) -> Picture:
-    # Orientation is applied by hand: ImageOps.exif_transpose decodes and re-encodes the whole EXIF block.
-    turn = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }.get(image.getexif().get(0x0112, 1))
-    image.load()
-    upright = image.transpose(turn) if turn is not None else image
-    if "A" in upright.getbands() or "transparency" in upright.info:
-        rgba = upright.convert("RGBA")
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
-        upright = Image.alpha_composite(white, rgba)
-    return np.asarray(upright.convert("RGB")).copy()
+        image = Image.alpha_composite(white, rgba)
+    return np.asarray(image.convert("RGB")).copy()

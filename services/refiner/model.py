@@ -70,6 +70,10 @@ class RefinerModel:
             pairs.append(
                 ("the UNet's clip_embed_dim", unet.clip_embed_dim, "clip's embed_dim", clip.embed_dim)
             )
+        if unet.image_channels:
+            pairs.append(
+                ("the UNet's image_channels", unet.image_channels, "its out_channels", unet.out_channels)
+            )
         for name, value, other_name, other in pairs:
             if value != other:
                 raise ModelError(
@@ -79,6 +83,16 @@ class RefinerModel:
     @property
     def image_size(self) -> int:
         return self.autoencoder.config.image_size
+
+    @property
+    def downsampling(self) -> int:
+        """The side of a latent in pixels."""
+        return self.autoencoder.config.downsampling
+
+    @property
+    def is_trained_to_inpaint(self) -> bool:
+        """Whether the UNet is shown what is kept of a picture; any other is made to keep it from outside."""
+        return self.unet.config.image_channels > 0
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -107,9 +121,13 @@ class RefinerModel:
         timesteps: Float[Tensor, " B"],
         context: Float[Tensor, "B T E"],
         clip_embed: Float[Tensor, "B K"] | None,
+        image_embed: Float[Tensor, "B Z h w"] | None = None,
     ) -> Float[Tensor, "B Z h w"]:
+        """`image_embed` is for a network that is trained to inpaint: latents that are kept, zero elsewhere."""
         x = latents.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        return self.unet(x, timesteps, context, clip_embed).float()
+        if image_embed is not None:
+            image_embed = image_embed.to(self.dtype)
+        return self.unet(x, timesteps, context, clip_embed, image_embed).float()
 
     @torch.inference_mode()
     def decode(self, latents: Float[Tensor, "B Z h w"]) -> list[Picture]:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import click
 import torch
 
+from services.errors import InvalidRequest
 from services.images import ImageLimits, Picture, decode_image
+from services.masks import decode_mask
 from services.model_cache import open_model
 from services.refiner.device import DTYPES
 from services.refiner.diffusion import MIN_STEPS, NUM_TRAIN_TIMESTEPS
@@ -38,7 +40,7 @@ from triptych.v1.refiner_pb2 import (
     RefinerServiceGetModelResponse,
 )
 from triptych.v1.refiner_pb2_grpc import RefinerServiceServicer, add_RefinerServiceServicer_to_server
-from triptych.v1.stage_pb2 import STAGE_REFINE, ModelInfo
+from triptych.v1.stage_pb2 import INPAINTING_BLENDED, INPAINTING_TRAINED, STAGE_REFINE, ModelInfo
 
 SERVICE_NAME = "triptych.v1.RefinerService"
 IMAGE_LIMITS = ImageLimits()
@@ -81,14 +83,20 @@ def read_request(request: RefineRequest, info: ModelInfo) -> list[Ticket[RefineJ
     num_steps = integer(
         settings, "num_steps", int(defaults["num_steps"]), low=MIN_STEPS, high=NUM_TRAIN_TIMESTEPS
     )
-    skip_ratio = number(settings, "skip_ratio", defaults["skip_ratio"], low=0, high=1)
+    has_mask = request.HasField("mask")
+    skip_ratio = number(settings, "skip_ratio", 0 if has_mask else defaults["skip_ratio"], low=0, high=1)
     guidance_scale = number(
         settings, "guidance_scale", defaults["guidance_scale"], low=0, high=MAX_GUIDANCE_SCALE
     )
     preview_every = integer(settings, "preview_every", int(defaults["preview_every"]), low=0, high=MAX_INT32)
-    init_image = None
+    init_image, mask = None, None
     if request.HasField("init_image"):
         init_image = decode_image(request.init_image.data, IMAGE_LIMITS, "init_image")
+    if has_mask:
+        if init_image is None:
+            raise InvalidRequest("mask", "needs a picture to repaint a part of: send an init_image, too")
+        height, width = init_image.shape[:2]
+        mask = decode_mask(request.mask.data, "mask", width=width, height=height)
     jobs = [
         RefineJob(
             prompt=prompt,
@@ -99,6 +107,7 @@ def read_request(request: RefineRequest, info: ModelInfo) -> list[Ticket[RefineJ
             num_steps=num_steps,
             skip_ratio=skip_ratio,
             guidance_scale=guidance_scale,
+            mask=mask,
         )
         for item in request.images
     ]
@@ -140,6 +149,7 @@ def load(options: ServeOptions, dtype: str) -> LoadedRefiner:
             "guidance_scale": config.guidance_scale,
             "preview_every": 0,
         },
+        inpainting=INPAINTING_TRAINED if model.is_trained_to_inpaint else INPAINTING_BLENDED,
     )
     return LoadedRefiner(RefinerStepper(model, num_slots=options.slots), info, model)
 

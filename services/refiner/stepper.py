@@ -7,7 +7,7 @@ networks and the sampler; the queue, the callers and the protocol are elsewhere.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from services.errors import InvalidRequest
 from services.glimpse import NUM_SAMPLES, Glimpse, random_blocks
 from services.images import Picture
+from services.masks import Mask
 from services.refiner.device import out_of_memory_is_the_jobs
 from services.refiner.diffusion import (
     CALLS_PER_PRK_STEP,
@@ -30,6 +31,7 @@ from services.refiner.diffusion import (
     make_schedule,
     start_sampler,
 )
+from services.refiner.inpainting import Inpainting, plan_inpainting
 from services.refiner.model import Conditioning, RefinerModel, stack_conditioning
 
 # A seed gives several streams, so that a picture's noise is never the noise of its init latent.
@@ -42,7 +44,8 @@ NUM_CACHED_INIT_LATENTS = 16
 class RefineJob:
     """One variation. Without an init image it starts from pure noise and skips nothing.
 
-    `init_seed` picks the sample of the init image's latent; variations of one request share it.
+    `init_seed` picks the sample of the init image's latent; variations of one request share it. With a `mask` only that
+    part of the init image is made anew; without an init image it means nothing.
     """
 
     prompt: str
@@ -53,6 +56,7 @@ class RefineJob:
     num_steps: int = 100
     skip_ratio: float = 0.5
     guidance_scale: float = 5.0
+    mask: Mask | None = None
 
     @property
     def num_skipped(self) -> int:
@@ -88,6 +92,18 @@ class _Slot:
     cond: Conditioning
     uncond: Conditioning
     guidance_scale: float
+    inpainting: Inpainting | None = None
+    # What a network that was trained to fill in is shown: the init image's latent, zero where it is repainted.
+    image_embed: Float[Tensor, "Z H W"] | None = None
+    # For any other network: the noise of the kept latents, which at every step are the init image's with that noise.
+    kept_noise: Float[Tensor, "Z H W"] | None = None
+
+    def advance(self, eps: Float[Tensor, "Z H W"]) -> "_Slot":
+        """Takes the network's answer about this slot."""
+        if self.inpainting is not None and self.kept_noise is not None:
+            # With the true noise in place of the seen one the sampler moves a latent exactly along it.
+            eps = torch.where(self.inpainting.is_kept, self.kept_noise, eps)
+        return replace(self, sampler=self.sampler.advance(eps))
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,11 @@ class Latent:
 
     latent: Float[Tensor, "Z H W"]
     is_finished: bool
+    inpainting: Inpainting | None = None
+
+    def paste(self, picture: Picture) -> Picture:
+        """The decoded latent, with what is kept of the init image put back."""
+        return picture if self.inpainting is None else self.inpainting.paste(picture)
 
 
 class RefinerStepper:
@@ -134,19 +155,28 @@ class RefinerStepper:
         job.check()
         with out_of_memory_is_the_jobs():
             cond, uncond = self._encode_prompt(job.prompt), self._encode_prompt(job.negative_prompt)
-            init = None
+            noise = torch.from_numpy(self._noise(job.seed, NOISE_STREAM)).to(self._model.device)
+            init, inpainting, image_embed, kept_noise = None, None, None, None
             if job.init_image is not None:
                 image = self._model.resize(job.init_image)
                 digest = hashlib.sha256(image.tobytes()).digest()
                 init = self._init_latent(_InitLatentKey(digest, job.init_seed, image))
-            noise = self._noise(job.seed, NOISE_STREAM)
-            sampler = start_sampler(
-                make_schedule(job.num_steps),
-                torch.from_numpy(noise).to(self._model.device),
-                init,
-                job.num_skipped,
-            )
-        self._slots[slot] = _Slot(sampler, cond, uncond, job.guidance_scale)
+                if job.mask is not None:
+                    inpainting = plan_inpainting(
+                        image, job.mask, self._model.downsampling, self._model.device
+                    )
+                    # The whole picture is encoded and its latent is masked, as GLID-3-xl was trained.
+                    kept = init * inpainting.is_kept
+                    if self._model.is_trained_to_inpaint:
+                        image_embed, start = kept, None
+                    else:
+                        kept_noise, start = noise, kept
+                    # Nothing of what is repainted is there to begin with, unless steps of it are skipped.
+                    init = init if job.num_skipped else start
+            sampler = start_sampler(make_schedule(job.num_steps), noise, init, job.num_skipped)
+        self._slots[slot] = _Slot(
+            sampler, cond, uncond, job.guidance_scale, inpainting, image_embed, kept_noise
+        )
         return job.num_calls
 
     @torch.inference_mode()
@@ -154,21 +184,18 @@ class RefinerStepper:
         """Asks the UNet once about all slots, with their prompts and without, in one batch."""
         rows = [self._slots[slot] for slot in slots]
         with out_of_memory_is_the_jobs():
-            samplers = [
-                row.sampler.advance(eps) for row, eps in zip(rows, self._guided_noise(rows), strict=True)
-            ]
+            advanced = [row.advance(eps) for row, eps in zip(rows, self._guided_noise(rows), strict=True)]
             if self._model.device.type == "cuda":
                 torch.cuda.synchronize(self._model.device)
-        for slot, row, sampler in zip(slots, rows, samplers, strict=True):
-            self._slots[slot] = _Slot(sampler, row.cond, row.uncond, row.guidance_scale)
+        self._slots.update(zip(slots, advanced, strict=True))
 
     def preview(self, slot: int) -> Latent:
         """What the picture would be if the noise seen now were all there is."""
-        return Latent(self._slots[slot].sampler.pred_xstart, is_finished=False)
+        return self._view(slot, is_finished=False)
 
     def result(self, slot: int) -> Latent:
         """The last of those guesses: the reference takes it, and not its last sample."""
-        return Latent(self._slots[slot].sampler.pred_xstart, is_finished=True)
+        return self._view(slot, is_finished=True)
 
     def decode(self, views: Sequence[Latent]) -> list[Picture]:
         """Finished ones by the autoencoder; of the others a glimpse, since it takes longer than a step."""
@@ -177,11 +204,15 @@ class RefinerStepper:
         with out_of_memory_is_the_jobs():
             decoded = iter(self._model.decode(torch.stack(finished)) if finished else [])
             glimpses = iter(self._glimpse.pictures(_grids(torch.stack(unfinished))) if unfinished else [])
-        return [next(decoded if view.is_finished else glimpses) for view in views]
+        return [view.paste(next(decoded if view.is_finished else glimpses)) for view in views]
 
     def release(self, slot: int) -> None:
         """Forgets the slot's job; one that is free already stays so."""
         self._slots.pop(slot, None)
+
+    def _view(self, slot: int, *, is_finished: bool) -> Latent:
+        row = self._slots[slot]
+        return Latent(row.sampler.pred_xstart, is_finished, row.inpainting)
 
     def _guided_noise(self, rows: Sequence[_Slot]) -> Float[Tensor, "N Z H W"]:
         device = self._model.device
@@ -196,12 +227,20 @@ class RefinerStepper:
             torch.tensor([row.sampler.timestep for row in asked], dtype=torch.float32, device=device),
             context,
             clip_embed,
+            self._image_embeds(asked),
         )
         cond, uncond = noise[: len(rows)], noise[len(rows) :]
         if guided:
             scale = torch.tensor([rows[i].guidance_scale for i in guided], dtype=torch.float32, device=device)
             cond[guided] = guide(cond[guided], uncond, scale, self._model.unet.config.guided_channels)
         return cond
+
+    def _image_embeds(self, rows: Sequence[_Slot]) -> Float[Tensor, "N Z H W"] | None:
+        """Of each row what it keeps of its init image; nothing where it has no mask."""
+        if not self._model.is_trained_to_inpaint:
+            return None
+        nothing = torch.zeros(self._model.latent_shape, device=self._model.device)
+        return torch.stack([nothing if row.image_embed is None else row.image_embed for row in rows])
 
     @cached_property
     def _glimpse(self) -> Glimpse:

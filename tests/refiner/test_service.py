@@ -1,5 +1,6 @@
 import io
 import shutil
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -11,11 +12,13 @@ from services.engine import Engine
 from services.errors import ModelError
 from services.images import encode_png
 from services.model_folder import write_manifest
+from services.refiner.random_weights import write_random_part
 from services.refiner.rank import rank
 from services.refiner.service import SERVICE_NAME, RefinerService, load
 from services.refiner.stepper import RefineJob, refine
 from services.server import serving
 from services.stage_service import ServeOptions
+from tests.refiner.conftest import SMALL
 from triptych.v1.refiner_pb2 import (
     RankRequest,
     RefineRequest,
@@ -23,7 +26,13 @@ from triptych.v1.refiner_pb2 import (
     RefineSettings,
 )
 from triptych.v1.refiner_pb2_grpc import RefinerServiceStub, add_RefinerServiceServicer_to_server
-from triptych.v1.stage_pb2 import STAGE_REFINE, ImageData, ImageItem
+from triptych.v1.stage_pb2 import (
+    INPAINTING_BLENDED,
+    INPAINTING_TRAINED,
+    STAGE_REFINE,
+    ImageData,
+    ImageItem,
+)
 
 
 def options(model):
@@ -64,7 +73,7 @@ async def stub(loaded):
         yield RefinerServiceStub(channel)
 
 
-def request(picture=None, *, seeds=(7,), prompt="a red house", **settings):
+def request(picture=None, *, mask=None, seeds=(7,), prompt="a red house", **settings):
     sent = RefineRequest(
         prompt=prompt,
         images=[ImageItem(index=index, seed=seed) for index, seed in enumerate(seeds)],
@@ -73,7 +82,21 @@ def request(picture=None, *, seeds=(7,), prompt="a red house", **settings):
     )
     if picture is not None:
         sent.init_image.CopyFrom(ImageData(data=encode_png(picture)))
+    if mask is not None:
+        sent.mask.data = mask
     return sent
+
+
+def mask_of(levels):
+    """A mask whose pixels are so opaque."""
+    file = io.BytesIO()
+    Image.merge("LA", [Image.new("L", levels.shape[::-1]), Image.fromarray(levels)]).save(file, "PNG")
+    return file.getvalue()
+
+
+# The left half is repainted.
+LEFT = mask_of(np.repeat(np.uint8([0, 255]), 16)[None].repeat(32, 0))
+BLANK = np.zeros((32, 32, 3), np.uint8)
 
 
 async def events_of(stub, sent):
@@ -91,6 +114,25 @@ async def test_variations_come_back_with_their_seeds(stub, loaded, picture):
     [expected] = refine(loaded.model, [RefineJob("a red house", picture, seed=7, init_seed=3, num_steps=8)])
     # Alone and in a batch: at most a level apart.
     assert np.abs(decoded(images[0].image).astype(int) - expected).max() <= 1
+
+
+async def test_with_a_mask_the_rest_of_the_picture_comes_back(stub, picture):
+    events = await events_of(stub, request(picture, mask=LEFT, seeds=(7, 8)))
+    made = [decoded(event.image.image).astype(int) for event in events if event.HasField("image")]
+    for image in made:
+        np.testing.assert_array_equal(image[:, 18:], picture[:, 18:])
+        assert np.abs(image - picture)[:, :16].mean() > 20
+    assert np.abs(made[0] - made[1])[:, :16].mean() > 5
+
+
+async def test_with_a_mask_no_step_is_skipped_unless_that_is_asked_for(stub, picture):
+    totals = [
+        event.progress.num_steps
+        for sent in (request(picture, mask=LEFT), request(picture, mask=LEFT, skip_ratio=0.25))
+        for event in await events_of(stub, sent)
+        if event.HasField("progress")
+    ]
+    assert set(totals) == {8 + 9, 6 + 9}
 
 
 async def test_progress_counts_every_call_of_the_network(stub, picture):
@@ -136,10 +178,19 @@ async def test_pictures_are_ranked_in_the_request_s_order(stub, loaded, picture)
 async def test_the_model_says_what_it_is_and_what_it_takes(stub):
     model = (await stub.GetModel(RefinerServiceGetModelRequest())).model
     assert (model.name, model.stage, model.image_size, model.device) == ("small", STAGE_REFINE, 32, "cpu")
+    assert model.inpainting == INPAINTING_BLENDED
     assert dict(model.defaults) == {
         "num_steps": 100, "skip_ratio": 0.5, "guidance_scale": 5.0, "preview_every": 0
     }  # fmt: skip
     assert list(model.vocabulary["colours"].words) == ["red"]
+
+
+def test_a_model_that_was_trained_to_fill_in_says_so(tmp_path):
+    for part, config in SMALL.items():
+        config = replace(config, in_channels=8) if part == "unet" else config
+        write_random_part(part, config, tmp_path / part)
+    write_manifest(tmp_path, name="fills-in", stage="refiner")
+    assert load(options(tmp_path), "float32").info.inpainting == INPAINTING_TRAINED
 
 
 def png_bomb():
@@ -163,6 +214,12 @@ def png_bomb():
         ("settings.skip_ratio", request(np.zeros((8, 8, 3), np.uint8), skip_ratio=0.9)),
         ("settings.negative_prompt", request(negative_prompt="a" * 10_000)),
         ("settings.preview_every", request(preview_every=-1)),
+        ("mask", request(mask=LEFT)),
+        ("mask", request(BLANK, mask=b"")),
+        ("mask", request(BLANK, mask=b"GIF89a")),
+        ("mask", request(BLANK, mask=png_bomb())),
+        ("mask", request(BLANK[:16], mask=LEFT)),
+        ("mask", request(BLANK, mask=mask_of(np.full((32, 32), 255, np.uint8)))),
         ("init_image", RefineRequest(prompt="a", images=[ImageItem()], init_image=ImageData(data=b"GIF89a"))),
         (
             "init_image",

@@ -204,19 +204,28 @@ class RefineStage(_message.Message):
 
     COUNT_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
+    MASK_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     """How many variations of each parent."""
     @_builtins.property
     def settings(self) -> _refiner_pb2.RefineSettings: ...
+    @_builtins.property
+    def mask(self) -> _stage_pb2.ImageData:
+        """Which part of each parent to repaint, as RefineRequest.mask has it; every parent must have its size. A spec or
+        selection that is told again has its sha256 and not its data. A selection has a mask of its own or none, whatever the
+        run's spec says: a mask belongs to the picture that it was drawn on.
+        """
+
     def __init__(
         self,
         *,
         count: _builtins.int | None = ...,
         settings: _refiner_pb2.RefineSettings | None = ...,
+        mask: _stage_pb2.ImageData | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "mask", b"mask", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "mask", b"mask", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__count: _TypeAlias = _typing.Literal["count"]  # noqa: Y015
     _WhichOneofArgType__count: _TypeAlias = _typing.Literal["_count", b"_count"]  # noqa: Y015

@@ -29,6 +29,7 @@ class RefineRequest(_message.Message):
     SETTINGS_FIELD_NUMBER: _builtins.int
     INIT_SEED_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
+    MASK_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     init_seed: _builtins.int
     """The latent of the init image is one random sample, shared by all variations; it comes from this seed."""
@@ -44,6 +45,14 @@ class RefineRequest(_message.Message):
 
     @_builtins.property
     def settings(self) -> Global___RefineSettings: ...
+    @_builtins.property
+    def mask(self) -> _stage_pb2.ImageData:
+        """Which part of the init image to repaint: a PNG of the init image's size, of up to 4 MiB. Of each pixel its alpha
+        counts, or its brightness where the file has no alpha: below 128 (transparent, black) it is repainted, from there on
+        (opaque, white) it is kept. Left out: the whole picture is redrawn. The result has the model's size as ever, and in it
+        the kept pixels are the init image's own, but for a narrow edge along the repainted part, where both blend.
+        """
+
     def __init__(
         self,
         *,
@@ -53,10 +62,11 @@ class RefineRequest(_message.Message):
         settings: Global___RefineSettings | None = ...,
         init_seed: _builtins.int = ...,
         caller: _builtins.str = ...,
+        mask: _stage_pb2.ImageData | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["init_image", b"init_image", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["init_image", b"init_image", "mask", b"mask", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "images", b"images", "init_image", b"init_image", "init_seed", b"init_seed", "prompt", b"prompt", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "images", b"images", "init_image", b"init_image", "init_seed", b"init_seed", "mask", b"mask", "prompt", b"prompt", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -75,7 +85,8 @@ class RefineSettings(_message.Message):
     """Points of the noise schedule, from pure noise to the picture."""
     skip_ratio: _builtins.float
     """The share of the schedule that is skipped, in [0, 1): 0 keeps little of the init image, near 1 keeps nearly all.
-    At least 4 steps must remain. Ignored without an init image.
+    At least 4 steps must remain. Ignored without an init image. Unset with a mask: 0, so that nothing of what is to be
+    repainted shows through.
     """
     guidance_scale: _builtins.float
     """uncond + scale * (cond - uncond); see GenerateSettings."""

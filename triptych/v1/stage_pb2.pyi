@@ -46,6 +46,30 @@ STAGE_UPSCALE: Stage.ValueType  # 3
 """Picture to a picture four times as wide and high (SwinIR)."""
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
+class _Inpainting:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InpaintingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Inpainting.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INPAINTING_UNSPECIFIED: _Inpainting.ValueType  # 0
+    """It does not: a request with a mask is refused."""
+    INPAINTING_BLENDED: _Inpainting.ValueType  # 1
+    """The network was trained to draw whole pictures: what is kept is put back around the mask before every step."""
+    INPAINTING_TRAINED: _Inpainting.ValueType  # 2
+    """The network was trained to fill in: it is shown what is kept."""
+
+class Inpainting(_Inpainting, metaclass=_InpaintingEnumTypeWrapper):
+    """How a refiner repaints a part of a picture and keeps the rest."""
+
+INPAINTING_UNSPECIFIED: Inpainting.ValueType  # 0
+"""It does not: a request with a mask is refused."""
+INPAINTING_BLENDED: Inpainting.ValueType  # 1
+"""The network was trained to draw whole pictures: what is kept is put back around the mask before every step."""
+INPAINTING_TRAINED: Inpainting.ValueType  # 2
+"""The network was trained to fill in: it is shown what is kept."""
+Global___Inpainting: _TypeAlias = Inpainting  # noqa: Y015
+
 @_typing.final
 class ImageData(_message.Message):
     """A picture as an encoded file."""
@@ -56,11 +80,14 @@ class ImageData(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     WIDTH_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
     mime_type: _builtins.str
     """"image/png", "image/jpeg" or "image/webp". Stages answer with PNG."""
     data: _builtins.bytes
     width: _builtins.int
     height: _builtins.int
+    sha256: _builtins.str
+    """Of a mask in a spec or selection that is told again, in place of all else: of the file, in hexadecimal."""
     def __init__(
         self,
         *,
@@ -68,10 +95,11 @@ class ImageData(_message.Message):
         data: _builtins.bytes = ...,
         width: _builtins.int = ...,
         height: _builtins.int = ...,
+        sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "height", b"height", "mime_type", b"mime_type", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "height", b"height", "mime_type", b"mime_type", "sha256", b"sha256", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -441,6 +469,7 @@ class ModelInfo(_message.Message):
     VOCABULARY_FIELD_NUMBER: _builtins.int
     EXAMPLE_PROMPTS_FIELD_NUMBER: _builtins.int
     DEFAULTS_FIELD_NUMBER: _builtins.int
+    INPAINTING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Such as "tiny" or "mini"."""
     digest: _builtins.str
@@ -455,6 +484,8 @@ class ModelInfo(_message.Message):
     dtype: _builtins.str
     version: _builtins.str
     """Version of the program that serves it."""
+    inpainting: Global___Inpainting.ValueType
+    """Of the refiner: whether a request may have a mask."""
     @_builtins.property
     def limits(self) -> Global___ModelInfo.Limits: ...
     @_builtins.property
@@ -482,10 +513,11 @@ class ModelInfo(_message.Message):
         vocabulary: _abc.Mapping[_builtins.str, Global___ModelInfo.WordList] | None = ...,
         example_prompts: _abc.Iterable[_builtins.str] | None = ...,
         defaults: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        inpainting: Global___Inpainting.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "device", b"device", "digest", b"digest", "dtype", b"dtype", "example_prompts", b"example_prompts", "image_size", b"image_size", "limits", b"limits", "name", b"name", "scale", b"scale", "stage", b"stage", "version", b"version", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "device", b"device", "digest", b"digest", "dtype", b"dtype", "example_prompts", b"example_prompts", "image_size", b"image_size", "inpainting", b"inpainting", "limits", b"limits", "name", b"name", "scale", b"scale", "stage", b"stage", "version", b"version", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
