@@ -3,21 +3,24 @@
 Errors name the field by its path in the request. It asks the pools what is served, and starts nothing.
 """
 
-import asyncio
-import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.limits import (
+    MAX_PROMPT_BYTES,
+    check_against_model,
+    check_init_images,
+    check_parent_size,
+    check_settings,
+)
 from gateway.pool import Pool, models_of
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE, StageKind, kind_of
 from services.errors import InvalidRequest, NoWorker
-from services.images import ImageLimits, decode_image
-from services.requests import check_count, check_prompt, integer, number
+from services.requests import check_count, check_prompt
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, RunSpec
 from triptych.v1.stage_pb2 import ImageData, ModelInfo
-from triptych.v1.upscaler_pb2 import UpscaleSettings
 
 # The article's flow, for what a spec leaves out: 8 candidates, the best one -> 8 variations, the best one -> x4.
 DEFAULT_CANDIDATES = 8
@@ -28,20 +31,10 @@ DEFAULT_TOP_K_AFTER_REFINE = 1
 # Of one stage of one run, over all parents.
 MAX_IMAGES = 64
 MAX_INIT_IMAGES = 16
-# What no stage's text encoder would read beyond; a model may accept less.
-MAX_PROMPT_BYTES = 2_000
 MAX_REQUEST_ID_CHARS = 128
 # Drawn seeds are short enough to be typed again.
 DRAWN_SEED_BITS = 32
 MAX_SEED = 2**64 - 1
-
-# The widest of each setting that any model could mean; a model may accept less and then says so itself.
-_MAX_TEMPERATURE = 100.0
-_MAX_TOP_K = 1_000_000
-_MAX_GUIDANCE_SCALE = 1_000.0
-_MAX_NUM_STEPS = 1_000
-_MAX_PREVIEW_EVERY = 1_000_000
-_MAX_TILE_PX = 4_096
 
 
 @dataclass(frozen=True)
@@ -112,7 +105,8 @@ async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
     models = {kind: await choose_model(spec.model, kind, pools[kind.name]) for kind in kinds}
     for kind, model in models.items():
         check_against_model(spec.prompt, kind, settings[kind], model, paths[kind])
-    init_images = await _check_init_images(spec, models[kinds[0]])
+    init_images = await check_init_images(spec, models[kinds[0]])
+    _check_parents(spec, models, settings, paths)
     if REFINE not in models and any(_top_k(spec, kind) for kind in kinds):
         models[REFINE] = await _choose_ranker(pools)
     chosen = [chosen_model(kind, model) for kind, model in models.items()]
@@ -201,30 +195,6 @@ def _check_start(spec: RunSpec) -> None:
         check_prompt(spec.prompt, MAX_PROMPT_BYTES, "spec.prompt")
 
 
-def check_settings(kind: StageKind, settings: Any, path: str) -> None:
-    """Raises InvalidRequest for what no model could mean; a model may accept less."""
-    integer(settings, "preview_every", 0, low=0, high=_MAX_PREVIEW_EVERY, path=path)
-    if kind is UPSCALE:
-        integer(settings, "tile_size", 0, low=0, high=_MAX_TILE_PX, path=path)
-        integer(settings, "tile_overlap", 0, low=0, high=_MAX_TILE_PX, path=path)
-        return
-    number(settings, "guidance_scale", 1, low=0, high=_MAX_GUIDANCE_SCALE, path=path)
-    if kind is GENERATE:
-        number(settings, "temperature", 1, low=0, high=_MAX_TEMPERATURE, above_low=True, path=path)
-        integer(settings, "top_k", 0, low=0, high=_MAX_TOP_K, path=path)
-        number(settings, "top_p", 1, low=0, high=1, above_low=True, path=path)
-        return
-    integer(settings, "num_steps", 1, low=1, high=_MAX_NUM_STEPS, path=path)
-    if not math.isfinite(settings.skip_ratio) or not 0 <= settings.skip_ratio < 1:
-        raise InvalidRequest(
-            f"{path}.skip_ratio", f"must be at least 0 and below 1, got {settings.skip_ratio:g}"
-        )
-    if (num_bytes := len(settings.negative_prompt.encode())) > MAX_PROMPT_BYTES:
-        raise InvalidRequest(
-            f"{path}.negative_prompt", f"must have at most {MAX_PROMPT_BYTES} bytes, got {num_bytes}"
-        )
-
-
 def _count_images(spec: RunSpec, kinds: Sequence[StageKind]) -> dict[str, int]:
     """How many pictures each stage makes; raises InvalidRequest when that is too many, or top-k more than there are."""
     sizes: dict[str, int] = {}
@@ -266,32 +236,29 @@ async def choose_model(name: str, kind: StageKind, pool: Pool) -> ModelInfo:
     )
 
 
-def check_against_model(prompt: str, kind: StageKind, settings: Any, model: ModelInfo, path: str) -> None:
-    """Raises InvalidRequest for what this model does not accept. `path` is that of the settings."""
-    limits = model.limits
-    if kind is not UPSCALE and limits.max_prompt_bytes:
-        check_prompt(prompt, limits.max_prompt_bytes, "spec.prompt")
-    if kind is REFINE and limits.max_num_steps:
-        integer(settings, "num_steps", 1, low=1, high=limits.max_num_steps, path=path)
-    if kind is UPSCALE:
-        _check_tiles(settings, limits, path)
+def _check_parents(
+    spec: RunSpec,
+    models: Mapping[StageKind, ModelInfo],
+    settings: Mapping[StageKind, Any],
+    paths: Mapping[StageKind, str],
+) -> None:
+    """Raises InvalidRequest or ImageTooLarge where a stage cannot begin with what the ones before it make.
 
-
-def _check_tiles(settings: UpscaleSettings, limits: ModelInfo.Limits, path: str) -> None:
-    if not limits.max_tile_size or not settings.tile_size:
-        return
-    multiple, tile_size = max(1, limits.tile_multiple), settings.tile_size
-    if not 2 * multiple <= tile_size <= limits.max_tile_size or tile_size % multiple:
-        raise InvalidRequest(
-            f"{path}.tile_size",
-            f"must be 0 (the picture in one piece) or a multiple of {multiple} from {2 * multiple} to "
-            f"{limits.max_tile_size}, got {tile_size}",
-        )
-    if settings.tile_overlap > tile_size - multiple:
-        raise InvalidRequest(
-            f"{path}.tile_overlap",
-            f"must be 0 to {tile_size - multiple} with tiles of {tile_size}, got {settings.tile_overlap}",
-        )
+    By hand any picture may be taken to it, so that one of them is enough.
+    """
+    sizes = [(image.width, image.height) for image in spec.init_images]
+    for kind, model in models.items():
+        refused: list[InvalidRequest] = []
+        for size in sizes:
+            try:
+                check_parent_size(kind, settings[kind], model, size, paths[kind], f"spec.{kind.name}")
+            except InvalidRequest as error:
+                refused.append(error)
+        if refused and (len(refused) == len(sizes) or not spec.HasField("manual")):
+            raise refused[0]
+        # Of a model that does not say how large its pictures are nothing is known from there on.
+        made = [(model.image_size, model.image_size)] if model.image_size else []
+        sizes = [*sizes, *made] if spec.HasField("manual") and made else made
 
 
 async def _choose_ranker(pools: Mapping[str, Pool]) -> ModelInfo:
@@ -301,24 +268,6 @@ async def _choose_ranker(pools: Mapping[str, Pool]) -> ModelInfo:
         raise NoWorker(
             f"{error}; it ranks pictures: without one, set spec.automatic.top_k_after_generate to 0"
         ) from None
-
-
-async def _check_init_images(spec: RunSpec, model: ModelInfo) -> tuple[ImageData, ...]:
-    """The init images with the sizes that their files have; raises InvalidRequest, ImageTooLarge."""
-    widest = ImageLimits()
-    limits = ImageLimits(
-        max_bytes=min(widest.max_bytes, model.limits.max_image_bytes or widest.max_bytes),
-        max_pixels=min(widest.max_pixels, model.limits.max_image_pixels or widest.max_pixels),
-    )
-    checked = []
-    for place, image in enumerate(spec.init_images):
-        # Decoding takes tens of milliseconds, in which every other run's events would wait.
-        picture = await asyncio.to_thread(decode_image, image.data, limits, f"spec.init_images[{place}].data")
-        image.height, image.width = picture.shape[:2]
-        checked.append(
-            ImageData(mime_type=image.mime_type, data=image.data, width=image.width, height=image.height)
-        )
-    return tuple(checked)
 
 
 def _stages(spec: RunSpec) -> list[StageKind]:

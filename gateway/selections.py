@@ -8,19 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.history import History
+from gateway.limits import check_against_model, check_parent_size, check_settings
 from gateway.plan import (
     DEFAULT_VARIATIONS,
     MAX_IMAGES,
     MAX_REQUEST_ID_CHARS,
     Plan,
-    check_against_model,
-    check_settings,
     choose_model,
     chosen_model,
 )
 from gateway.pool import Pool
 from gateway.stages import REFINE, UPSCALE, StageKind
-from services.errors import AlreadyExists, ImageTooLarge, InvalidRequest
+from services.errors import AlreadyExists, InvalidRequest
 from services.requests import check_count
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, Run, SelectImagesRequest
 from triptych.v1.stage_pb2 import ModelInfo, Stage
@@ -79,7 +78,8 @@ async def make_selection(
         check_settings(kind, settings, f"{stage_path}.settings")
         model = await _choose_model(plan, kind, pools[kind.name])
         check_against_model(plan.spec.prompt, kind, settings, model, f"{stage_path}.settings")
-        _check_parent(one.image, kind, plan, history, model, f"{path}.image")
+        size = _size_of_parent(one.image, kind, plan, history, f"{path}.image")
+        check_parent_size(kind, settings, model, size, f"{stage_path}.settings", f"{path}.image")
         choices.append(Event.Selected.Choice(selection=selection, model=chosen_model(kind, model)))
     for kind, total in totals.items():
         if history.next_index(kind.stage, plan.max_images(kind)) + total > MAX_IMAGES_IN_ALL:
@@ -162,9 +162,8 @@ async def _choose_model(plan: Plan, kind: StageKind, pool: Pool) -> ModelInfo:
     return await choose_model(plan.spec.model, kind, pool)
 
 
-def _check_parent(
-    name: str, kind: StageKind, plan: Plan, history: History, model: ModelInfo, field: str
-) -> None:
+def _size_of_parent(name: str, kind: StageKind, plan: Plan, history: History, field: str) -> tuple[int, int]:
+    """Width and height of a picture that may be taken to the stage; raises InvalidRequest for any other."""
     image = history.images.get(name)
     width, height = (image.width, image.height) if image else _size_of_init_image(name, plan, history)
     if not width:
@@ -174,11 +173,7 @@ def _check_parent(
         )
     if kind is UPSCALE and image and image.stage == Stage.STAGE_UPSCALE:
         raise InvalidRequest(field, f"must not be enlarged already to be enlarged, got {name!r}")
-    max_pixels = model.limits.max_image_pixels
-    if max_pixels and width * height > max_pixels:
-        raise ImageTooLarge(
-            field, f"must have at most {max_pixels} pixels for {kind.name}, got {width}x{height}"
-        )
+    return width, height
 
 
 def _size_of_init_image(name: str, plan: Plan, history: History) -> tuple[int, int]:

@@ -324,6 +324,16 @@ async def test_a_stage_that_nobody_serves_is_refused_before_anything_begins():
         assert (await gateway.client.get_run(name)).state == RunState.RUN_STATE_SUCCEEDED
 
 
+async def test_a_picture_that_is_too_large_to_be_enlarged_in_one_piece_is_not_selected_for_it(gateway):
+    gateway.upscaler.info.limits.max_tile_size = 8
+    await gateway.notice()
+    name, _ = await manual_run(gateway)
+    asked = selection(f"{name}/images/generate-0", upscale={"settings": {"tile_size": 0}})
+    field, description = await refused(gateway, name, asked)
+    assert field == "selections[0].upscale.settings.tile_size"
+    assert "with pictures of 8x8: in one piece they would be tiles of 9x9" in description
+
+
 async def test_a_selection_of_a_run_that_is_not_there_is_not_found(gateway):
     with pytest.raises(NotFound):
         await gateway.client.select_images(

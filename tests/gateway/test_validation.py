@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import text_format
 from PIL import Image
 
-from tests.gateway.runs_as_seen import collect
+from tests.gateway.runs_as_seen import ALL, collect
 from tests.gateway.scripted import image, pipeline, png
 from triptych.client import InvalidRequest
 from triptych.v1.pipeline_pb2 import RunSpec
@@ -126,6 +126,51 @@ async def test_tiles_that_the_model_cannot_make_are_refused(gateway, settings, f
     assert said[0] == f"spec.upscale.settings.{field}"
     assert description in said[1]
     assert gateway.generator.requests == []
+
+
+@pytest.mark.parametrize("mode", ["automatic {}", "manual {}"])
+async def test_a_picture_that_is_too_large_to_be_enlarged_in_one_piece_is_refused_before_it_is_made(
+    gateway, mode
+):
+    limits = gateway.upscaler.info.limits
+    limits.max_tile_size, limits.tile_multiple = 512, 8
+    gateway.generator.info.image_size = 512
+    await gateway.notice()
+    text = f"prompt: 'x' generate {{}} upscale {{settings {{tile_size: 0}}}} {mode}"
+    field, description = await refused(gateway, text_format.Parse(text, RunSpec()))
+    assert field == "spec.upscale.settings.tile_size"
+    assert "must not be 0 with pictures of 512x512: in one piece they would be tiles of 520x520" in description
+    assert gateway.generator.requests == []
+
+
+async def test_a_given_picture_that_is_too_large_to_be_enlarged_in_one_piece_is_refused(gateway):
+    gateway.upscaler.info.limits.max_tile_size = 15
+    await gateway.notice()
+    asked = RunSpec(init_images=[image(1), image(2, side=16)])
+    asked.upscale.settings.tile_size = 0
+    field, description = await refused(gateway, asked)
+    assert field == "spec.upscale.settings.tile_size"
+    assert "with pictures of 16x16" in description
+
+
+async def test_by_hand_it_is_enough_that_one_stage_s_pictures_can_be_enlarged(gateway):
+    gateway.upscaler.info.limits.max_tile_size = 300
+    gateway.generator.info.image_size, gateway.refiner.info.image_size = 512, 256
+    await gateway.notice()
+    asked = text_format.Parse(
+        "prompt: 'x' generate {count: 1} refine {} upscale {settings {tile_size: 0}} manual {}", RunSpec()
+    )
+    assert (await gateway.facade.create_run("", asked, ALL)).name
+
+
+async def test_tiles_that_are_the_model_s_own_choice_bound_the_overlap(gateway):
+    limits = gateway.upscaler.info.limits
+    limits.max_tile_size, limits.tile_multiple = 512, 8
+    gateway.upscaler.info.defaults["tile_size"] = 64
+    await gateway.notice()
+    text = "prompt: 'x' generate {} upscale {settings {tile_overlap: 60}}"
+    said = await refused(gateway, text_format.Parse(text, RunSpec()))
+    assert said == ("spec.upscale.settings.tile_overlap", "must be 0 to 56 with tiles of 64, got 60")
 
 
 async def test_a_prompt_of_ten_megabytes_is_refused_in_a_sentence(gateway):

@@ -1,0 +1,133 @@
+"""What can be asked of a stage: no more than any model could mean, and what the one that was chosen accepts.
+
+All of it is refused before anything is begun, by the path of the field. It knows what workers say of themselves
+(ModelInfo), and asks nobody.
+"""
+
+import asyncio
+import math
+from typing import Any
+
+from gateway.stages import GENERATE, REFINE, UPSCALE, StageKind
+from services.errors import ImageTooLarge, InvalidRequest
+from services.images import ImageLimits, decode_image
+from services.requests import check_prompt, integer, number
+from triptych.v1.pipeline_pb2 import RunSpec
+from triptych.v1.stage_pb2 import ImageData, ModelInfo
+from triptych.v1.upscaler_pb2 import UpscaleSettings
+
+# What no stage's text encoder would read beyond; a model may accept less.
+MAX_PROMPT_BYTES = 2_000
+
+# The widest of each setting that any model could mean; a model may accept less and then says so itself.
+_MAX_TEMPERATURE = 100.0
+_MAX_TOP_K = 1_000_000
+_MAX_GUIDANCE_SCALE = 1_000.0
+_MAX_NUM_STEPS = 1_000
+_MAX_PREVIEW_EVERY = 1_000_000
+_MAX_TILE_PX = 4_096
+
+
+def check_settings(kind: StageKind, settings: Any, path: str) -> None:
+    """Raises InvalidRequest for what no model could mean; a model may accept less."""
+    integer(settings, "preview_every", 0, low=0, high=_MAX_PREVIEW_EVERY, path=path)
+    if kind is UPSCALE:
+        integer(settings, "tile_size", 0, low=0, high=_MAX_TILE_PX, path=path)
+        integer(settings, "tile_overlap", 0, low=0, high=_MAX_TILE_PX, path=path)
+        return
+    number(settings, "guidance_scale", 1, low=0, high=_MAX_GUIDANCE_SCALE, path=path)
+    if kind is GENERATE:
+        number(settings, "temperature", 1, low=0, high=_MAX_TEMPERATURE, above_low=True, path=path)
+        integer(settings, "top_k", 0, low=0, high=_MAX_TOP_K, path=path)
+        number(settings, "top_p", 1, low=0, high=1, above_low=True, path=path)
+        return
+    integer(settings, "num_steps", 1, low=1, high=_MAX_NUM_STEPS, path=path)
+    if not math.isfinite(settings.skip_ratio) or not 0 <= settings.skip_ratio < 1:
+        raise InvalidRequest(
+            f"{path}.skip_ratio", f"must be at least 0 and below 1, got {settings.skip_ratio:g}"
+        )
+    if (num_bytes := len(settings.negative_prompt.encode())) > MAX_PROMPT_BYTES:
+        raise InvalidRequest(
+            f"{path}.negative_prompt", f"must have at most {MAX_PROMPT_BYTES} bytes, got {num_bytes}"
+        )
+
+
+def check_against_model(prompt: str, kind: StageKind, settings: Any, model: ModelInfo, path: str) -> None:
+    """Raises InvalidRequest for what this model does not accept. `path` is that of the settings."""
+    limits = model.limits
+    if kind is not UPSCALE and limits.max_prompt_bytes:
+        check_prompt(prompt, limits.max_prompt_bytes, "spec.prompt")
+    if kind is REFINE and limits.max_num_steps:
+        integer(settings, "num_steps", 1, low=1, high=limits.max_num_steps, path=path)
+    if kind is UPSCALE:
+        _check_tiles(settings, model, path)
+
+
+def check_parent_size(
+    kind: StageKind, settings: Any, model: ModelInfo, size: tuple[int, int], path: str, field: str
+) -> None:
+    """Raises InvalidRequest or ImageTooLarge where the model cannot begin with a picture of that width and height.
+
+    `path` is that of the settings, `field` that of the picture.
+    """
+    width, height = size
+    limits = model.limits
+    if limits.max_image_pixels and width * height > limits.max_image_pixels:
+        raise ImageTooLarge(
+            field, f"must have at most {limits.max_image_pixels} pixels for {kind.name}, got {width}x{height}"
+        )
+    if kind is not UPSCALE or not limits.max_tile_size or _setting(settings, model, "tile_size") != 0:
+        return
+    # A whole picture is a tile that is filled up to the next multiple above its own size.
+    multiple = max(1, limits.tile_multiple)
+    wide, high = ((pixels // multiple + 1) * multiple for pixels in size)
+    if max(wide, high) > limits.max_tile_size:
+        raise InvalidRequest(
+            f"{path}.tile_size",
+            f"must not be 0 with pictures of {width}x{height}: in one piece they would be tiles of {wide}x{high} "
+            f"pixels, and at most {limits.max_tile_size} a side are possible",
+        )
+
+
+def _check_tiles(settings: UpscaleSettings, model: ModelInfo, path: str) -> None:
+    limits, tile_size = model.limits, _setting(settings, model, "tile_size")
+    if not limits.max_tile_size or not tile_size:
+        return
+    multiple = max(1, limits.tile_multiple)
+    if not 2 * multiple <= tile_size <= limits.max_tile_size or tile_size % multiple:
+        raise InvalidRequest(
+            f"{path}.tile_size",
+            f"must be 0 (the picture in one piece) or a multiple of {multiple} from {2 * multiple} to "
+            f"{limits.max_tile_size}, got {tile_size:g}",
+        )
+    if settings.tile_overlap > tile_size - multiple:
+        raise InvalidRequest(
+            f"{path}.tile_overlap",
+            f"must be 0 to {tile_size - multiple:g} with tiles of {tile_size:g}, got {settings.tile_overlap}",
+        )
+
+
+def _setting(settings: Any, model: ModelInfo, name: str) -> float | None:
+    """What the model will take it for; None where that is not known."""
+    if settings.HasField(name):
+        return float(getattr(settings, name))
+    # Not indexed: that would add it to the map.
+    return model.defaults.get(name)
+
+
+async def check_init_images(spec: RunSpec, model: ModelInfo) -> tuple[ImageData, ...]:
+    """The init images with the sizes that their files have; raises InvalidRequest, ImageTooLarge."""
+    widest = ImageLimits()
+    limits = ImageLimits(
+        max_bytes=min(widest.max_bytes, model.limits.max_image_bytes or widest.max_bytes),
+        max_pixels=min(widest.max_pixels, model.limits.max_image_pixels or widest.max_pixels),
+    )
+    checked = []
+    for place, image in enumerate(spec.init_images):
+        # Decoding takes tens of milliseconds, in which every other run's events would wait.
+        picture = await asyncio.to_thread(decode_image, image.data, limits, f"spec.init_images[{place}].data")
+        image.height, image.width = picture.shape[:2]
+        checked.append(
+            ImageData(mime_type=image.mime_type, data=image.data, width=image.width, height=image.height)
+        )
+    return tuple(checked)
