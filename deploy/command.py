@@ -1,22 +1,49 @@
 """`triptych deploy`: the pipeline at a place, each stage with as many workers as it needs.
 
-What is running is asked of the place each time; the folder of a deployment holds logs and the list of workers that the
-gateway reads, and may be lost.
+Each place is a group with its own options that says where things are (a Place); the commands below it are the same
+everywhere. What is running is asked of the place each time; the folder of a deployment holds logs and the list of workers
+that the gateway reads, and may be lost.
 """
 
 import json
+import signal
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
-from deploy.deployer import STAGES, DeployError, Worker
+from deploy.deployer import STAGES, Deployer, DeployError, Worker, check_name
 from deploy.deployment import Deployment
-from deploy.local import GATEWAY, LocalDeployer
+from deploy.gateway import GATEWAY, Gateway, LocalGateway
+from deploy.local import LocalDeployer
+from deploy.tagged import TaggedProcesses
 from services.model_cache import user_cache
 
 LIST = "workers.json"
-GATEWAY_START_S = 60.0
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+@dataclass(frozen=True)
+class Place:
+    """A deployment at a place, as the commands have it."""
+
+    deployer: Deployer
+    gateway: Gateway
+    # Of the list that the gateway reads; None where it finds its workers by itself.
+    list_path: Path | None
+    # Makes ready what workers are started from, where there is such a thing.
+    prepare: Callable[[], None] = lambda: None
+
+    @property
+    def deployment(self) -> Deployment:
+        return Deployment(self.deployer, self.list_path, click.echo)
 
 
 @click.group(no_args_is_help=True)
@@ -24,19 +51,71 @@ def deploy() -> None:
     """Run the pipeline at a place, and scale each stage of it."""
 
 
+def name_option(command: Command) -> Command:
+    """--name, of every place."""
+    return click.option("--name", default="default", help="Of the deployment; several can be at one place.")(
+        command
+    )
+
+
 @deploy.group(no_args_is_help=True)
-@click.option("--name", default="default", help="Of the deployment; several can be at one place.")
+@name_option
 @click.pass_context
 def local(ctx: click.Context, name: str) -> None:
     """On this machine, as processes that go on when the command has ended."""
-    folder = user_cache() / "deployments" / name
-    ctx.obj = LocalDeployer(name, folder), folder
+    folder = folder_of("local", name)
+    deployer = LocalDeployer(check_name(name), folder)
+    gateway = LocalGateway(deployer.processes, ["--workers-file", str(folder / LIST)])
+    ctx.obj = Place(deployer, gateway, folder / LIST)
 
 
-Place = tuple[LocalDeployer, Path]
+def folder_of(place: str, name: str) -> Path:
+    """Of a deployment, on this machine."""
+    return user_cache() / "deployments" / (name if place == "local" else f"{place}-{name}")
 
 
-@local.command()
+def local_gateway(place: str, name: str, *options: str) -> tuple[LocalGateway, Path]:
+    """A gateway here for workers elsewhere, and the list of them that it reads."""
+    folder = folder_of(place, name)
+    processes = TaggedProcesses(f"{place}-gateway:{name}", folder)
+    return LocalGateway(processes, ["--workers-file", str(folder / LIST), *options]), folder / LIST
+
+
+@deploy.group(no_args_is_help=True)
+@name_option
+@click.option(
+    "--machines", type=FILE, required=True, help="The machines, in TOML: docs/operations.md shows one."
+)
+@click.option(
+    "--certificates", type=FOLDER, help="Of `triptych certs`: workers then listen to their gateway alone."
+)
+@click.pass_context
+def ssh(ctx: click.Context, name: str, machines: Path, certificates: Path | None) -> None:
+    """On machines of one's own, by ssh; the gateway runs here."""
+    from deploy.machines import read_machines
+    from deploy.ssh import SshDeployer
+
+    warn = partial(click.echo, err=True)
+    listed = read_machines(machines)
+    deployer = SshDeployer(check_name(name), listed, certificates=certificates, tell=warn)
+    gateway, list_path = local_gateway("ssh", name, *deployer.gateway_options)
+    ctx.obj = Place(deployer, gateway, list_path)
+
+
+@click.command()
+@click.pass_obj
+def plan(place: Place) -> None:
+    """Say what workers could run on, and what that costs; start nothing."""
+    for offer in place.deployer.plan():
+        evictions = (
+            "" if not offer.evictions_per_hour else f", taken away {offer.evictions_per_hour:.1%} of hours"
+        )
+        spot = "spot" if offer.is_spot else "on demand"
+        note = f"  ({offer.note})" if offer.note else ""
+        click.echo(f"{offer.machine:<40} {offer.price_per_hour:>8.4g} an hour, {spot}{evictions}{note}")
+
+
+@click.command()
 @click.option("--generators", type=click.IntRange(1), default=1, help="How many of them.")
 @click.option("--refiners", type=click.IntRange(1), default=1, help="How many of them.")
 @click.option("--upscalers", type=click.IntRange(1), default=1, help="How many of them.")
@@ -47,84 +126,86 @@ Place = tuple[LocalDeployer, Path]
 @click.pass_obj
 def up(place: Place, generators: int, refiners: int, upscalers: int, port: int, http_port: int) -> None:
     """Start what is missing: the workers, and a gateway in front of them."""
-    deployer, folder = place
-    wanted = dict(zip(STAGES, (generators, refiners, upscalers), strict=True))
-    deployment = Deployment(deployer, folder / LIST, click.echo)
-    deployment.scale(wanted)
-    if not any(service == GATEWAY for service, _ in deployer.processes()):
-        options = ["--port", str(port), "--http-port", str(http_port), "--workers-file", str(folder / LIST)]
-        process = deployer.start(GATEWAY, options)
-        said = _first_words(deployer, str(process.pid))
-        click.echo(f"gateway serves at {said['address']}, its page at http://{said['http']}")
+    place.prepare()
+    place.deployment.scale(dict(zip(STAGES, (generators, refiners, upscalers), strict=True)))
+    click.echo(place.gateway.start(port=port, http_port=http_port))
 
 
-@local.command()
+@click.command()
 @click.option("--json", "as_json", envvar="TRIPTYCH_JSON", is_flag=True, help="Print one JSON object a line.")
 @click.pass_obj
 def status(place: Place, as_json: bool) -> None:
     """List the deployment's workers as they are now."""
-    deployer, _ = place
-    workers = deployer.endpoints()
+    workers = place.deployer.endpoints()
     for worker in workers:
-        click.echo(json.dumps(worker.__dict__) if as_json else _line(worker))
-    if not workers and not as_json:
-        click.echo(
-            f"nothing of the deployment '{deployer.name}' runs here; `triptych deploy local up` starts it"
-        )
+        click.echo(json.dumps(asdict(worker)) if as_json else _line(worker))
+    if as_json:
+        return
+    if place.gateway.is_running():
+        click.echo("gateway    runs")
+    price = sum(worker.price_per_hour for worker in workers)
+    if price:
+        click.echo(f"all workers cost {price:.4g} an hour")
+    if not workers:
+        click.echo(f"no worker of the deployment '{place.deployer.name}' runs here; `up` starts them")
 
 
-@local.command()
+@click.command()
 @click.argument("stage", type=click.Choice(STAGES))
 @click.argument("count", type=click.IntRange(1))
 @click.pass_obj
 def scale(place: Place, stage: str, count: int) -> None:
     """Run COUNT workers of STAGE from now on. Those that are too many finish what they make first."""
-    deployer, folder = place
-    Deployment(deployer, folder / LIST, click.echo).scale({stage: count})
+    place.deployment.scale({stage: count})
 
 
-@local.command()
+@click.command()
 @click.argument("worker")
 @click.option("--lines", type=click.IntRange(1), default=50, help="How many of them.")
 @click.pass_obj
 def logs(place: Place, worker: str, lines: int) -> None:
-    """Print the end of a WORKER's log; `status` says their numbers. `gateway` is one, too."""
-    deployer, _ = place
+    """Print the end of a WORKER's log; `status` says their names. `gateway` is one, too."""
     if worker == GATEWAY:
-        worker = next((str(process.pid) for name, process in deployer.processes() if name == GATEWAY), worker)
-    click.echo(deployer.logs(worker, num_lines=lines))
+        click.echo(place.gateway.logs(num_lines=lines))
+    else:
+        click.echo(place.deployer.logs(worker, num_lines=lines))
 
 
-@local.command()
+@click.command()
+@click.option("--every", "every_s", type=click.FloatRange(1), default=15.0, help="Seconds between two looks.")
+@click.pass_obj
+def watch(place: Place, every_s: float) -> None:
+    """Keep as many workers of each stage as there are now, in place of those that end, until Ctrl-C.
+
+    The gateway hears of what changed. Runs, workers and gateway go on when this ends.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    place.deployment.keep(rest=partial(time.sleep, every_s))
+
+
+@click.command()
 @click.pass_obj
 def down(place: Place) -> None:
     """End everything that belongs to the deployment."""
-    deployer, folder = place
-    num_processes = len(list(deployer.processes()))
-    left = Deployment(deployer, folder / LIST, click.echo).down()
+    place.gateway.stop()
+    left = place.deployment.down()
     if left.things:
         raise DeployError(
-            f"could not end {', '.join(left.things)}; they cost {left.price_per_hour:g} an hour"
+            f"could not end {', '.join(left.things)}; it may cost {left.price_per_hour:g} an hour"
         )
-    click.echo(f"ended {num_processes} processes; nothing is left")
+    click.echo(f"ended the deployment '{place.deployer.name}'; nothing is left")
+
+
+def add_commands(place: click.Group) -> None:
+    """What can be done with a deployment, wherever it is."""
+    for command in (plan, up, status, scale, logs, watch, down):
+        place.add_command(command)
+
+
+for place_ in (local, ssh):
+    add_commands(place_)
 
 
 def _line(worker: Worker) -> str:
-    return f"{worker.stage:<10} {worker.id:<8} {worker.state.value:<9} {worker.address or '-':<22} {worker.machine}"
-
-
-def _first_words(deployer: LocalDeployer, worker_id: str) -> dict[str, str]:
-    """What a service says when it serves, out of its log. Raises DeployError when it ends instead."""
-    until = time.monotonic() + GATEWAY_START_S
-    while time.monotonic() < until:
-        log = deployer.logs(worker_id, num_lines=1000)
-        for line in log.splitlines():
-            if line.startswith('{"service"'):
-                said: dict[str, str] = json.loads(line)
-                return said
-        if not deployer.is_running(worker_id):
-            raise DeployError(f"the gateway did not start:\n{deployer.logs(worker_id, num_lines=5)}")
-        time.sleep(0.2)
-    raise DeployError(
-        f"the gateway does not serve after {GATEWAY_START_S:.0f} s; see `triptych deploy local logs gateway`"
-    )
+    line = f"{worker.stage:<10} {worker.id:<8} {worker.state.value:<9} {worker.address or '-':<22} {worker.machine}"
+    return f"{line}  ({worker.note})" if worker.note else line

@@ -4,6 +4,7 @@ A Deployer starts and stops the workers of one deployment and always knows which
 deployment's tag, wherever the place keeps tags, and needs no memory of its own. What a worker computes it does not know.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,6 +13,8 @@ from typing import Protocol, runtime_checkable
 from services.errors import TriptychError
 
 STAGES = ("generator", "refiner", "upscaler")
+# Of deployments: part of paths, of labels and of projects' names.
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 class DeployError(TriptychError):
@@ -23,6 +26,8 @@ class DeployError(TriptychError):
 class State(StrEnum):
     STARTING = "starting"
     SERVING = "serving"
+    # Ends again and again, and is started anew by the place itself.
+    FAILING = "failing"
     # Takes nothing new, finishes what it makes, and ends.
     DRAINING = "draining"
 
@@ -49,6 +54,8 @@ class Worker:
     state: State
     machine: str = ""
     price_per_hour: float = 0.0
+    # What keeps it from serving, where that is known.
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,15 @@ class Deployer(Protocol):
     def teardown(self) -> Leftovers:
         """Ends and removes everything that carries the deployment's tag."""
         ...
+
+
+def check_name(name: str) -> str:
+    """Raises DeployError for a name that not every place could keep as a tag."""
+    if not NAME.fullmatch(name):
+        raise DeployError(
+            f"a deployment's name is 1 to 63 of a-z, 0-9, '-' and '_', and begins with one of the first two; got '{name}'"
+        )
+    return name
 
 
 def workers_file(workers: Sequence[Worker]) -> dict[str, list[str]]:

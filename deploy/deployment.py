@@ -5,7 +5,8 @@ The list of workers (the gateway's --workers-file) is written anew from what the
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,8 @@ class Deployment:
     """Use one at a time for a name."""
 
     deployer: Deployer
-    list_path: Path
+    # None where the gateway finds its workers by itself.
+    list_path: Path | None
     tell: Tell = lambda line: None
     sleep: Callable[[float], None] = time.sleep
 
@@ -33,32 +35,37 @@ class Deployment:
 
         Draining ones are left to finish by themselves. Raises DeployError when one ends instead of serving.
         """
-        for stage, count in wanted.items():
+        for stage in wanted:
             if stage not in STAGES:
                 raise DeployError(f"no stage '{stage}': expected one of {', '.join(STAGES)}")
-            have = [one for one in self._live() if one.stage == stage]
+        live = self._live()
+        started = []
+        for stage, count in wanted.items():
+            have = [one for one in live if one.stage == stage]
             # The newest go first: the oldest have proven themselves.
             for worker in have[count:]:
                 self._take_away(worker)
-            for _ in range(count - len(have)):
-                worker = self.deployer.launch(stage)
-                self.tell(f"{stage} {worker.id} starts on {worker.machine or 'a machine'}")
-        return self.wait(wanted)
+            started += [self._launch(stage) for _ in range(count - len(have))]
+        return self.wait(wanted, started)
 
-    def wait(self, wanted: Mapping[str, int]) -> list[Worker]:
-        """Waits until so many workers of each stage serve, and writes the list whenever it changes."""
-        seen = {one.id: one for one in self._live()}
+    def wait(self, wanted: Mapping[str, int], started: Sequence[Worker] = ()) -> list[Worker]:
+        """Waits until so many workers of each stage serve, and writes the list whenever it changes.
+
+        Those of `started` may not end meanwhile, nor may any other that was seen.
+        """
+        seen = {one.id: one for one in started}
         until = time.monotonic() + START_TIMEOUT_S
         while True:
             workers = {one.id: one for one in self._live()}
-            self.write_list()
-            for gone in seen.keys() - workers.keys():
+            self.write_list(list(workers.values()))
+            for worker in [
+                *(one for id, one in seen.items() if id not in workers),
+                *(one for one in workers.values() if one.state is State.FAILING),
+            ]:
                 raise DeployError(
-                    f"{seen[gone].stage} {gone} ended instead of serving:\n{self.deployer.logs(gone, num_lines=5)}"
+                    f"{worker.stage} {worker.id} ended instead of serving:\n{self._last_words(worker)}"
                 )
-            for worker in workers.values():
-                if worker.state is State.SERVING and seen.get(worker.id) != worker:
-                    self.tell(f"{worker.stage} {worker.id} serves at {worker.address}")
+            self._tell_news(seen, workers)
             seen = workers
             serving = [one for one in workers.values() if one.state is State.SERVING]
             if all(sum(one.stage == stage for one in serving) >= count for stage, count in wanted.items()):
@@ -69,24 +76,74 @@ class Deployment:
                 )
             self.sleep(ASK_EVERY_S)
 
-    def write_list(self) -> None:
+    def keep(self, rest: Callable[[], None]) -> None:
+        """Starts a worker for each that goes away, of as many of each stage as there are now; ends with what `rest` raises.
+
+        `rest` is called between two looks.
+        """
+        seen = {one.id: one for one in self._live()}
+        wanted = Counter(one.stage for one in seen.values())
+        self.tell(f"keeps {', '.join(f'{number} {stage}' for stage, number in wanted.items()) or 'nothing'}")
+        while True:
+            workers = {one.id: one for one in self._live()}
+            self.write_list(list(workers.values()))
+            self._tell_news(seen, workers)
+            for gone in seen.keys() - workers.keys():
+                self.tell(f"{seen[gone].stage} {gone} is gone or drains")
+            seen = workers
+            there = Counter(one.stage for one in workers.values())
+            for stage, number in wanted.items():
+                for _ in range(number - there[stage]):
+                    try:
+                        worker = self._launch(stage)
+                    except DeployError as error:
+                        # There may be room later.
+                        self.tell(str(error))
+                        break
+                    seen[worker.id] = worker
+            rest()
+
+    def write_list(self, workers: Sequence[Worker] | None = None) -> None:
         """What the gateway reads."""
-        text = json.dumps(workers_file([one for one in self._live() if one.state is State.SERVING]), indent=1)
+        if self.list_path is None:
+            return
+        live = self._live() if workers is None else workers
+        text = json.dumps(workers_file([one for one in live if one.state is State.SERVING]), indent=1)
         if not self.list_path.exists() or self.list_path.read_text("utf-8") != text:
+            self.list_path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.list_path, text.encode())
 
     def down(self) -> Leftovers:
         """Ends everything of the deployment."""
         left = self.deployer.teardown()
-        self.list_path.unlink(missing_ok=True)
+        if self.list_path is not None:
+            self.list_path.unlink(missing_ok=True)
         return left
 
     def _live(self) -> list[Worker]:
         return [one for one in self.deployer.endpoints() if one.state is not State.DRAINING]
 
+    def _launch(self, stage: str) -> Worker:
+        worker = self.deployer.launch(stage)
+        self.tell(f"{stage} {worker.id} starts on {worker.machine or 'a machine'}")
+        return worker
+
     def _take_away(self, worker: Worker) -> None:
         """Off the list first, so that nothing new comes; then it may finish and end."""
-        remaining = [one for one in self._live() if one.id != worker.id and one.state is State.SERVING]
-        write_atomically(self.list_path, json.dumps(workers_file(remaining), indent=1).encode())
+        self.write_list([one for one in self._live() if one.id != worker.id])
         self.tell(f"{worker.stage} {worker.id} drains")
         self.deployer.drain(worker.id)
+
+    def _tell_news(self, seen: Mapping[str, Worker], workers: Mapping[str, Worker]) -> None:
+        for worker in workers.values():
+            before = seen.get(worker.id)
+            if worker.state is State.SERVING and (before is None or before.state is not State.SERVING):
+                self.tell(f"{worker.stage} {worker.id} serves at {worker.address}")
+            if worker.note and (before is None or before.note != worker.note):
+                self.tell(f"{worker.stage} {worker.id}: {worker.note}")
+
+    def _last_words(self, worker: Worker) -> str:
+        try:
+            return self.deployer.logs(worker.id, num_lines=5)
+        except DeployError as error:
+            return str(error)

@@ -14,8 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from deploy.machines import Machine
+from tests.deploy.stage_command import write_command
 
 HOST = "127.0.0.1"
 # sshd is not on everybody's PATH.
@@ -52,6 +56,7 @@ class Sshd:
     num_connections: int = 0
     sessions: list[subprocess.Popen[bytes]] = field(default_factory=list)
     listening: socket.socket | None = None
+    accepting: threading.Thread | None = None
 
     @property
     def key(self) -> Path:
@@ -79,7 +84,8 @@ class Sshd:
         listening.listen()
         self.port = listening.getsockname()[1]
         self.listening = listening
-        threading.Thread(target=self._accept, args=(listening,), daemon=True).start()
+        self.accepting = threading.Thread(target=self._accept, args=(listening,), daemon=True)
+        self.accepting.start()
 
     def go_offline(self) -> None:
         """Refuses connections and ends those that there are; what runs on the machine runs on."""
@@ -89,6 +95,8 @@ class Sshd:
                 self.listening.shutdown(socket.SHUT_RDWR)
             self.listening.close()
             self.listening = None
+        if self.accepting is not None:
+            self.accepting.join()
         for session in self.sessions:
             session.kill()
             session.wait()
@@ -133,6 +141,24 @@ def running_sshd(folder: Path, environment: Mapping[str, str] | None = None) -> 
         yield machine
     finally:
         machine.go_offline()
+
+
+def machine_of(sshd: Sshd, **settings: Any) -> Machine:
+    """It, as a list of machines has it; its stages have networks that only count."""
+    return Machine(
+        **{
+            "address": sshd.host,
+            "name": "loopback",
+            "user": sshd.user,
+            "port": sshd.port,
+            "key": str(sshd.key),
+            "ssh_options": [f"UserKnownHostsFile={sshd.known_hosts}"],
+            "workers": 4,
+            "triptych": str(write_command(sshd.folder / "triptych")),
+            "folder": str(sshd.folder / "deployments"),
+            **settings,
+        }
+    )
 
 
 def make_key(path: Path) -> None:

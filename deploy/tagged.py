@@ -1,0 +1,91 @@
+"""Processes of this machine that carry a deployment's tag and outlive the command that started them.
+
+The tag is a variable in their environment, so they are found again whatever became of every file.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from deploy.deployer import DeployError
+
+TAG = "TRIPTYCH_DEPLOYMENT"
+STOP_TIMEOUT_S = 10.0
+
+
+class TaggedProcesses:
+    """`triptych serve` processes with one tag; their logs are in `folder`."""
+
+    def __init__(self, tag: str, folder: Path) -> None:
+        self.tag = tag
+        self.folder = folder
+        # They outlive this process; while it lives, it has to reap those that end.
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def start(self, service: str, options: Sequence[str]) -> psutil.Process:
+        """Starts `triptych serve SERVICE` with the tag, free of this process and its terminal."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Named after the start: the process id is not known before the file is open.
+        log = self.folder / f"{service}-{time.time_ns()}.log"
+        with log.open("ab") as file:
+            process = subprocess.Popen(  # noqa: S603 - our own command
+                [sys.executable, "-m", "triptych", "serve", service, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                env={**os.environ, TAG: self.tag, "PYTHONUNBUFFERED": "1"},
+            )
+        self._children.append(process)
+        log.rename(self.folder / f"{service}-{process.pid}.log")
+        return psutil.Process(process.pid)
+
+    def __iter__(self) -> Iterator[tuple[str, psutil.Process]]:
+        """What carries the tag and serves, oldest first: the service's name and its process."""
+        found = []
+        for process in psutil.process_iter():
+            # Processes end while they are looked at, and those of others may not be looked into.
+            with suppress(psutil.Error, OSError):
+                if process.environ().get(TAG) != self.tag or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                command = process.cmdline()
+                if "serve" in command[:-1]:
+                    found.append((process.create_time(), command[command.index("serve") + 1], process))
+        for _, service, process in sorted(found, key=lambda one: one[0]):
+            yield service, process
+
+    def numbered(self, number: str) -> list[psutil.Process]:
+        """The process of that id, if it is one of ours: numbers are used again, tags are not."""
+        return [process for _, process in self if str(process.pid) == number]
+
+    def log_of(self, number: str, num_lines: int) -> str:
+        """The end of its log, also when the process has ended."""
+        paths = list(self.folder.glob(f"*-{number}.log"))
+        if not paths:
+            raise DeployError(f"there is no log of {number} in {self.folder}")
+        lines = paths[0].read_text("utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-num_lines:])
+
+    def end(self, processes: Sequence[psutil.Process]) -> None:
+        """Lets them end, and ends those that do not."""
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+        for process in alive:
+            kill(process)
+        for child in self._children:
+            child.poll()
+
+
+def kill(process: psutil.Process) -> None:
+    """Returns when it is gone."""
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
+        process.wait(STOP_TIMEOUT_S)
