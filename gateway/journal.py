@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.event_log import EventLog
 from gateway.journal_tables import blocking_engine, commands, events, expired, images, opened, runs
+from gateway.masks import masks_told
 from gateway.run_view import RunView, is_at_rest, is_finished
 from gateway.sqlite_threads import SqliteThreads
 from services.errors import TriptychError
@@ -230,6 +231,9 @@ class Journal:
                 for one in ours
                 if one.event.HasField("image_ready")
             ]
+            pictures += [
+                _image_row(one.run.name, mask) for one in ours for mask in masks_told(one.event, one.run.name)
+            ]
             # A commit whose answer was lost is tried again: the rows that are there already are the same.
             for table, new in ((events, rows), (images, pictures)):
                 if new:
@@ -264,9 +268,9 @@ class Journal:
                 connection.execute(
                     sa.insert(events).values(run=name, sequence=first_event.sequence, payload=payload)
                 )
-                if init_images:
-                    rows = [_image_row(name, image) for image in init_images.values()]
-                    connection.execute(sa.insert(images), rows)
+                kept = [*init_images.values(), *masks_told(first_event, name)]
+                if kept:
+                    connection.execute(sa.insert(images), [_image_row(name, image) for image in kept])
                 where = runs.c.name == name
             else:
                 where = sa.and_(runs.c.caller == new.caller, runs.c.request_id == new.request_id)

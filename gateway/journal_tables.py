@@ -81,7 +81,7 @@ events = sa.Table(
     sa.Column("payload", sa.LargeBinary, nullable=False),
 )
 
-# Every picture that a run has, those that it started from included; the payload is a serialized Image.
+# Every picture that a run has, those that it started from and masks included; the payload is a serialized Image.
 images = sa.Table(
     "images",
     metadata,

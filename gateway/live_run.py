@@ -113,6 +113,9 @@ class LiveRun:
         if self._is_at_rest:
             self._check_room()
         selected = await make_selection(request_id, asked, self.plan, history, pools)
+        for one in asked:
+            if one.refine.HasField("mask"):
+                await self.record.keep_mask(one.refine.mask)
         # Once more: nothing is awaited from here to the record.
         if find_selected(history, request_id, asked, self.plan):
             return

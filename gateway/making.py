@@ -161,6 +161,7 @@ class Making:
             run_seed=spec.seed,
             caller=self._caller,
             image=await self._record.read(parent) if parent else None,
+            mask=await self._record.read_mask(work.mask) if work.mask else None,
         )
 
 
@@ -188,4 +189,6 @@ def _as_the_callers(error: TriptychError, kind: StageKind) -> TriptychError:
                 return InvalidRequest(f"spec.{kind.name}.{field}", description)
             if field == "prompt":
                 return InvalidRequest("spec.prompt", description)
+            if field == "mask":
+                return InvalidRequest(f"spec.{kind.name}.mask", description)
     return error

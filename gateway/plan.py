@@ -5,7 +5,7 @@ Errors name the field by its path in the request. It asks the pools what is serv
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.limits import (
@@ -15,6 +15,7 @@ from gateway.limits import (
     check_parent_size,
     check_settings,
 )
+from gateway.masks import mask_of, take_mask
 from gateway.pool import Pool, models_of
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE, StageKind, kind_of
 from services.errors import InvalidRequest, NoWorker
@@ -44,6 +45,8 @@ class StageWork:
     kind: StageKind
     settings: Any
     model: ChosenModel
+    # The sha256 of a mask; "": none.
+    mask: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Plan:
     # Of all stages, and the one that ranks.
     models: tuple[ChosenModel, ...]
     init_images: tuple[ImageData, ...]
+    # With their files, which the spec tells of by their sha256.
+    masks: tuple[ImageData, ...] = ()
 
     @property
     def is_manual(self) -> bool:
@@ -90,7 +95,8 @@ class Plan:
     def work_of(self, choice: Event.Selected.Choice) -> StageWork:
         """What the pictures of a selection are made with."""
         kind = kind_of(choice.model.stage)
-        return StageWork(kind, getattr(choice.selection, kind.name).settings, choice.model)
+        stage = getattr(choice.selection, kind.name)
+        return StageWork(kind, stage.settings, choice.model, mask_of(stage))
 
 
 async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
@@ -107,12 +113,13 @@ async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
         check_against_model(spec.prompt, kind, settings[kind], model, paths[kind])
     init_images = await check_init_images(spec, models[kinds[0]])
     _check_parents(spec, models, settings, paths)
+    masks = await take_mask(spec, models)
     if REFINE not in models and any(_top_k(spec, kind) for kind in kinds):
         models[REFINE] = await _choose_ranker(pools)
     chosen = [chosen_model(kind, model) for kind, model in models.items()]
     for image in spec.init_images:
         image.ClearField("data")
-    return restore_plan(spec, chosen, init_images)
+    return replace(restore_plan(spec, chosen, init_images), masks=masks)
 
 
 def check_size(plan: Plan, max_images: int | None) -> None:
@@ -132,7 +139,12 @@ def restore_plan(spec: RunSpec, models: Sequence[ChosenModel], init_images: Sequ
     by_stage = {model.stage: model for model in models}
     stages = tuple(
         StagePlan(
-            work=StageWork(kind, getattr(spec, kind.name).settings, by_stage[kind.stage]),
+            work=StageWork(
+                kind,
+                getattr(spec, kind.name).settings,
+                by_stage[kind.stage],
+                mask_of(getattr(spec, kind.name)),
+            ),
             count=_count(spec, kind),
             top_k=_top_k(spec, kind),
             max_images=sizes[kind.name],

@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from gateway.event_log import EventLog
 from gateway.history import History, image_name
+from gateway.masks import MIME_TYPE
 from gateway.run_view import RunView, is_finished
 from gateway.stages import Job, StageKind
 from gateway.store import Store
@@ -72,6 +73,14 @@ class Record:
             raise NotFound(f"{self.name} has no finished image {name[:120]!r}")
         data = await self._store.get(image.sha256)
         return ImageData(mime_type=image.mime_type, data=data, width=image.width, height=image.height)
+
+    async def keep_mask(self, mask: ImageData) -> None:
+        """Keeps the file of a mask that is about to be told of."""
+        await self._store.put(mask.data)
+
+    async def read_mask(self, sha256: str) -> ImageData:
+        """The file of a mask that was told of. Raises NotFound."""
+        return ImageData(mime_type=MIME_TYPE, data=await self._store.get(sha256))
 
     def to_proto(self) -> Run:
         """The run as it stands."""

@@ -171,6 +171,8 @@ class Runs:
                 sha256=await self.store.put(picture.data),
             )
             init_images[image.name] = image
+        for mask in plan.masks:
+            await self.store.put(mask.data)
         first = first_event(name, plan.spec, plan.models)
         row = await self.journal.add_run(name, new, first, init_images)
         if row.name == name:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gateway.history import History
 from gateway.limits import check_against_model, check_parent_size, check_settings
+from gateway.masks import check_mask, tell_by_hash
 from gateway.plan import (
     DEFAULT_VARIATIONS,
     MAX_IMAGES,
@@ -21,7 +22,7 @@ from gateway.pool import Pool
 from gateway.stages import REFINE, UPSCALE, StageKind
 from services.errors import AlreadyExists, InvalidRequest
 from services.requests import check_count
-from triptych.v1.pipeline_pb2 import ChosenModel, Event, Run, SelectImagesRequest
+from triptych.v1.pipeline_pb2 import ChosenModel, Event, RefineStage, Run, SelectImagesRequest
 from triptych.v1.stage_pb2 import ModelInfo, Stage
 
 Selection = SelectImagesRequest.Selection
@@ -80,6 +81,7 @@ async def make_selection(
         check_against_model(plan.spec.prompt, kind, settings, model, f"{stage_path}.settings")
         size = _size_of_parent(one.image, kind, plan, history, f"{path}.image")
         check_parent_size(kind, settings, model, size, f"{stage_path}.settings", f"{path}.image")
+        await check_mask(one.refine, model, [size], stage_path)
         choices.append(Event.Selected.Choice(selection=selection, model=chosen_model(kind, model)))
     for kind, total in totals.items():
         if history.next_index(kind.stage, plan.max_images(kind)) + total > MAX_IMAGES_IN_ALL:
@@ -142,7 +144,12 @@ def _complete(asked: Selection, plan: Plan) -> Selection:
         return selection
     stage: Any = getattr(selection, name)
     stage.CopyFrom(getattr(plan.spec, name))
+    if isinstance(stage, RefineStage):
+        # It belongs to the picture that it was drawn on.
+        stage.ClearField("mask")
     stage.MergeFrom(getattr(asked, name))
+    if isinstance(stage, RefineStage):
+        tell_by_hash(stage)
     stage.SetInParent()
     if name == REFINE.name and not selection.refine.HasField("count"):
         selection.refine.count = DEFAULT_VARIATIONS

@@ -31,6 +31,8 @@ class Job:
     run_seed: int
     caller: str
     image: ImageData | None = None
+    # Which part of it to repaint; None: all.
+    mask: ImageData | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def _refine(job: Job) -> RefineRequest:
         images=[_item(job)],
         settings=job.settings,
         init_image=job.image,
+        mask=job.mask,
         init_seed=job.run_seed,
         caller=job.caller,
     )

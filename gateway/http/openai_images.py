@@ -57,37 +57,42 @@ async def generations(request: Request) -> Response:
 
 async def edits(request: Request) -> Response:
     caller = caller_of(request)
-    fields, images = await _read_upload(request, EDIT_FIELDS)
-    return await _answer(request, caller, fields, partial(edit, images=images), "image_edit")
+    fields, images, masks = await _read_upload(request, EDIT_FIELDS)
+    plan = partial(edit, images=images, masks=masks)
+    return await _answer(request, caller, fields, plan, "image_edit")
 
 
 async def variations(request: Request) -> Response:
     caller = caller_of(request)
-    fields, images = await _read_upload(request, VARIATION_FIELDS)
+    fields, images, _ = await _read_upload(request, VARIATION_FIELDS)
     prompt = await read_prompt(images[0].data) if images else ""
     plan = partial(variation, images=images, prompt=prompt)
     return await _answer(request, caller, fields, plan, "image_variation")
 
 
-async def _read_upload(request: Request, known: Sequence[str]) -> tuple[Fields, list[ImageData]]:
-    """The fields of a form and its pictures, which the package calls `image`, or `image[]` where it sends a list."""
+async def _read_upload(
+    request: Request, known: Sequence[str]
+) -> tuple[Fields, list[ImageData], list[ImageData]]:
+    """The fields of a form, its pictures, which the package calls `image`, or `image[]` where it sends a list, and masks."""
     limits = api_of(request).limits
     form = await read_form(request, limits.max_upload_bytes)
     try:
-        images: list[ImageData] = []
+        uploads: dict[str, list[ImageData]] = {"image": [], "mask": []}
         values: dict[str, object] = {}
         for name in form:
             key = name.removesuffix("[]")
             files = [one for one in form.getlist(name) if isinstance(one, UploadFile)]
-            if key == "image":
-                images += [
+            if files and key in uploads and (key == "image" or key in known):
+                uploads[key] += [
                     ImageData(mime_type=one.content_type or "", data=await one.read()) for one in files
                 ]
+            elif key == "image":
+                continue
             elif name.endswith("[]"):
                 values[key] = form.getlist(name)
             else:
                 values[key] = form[name]
-        return Fields(values, known), images
+        return Fields(values, known), uploads["image"], uploads["mask"]
     finally:
         await form.close()
 

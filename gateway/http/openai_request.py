@@ -13,6 +13,7 @@ from gateway.http.openai_models import Family
 from gateway.plan import MAX_IMAGES, MAX_SEED
 from gateway.stages import GENERATE, REFINE, UPSCALE
 from services.errors import InvalidRequest
+from services.masks import has_alpha
 from triptych.v1.pipeline_pb2 import RunSpec
 from triptych.v1.stage_pb2 import ImageData
 
@@ -63,6 +64,7 @@ PARAMS = {
     "spec.refine.settings.skip_ratio": "skip_ratio",
     "spec.refine.settings.negative_prompt": "negative_prompt",
     "spec.init_images[0].data": "image",
+    "spec.refine.mask": "mask",
     "request_id": "Idempotency-Key",
 }
 
@@ -107,16 +109,21 @@ def generation(fields: Fields, family: Family) -> ImageRequest:
     return _request(fields, family, spec, stages, n)
 
 
-def edit(fields: Fields, family: Family, images: Sequence[ImageData]) -> ImageRequest:
-    """A picture from a picture and a prompt. Raises InvalidRequest or NoWorker."""
-    if fields.has("mask"):
-        refiner = family.models.get(REFINE.name, None)
-        raise InvalidRequest(
-            "mask",
-            f"the loaded model {refiner.name if refiner else 'none'!r} cannot inpaint: it redraws the picture as a "
-            "whole; leave the mask out",
-        )
-    return _from_picture(fields, family, images)
+def edit(
+    fields: Fields, family: Family, images: Sequence[ImageData], masks: Sequence[ImageData]
+) -> ImageRequest:
+    """A picture from a picture and a prompt, or the part of it that a mask says. Raises InvalidRequest or NoWorker."""
+    if fields.has("mask") or len(masks) > 1:
+        got = "several" if masks else "a text"
+        raise InvalidRequest("mask", f"must be one file, a PNG, got {got}")
+    for mask in masks:
+        # Of a mask without an alpha one program means the white part, another the black one.
+        if not has_alpha(mask.data):
+            raise InvalidRequest(
+                "mask",
+                "must be a PNG file with an alpha channel: where it is transparent the picture is made anew",
+            )
+    return _from_picture(fields, family, images, masks)
 
 
 def variation(fields: Fields, family: Family, images: Sequence[ImageData], prompt: str) -> ImageRequest:
@@ -126,7 +133,9 @@ def variation(fields: Fields, family: Family, images: Sequence[ImageData], promp
     return request
 
 
-def _from_picture(fields: Fields, family: Family, images: Sequence[ImageData]) -> ImageRequest:
+def _from_picture(
+    fields: Fields, family: Family, images: Sequence[ImageData], masks: Sequence[ImageData] = ()
+) -> ImageRequest:
     if len(images) != 1:
         raise InvalidRequest("image", f"the model redraws one picture at a time, got {len(images)}")
     stages = _stages(fields, family, (REFINE.name,), first=REFINE.name)
@@ -134,6 +143,8 @@ def _from_picture(fields: Fields, family: Family, images: Sequence[ImageData]) -
     spec = _spec(fields, family, stages)
     spec.init_images.extend(images)
     spec.refine.count = n
+    for mask in masks:
+        spec.refine.mask.CopyFrom(mask)
     if fields.has("skip_ratio"):
         spec.refine.settings.skip_ratio = fields.number("skip_ratio")
     return _request(fields, family, spec, stages, n)
@@ -257,7 +268,8 @@ def _steps(spec: RunSpec, family: Family, stages: Sequence[str]) -> dict[str, in
         elif name == REFINE.name:
             settings = spec.refine.settings
             num_steps = settings.num_steps or int(model.defaults.get("num_steps", DEFAULT_REFINE_STEPS))
-            skipped = settings.skip_ratio or model.defaults.get("skip_ratio", 0.0)
+            usually_skipped = 0.0 if spec.refine.HasField("mask") else model.defaults.get("skip_ratio", 0.0)
+            skipped = settings.skip_ratio or usually_skipped
             known[name] = max(1, round(num_steps * (1 - skipped)))
         else:
             # A tile or a few, and little to see of them.

@@ -75,7 +75,10 @@ IMAGE_SCHEMAS: dict[str, Any] = {
     "ImageEdit": _objects(
         ("image", "prompt"),
         image={"oneOf": [_FILE, {"type": "array", "items": _FILE, "minItems": 1, "maxItems": 1}]},
-        mask={**_FILE, "description": "refused unless the loaded model can inpaint"},
+        mask={
+            **_FILE,
+            "description": "a PNG of the picture's size with an alpha: only what is transparent there is made anew",
+        },
         **_PROMPTED,
         **_ANSWER_FIELDS,
         **_STREAM_FIELDS,

@@ -8,7 +8,7 @@ from PIL import Image
 
 from services.images import encode_png
 from tests.gateway.scripted import SIDE_PX, image
-from triptych.v1.stage_pb2 import ImageData, StageEvent
+from triptych.v1.stage_pb2 import INPAINTING_BLENDED, ImageData, StageEvent
 
 NUM_STEPS = 12
 
@@ -53,5 +53,6 @@ async def set_up(gateway) -> None:
     gateway.generator.info.image_size = gateway.refiner.info.image_size = SIDE_PX
     gateway.generator.info.limits.max_num_steps = NUM_STEPS
     gateway.refiner.info.defaults["num_steps"] = NUM_STEPS
+    gateway.refiner.info.inpainting = INPAINTING_BLENDED
     gateway.upscaler.info.scale = 4
     await gateway.notice()

@@ -9,6 +9,7 @@ from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent
 
 from tests.gateway.http.painting import pixels
 from tests.gateway.scripted import png
+from tests.gateway.test_masks import MASK, mask_file
 from triptych.png_text import with_text
 
 # Of OpenAI's own service; the package still calls it.
@@ -67,10 +68,90 @@ async def test_an_edit_streams_partial_images_that_converge(painter):
     assert distances[0] > distances[1] > distances[2] > 0
 
 
-async def test_a_mask_is_refused_with_the_model_s_name(painter):
+async def test_with_a_mask_a_part_of_the_picture_is_made_anew(painter):
+    answer = await painter.openai.images.edit(image=png(3), mask=MASK, prompt="a blue door", n=2)
+    for request in painter.gateway.refiner.requests:
+        assert (request.init_image.data, request.mask.data) == (png(3), MASK)
+        assert not request.settings.HasField("skip_ratio")
+    assert len(answer.data) == 2
+
+
+async def test_a_mask_from_a_file(painter, tmp_path):
+    (tmp_path / "mask.png").write_bytes(MASK)
+    with (tmp_path / "mask.png").open("rb") as file:
+        await painter.openai.images.edit(image=png(3), mask=file, prompt="x")
+    assert painter.gateway.refiner.requests[0].mask.data == MASK
+
+
+async def test_an_edit_without_a_mask_redraws_the_whole_picture(painter):
+    await painter.openai.images.edit(image=png(3), prompt="x")
+    assert not painter.gateway.refiner.requests[0].HasField("mask")
+
+
+async def test_an_edit_with_a_mask_streams(painter):
+    events = await painter.openai.images.edit(
+        image=png(3), mask=MASK, prompt="x", stream=True, partial_images=2
+    )
+    assert [event.type async for event in events] == ["image_edit.partial_image"] * 2 + [
+        "image_edit.completed"
+    ]
+
+
+async def test_a_key_with_the_same_picture_and_mask_makes_one_run(painter):
+    for _ in range(2):
+        await painter.openai.images.edit(
+            image=png(3), mask=MASK, prompt="x", extra_headers={"Idempotency-Key": "door-1"}
+        )
+    assert len(painter.gateway.refiner.requests) == 1
+
+
+async def test_a_key_with_another_mask_is_refused(painter):
+    key = {"Idempotency-Key": "door-1"}
+    await painter.openai.images.edit(image=png(3), mask=MASK, prompt="x", extra_headers=key)
+    with pytest.raises(openai.ConflictError):
+        await painter.openai.images.edit(image=png(3), mask=mask_file(), prompt="x", extra_headers=key)
+
+
+async def test_where_the_model_cannot_inpaint_a_mask_is_refused_with_its_name(painter):
+    painter.gateway.refiner.info.ClearField("inpainting")
+    await painter.gateway.notice()
     with pytest.raises(openai.BadRequestError, match="'tiny' cannot inpaint") as raised:
-        await painter.openai.images.edit(image=png(3), mask=png(4), prompt="x")
+        await painter.openai.images.edit(image=png(3), mask=MASK, prompt="x")
     assert raised.value.param == "mask"
+
+
+@pytest.mark.parametrize(
+    ("mask", "complaint"),
+    [
+        (png(4), "alpha channel"),
+        (b"GIF89a", "alpha channel"),
+        (b"", "alpha channel"),
+        (mask_file(16, opaque=255), "the size of the picture, 8x8, got 16x16"),
+        (MASK[:-30], "damaged or cut short"),
+        (MASK + bytes(4 * 2**20), "at most 4194304 bytes"),
+    ],
+    ids=["without an alpha", "no PNG", "nothing", "of another size", "cut short", "too large"],
+)
+async def test_what_is_no_mask_of_the_picture_is_a_bad_request(painter, mask, complaint):
+    with pytest.raises(openai.BadRequestError, match=complaint) as raised:
+        await painter.openai.images.edit(image=png(3), mask=mask, prompt="x")
+    assert raised.value.param == "mask"
+    assert painter.gateway.refiner.requests == []
+
+
+@pytest.mark.parametrize(
+    "files", [[("mask", (None, "a text"))], [("mask", ("a.png", MASK)), ("mask", ("b.png", MASK))]]
+)
+async def test_a_mask_must_be_one_file(painter, files):
+    sent = [("image", ("house.png", png(3))), ("prompt", (None, "x")), *files]
+    answer = await painter.http.post("/v1/images/edits", files=sent)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "mask")
+
+
+async def test_a_variation_has_no_mask(painter):
+    sent = [("image", ("house.png", png(3))), ("mask", ("mask.png", MASK))]
+    answer = await painter.http.post("/v1/images/variations", files=sent)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "mask")
 
 
 async def test_two_pictures_are_refused(painter):

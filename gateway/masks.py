@@ -1,0 +1,79 @@
+"""The masks of a run, of its spec and of its selections: checked, kept beside its pictures, told of by their sha256.
+
+It knows a mask as a file and the sizes that it must have; who repaints, and how, is the refiner's.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Collection, Mapping
+
+from gateway.stages import GENERATE, REFINE, StageKind
+from services.errors import InvalidRequest
+from services.masks import decode_mask
+from triptych.v1.pipeline_pb2 import Event, GenerateStage, Image, RefineStage, RunSpec, UpscaleStage
+from triptych.v1.stage_pb2 import INPAINTING_UNSPECIFIED, ImageData, ModelInfo
+
+MIME_TYPE = "image/png"
+
+
+async def take_mask(spec: RunSpec, models: Mapping[StageKind, ModelInfo]) -> tuple[ImageData, ...]:
+    """The mask of a spec that has one, which from here on tells of it by its sha256. Raises as `check_mask`."""
+    if not spec.refine.HasField("mask"):
+        return ()
+    sizes = [(image.width, image.height) for image in spec.init_images]
+    if GENERATE in models:
+        if spec.HasField("manual"):
+            raise InvalidRequest(
+                "spec.refine.mask",
+                "goes with the selection of its picture, where pictures are chosen by hand",
+            )
+        sizes = [(models[GENERATE].image_size, models[GENERATE].image_size)]
+    await check_mask(spec.refine, models[REFINE], sizes, "spec.refine")
+    mask = ImageData(mime_type=MIME_TYPE, data=spec.refine.mask.data)
+    tell_by_hash(spec.refine)
+    return (mask,)
+
+
+async def check_mask(
+    refine: RefineStage, model: ModelInfo, sizes: Collection[tuple[int, int]], path: str
+) -> None:
+    """Raises InvalidRequest where the stage has a mask and the model, or one of the pictures to repaint, does not fit it.
+
+    `sizes` are those of all pictures that it is for; (0, 0): not known yet. `path` is that of the stage.
+    """
+    field = f"{path}.mask"
+    if not refine.HasField("mask"):
+        return
+    if model.inpainting == INPAINTING_UNSPECIFIED:
+        raise InvalidRequest(
+            field,
+            f"the loaded model {model.name!r} cannot inpaint: it redraws the picture as a whole; leave the mask out",
+        )
+    if not sizes:
+        raise InvalidRequest(field, "needs a picture to repaint a part of, and there is none")
+    for width, height in set(sizes) - {(0, 0)}:
+        # Beside the event loop, as pictures are.
+        await asyncio.to_thread(decode_mask, refine.mask.data, field, width=width, height=height)
+
+
+def tell_by_hash(refine: RefineStage) -> None:
+    """Replaces the file of a mask, as a caller sent it, by its sha256; a sha256 that the caller sent counts for nothing."""
+    if refine.HasField("mask"):
+        refine.mask.CopyFrom(ImageData(sha256=hashlib.sha256(refine.mask.data).hexdigest()))
+
+
+def mask_of(stage: RefineStage | UpscaleStage | GenerateStage) -> str:
+    """The sha256 of the mask that a stage was told of with; "" for none."""
+    return stage.mask.sha256 if isinstance(stage, RefineStage) else ""
+
+
+def masks_told(event: Event, run: str) -> list[Image]:
+    """The masks that a run has from this event on, as pictures of it: the journal keeps their files like any other's."""
+    stages = [event.state.spec.refine] if event.HasField("state") else []
+    if event.HasField("selected"):
+        stages += [choice.selection.refine for choice in event.selected.choices]
+    hashes = {stage.mask.sha256 for stage in stages if stage.mask.sha256}
+    return [
+        Image(name=f"{run}/images/mask-{sha256[:16]}", mime_type=MIME_TYPE, sha256=sha256)
+        for sha256 in sorted(hashes)
+    ]
