@@ -139,7 +139,9 @@ async def test_a_picture_that_is_too_large_to_be_enlarged_in_one_piece_is_refuse
     text = f"prompt: 'x' generate {{}} upscale {{settings {{tile_size: 0}}}} {mode}"
     field, description = await refused(gateway, text_format.Parse(text, RunSpec()))
     assert field == "spec.upscale.settings.tile_size"
-    assert "must not be 0 with pictures of 512x512: in one piece they would be tiles of 520x520" in description
+    assert (
+        "must not be 0 with pictures of 512x512: in one piece they would be tiles of 520x520" in description
+    )
     assert gateway.generator.requests == []
 
 
