@@ -94,6 +94,15 @@ def as_file(side_px: int, file_format: str) -> bytes:
     return file.getvalue()
 
 
+def as_mask(side_px: int) -> bytes:
+    """A PNG whose left half is transparent."""
+    opaque = Image.new("L", (side_px, side_px), 255)
+    opaque.paste(0, (0, 0, side_px // 2, side_px))
+    file = io.BytesIO()
+    Image.merge("LA", [opaque, opaque]).save(file, "PNG")
+    return file.getvalue()
+
+
 def png_of(width: int, height: int, data: bytes) -> bytes:
     """A PNG whose header says any size, whatever its data are."""
 
@@ -106,7 +115,8 @@ def png_of(width: int, height: int, data: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-WHOLE = tuple(as_file(side, kind) for side in (1, 8, 33) for kind in ("PNG", "JPEG", "WEBP"))
+MASKS = tuple(as_mask(side) for side in (1, 8, 33))
+WHOLE = (*(as_file(side, kind) for side in (1, 8, 33) for kind in ("PNG", "JPEG", "WEBP")), *MASKS)
 BOMBS = (
     png_of(2**31 - 1, 2**31 - 1, b""),
     png_of(60_000, 60_000, zlib.compress(bytes(10**6))),

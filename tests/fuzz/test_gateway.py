@@ -11,6 +11,7 @@ from tests.gateway.postgresql import postgresql_server
 from tests.gateway.runs_as_seen import ready, spec
 from tests.gateway.scripted import gateway_over, pipeline, scripted_stages
 from triptych.v1 import pipeline_pb2
+from triptych.v1.stage_pb2 import INPAINTING_BLENDED
 
 BY_NAME = pipeline_pb2.DESCRIPTOR.services_by_name["PipelineService"].methods_by_name
 METHODS = list(BY_NAME.values())
@@ -47,6 +48,8 @@ async def served_by_postgresql(tmp_path):
 
 
 async def names_of(gateway):
+    gateway.refiner.info.inpainting = INPAINTING_BLENDED
+    await gateway.notice()
     image = ready([event async for event in gateway.client.stream_run(spec(), request_id="once")])[0]
     return {"{run}": image.name.partition("/images/")[0], "{image}": image.name}
 

@@ -13,6 +13,7 @@ from tests.fuzz.strategies import fuzzed, messages, pictures, texts
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.runs_as_seen import ready, spec
 from triptych.v1 import pipeline_pb2
+from triptych.v1.stage_pb2 import INPAINTING_BLENDED
 
 POSTS = sorted({route.path for route in ROUTES if "POST" in (getattr(route, "methods", None) or ())})
 GETS = sorted({route.path or "/" for route in ROUTES if "GET" in (getattr(route, "methods", None) or ())})
@@ -48,6 +49,8 @@ DEEP = (
 async def served():
     """A gateway with a finished run, and what stands for the parameters of paths."""
     async with web_gateway() as web:
+        web.gateway.refiner.info.inpainting = INPAINTING_BLENDED
+        await web.gateway.notice()
         image = ready([event async for event in web.gateway.client.stream_run(spec())])[0]
         run, _, name = image.name.removeprefix("runs/").partition("/images/")
         yield web.http, {"{id}": run, "{image}": name, "{sha256}": image.sha256, "{model:path}": "scripted"}

@@ -5,6 +5,7 @@ pictures and messages that are whole. atheris has wheels for Linux alone, so it 
 """
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +16,7 @@ with atheris.instrument_imports(include=["services", "gateway", "PIL", "google.p
     from gateway.http.event_json import from_dict
     from services.errors import TriptychError
     from services.images import ImageLimits, decode_image
+    from services.masks import decode_mask, has_alpha
     from services.requests import check_prompt
     from services.server import parse
 from google.protobuf.json_format import MessageToJson
@@ -32,11 +34,12 @@ REQUESTS = sorted({method.input_type._concrete_class for one in SERVICES for met
 
 
 def pictures(data: bytes) -> None:
-    """What callers send as pictures."""
-    try:
+    """What callers send as pictures, and as masks of them."""
+    has_alpha(data)
+    with suppress(TriptychError):
         decode_image(data, LIMITS, "image")
-    except TriptychError:
-        return
+    with suppress(TriptychError):
+        decode_mask(data, "mask", width=8, height=8)
 
 
 def json(data: bytes) -> None:
