@@ -34,6 +34,9 @@ Result = TypeVar("Result")
 LINGER_S = 0.02
 _MAY_LINGER = {"progress", "preview", "queued", "timing", "stage_started"}
 _CHANGES_STATE = {"state", "selected", "finished"}
+# What follows from an event at once, such as the end of a run from its last picture, is written with it: so many turns
+# of the event loop are waited for that.
+GATHER_TURNS = 24
 MAX_EVENTS_AT_ONCE = 2_000
 RETRY_FIRST_S, RETRY_MOST_S = 0.1, 5.0
 # Whoever waits for the journal is told so long after it has stopped to be written.
@@ -125,6 +128,10 @@ class Journal:
         # Where a statement would have a thread of its own to go to, its whole transaction goes there.
         self._threads = None if self.is_shared else SqliteThreads(blocking_engine(engine))
         self._insert: Any = postgresql.insert if self.is_shared else sqlite.insert
+        # Made once: to make a statement costs about as much as to execute it.
+        self._add = {
+            table: self._insert(table).on_conflict_do_nothing() for table in (runs, events, images, expired)
+        }
         self._waiting: list[_Entry] = []
         self._has_work = asyncio.Event()
         self._is_urgent = asyncio.Event()
@@ -168,6 +175,8 @@ class Journal:
                         await self._is_urgent.wait()
                 except TimeoutError:
                     pass
+            for _ in range(GATHER_TURNS):
+                await asyncio.sleep(0)
             await self._write_group()
 
     async def close(self) -> None:
@@ -237,10 +246,11 @@ class Journal:
             # A commit whose answer was lost is tried again: the rows that are there already are the same.
             for table, new in ((events, rows), (images, pictures)):
                 if new:
-                    connection.execute(self._insert(table).on_conflict_do_nothing(), new)
+                    connection.execute(self._add[table], new)
             states = {one.run.name: one.state for one in ours if one.state is not None}
             for name, state in states.items():
-                connection.execute(sa.update(runs).where(runs.c.name == name).values(state))
+                statement = _FINISH if "owner" in state else _CHANGE_STATE
+                connection.execute(statement, {"run": name, **state})
             return lost
 
         return await self._write(write)
@@ -251,7 +261,7 @@ class Journal:
         """Accepts a run; gives the one that the request_id has made already, where there is one."""
 
         def write(connection: sa.Connection) -> RunRow:
-            row = {
+            row: dict[str, Any] = {
                 "name": name,
                 "caller": new.caller,
                 "request_id": new.request_id or None,
@@ -262,19 +272,25 @@ class Journal:
                 "deadline_ns": new.deadline_ns,
                 "owner": self.gateway,
             }
-            done = connection.execute(self._insert(runs).values(row).on_conflict_do_nothing())
-            if done.rowcount:
-                payload = first_event.SerializeToString()
-                connection.execute(
-                    sa.insert(events).values(run=name, sequence=first_event.sequence, payload=payload)
-                )
-                kept = [*init_images.values(), *masks_told(first_event, name)]
-                if kept:
-                    connection.execute(sa.insert(images), [_image_row(name, image) for image in kept])
-                where = runs.c.name == name
-            else:
-                where = sa.and_(runs.c.caller == new.caller, runs.c.request_id == new.request_id)
-            return RunRow(*connection.execute(_SELECT_RUN.where(where)).one())
+            if not connection.execute(self._add[runs], row).rowcount:
+                same = sa.and_(runs.c.caller == new.caller, runs.c.request_id == new.request_id)
+                return RunRow(*connection.execute(_SELECT_RUN.where(same)).one())
+            payload = first_event.SerializeToString()
+            first = {"run": name, "sequence": first_event.sequence, "payload": payload}
+            connection.execute(self._add[events], first)
+            if kept := [*init_images.values(), *masks_told(first_event, name)]:
+                connection.execute(self._add[images], [_image_row(name, image) for image in kept])
+            return RunRow(
+                name,
+                new.caller,
+                new.asked,
+                row["create_time_ns"],
+                row["state"],
+                new.is_detached,
+                new.deadline_ns,
+                self.gateway,
+                None,
+            )
 
         return await self._write(write)
 
@@ -368,7 +384,7 @@ class Journal:
                 return None
             if expired_at is not None:
                 row = {"run": name, "caller": caller, "expired_ms": int(expired_at * 1e3)}
-                await connection.execute(self._insert(expired).values(row).on_conflict_do_nothing())
+                await connection.execute(self._add[expired], row)
             mine = sa.select(images.c.sha256).where(images.c.run == name).distinct()
             hashes = set(await connection.scalars(mine))
             for table in (events, images, commands):
@@ -454,6 +470,12 @@ _SELECT_RUN = sa.select(
     runs.c.owner,
     runs.c.at_rest,
 )
+_CHANGE_STATE = (
+    sa.update(runs)
+    .where(runs.c.name == sa.bindparam("run"))
+    .values({name: sa.bindparam(name) for name in ("state", "end_time_ns", "at_rest")})
+)
+_FINISH = _CHANGE_STATE.values(owner=sa.bindparam("owner"))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from gateway.stages import UPSCALE, Job, StageKind
 from gateway.worker import Worker
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import Image
+from triptych.v1.stage_pb2 import ImageData, StageEvent
 
 # What a picture may take in memory, as far as that can be known before it is made.
 BYTES_PER_PIXEL = 3
@@ -65,12 +66,21 @@ class Making:
         if task is not None:
             self._making[name] = task
         is_delivered = False
+
+        async def keep(job: Job, picture: ImageData) -> None:
+            nonlocal is_delivered
+            image = await self._record.image_ready(work.kind, job, picture, work.model, parent)
+            is_delivered = True
+            deliver(image)
+
+        keeping: asyncio.Task[None] | None = None
         try:
             if name in self._history.given_up:
                 return
             async with self._memory.holding(self._bytes_of(work, parent)):
                 job = await self._job(work, index, parent)
                 watch = Watch(asyncio.get_running_loop().time)
+                timing: StageEvent.Timing | None = None
                 picture = make_picture(
                     self._pools[work.kind.name],
                     job,
@@ -80,39 +90,44 @@ class Making:
                 )
                 async with aclosing(picture) as happenings:
                     async for happening in happenings:
-                        if image := await self._tell(work, job, parent, happening, watch):
-                            is_delivered = True
-                            deliver(image)
+                        # Read to the end while the picture is written: what comes after it is told with it.
+                        if isinstance(happening, StageEvent) and happening.HasField("image"):
+                            watch.stop()
+                            keeping = asyncio.create_task(keep(job, happening.image.image))
+                            # Where nobody comes to wait for it, what it failed of is nobody's.
+                            keeping.add_done_callback(lambda done: done.cancelled() or done.exception())
+                        elif isinstance(happening, StageEvent) and happening.HasField("timing"):
+                            timing = happening.timing
+                        else:
+                            self._tell(work, job, parent, happening, watch)
+                if keeping is not None:
+                    await keeping
+                if timing is not None:
+                    self._record.timing(work.kind, timing, watch.waited_s)
         except TriptychError as error:
             self.fail(_as_the_callers(error, work.kind), name)
         finally:
+            if keeping is not None:
+                keeping.cancel()
             del self._making[name]
             self._record.queued(work.kind, index, 0)
             if not is_delivered:
                 give_up()
 
-    async def _tell(
-        self,
-        work: StageWork,
-        job: Job,
-        parent: str,
-        happening: Happening,
-        watch: "Watch",
-    ) -> Image | None:
-        """Records what happened to a picture; returns it when that is that it is finished."""
+    def _tell(self, work: StageWork, job: Job, parent: str, happening: Happening, watch: "Watch") -> None:
+        """Records what happened to a picture on its way."""
         kind, record = work.kind, self._record
         if isinstance(happening, Retrying | Waiting):
             then = f"trying another {kind.worker}" if isinstance(happening, Retrying) else "waiting for one"
             name = record.image_name(kind, job.index)
             record.warn(happening.error.reason, f"{happening.error}; {then}", name)
-            return None
+            return
         if isinstance(happening, Started):
             watch.start()
             watch.worker = happening.worker
-            if happening.is_again:
-                return None
-            record.stage_started(kind, happening.worker.address, happening.attempt, job.index, parent)
-            return None
+            if not happening.is_again:
+                record.stage_started(kind, happening.worker.address, happening.attempt, job.index, parent)
+            return
         match happening.WhichOneof("kind"):
             case "accepted":
                 position = happening.accepted.queue_position
@@ -122,12 +137,6 @@ class Making:
                 record.progress(kind, happening.progress)
             case "preview":
                 record.preview(kind, happening.preview)
-            case "timing":
-                record.timing(kind, happening.timing, watch.waited_s)
-            case "image":
-                watch.stop()
-                return await record.image_ready(kind, job, happening.image.image, work.model, parent)
-        return None
 
     def fail(self, error: TriptychError, image: str = "") -> None:
         """Gives up an image, or what is about none, and tells why."""

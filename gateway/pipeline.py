@@ -66,7 +66,22 @@ class Pipeline:
         detach: bool = True,
         timeout_s: float | None = None,
     ) -> Run:
-        """Begins a run, or gives the one that the request_id has made. `timeout_s`: the caller's own, if not detached.
+        """As `begin_run`, and the run as it stands then."""
+        return await self._view(
+            await self.begin_run(request_id, spec, caller, detach=detach, timeout_s=timeout_s)
+        )
+
+    async def begin_run(
+        self,
+        request_id: str,
+        spec: RunSpec,
+        caller: Caller,
+        *,
+        detach: bool = True,
+        timeout_s: float | None = None,
+    ) -> str:
+        """Begins a run, or finds the one that the request_id has made; returns its name. `timeout_s`: the caller's
+        own, if not detached.
 
         Raises InvalidRequest, AlreadyExists, NoWorker, QueueFull or JournalFailed; then there is no run.
         """
@@ -95,7 +110,7 @@ class Pipeline:
             )
         if detach and not row.is_detached:
             await self._runs.keep_detached(row.name)
-        return await self._view(row.name)
+        return row.name
 
     async def watch_run(
         self, name: str, caller: Caller, *, after_sequence: int = 0, with_files: bool = True

@@ -38,12 +38,14 @@ from triptych.v1.pipeline_pb2 import (
     DeleteRunResponse,
     DownloadImageRequest,
     DownloadImageResponse,
+    Event,
     GetRunRequest,
     GetRunResponse,
     ListModelsRequest,
     ListModelsResponse,
     ListRunsRequest,
     ListRunsResponse,
+    RunState,
     SelectImagesRequest,
     SelectImagesResponse,
     StreamRunRequest,
@@ -73,17 +75,21 @@ class PipelineService(PipelineServiceServicer):
         self, request: StreamRunRequest, context: Context
     ) -> AsyncIterator[StreamRunResponse]:
         caller, after_sequence = current_caller(), check_after_sequence(request.after_sequence)
-        run = await self._pipeline.create_run(
+        name = await self._pipeline.begin_run(
             request.request_id,
             request.spec,
             caller,
             detach=request.detach,
             timeout_s=context.time_remaining(),
         )
-        self._attach(run.name, context)
-        async for event in self._pipeline.watch_run(run.name, caller, after_sequence=after_sequence):
-            yield StreamRunResponse(event=event)
-        if error := await self._pipeline.failure(run.name, caller):
+        self._attach(name, context)
+        last = Event()
+        async for last in self._pipeline.watch_run(name, caller, after_sequence=after_sequence):
+            yield StreamRunResponse(event=last)
+        # A caller who had seen the end already is told again what it was.
+        has_failed = last.finished.state == RunState.RUN_STATE_FAILED
+        is_over = last.HasField("finished") and not has_failed
+        if not is_over and (error := await self._pipeline.failure(name, caller)):
             raise error
 
     async def WatchRun(self, request: WatchRunRequest, context: Context) -> AsyncIterator[WatchRunResponse]:
