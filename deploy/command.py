@@ -102,6 +102,30 @@ def ssh(ctx: click.Context, name: str, machines: Path, certificates: Path | None
     ctx.obj = Place(deployer, gateway, list_path)
 
 
+@deploy.group(no_args_is_help=True)
+@name_option
+@click.option(
+    "--compose-file",
+    "files",
+    type=FILE,
+    multiple=True,
+    help="In place of the project's docker-compose.yml; several go over one another.  [default: docker-compose.yml]",
+)
+@click.option("--gpu", is_flag=True, help="Give the stages an NVIDIA device: docker-compose.gpu.yml over it.")
+@click.option("--build", is_flag=True, help="Build the images first, also when there are some already.")
+@click.option("--monitoring", is_flag=True, help="Start Prometheus and Grafana, too.")
+@click.pass_context
+def compose(
+    ctx: click.Context, name: str, files: tuple[Path, ...], gpu: bool, build: bool, monitoring: bool
+) -> None:  # fmt: skip
+    """As containers of a Docker engine, by docker-compose.yml; the gateway is one of them."""
+    from deploy.compose import COMPOSE_FILE, GPU_FILE, ComposeDeployer, ComposeGateway
+
+    deployer = ComposeDeployer(check_name(name), [*(files or [COMPOSE_FILE]), *([GPU_FILE] if gpu else [])])
+    gateway = ComposeGateway(deployer.engine, monitoring=monitoring)
+    ctx.obj = Place(deployer, gateway, None, deployer.engine.build if build else lambda: None)
+
+
 @click.command()
 @click.pass_obj
 def plan(place: Place) -> None:
@@ -202,8 +226,17 @@ def add_commands(place: click.Group) -> None:
         place.add_command(command)
 
 
-for place_ in (local, ssh):
+for place_ in (local, ssh, compose):
     add_commands(place_)
+
+
+@compose.command("down")
+@click.option("--volumes", is_flag=True, help="Delete its volumes, too: runs, pictures, certificates.")
+@click.pass_context
+def compose_down(ctx: click.Context, volumes: bool) -> None:
+    """End everything that belongs to the deployment; runs and pictures stay, in its volumes."""
+    ctx.obj.deployer.delete_volumes = volumes
+    ctx.invoke(down)
 
 
 def _line(worker: Worker) -> str:

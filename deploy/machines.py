@@ -135,11 +135,11 @@ def _machine(said: Mapping[str, Any], where: str) -> Machine:
             default = "" if factory is MISSING else factory()
         _check_type(value, type(default), f"{where}: `{name}`")
     machine = Machine(**{"name": said["address"], **said})
-    if not NAME.fullmatch(machine.name):
-        raise ValueError(f"{where}: `name` is letters, digits, '.', '_' and '-', got '{machine.name}'")
     for name in ("address", "reached_at"):
         if not ADDRESS.fullmatch(getattr(machine, name)):
             raise ValueError(f"{where}: expected a host name or an address, got '{getattr(machine, name)}'")
+    if not NAME.fullmatch(machine.name):
+        raise ValueError(f"{where}: `name` is letters, digits, '.', '_' and '-', got '{machine.name}'")
     if machine.user.startswith("-") or "@" in machine.user:
         raise ValueError(f"{where}: `user` is the name of one there, got '{machine.user}'")
     _known(dict.fromkeys(machine.stages), set(STAGES), f"{where}: `stages`")

@@ -17,6 +17,8 @@ from deploy.deployer import DeployError
 
 TAG = "TRIPTYCH_DEPLOYMENT"
 STOP_TIMEOUT_S = 10.0
+# They outlive this process; while it lives, it has to reap those that end.
+CHILDREN: list[subprocess.Popen[bytes]] = []
 
 
 class TaggedProcesses:
@@ -25,8 +27,6 @@ class TaggedProcesses:
     def __init__(self, tag: str, folder: Path) -> None:
         self.tag = tag
         self.folder = folder
-        # They outlive this process; while it lives, it has to reap those that end.
-        self._children: list[subprocess.Popen[bytes]] = []
 
     def start(self, service: str, options: Sequence[str]) -> psutil.Process:
         """Starts `triptych serve SERVICE` with the tag, free of this process and its terminal."""
@@ -42,7 +42,7 @@ class TaggedProcesses:
                 start_new_session=True,
                 env={**os.environ, TAG: self.tag, "PYTHONUNBUFFERED": "1"},
             )
-        self._children.append(process)
+        CHILDREN.append(process)
         log.rename(self.folder / f"{service}-{process.pid}.log")
         return psutil.Process(process.pid)
 
@@ -80,8 +80,7 @@ class TaggedProcesses:
         _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
         for process in alive:
             kill(process)
-        for child in self._children:
-            child.poll()
+        CHILDREN[:] = [child for child in CHILDREN if child.poll() is None]
 
 
 def kill(process: psutil.Process) -> None:

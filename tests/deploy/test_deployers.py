@@ -5,11 +5,13 @@ On machines behind ssh a network that only counts stands in for it.
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from deploy.compose import COMPOSE_FILE, ComposeDeployer
 from deploy.deployer import Deployer, DeployError, State, Worker, workers_file
 from deploy.deployment import Deployment
 from deploy.local import LocalDeployer
@@ -31,16 +33,32 @@ def make_ssh(request: pytest.FixtureRequest, folder: Path, name: str, upscaler: 
     return deployer
 
 
+def make_compose(
+    request: pytest.FixtureRequest, folder: Path, name: str, upscaler: Sequence[str]
+) -> Deployer:
+    if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
+        pytest.skip("no container engine answers here")
+    asked = folder.with_suffix(".yml")
+    asked.write_text(json.dumps({"services": {"upscaler": {"command": list(upscaler)}}}))
+    deployer = ComposeDeployer(name, [COMPOSE_FILE, asked])
+    deployer.delete_volumes = True
+    return deployer
+
+
 PLACES: dict[str, Callable[[pytest.FixtureRequest, Path, str, Sequence[str]], Deployer]] = {
     "local": make_local,
     "ssh": make_ssh,
+    "compose": make_compose,
 }
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=["local", "ssh", pytest.param("compose", marks=pytest.mark.compose)])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     """Makes deployers of one place; whatever they started is gone in the end."""
     made: list[Deployer] = []
+    if request.param == "ssh":
+        # The machine outlives the deployers, so that they can take everything away.
+        request.getfixturevalue("sshd")
 
     def make_one(name: str = "tested", upscaler: Sequence[str] = ()) -> Deployer:
         tag = f"{tmp_path.name}-{name}".lower()
