@@ -27,12 +27,16 @@ _OPEN = (RunState.RUN_STATE_QUEUED, RunState.RUN_STATE_RUNNING)
 
 @dataclass(frozen=True)
 class Command:
-    """What a caller asked another gateway: "cancel" or "select", with the request's message."""
+    """What a caller asked another gateway: "cancel" or "select", with the request's message.
+
+    `max_images` is what the caller may have of one run, which only the gateway that it asked knows.
+    """
 
     id: int
     run: str
     kind: str
     payload: bytes
+    max_images: int | None = None
 
 
 class Leases:
@@ -75,8 +79,10 @@ class Leases:
             mine = attendances.c.gateway == self._me
             await connection.execute(sa.update(attendances).where(mine).values(until_ms=until_ms))
 
-    async def ask(self, run: str, kind: str, payload: bytes) -> int:
+    async def ask(self, run: str, kind: str, payload: bytes, *, max_images: int | None = None) -> int:
         """Leaves a command for the gateway that carries out the run; returns its number."""
+        if max_images is not None:
+            kind = f"{kind}/{max_images}"
         async with self._journal.writing() as connection:
             asked_ms = await now_ms(connection)
             row = {"run": run, "kind": kind, "payload": payload, "asked_ms": asked_ms}
@@ -103,7 +109,12 @@ class Leases:
             .order_by(commands.c.id)
         )
         async with self._journal.reading() as connection:
-            return [Command(*row) for row in await connection.execute(query)]
+            rows = await connection.execute(query)
+        asked = []
+        for number, run, kind, payload in rows:
+            kind, _, most = kind.partition("/")
+            asked.append(Command(number, run, kind, payload, int(most) if most else None))
+        return asked
 
     async def answer(self, command: int, error: TriptychError | None) -> None:
         async with self._journal.writing() as connection:

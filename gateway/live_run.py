@@ -108,8 +108,6 @@ class LiveRun:
         history = self.record.history
         if find_selected(history, request_id, asked, self.plan):
             return
-        if max_images is not None:
-            check_total(self.record.to_proto(), asked, max_images)
         if self._is_at_rest:
             self._check_room()
         selected = await make_selection(request_id, asked, self.plan, history, pools)
@@ -119,6 +117,8 @@ class LiveRun:
         # Once more: nothing is awaited from here to the record.
         if find_selected(history, request_id, asked, self.plan):
             return
+        if max_images is not None:
+            check_total(selected, self.plan, history, max_images)
         number_children(selected, self.plan, history)
         self.record.selected(selected)
         for model in changed_models(selected, self.plan):

@@ -236,7 +236,7 @@ class Runs:
     ) -> None:
         """Takes images to a stage, here or where the run is carried out. Raises what LiveRun.select does.
 
-        `max_images` is what the caller may have of one run; another gateway does not ask.
+        `max_images` is what the caller may have of one run.
         """
         async with self._lock_of(name):
             live = await self._open(name)
@@ -251,7 +251,7 @@ class Runs:
                         self._start(self.put_away(live))
         if live is None:
             request = SelectImagesRequest(request_id=request_id, name=name, selections=selections)
-            await self._ask(name, "select", request.SerializeToString())
+            await self._ask(name, "select", request.SerializeToString(), max_images=max_images)
         else:
             await self.settled(live)
 
@@ -412,9 +412,9 @@ class Runs:
         if (run := self._live.get(name)) is not None and not run.is_detached and not run.is_finished:
             self._start(look())
 
-    async def _ask(self, name: str, kind: str, payload: bytes) -> None:
+    async def _ask(self, name: str, kind: str, payload: bytes, *, max_images: int | None = None) -> None:
         """Has the gateway that carries out the run do it; raises the error that this answers with."""
-        command = await self._leases.ask(name, kind, payload)
+        command = await self._leases.ask(name, kind, payload, max_images=max_images)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 while (answer := await self._leases.read_answer(command)) is None:  # noqa: ASYNC110 - another process sets it
@@ -460,7 +460,8 @@ class Runs:
                 await self.cancel(command.run, cancel.images)
             else:
                 select = SelectImagesRequest.FromString(command.payload)
-                await self.select(select.request_id, command.run, select.selections)
+                most = command.max_images
+                await self.select(select.request_id, command.run, select.selections, max_images=most)
         except TriptychError as error:
             return error
         return None

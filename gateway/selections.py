@@ -7,7 +7,7 @@ pools what is served, and starts nothing.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.history import History
+from gateway.history import History, image_name
 from gateway.limits import check_against_model, check_parent_size, check_settings
 from gateway.masks import check_mask, tell_by_hash
 from gateway.plan import (
@@ -22,7 +22,7 @@ from gateway.pool import Pool
 from gateway.stages import REFINE, UPSCALE, StageKind
 from services.errors import AlreadyExists, InvalidRequest
 from services.requests import check_count
-from triptych.v1.pipeline_pb2 import ChosenModel, Event, RefineStage, Run, SelectImagesRequest
+from triptych.v1.pipeline_pb2 import ChosenModel, Event, RefineStage, SelectImagesRequest
 from triptych.v1.stage_pb2 import ModelInfo, Stage
 
 Selection = SelectImagesRequest.Selection
@@ -92,15 +92,30 @@ async def make_selection(
     return Event.Selected(request_id=request_id, choices=choices)
 
 
-def check_total(run: Run, asked: Sequence[Selection], max_images: int) -> None:
-    """Raises InvalidRequest where the finished pictures and the selected ones are more than a caller may have of a run."""
-    plain = run.spec.refine.count or DEFAULT_VARIATIONS
-    counts = [(one.refine.count or plain) if one.HasField("refine") else 1 for one in asked]
-    if (total := len(run.images) + sum(counts)) > max_images:
+def check_total(selected: Event.Selected, plan: Plan, history: History, max_images: int) -> None:
+    """Raises InvalidRequest where the run's pictures, those that are still to come and the selected ones are more than
+    a caller may have of a run."""
+    total = num_images(plan, history) + sum(_count(choice.selection) for choice in selected.choices)
+    if total > max_images:
         raise InvalidRequest(
             "selections",
             f"the run would have {total} pictures in all, and you may have {max_images} of one run",
         )
+
+
+def num_images(plan: Plan, history: History) -> int:
+    """How many pictures a run has, or will have as things stand."""
+    coming = set()
+    if not history.is_plan_settled:
+        coming = {
+            image_name(history.run, stage.kind.stage, index)
+            for stage in plan.stages
+            for index in range(stage.max_images)
+        }
+    for selected in history.open_selections:
+        for choice in selected.choices:
+            coming |= {image_name(history.run, choice.model.stage, index) for index in choice.indexes}
+    return len((coming - history.given_up.keys()) | history.images.keys())
 
 
 def number_children(selected: Event.Selected, plan: Plan, history: History) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
+from gateway.callers import Caller, CallerLimits
 from gateway.runs import Bounds
 from services.errors import AlreadyExists, InvalidRequest, NotFound
 from tests.gateway.postgresql import postgresql_server
@@ -169,6 +170,26 @@ async def test_images_are_selected_at_the_other_gateway(gateways, stages):
     stages.generators[0].gates[1].set()
     events = await watch(first, run.name)
     assert [one.name.rpartition("/")[2] for one in ready(events, 3)] == ["upscale-0"]
+
+
+async def test_the_gateway_that_carries_out_a_run_keeps_to_what_the_caller_of_the_other_may_have(
+    gateways, stages
+):
+    first, second = gateways
+    stages.generators[0].close_gates(1)
+    limited = Caller("ann", limits=CallerLimits(max_images_per_run=3))
+    run = await first.facade.create_run("", spec(manual={}), limited)
+    async for event in second.facade.watch_run(run.name, limited):
+        if event.HasField("image_ready"):
+            break
+    # Of the two sketches one is still to come.
+    chosen = [Selection(image=f"{run.name}/images/generate-0", refine={"count": 2})]
+    with pytest.raises(InvalidRequest, match="would have 4 pictures in all, and you may have 3") as raised:
+        await second.facade.select_images("", run.name, chosen, limited)
+    assert raised.value.field == "selections"
+    chosen[0].refine.count = 1
+    assert (await second.facade.select_images("", run.name, chosen, limited)).name == run.name
+    stages.generators[0].gates[1].set()
 
 
 async def test_a_finished_run_is_taken_further_by_the_other_gateway(gateways):
