@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,8 @@ class Sshd:
     host: str = HOST
     user: str = field(default_factory=getpass.getuser)
     num_connections: int = 0
+    # What each session is started in: `unshare` and its like, where the machine is to have something of its own.
+    within: Sequence[str] = ()
     sessions: list[subprocess.Popen[bytes]] = field(default_factory=list)
     listening: socket.socket | None = None
     accepting: threading.Thread | None = None
@@ -110,14 +112,28 @@ class Sshd:
                 return
             self.num_connections += 1
             with connection, (self.folder / "sshd.log").open("ab") as log:
-                command = [str(SSHD), "-i", "-f", str(self.folder / "sshd_config"), "-E", log.name]
+                command = [
+                    *self.within,
+                    str(SSHD),
+                    "-i",
+                    "-f",
+                    str(self.folder / "sshd_config"),
+                    "-E",
+                    log.name,
+                ]
                 session = subprocess.Popen(command, stdin=connection, stdout=connection, stderr=log)
             # Those that have ended are reaped.
             self.sessions[:] = [one for one in [*self.sessions, session] if one.poll() is None]
 
 
 @contextmanager
-def running_sshd(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Sshd]:
+def running_sshd(
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    host: str = HOST,
+    within: Sequence[str] = (),
+) -> Iterator[Sshd]:
     """A machine, for the time of the block; sessions on it have the variables. Skips the test where there is no sshd."""
     if MISSING:
         pytest.skip(f"no {' and no '.join(MISSING)} here (apt-get install openssh-server)")
@@ -132,7 +148,7 @@ def running_sshd(folder: Path, environment: Mapping[str, str] | None = None) -> 
         config += " ".join(["SetEnv", *(f'"{name}={value}"' for name, value in environment.items())]) + "\n"
     (folder / "sshd_config").write_text(config)
     (folder / "sshd.log").touch()
-    machine = Sshd(folder, 0)
+    machine = Sshd(folder, 0, host, within=within)
     machine.authorize((folder / "user_key.pub").read_text())
     machine.go_online()
     host_key = " ".join((folder / "host_key.pub").read_text().split()[:2])

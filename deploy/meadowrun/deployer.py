@@ -1,0 +1,381 @@
+"""Workers on EC2 machines, one on each, through Meadowrun.
+
+A machine's tags say which deployment's worker it has, of which stage, and in what state: nothing else is remembered, but
+launches that are under way. Meadowrun chooses machines, starts them and runs the job; whether a worker serves is asked of
+the worker, and machines without one are given back at once.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deploy.answering import trouble_with
+from deploy.deployer import STAGES, DeployError, Leftovers, Offer, State, Worker
+from deploy.meadowrun.asking import Bridge
+from services.spot import EC2_METADATA
+from triptych.credentials import Credentials
+
+# One value for all of them: Meadowrun opens ports to machines that were given the same.
+PORTS = "50051-50053"
+PORT = dict(zip(STAGES, (50051, 50052, 50053), strict=True))
+# Meadowrun's: on the machine, and at the same path in containers; all jobs of a machine share it.
+MACHINE_CACHE = "/var/meadowrun/machine_cache"
+# A machine whose launch was cut off is given back after so long.
+LAUNCH_TIMEOUT_S = 1200.0
+# A job that does not answer yet is asked for on its machine so often.
+LOOK_EVERY_S = 2.0
+# Of the two minutes between a notice and its machine's end.
+GRACE_S = 100
+HOURS_IN_A_MONTH = 730.0
+# Of the folder of `triptych certs`: with what the gateway calls stages.
+CLIENT_FILES = ("ca.crt", "gateway-client.crt", "gateway-client.key")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a machine must have. Both of the GPU's are needed: by `gpu_memory` alone Meadowrun takes the GPU for free."""
+
+    logical_cpu: float = 2
+    memory_gb: float = 12
+    gpus: float | None = 1
+    gpu_memory: float | None = 12
+    flags: str | None = "nvidia"
+    # In percent a month, as AWS tells it; 0: no spot machines.
+    max_eviction_rate: float = 80
+
+
+# For what has no network to compute: fetching weights.
+WITHOUT_GPU = Needs(gpus=None, gpu_memory=None, flags=None)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where workers run, and from what."""
+
+    region: str
+    # With {stage} for the stage's name: "registry/triptych-{stage}:tag". Or the Python of an image that has Triptych.
+    image: str = ""
+    interpreter: str = ""
+    # Instead of Meadowrun's.
+    ami: str = ""
+    needs: Mapping[str, Needs] = field(default_factory=dict)
+    # Further options of `triptych serve`, by stage.
+    options: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    certificates: Path | None = None
+    insecure: bool = False
+    spot_notices: str = EC2_METADATA
+
+
+@dataclass
+class _Launch:
+    worker: Worker
+    number: int
+    future: "Future[Any]"
+
+
+class MeadowrunDeployer:
+    """The workers of one deployment."""
+
+    def __init__(self, name: str, settings: Settings, bridge: Bridge) -> None:
+        self.name = name
+        self._settings = settings
+        self._bridge = bridge
+        self._is_checked = False
+        self._launches: dict[str, _Launch] = {}
+        # Of workers that are gone, with their machines and logs.
+        self._last_words: dict[str, str] = {}
+        self._looked: dict[str, float] = {}
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """With which workers are called."""
+        if self._settings.certificates is None:
+            return None
+        ca, cert, key = (self._settings.certificates / name for name in CLIENT_FILES)
+        return Credentials("", ca, cert, key)
+
+    @property
+    def gateway_options(self) -> Sequence[str]:
+        """Of `triptych serve gateway`, with which it calls the workers."""
+        if self._settings.certificates is None:
+            return ()
+        ca, cert, key = (str((self._settings.certificates / name).absolute()) for name in CLIENT_FILES)
+        return "--stage-ca", ca, "--stage-cert", cert, "--stage-key", key
+
+    def plan(self) -> Sequence[Offer]:
+        """What fits any stage, by Meadowrun's list of prices and AWS's of evictions."""
+        offers = {
+            (one["machine"], one["is_spot"]): one
+            for needs in {self._needs(stage) for stage in STAGES}
+            for one in self._ask("offers", resources=asdict(needs))
+        }
+        return sorted(
+            (
+                Offer(
+                    one["machine"],
+                    one["is_spot"],
+                    one["price"],
+                    hourly(one["eviction_percent"]),
+                    one["about"]
+                    + (f"; {one['eviction_percent']:.0f}% evicted a month" if one["is_spot"] else ""),
+                )
+                for one in offers.values()
+            ),
+            key=lambda offer: offer.price_per_hour,
+        )
+
+    def launch(self, stage: str) -> Worker:
+        if stage not in STAGES:
+            raise DeployError(f"no stage '{stage}': expected one of {', '.join(STAGES)}")
+        if not self._is_checked:
+            self._ask("check", ami=self._settings.ami, gpu=bool(self._needs(stage).gpus))
+            self._is_checked = True
+        worker = Worker(secrets.token_hex(4), stage, "", State.STARTING, "a machine of Meadowrun's choice")
+        number, future = self._bridge.begin(
+            "launch",
+            region=self._settings.region,
+            ami=self._settings.ami,
+            tags={
+                "deployment": self.name,
+                "worker": worker.id,
+                "stage": stage,
+                "port": str(PORT[stage]),
+                "started": str(time.time_ns()),
+                "state": "launching",
+            },
+            job=self._job(stage, worker.id),
+            resources=asdict(self._needs(stage)),
+            files=self._files(stage, worker.id),
+        )
+        self._launches[worker.id] = _Launch(worker, number, future)
+        return worker
+
+    def endpoints(self) -> Sequence[Worker]:
+        machines = [one for one in self._machines() if "worker" in one["tags"]]
+        with ThreadPoolExecutor(max(len(machines), 1)) as threads:
+            found = [worker for worker in threads.map(self._describe, machines) if worker is not None]
+        there = {one["tags"]["worker"] for one in machines}
+        for id, launch in list(self._launches.items()):
+            if not launch.future.done():
+                if id not in there:
+                    found.append(launch.worker)
+                continue
+            del self._launches[id]
+            if error := launch.future.exception():
+                self._last_words[id] = str(error)
+                found = [worker for worker in found if worker.id != id]
+        return found
+
+    def logs(self, worker_id: str, *, num_lines: int = 50) -> str:
+        for machine in self._of(worker_id):
+            if job := machine["tags"].get("job"):
+                return self._log(machine, job, num_lines)
+        if launch := self._launches.get(worker_id):
+            error = launch.future.exception() if launch.future.done() else None
+            return str(error or "Meadowrun is looking for a machine, or starting it")
+        if worker_id in self._last_words:
+            return "\n".join(self._last_words[worker_id].splitlines()[-num_lines:])
+        raise DeployError(f"there is no log of {worker_id}: no machine of '{self.name}' has that worker")
+
+    def drain(self, worker_id: str) -> None:
+        """Its machine goes when it has ended; the bridge sees to that, also when this process has ended."""
+        self._cancel(worker_id)
+        for machine in self._of(worker_id):
+            tags = machine["tags"]
+            if tags.get("state") == "draining":
+                continue
+            if job := tags.get("job"):
+                self._ask("drain", instance=machine["instance"], address=machine["address"], job=job)
+            else:
+                self._give_back([machine])
+
+    def stop(self, worker_id: str) -> None:
+        self._cancel(worker_id)
+        self._give_back(self._of(worker_id))
+
+    def teardown(self) -> Leftovers:
+        for id in list(self._launches):
+            self._cancel(id)
+        machines = self._machines()
+        left = set(self._give_back(machines))
+        remaining = [one for one in machines if one["instance"] in left]
+        return Leftovers(
+            [f"{one['instance']} ({one['kind']})" for one in remaining], sum(map(_price, remaining))
+        )
+
+    def close(self) -> None:
+        """Ends the bridge, once what drains has ended."""
+        self._bridge.close(timeout_s=None)
+
+    def cache_weights(self, stage: str, model: str) -> None:
+        """Fetches a model to a machine without a GPU and puts it into the S3 cache, and gives the machine back."""
+        if "TRIPTYCH_S3_CACHE" not in self._settings.environment:
+            raise DeployError("where to? name the bucket, --s3-cache s3://BUCKET/PREFIX")
+        self._ask("check", ami=self._settings.ami, gpu=False)
+        # Both have the machine's cache: what the first has fetched is there for the second.
+        for do in ("pull", "push"):
+            self._bridge.ask(
+                "launch",
+                region=self._settings.region,
+                ami=self._settings.ami,
+                tags={"deployment": self.name, "weights": model, "started": str(time.time_ns())},
+                job={**self._started_from("weights", [do, model, "--stage", stage]), "ports": None},
+                resources=asdict(WITHOUT_GPU),
+                files={},
+                wait=True,
+            )
+        self._give_back([one for one in self._machines() if one["tags"].get("weights") == model])
+
+    def _describe(self, machine: Mapping[str, Any]) -> Worker | None:
+        """None for a worker that has ended; its machine is given back."""
+        tags, state, note = machine["tags"], State.STARTING, ""
+        address = f"{machine['address']}:{tags['port']}" if machine["address"] else ""
+        job = tags.get("job", "")
+        if not job:
+            address = ""
+            if time.time() - int(tags["started"]) / 1e9 > LAUNCH_TIMEOUT_S:
+                self._last_words[tags["worker"]] = "its launch was cut off"
+                self._give_back([machine])
+                return None
+        elif not (trouble := trouble_with(address, self.credentials)):
+            state = State.DRAINING if tags["state"] == "draining" else State.SERVING
+            if tags["state"] == "started":
+                self._ask("tag_machine", instance=machine["instance"], tags={"state": "serving"})
+        else:
+            if self._has_ended(machine, job):
+                self._give_back([machine])
+                return None
+            if tags["state"] == "serving" and "NOT_SERVING" in trouble:
+                # A notice that the machine is taken away makes a worker drain by itself.
+                self._ask("tag_machine", instance=machine["instance"], tags={"state": "draining"})
+                state = State.DRAINING
+            elif tags["state"] == "draining":
+                state = State.DRAINING
+            elif tags["state"] == "serving":
+                # Whether it is lost is for the gateway to say, which asks it all the time.
+                state, note = State.SERVING, f"it does not answer from here: {trouble}"
+        kind = f"{machine['kind']}{', spot' if machine['is_spot'] else ''}"
+        return Worker(tags["worker"], tags["stage"], address, state, kind, _price(machine), note)
+
+    def _has_ended(self, machine: Mapping[str, Any], job: str) -> bool:
+        id = machine["tags"]["worker"]
+        if time.monotonic() - self._looked.get(id, 0.0) < LOOK_EVERY_S:
+            return False
+        has_ended: bool = self._ask("look", address=machine["address"], job=job) == "ended"
+        self._looked[id] = time.monotonic()
+        if has_ended:
+            self._last_words[id] = self._log(machine, job, 50)
+        return has_ended
+
+    def _log(self, machine: Mapping[str, Any], job: str, num_lines: int) -> str:
+        text: str = self._ask("log", address=machine["address"], job=job, num_lines=num_lines)
+        return text.rstrip()
+
+    def _machines(self) -> list[Mapping[str, Any]]:
+        machines: list[Mapping[str, Any]] = self._ask("machines", deployment=self.name)
+        return sorted(machines, key=lambda one: int(one["tags"].get("started", "0")))
+
+    def _of(self, worker_id: str) -> list[Mapping[str, Any]]:
+        return [one for one in self._machines() if one["tags"].get("worker") == worker_id]
+
+    def _give_back(self, machines: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Those that do not end."""
+        if not machines:
+            return []
+        left: list[str] = self._ask("give_back", instances=[one["instance"] for one in machines])
+        return left
+
+    def _cancel(self, worker_id: str) -> None:
+        """Gives up a launch that is under way; Meadowrun ends the machine that it had begun."""
+        launch = self._launches.pop(worker_id, None)
+        if launch is not None:
+            self._bridge.cancel(launch.number)
+            launch.future.exception()
+
+    def _job(self, stage: str, worker_id: str) -> dict[str, Any]:
+        options = ["--host", "0.0.0.0", "--port", str(PORT[stage]), "--grace", str(GRACE_S)]  # noqa: S104 - see _files
+        options += ["--spot-notices", self._settings.spot_notices, *self._settings.options.get(stage, ())]
+        if self._settings.certificates is None:
+            options += ["--insecure"]
+        else:
+            folder = _folder(worker_id)
+            options += ["--tls-cert", f"{folder}/stage.crt", "--tls-key", f"{folder}/stage.key"]
+            options += ["--tls-client-ca", f"{folder}/ca.crt"]
+        return {**self._started_from(stage, options), "ports": [PORTS]}
+
+    def _started_from(self, service: str, options: Sequence[str]) -> dict[str, Any]:
+        """An image's entry point is its service, to which Meadowrun adds the options."""
+        environment = {
+            "TRIPTYCH_MACHINE_CACHE": MACHINE_CACHE,
+            "AWS_DEFAULT_REGION": self._settings.region,
+            **self._settings.environment,
+        }
+        if self._settings.image:
+            image = self._settings.image.replace("{stage}", service)
+            return {"image": image, "command": list(options), "environment": environment}
+        if not self._settings.interpreter:
+            raise DeployError(
+                "what are workers started from? name images, --image registry/triptych-{stage}:tag, or the Python of a "
+                "machine image that has Triptych, --interpreter"
+            )
+        serve = [] if service == "weights" else ["serve"]
+        command = [self._settings.interpreter, "-m", "triptych", *serve, service, *options]
+        return {"interpreter": self._settings.interpreter, "command": command, "environment": environment}
+
+    def _files(self, stage: str, worker_id: str) -> dict[str, str]:
+        """What the worker needs of the folder of `triptych certs`. Raises DeployError where others could use it."""
+        certificates = self._settings.certificates
+        if certificates is None:
+            if not self._settings.insecure:
+                raise DeployError(
+                    "prompts and pictures would cross the internet as they are: make certificates (triptych certs "
+                    "certificates --hostname '*.compute.amazonaws.com', with the region's own name in front) and give them "
+                    "(--certificates certificates), or say --insecure"
+                )
+            return {}
+        names = {"ca.crt": "ca.crt", f"{stage}.crt": "stage.crt", f"{stage}.key": "stage.key"}
+        try:
+            return {
+                f"{_folder(worker_id)}/{there}": (certificates / name).read_text()
+                for name, there in names.items()
+            }
+        except OSError as error:
+            raise DeployError(
+                f"cannot read {error.filename}: {error.strerror}; `triptych certs {certificates}` makes it"
+            ) from None
+
+    def _needs(self, stage: str) -> Needs:
+        return self._settings.needs.get(stage, Needs())
+
+    def _ask(self, do: str, **arguments: Any) -> Any:
+        return self._bridge.ask(do, region=self._settings.region, **arguments)
+
+
+def hourly(percent_a_month: float) -> float:
+    """How likely a machine is taken away within an hour, from AWS's share of those taken away within a month."""
+    return 1.0 - (1.0 - min(percent_a_month, 99.9) / 100.0) ** (1.0 / HOURS_IN_A_MONTH)
+
+
+def bridge_of(folder: Path, tell: Callable[[str], None]) -> Bridge:
+    """The real one, in Meadowrun's environment, which is made at its first use."""
+
+    def command() -> Sequence[str]:
+        from deploy.meadowrun.environment import ensure_environment
+
+        return [str(ensure_environment(tell)), "-u", str(Path(__file__).with_name("bridge.py"))]
+
+    return Bridge(command, folder / "meadowrun.log", tell)
+
+
+def _folder(worker_id: str) -> str:
+    """Of a worker's files, on its machine and in its container."""
+    return f"{MACHINE_CACHE}/triptych-{worker_id}"
+
+
+def _price(machine: Mapping[str, Any]) -> float:
+    return float(machine["tags"].get("price", "0"))
