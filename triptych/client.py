@@ -5,15 +5,16 @@ Methods named after a call of the contract are that one call, with errors that h
 """
 
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self
 from weakref import WeakSet
 
 import grpc
 
+from triptych.connection import Connection
 from triptych.credentials import Credentials
 from triptych.download import download
 from triptych.errors import (
@@ -59,7 +60,6 @@ from triptych.v1.pipeline_pb2 import (
     WatchRunRequest,
     WatchRunResponse,
 )
-from triptych.v1.pipeline_pb2_grpc import PipelineServiceStub
 
 # With the client come the errors that its callers catch.
 __all__ = [
@@ -81,20 +81,8 @@ __all__ = [
     "read_details",
     "to_call_error",
 ]
-
-# What a caller needs of the options that services/channels.py explains; the layer above cannot be imported here.
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", 32 * 2**20),
-    ("grpc.max_send_message_length", 32 * 2**20),
-    ("grpc.keepalive_time_ms", 4_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    # Between connections gRPC itself waits as well, by default up to two minutes; the pauses are ours (resume.py).
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-)
+if TYPE_CHECKING:
+    from triptych.v1.pipeline_pb2_grpc import PipelineServiceAsyncStub
 
 # For calls that answer at once; a stream has the caller's own deadline or none.
 UNARY_TIMEOUT_S = 30.0
@@ -102,7 +90,6 @@ UNARY_TIMEOUT_S = 30.0
 LEAVE_TIMEOUT_S = 2.0
 PAGE_SIZE = 100
 
-Answer = TypeVar("Answer")
 EventStream = (
     grpc.aio.UnaryStreamCall[StreamRunRequest, StreamRunResponse]
     | grpc.aio.UnaryStreamCall[WatchRunRequest, WatchRunResponse]
@@ -124,15 +111,14 @@ class Client:
     ) -> None:
         """`token` and the PEM files as in triptych/credentials.py; `backoff` says how long broken calls are begun again.
 
-        With `ca`, or where the address begins with https://, the connection is encrypted. Raises OSError for a file
-        that cannot be read.
+        With `ca`, or where the address begins with https://, the connection is encrypted. New calls take up files that
+        have changed. Raises OSError for a file that cannot be read.
         """
         self.address = address
         self._backoff = backoff or Backoff()
         self._streams: WeakSet[RunStream] = WeakSet()
-        credentials = Credentials(token, ca, cert, key)
-        self._channel = credentials.open_channel(address, CHANNEL_OPTIONS)
-        self._stub = credentials.authorize(PipelineServiceStub(self._channel))
+        self._connection = Connection(address, Credentials(token, ca, cert, key))
+        self._answer = self._connection.answer
 
     async def __aenter__(self) -> Self:
         return self
@@ -146,7 +132,7 @@ class Client:
         """Leaves the runs that are still followed, then ends the connection."""
         for stream in list(self._streams):
             await stream.aclose()
-        await self._channel.close()
+        await self._connection.close()
 
     def run(
         self,
@@ -259,7 +245,8 @@ class Client:
         """Begins a run that goes on by itself; begun once, over however many connections."""
         request = CreateRunRequest(request_id=request_id or uuid.uuid4().hex, spec=spec)
         answer = await repeated(
-            lambda: self._answer(self._stub.CreateRun(request, timeout=UNARY_TIMEOUT_S)), self._backoff
+            lambda: self._answer(self._stub.CreateRun(request, timeout=UNARY_TIMEOUT_S)),
+            self._backoff,
         )
         return answer.run
 
@@ -289,7 +276,8 @@ class Client:
             request_id=request_id or uuid.uuid4().hex, name=name, selections=selections
         )
         answer = await repeated(
-            lambda: self._answer(self._stub.SelectImages(request, timeout=UNARY_TIMEOUT_S)), self._backoff
+            lambda: self._answer(self._stub.SelectImages(request, timeout=UNARY_TIMEOUT_S)),
+            self._backoff,
         )
         return answer.run
 
@@ -331,11 +319,15 @@ class Client:
 
         async def read_from(offset: int) -> AsyncGenerator[DownloadImageResponse]:
             request = DownloadImageRequest(name=name, offset=offset)
-            with self._typed_errors():
+            with self._connection.typed_errors():
                 async for part in self._stub.DownloadImage(request, timeout=left(deadline_s)):
                     yield part
 
         return await download(name, read_from, Persistence(self._backoff, deadline_s))
+
+    @property
+    def _stub(self) -> "PipelineServiceAsyncStub":
+        return self._connection.stub
 
     def _opened(
         self,
@@ -375,7 +367,7 @@ class Client:
     async def _events(self, start: Callable[[], EventStream]) -> AsyncGenerator[Event]:
         call = start()
         try:
-            with self._typed_errors():
+            with self._connection.typed_errors():
                 async for response in call:
                     event = response.event
                     if event.HasField("image_ready") and not event.image_ready.image.data:
@@ -386,17 +378,6 @@ class Client:
                     yield event
         finally:
             call.cancel()
-
-    async def _answer(self, call: Awaitable[Answer]) -> Answer:
-        with self._typed_errors():
-            return await call
-
-    @contextmanager
-    def _typed_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except grpc.aio.AioRpcError as error:
-            raise to_call_error(error, self.address) from None
 
 
 async def leave_to_others(name: str) -> None:

@@ -45,6 +45,13 @@ class Credentials:
         )
         return grpc.ssl_channel_credentials(ca, key, cert)
 
+    def stamps(self, address: str) -> list[tuple[int, int, int]]:
+        """Changes whenever a file does that a channel to the address is opened with; raises OSError without the file."""
+        if not self.is_encrypted(address):
+            return []
+        status = [Path(path).stat() for path in (self.ca, self.cert, self.key) if path is not None]
+        return [(one.st_ino, one.st_mtime_ns, one.st_size) for one in status]
+
     def authorize(self, stub: Stub) -> Stub:
         """Has every call of the stub bring the token, if there is one."""
         # gRPC's own call credentials would refuse a gateway on loopback, which needs no TLS.

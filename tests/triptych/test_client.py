@@ -9,7 +9,8 @@ from services.channels import MAX_MESSAGE_BYTES, SERVER_OPTIONS
 from services.errors import AlreadyExists, InvalidRequest, NotFound, NoWorker, QueueFull, TriptychError
 from services.server import to_status
 from triptych import client
-from triptych.client import CHANNEL_OPTIONS, Client, read_details, to_call_error
+from triptych.client import Client, read_details, to_call_error
+from triptych.connection import CHANNEL_OPTIONS
 
 
 def from_server(error: TriptychError) -> grpc.aio.AioRpcError:

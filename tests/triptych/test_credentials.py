@@ -1,5 +1,7 @@
 """A caller with a token and certificates, at a gateway that asks for them."""
 
+import shutil
+
 import pytest
 from click.testing import CliRunner
 
@@ -81,6 +83,23 @@ async def test_the_world_s_authorities_do_not_vouch_for_a_private_gateway(made, 
     async with gateway(made, CertificateFiles(made / "gateway.crt", made / "gateway.key")) as running:
         with pytest.raises(Unreachable):
             await num_workers(f"https://{running.address}", token=token)
+
+
+async def test_a_client_takes_up_another_authority_while_it_is_open(made, token, tmp_path):
+    other = tmp_path / "other"
+    CliRunner().invoke(certs, [str(other)], catch_exceptions=False)
+    ca = tmp_path / "ca.crt"
+    shutil.copy(other / "ca.crt", ca)
+    listening = gateway(made, CertificateFiles(made / "gateway.crt", made / "gateway.key"))
+    once = Backoff(give_up_after_s=0)
+    async with listening as running, Client(running.address, token=token, ca=ca, backoff=once) as client:
+        with pytest.raises(Unreachable):
+            await client.list_models()
+        shutil.copy(made / "ca.crt", tmp_path / "new.crt")
+        (tmp_path / "new.crt").replace(ca)
+        assert await client.list_models()
+        ca.unlink()
+        assert await client.list_models(), "a file that is away for a moment changes nothing"
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path):

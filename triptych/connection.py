@@ -1,0 +1,77 @@
+"""A caller's connection to its gateway: the channel, opened anew when the files of its certificates change, and errors
+that have types. It knows the calls of the contract by name, and nothing of what they are for.
+"""
+
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+
+from triptych.credentials import Credentials
+from triptych.errors import to_call_error
+from triptych.v1.pipeline_pb2_grpc import PipelineServiceStub
+
+if TYPE_CHECKING:
+    from triptych.v1.pipeline_pb2_grpc import PipelineServiceAsyncStub
+
+# What a caller needs of the options that services/channels.py explains; the layer above cannot be imported here.
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", 32 * 2**20),
+    ("grpc.max_send_message_length", 32 * 2**20),
+    ("grpc.keepalive_time_ms", 4_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Between connections gRPC itself waits as well, by default up to two minutes; the pauses are ours (resume.py).
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+Answer = TypeVar("Answer")
+
+
+class Connection:
+    def __init__(self, address: str, credentials: Credentials) -> None:
+        """Raises OSError for a file that cannot be read."""
+        self.address = address
+        self._credentials = credentials
+        # Calls that were begun before a change go on where they are.
+        self._channels: list[grpc.aio.Channel] = []
+        self._stamps = credentials.stamps(address)
+        self._stub = self._open()
+
+    @property
+    def stub(self) -> "PipelineServiceAsyncStub":
+        """What new calls are made with."""
+        try:
+            stamps = self._credentials.stamps(self.address)
+            if stamps != self._stamps:
+                self._stub, self._stamps = self._open(), stamps
+        except OSError:
+            # In the middle of a change: what was there before is as good as it was.
+            pass
+        return self._stub
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            await channel.close()
+
+    async def answer(self, call: Awaitable[Answer]) -> Answer:
+        """What the call answers; raises CallError."""
+        with self.typed_errors():
+            return await call
+
+    @contextmanager
+    def typed_errors(self) -> Iterator[None]:
+        """What gRPC raises inside the block leaves it as a CallError."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise to_call_error(error, self.address) from None
+
+    def _open(self) -> "PipelineServiceAsyncStub":
+        channel = self._credentials.open_channel(self.address, CHANNEL_OPTIONS)
+        self._channels.append(channel)
+        return self._credentials.authorize(PipelineServiceStub(channel))
