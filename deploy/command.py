@@ -8,54 +8,22 @@ that the gateway reads, and may be lost.
 import json
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import click
 
-from deploy.deployer import STAGES, Deployer, DeployError, Worker, check_name
-from deploy.deployment import Deployment
-from deploy.gateway import GATEWAY, Gateway, LocalGateway
+from deploy.deployer import STAGES, DeployError, Worker, check_name
+from deploy.gateway import GATEWAY, LocalGateway
 from deploy.local import LocalDeployer
-from deploy.tagged import TaggedProcesses
-from services.model_cache import user_cache
-
-LIST = "workers.json"
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
-
-Command = TypeVar("Command", bound=Callable[..., None])
-
-
-@dataclass(frozen=True)
-class Place:
-    """A deployment at a place, as the commands have it."""
-
-    deployer: Deployer
-    gateway: Gateway
-    # Of the list that the gateway reads; None where it finds its workers by itself.
-    list_path: Path | None
-    # Makes ready what workers are started from, where there is such a thing.
-    prepare: Callable[[], None] = lambda: None
-
-    @property
-    def deployment(self) -> Deployment:
-        return Deployment(self.deployer, self.list_path, click.echo)
+from deploy.meadowrun.command import meadowrun
+from deploy.place import FILE, FOLDER, LIST, Place, folder_of, local_gateway, name_option
 
 
 @click.group(no_args_is_help=True)
 def deploy() -> None:
     """Run the pipeline at a place, and scale each stage of it."""
-
-
-def name_option(command: Command) -> Command:
-    """--name, of every place."""
-    return click.option("--name", default="default", help="Of the deployment; several can be at one place.")(
-        command
-    )
 
 
 @deploy.group(no_args_is_help=True)
@@ -67,18 +35,6 @@ def local(ctx: click.Context, name: str) -> None:
     deployer = LocalDeployer(check_name(name), folder)
     gateway = LocalGateway(deployer.processes, ["--workers-file", str(folder / LIST)])
     ctx.obj = Place(deployer, gateway, folder / LIST)
-
-
-def folder_of(place: str, name: str) -> Path:
-    """Of a deployment, on this machine."""
-    return user_cache() / "deployments" / (name if place == "local" else f"{place}-{name}")
-
-
-def local_gateway(place: str, name: str, *options: str) -> tuple[LocalGateway, Path]:
-    """A gateway here for workers elsewhere, and the list of them that it reads."""
-    folder = folder_of(place, name)
-    processes = TaggedProcesses(f"{place}-gateway:{name}", folder)
-    return LocalGateway(processes, ["--workers-file", str(folder / LIST), *options]), folder / LIST
 
 
 @deploy.group(no_args_is_help=True)
@@ -132,7 +88,7 @@ def plan(place: Place) -> None:
     """Say what workers could run on, and what that costs; start nothing."""
     for offer in place.deployer.plan():
         evictions = (
-            "" if not offer.evictions_per_hour else f", taken away {offer.evictions_per_hour:.1%} of hours"
+            "" if not offer.evictions_per_hour else f", taken away in {offer.evictions_per_hour:.2%} of hours"
         )
         spot = "spot" if offer.is_spot else "on demand"
         note = f"  ({offer.note})" if offer.note else ""
@@ -226,7 +182,8 @@ def add_commands(place: click.Group) -> None:
         place.add_command(command)
 
 
-for place_ in (local, ssh, compose):
+deploy.add_command(meadowrun)
+for place_ in (local, ssh, compose, meadowrun):
     add_commands(place_)
 
 

@@ -1,0 +1,55 @@
+"""A deployment at a place, as the commands of `triptych deploy` have it, and what the places' options have in common."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from deploy.deployer import Deployer
+from deploy.deployment import Deployment
+from deploy.gateway import Gateway, LocalGateway
+from deploy.tagged import TaggedProcesses
+from services.model_cache import user_cache
+
+LIST = "workers.json"
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+@dataclass(frozen=True)
+class Place:
+    """A deployment at a place, as the commands have it."""
+
+    deployer: Deployer
+    gateway: Gateway
+    # Of the list that the gateway reads; None where it finds its workers by itself.
+    list_path: Path | None
+    # Makes ready what workers are started from, where there is such a thing.
+    prepare: Callable[[], None] = lambda: None
+
+    @property
+    def deployment(self) -> Deployment:
+        return Deployment(self.deployer, self.list_path, click.echo)
+
+
+def name_option(command: Command) -> Command:
+    """--name, of every place."""
+    return click.option("--name", default="default", help="Of the deployment; several can be at one place.")(
+        command
+    )
+
+
+def folder_of(place: str, name: str) -> Path:
+    """Of a deployment, on this machine."""
+    return user_cache() / "deployments" / (name if place == "local" else f"{place}-{name}")
+
+
+def local_gateway(place: str, name: str, *options: str) -> tuple[LocalGateway, Path]:
+    """A gateway here for workers elsewhere, and the list of them that it reads."""
+    folder = folder_of(place, name)
+    processes = TaggedProcesses(f"{place}-gateway:{name}", folder)
+    return LocalGateway(processes, ["--workers-file", str(folder / LIST), *options]), folder / LIST
