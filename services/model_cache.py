@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from services import model_folder
 from services.catalog import KNOWN, KnownModel, Source, known_model
-from services.download import Meter, Report, download, locked, sha256_of
+from services.download import Meter, Remote, Report, download, locked, sha256_of
 from services.errors import ModelError
 from services.model_folder import MANIFEST, Manifest
 from services.remotes import NotThere, S3Remote, open_remote, s3_client, s3_errors, split_s3
@@ -234,10 +234,20 @@ def _published(source: Source, origin: str, folder: Path, meter: Meter) -> Path:
         _fetch_artifact(base.removeprefix("wandb://"), into)
     else:
         for name in names:
-            with closing(open_remote(f"{base}/{name}")) as remote:
+            with closing(_remote(base, source.part if origin else "", name)) as remote:
                 download(remote, into / name, report=meter.report)
             meter.next_file()
     return into if source.files else into / names[0]
+
+
+def _remote(base: str, part: str, name: str) -> Remote:
+    """Files of parts may have the same names, so a place of the caller's may have them in folders."""
+    if part:
+        try:
+            return open_remote(f"{base}/{part}/{name}")
+        except NotThere:
+            pass
+    return open_remote(f"{base}/{name}")
 
 
 def _local(root: Path, source: Source, names: tuple[str, ...]) -> Path:

@@ -94,7 +94,7 @@ class HttpRemote:
                 f"{self.name} may not be read (HTTP {status}): accept its licence or set a token (HF_TOKEN)"
             )
         if status in (404, 410):
-            raise ModelError(f"{self.name} does not exist (any more): give another place with --from")
+            raise NotThere(f"{self.name} does not exist (any more): give another place with --from")
         if status == 429 or status >= 500:
             raise ConnectionLost(f"HTTP {status}")
         if status >= 400:

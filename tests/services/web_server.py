@@ -3,17 +3,18 @@
 import hashlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 
 @dataclass
 class Site:
-    """What is served, by path. Bodies of the next `num_cuts` answers end in the middle."""
+    """What is served, by path: bytes, or a file's. Bodies of the next `num_cuts` answers end in the middle."""
 
-    files: dict[str, bytes]
+    files: Mapping[str, bytes | Path]
     url: str = ""
     num_cuts: int = 0
     status: int = 0
@@ -27,8 +28,24 @@ class Site:
             return self.num_cuts >= 0
 
 
+def size_of(data: bytes | Path) -> int:
+    return len(data) if isinstance(data, bytes) else data.stat().st_size
+
+
+def etag_of(data: bytes | Path) -> str:
+    return hashlib.sha256(data if isinstance(data, bytes) else bytes(data)).hexdigest()[:16]
+
+
+def cut_out(data: bytes | Path, start: int, stop: int) -> bytes:
+    if isinstance(data, bytes):
+        return data[start:stop]
+    with data.open("rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
+
+
 @contextmanager
-def serving(files: dict[str, bytes]) -> Iterator[Site]:
+def serving(files: Mapping[str, bytes | Path]) -> Iterator[Site]:
     site = Site(files)
 
     class Handler(BaseHTTPRequestHandler):
@@ -44,19 +61,19 @@ def serving(files: dict[str, bytes]) -> Iterator[Site]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            start, stop, is_range = 0, len(data), False
+            start, stop, is_range = 0, size_of(data), False
             if site.sends_ranges and (
                 asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             ):
                 start, stop, is_range = int(asked[1]), int(asked[2]) + 1, True
-            etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+            etag = f'"{etag_of(data)}"'
             if self.headers.get("If-Range", etag) != etag:
-                start, stop, is_range = 0, len(data), False
-            body = data[start:stop]
+                start, stop, is_range = 0, size_of(data), False
+            body = cut_out(data, start, stop)
             self.send_response(206 if is_range else 200)
             self.send_header("ETag", etag)
             self.send_header("Content-Length", str(len(body)))
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size_of(data)}")
             self.end_headers()
             if len(body) > 1:
                 with site.lock:
