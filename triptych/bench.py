@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -15,6 +16,8 @@ from triptych.client import Client
 from triptych.credentials import Credentials
 from triptych.foreground import run_in_foreground
 from triptych.gateway_options import credential_options
+from triptych.result import Picture
+from triptych.run_stream import RunStream
 from triptych.simulation import (
     STAGES,
     Eviction,
@@ -69,32 +72,58 @@ def measure(gateway: str, credentials: Credentials) -> None:
 
     Makes pictures one at a time and with full batches, on an otherwise idle deployment with one replica a stage.
     """
-    times: dict[str, dict[str, float]] = {}
-    run_in_foreground(_measure(gateway, credentials, times))
-    click.echo(json.dumps(times, indent=1))
+
+    async def show() -> None:
+        click.echo(json.dumps(await measured(gateway, credentials), indent=1))
+
+    run_in_foreground(show())
 
 
-async def _measure(gateway: str, credentials: Credentials, times: dict[str, dict[str, float]]) -> None:
+async def measured(gateway: str, credentials: Credentials) -> dict[str, dict[str, float]]:
+    """The service times of each stage, as `simulate` wants them."""
     async with Client(gateway, **vars(credentials)) as client:
         slots = {
             STAGE_OF[entry.model.stage]: entry.model.limits.num_slots for entry in await client.list_models()
         }
         seconds = {batch: await _seconds(client, batch) for batch in sorted({1, *slots.values()})}
-    for stage, num_slots in slots.items():
-        one, full = seconds[1][stage], seconds[num_slots][stage]
-        # The line through both: what a batch costs anyhow, and what each picture in it adds.
-        each = max(0.0, (full - one) / (num_slots - 1)) if num_slots > 1 else 0.0
-        times[stage] = {"slots": num_slots, "fixed_s": round(one - each, 4), "each_s": round(each, 4)}
+    return {
+        stage: fitted(seconds[1][stage], seconds[num_slots][stage], num_slots)
+        for stage, num_slots in slots.items()
+    }
+
+
+def fitted(one_s: float, full_s: float, slots: int) -> dict[str, float]:
+    """What a batch costs anyhow, and what each picture in it adds: the line through a picture alone and a full batch.
+
+    Neither is below 0. Where a batch costs more than its pictures one by one, all of it is theirs, for a full batch says
+    what a replica can do; a picture alone is then a little faster than it is said to be.
+    """
+    each_s = max(0.0, (full_s - one_s) / (slots - 1)) if slots > 1 else 0.0
+    fixed_s = one_s - each_s
+    if fixed_s < 0:
+        fixed_s, each_s = 0.0, full_s / slots
+    return {"slots": slots, "fixed_s": round(fixed_s, 4), "each_s": round(each_s, 4)}
 
 
 async def _seconds(client: Client, batch: int) -> dict[str, float]:
-    """The median compute time of a picture by stage, with `batch` pictures in a run; the first run does not count."""
-    spec = make_spec(PROMPT, candidates=batch, refine_top=1, variations=batch, upscale_top=batch)
+    """The median compute time of a picture by stage, `batch` at once; the first round does not count.
+
+    By hand, so that no stage begins before the one before has ended: they may share a device, or processors.
+    """
     found: dict[str, list[float]] = defaultdict(list)
-    for repeat in range(NUM_REPEATS + 1):
-        async for event in client.stream_run(spec):
-            if event.HasField("timing") and repeat:
+
+    async def follow(stream: RunStream, *, counts: bool) -> Sequence[Picture]:
+        async for event in stream.until_it_rests():
+            if event.HasField("timing") and counts:
                 found[STAGE_OF[event.timing.stage]].append(event.timing.compute.ToNanoseconds() / 1e9)
+        return stream.result.pictures
+
+    for repeat in range(NUM_REPEATS + 1):
+        counts = repeat > 0
+        spec = make_spec(PROMPT, candidates=batch, manual=True, variations=0)
+        sketches = await follow(client.run(spec, detach=True, show=False), counts=counts)
+        await follow(client.select(sketches[0], refine=batch, show=False), counts=counts)
+        await follow(client.select(sketches, upscale=True, show=False), counts=counts)
     return {stage: median(seconds) for stage, seconds in found.items()}
 
 

@@ -5,7 +5,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from triptych.bench import bench
+from tests.gateway.scripted import gateway_over, scripted_stages
+from triptych.bench import bench, fitted, measured
+from triptych.credentials import Credentials
 from triptych.simulation import Eviction, Load, StageModel, fewest_replicas, scale_next, simulate
 
 INSTANT = StageModel(replicas=1, slots=1, fixed_s=0.0, each_s=1e-6)
@@ -110,3 +112,25 @@ def test_a_file_without_times_is_refused(tmp_path, text):
     done = CliRunner().invoke(bench, ["simulate", "--times", str(tmp_path / "bad.json"), "--rate", "1"])
     assert done.exit_code == 2
     assert "make it with `triptych bench measure`" in " ".join(done.output.split())
+
+
+def test_times_are_the_line_through_one_picture_and_a_full_batch():
+    assert fitted(1.5, 3.6, slots=8) == {"slots": 8, "fixed_s": 1.2, "each_s": 0.3}
+
+
+@pytest.mark.parametrize(("one_s", "full_s"), [(1.0, 0.9), (1.0, 12.0)])
+def test_no_time_is_below_zero_however_batching_turned_out(one_s, full_s):
+    times = fitted(one_s, full_s, slots=8)
+    assert min(times["fixed_s"], times["each_s"]) >= 0
+    assert times["fixed_s"] + 8 * times["each_s"] == pytest.approx(max(one_s, full_s))
+
+
+async def test_every_stage_is_measured(tmp_path):
+    async with scripted_stages() as stages:
+        for worker in (*stages.generators, *stages.refiners, *stages.upscalers):
+            worker.info.limits.num_slots = 2
+        async with gateway_over(stages, tmp_path) as running:
+            times = await measured(running.address, Credentials())
+    assert set(times) == {"generate", "refine", "upscale"}
+    # What a scripted stage says that a picture took.
+    assert all(one["fixed_s"] + one["each_s"] == pytest.approx(0.001) for one in times.values())
