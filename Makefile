@@ -38,8 +38,10 @@ test: $(VENV)/dev ## Run the tests (minutes)
 test-faults: $(VENV)/dev ## Kill, stop and cut off real processes in every place, and print what each case showed
 	$(TEST_ENV) $(BIN)/python -m pytest -q tests/faults $(ARGS)
 
-test-compose: $(VENV)/runtime ## Build and start docker-compose.yml and make a picture through it (needs an engine)
+# First with compose alone, as a user would; then with `triptych deploy compose`, under load and with workers killed.
+test-compose: $(VENV)/dev ## Build and start docker-compose.yml, scale it, kill a worker, take it down (needs an engine)
 	TRIPTYCH=$(abspath $(BIN))/triptych tests/compose/run.sh
+	$(TEST_ENV) $(BIN)/python -m pytest -q -s --durations=5 -m compose tests/compose tests/deploy $(ARGS)
 
 # What failed before is tried again first. EXAMPLES and SECONDS_EACH are for each test and each target.
 EXAMPLES ?= 300
