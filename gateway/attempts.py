@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import grpc
 
+from gateway.line import OnMove, Waiter
 from gateway.pace import Pace
 from gateway.pool import ModelGone, Pool
 from gateway.stage_errors import StageError, from_failure, from_rpc
@@ -92,11 +93,18 @@ Happening = Started | Retrying | Waiting | StageEvent
 
 
 async def make_picture(
-    pool: Pool, job: Job, digest: str, patience: Patience, *, num_attempts: int = 0
+    pool: Pool,
+    job: Job,
+    digest: str,
+    patience: Patience,
+    *,
+    num_attempts: int = 0,
+    on_move: OnMove = lambda position, wait_s: None,
 ) -> AsyncGenerator[Happening]:
     """Yields what happens until the picture and its timing are there; closing it cancels the work.
 
-    `num_attempts` were made before. Raises NoWorker, DeadlineExceeded or StageError when the picture cannot be had.
+    `num_attempts` were made before. `on_move` is told its place while it waits for a worker to have room. Raises
+    NoWorker, DeadlineExceeded or StageError when the picture cannot be had.
     """
     full: Worker | None = None
     untold: StageError | None = None
@@ -108,14 +116,17 @@ async def make_picture(
             # It may have to wait until a worker has nothing else to do.
             yield Retrying(untold)
             untold = None
+        waiter = Waiter(job.caller, patience.timeout_s(), on_move)
         try:
-            worker = await failures.choose(pool, digest, alone=alone)
+            worker = await failures.choose(pool, digest, waiter=waiter, alone=alone)
+        except DeadlineExceeded:
+            raise
         except TriptychError as error:
             if not (patience.worker_timeout_s and failures.may_wait):
                 raise
             yield Waiting(error)
             untold = None
-            worker = await failures.choose(pool, digest, patience, alone=alone)
+            worker = await failures.choose(pool, digest, patience, waiter=waiter, alone=alone)
         # Nothing may come between here and the block that the worker is counted in.
         is_again, full = worker is full, None
         num_attempts += not is_again
@@ -203,7 +214,13 @@ class Failures:
         return bool(self._picture) and self._num_lost > 0 and self._num_blamed == self._max_workers - 1
 
     async def choose(
-        self, pool: Pool, digest: str, patience: Patience | None = None, *, alone: bool = False
+        self,
+        pool: Pool,
+        digest: str,
+        patience: Patience | None = None,
+        *,
+        waiter: Waiter | None = None,
+        alone: bool = False,
     ) -> Worker:
         """A worker that may do better, now or with patience. Raises the last failure where there is none, else NoWorker."""
         wait_s = min(patience.worker_timeout_s, patience.timeout_s()) if patience and self.may_wait else 0.0
@@ -214,6 +231,7 @@ class Failures:
                 rather_not=[*self._unlucky, *self.full],
                 alone=alone,
                 patience_s=wait_s,
+                waiter=waiter,
             )
         except ModelGone:
             raise

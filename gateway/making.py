@@ -6,6 +6,7 @@ It knows what a picture is made from, and nothing of where it goes next.
 import asyncio
 from collections.abc import Callable, Collection, Mapping
 from contextlib import aclosing
+from functools import partial
 
 from gateway.attempts import Happening, Patience, Retrying, Started, Waiting, make_picture
 from gateway.budget import Budget
@@ -87,6 +88,7 @@ class Making:
                     work.model.digest,
                     self._patience,
                     num_attempts=self._history.attempts.get(name, 0),
+                    on_move=partial(self._record.queued, work.kind, index),
                 )
                 async with aclosing(picture) as happenings:
                     async for happening in happenings:

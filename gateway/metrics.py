@@ -73,8 +73,15 @@ class GatewayMetrics:
             ["stage"],
             registry=self.registry,
         )
+        waiting_images = Gauge(
+            "triptych_waiting_images",
+            "Pictures that wait at this gateway for a worker of the stage to have room.",
+            ["stage"],
+            registry=self.registry,
+        )
         for kind in STAGES:
             healthy.labels(kind.worker).set_function(_healthy(pools[kind.name]))
+            waiting_images.labels(kind.worker).set_function(_num_waiting(pools[kind.name]))
 
 
 def _count(runs: Runs, state: RunState.ValueType) -> Callable[[], float]:
@@ -83,6 +90,10 @@ def _count(runs: Runs, state: RunState.ValueType) -> Callable[[], float]:
 
 def _healthy(pool: Pool) -> Callable[[], float]:
     return lambda: len(pool.healthy)
+
+
+def _num_waiting(pool: Pool) -> Callable[[], float]:
+    return lambda: pool.num_waiting
 
 
 def _name(state: RunState.ValueType) -> str:

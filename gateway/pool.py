@@ -5,6 +5,7 @@ connections live. It knows nothing of runs.
 """
 
 import asyncio
+import functools
 import logging
 import time
 from collections import defaultdict
@@ -16,6 +17,7 @@ from typing import Any, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway.line import Line, Look, Waiter
 from gateway.stages import StageKind
 from gateway.targets import Resolve, Resolver, Target, resolve_name
 from gateway.worker import Worker
@@ -71,6 +73,7 @@ class Pool:
         # Those whose channel has the certificates from before a change: closed when they have no work left.
         self._replaced: list[Worker] = []
         self._workers: dict[str, Worker] = {}
+        self._line = Line(clock)
         # Set, and replaced, when a worker may be given work that could not before.
         self._changed = asyncio.Event()
         self._refreshing: asyncio.Task[None] | None = None
@@ -87,6 +90,7 @@ class Pool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._line.close()
         await self._resolver.close()
         workers = [*self._workers.values(), *self._replaced]
         await asyncio.gather(*(worker.channel.close() for worker in workers))
@@ -112,18 +116,24 @@ class Pool:
         rather_not: Collection[str] = (),
         alone: bool = False,
         patience_s: float = 0.0,
+        waiter: Waiter | None = None,
     ) -> Worker:
         """The worker with that model and the fewest images to do, none of the addresses `but`.
 
-        Those of `rather_not` only where there is no other; `alone`, once it has nothing else to do, and then `working`
-        has to follow at once. Waits so long for one; raises NoWorker.
+        Those of `rather_not` only where there is no other; `alone`, once it has nothing else to do; a `waiter` also
+        waits until one has room. Then `working` has to follow at once. Waits so long for one that can be given work;
+        raises NoWorker, and DeadlineExceeded for a waiter.
         """
         until = self._clock() + patience_s
         await self._refresh_until(lambda: self._candidates(digest, but))
         while True:
             changed = self._changed
-            if found := self._candidates(digest, but):
-                worker = min(found, key=lambda worker: (worker.address in rather_not, worker.outstanding))
+            if waiter is None or alone:
+                found = self._candidates(digest, but)
+                worker = min(found, key=lambda one: (one.address in rather_not, one.load), default=None)
+            else:
+                worker = await self._take_room(digest, but, rather_not, waiter)
+            if worker is not None:
                 if not alone or await self._empty(worker):
                     return worker
                 continue
@@ -136,9 +146,41 @@ class Pool:
             except TimeoutError:
                 continue
 
+    @property
+    def num_waiting(self) -> int:
+        """Pictures that wait for a worker to have room."""
+        return len(self._line)
+
     def has(self, digest: str, *, but: Collection[str]) -> bool:
         """Whether a worker could be given a picture of that model now."""
         return bool(self._candidates(digest, but))
+
+    async def _take_room(
+        self, digest: str, but: Collection[str], rather_not: Collection[str], waiter: Waiter
+    ) -> Worker | None:
+        """The worker with room that has least to do, at the waiter's turn; None where none may be given the picture."""
+        look = functools.partial(self._look, digest, but, rather_not)
+        while (found := look()).has_to_wait:
+            kind = f"{digest} {sorted(but)} {sorted(rather_not)}"
+            worker = await self._line.wait(waiter, kind, look)
+            if worker is not None:
+                worker.promised -= 1
+                if worker in self._candidates(digest, but):
+                    return worker
+                self._line.serve()
+        return found.worker
+
+    def _look(self, digest: str, but: Collection[str], rather_not: Collection[str]) -> Look:
+        found = self._candidates(digest, but)
+        better = [worker for worker in found if worker.address not in rather_not] or found
+        free = [worker for worker in better if not worker.is_full]
+        if free or not found:
+            return Look(min(free, key=lambda worker: worker.load, default=None))
+        # One that becomes free as soon as any: what waits there already goes first.
+        num_ahead = min(worker.load - worker.model.limits.num_slots for worker in better)
+        waits = [worker.pace.wait_s(num_ahead) for worker in better]
+        known = [wait_s for wait_s in waits if wait_s is not None]
+        return Look(has_to_wait=True, num_ahead=num_ahead, wait_s=min(known, default=None))
 
     async def _empty(self, worker: Worker) -> bool:
         """Reserves the worker and waits until its work is done; false where it is lost over that."""
@@ -178,6 +220,7 @@ class Pool:
             if worker.is_on_probation or worker.is_reserved:
                 self._tell_changed()
             worker.is_reserved = worker.is_reserved and not alone
+            self._line.serve()
 
     def heard(self, worker: Worker) -> None:
         """The worker said something of a picture."""
@@ -277,6 +320,8 @@ class Pool:
             if not worker.outstanding:
                 del self._workers[worker.address]
                 await worker.channel.close()
+        # Those who wait for one that is gone now had better not.
+        self._line.serve()
         await asyncio.gather(*(self._check(self._workers[address]) for address in addresses))
 
     async def _check(self, worker: Worker) -> None:
@@ -304,11 +349,13 @@ class Pool:
     def _tell_changed(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+        self._line.serve()
 
     def _note(self, worker: Worker, problem: str) -> None:
         if problem != worker.problem:
             log.warning("%s %s can be given no work: %s", self.kind.worker, worker.address, problem)
         worker.problem = problem
+        self._line.serve()
 
     def _why_none(self) -> str:
         name = self.kind.worker

@@ -9,6 +9,9 @@ from gateway.pace import Pace
 from services.tls import Certificates
 from triptych.v1.stage_pb2 import ModelInfo
 
+# What a worker is given at once, in batches: the one that it makes, and the next, so that it never stands idle.
+BATCHES_AT_WORKER = 2
+
 
 @dataclass(eq=False)
 class Worker:
@@ -20,6 +23,8 @@ class Worker:
     model: ModelInfo = field(default_factory=ModelInfo)
     # Images that this gateway has asked of it and that are not done.
     outstanding: int = 0
+    # Of those that waited for it to have room, those whose turn has come and that have not begun.
+    promised: int = 0
     # No longer at its name: gets nothing new and is closed when it has no work left.
     gone: bool = False
     # What the channel was opened with.
@@ -43,6 +48,17 @@ class Worker:
     def has_room(self) -> bool:
         """Whether it may be given one more picture: on probation it has to show first that it can make one."""
         return not self.is_reserved and not (self.is_on_probation and self.outstanding)
+
+    @property
+    def load(self) -> int:
+        return self.outstanding + self.promised
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has what it makes at once and as many more for when those are done: what waits elsewhere can still
+        go to whichever worker is free first. One that does not say what it makes at once is never full."""
+        num_slots = self.model.limits.num_slots
+        return num_slots > 0 and self.load >= BATCHES_AT_WORKER * num_slots
 
     def take_over(self, other: "Worker") -> None:
         """What is known of the worker, whose channel this one replaces."""

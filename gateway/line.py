@@ -1,0 +1,138 @@
+"""Pictures that wait at the gateway for a worker to have room, callers in turns.
+
+They are no worker's yet, so that one that joins takes its share of them at once. It knows workers by what is promised
+to them, and nothing of pictures.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gateway.pace import Pace
+from gateway.worker import Worker
+from services.errors import DeadlineExceeded
+from services.fair_queue import FairQueue
+
+# Whoever waits is told a new place no more often: a long line moves with every picture that ends.
+TELL_EVERY_S = 2.0
+
+OnMove = Callable[[int, float | None], None]
+
+
+@dataclass(frozen=True)
+class Waiter:
+    """A picture that has to wait: whose it is, for how long at most, and who is told its place, from 1, and its wait."""
+
+    caller: str = ""
+    timeout_s: float | None = None
+    on_move: OnMove = lambda position, wait_s: None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What there is for a picture now: a worker with room, or none that could ever have it, or else the line.
+
+    `num_ahead` is how many wait at a worker before it, and `wait_s` how long they will, where that is known.
+    """
+
+    worker: Worker | None = None
+    has_to_wait: bool = False
+    num_ahead: int = 0
+    wait_s: float | None = None
+
+
+@dataclass(eq=False)
+class _Place:
+    key: str
+    look: Callable[[], Look]
+    on_move: OnMove
+    turn: asyncio.Future[Worker | None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Line:
+    """`serve` has to be called whenever a worker may have room that had none, or may be given no work any more."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._places: FairQueue[_Place] = FairQueue()
+        # What there is for the pictures of each key, which are interchangeable.
+        self._looks: dict[str, Callable[[], Look]] = {}
+        self._pace = Pace()
+        self._served_at: float | None = None
+        self._telling: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    async def wait(self, waiter: Waiter, kind: str, look: Callable[[], Look]) -> Worker | None:
+        """The worker that has room for it, at its turn; None once there is no worker that it could wait for.
+
+        `kind` tells pictures apart that may not be given the same workers. The room is counted in `Worker.promised` until
+        the picture takes it away from there. Raises DeadlineExceeded.
+        """
+        place = _Place(f"{waiter.caller}\n{kind}", look, waiter.on_move)
+        self._places.push(place, place.key)
+        self._looks[place.key] = look
+        if self._served_at is None:
+            self._served_at = self._clock()
+        self._tell_one(place, next(n for n, one in enumerate(self._places, 1) if one is place))
+        self._tell_soon()
+        try:
+            async with asyncio.timeout(waiter.timeout_s):
+                return await place.turn
+        except TimeoutError:
+            self._leave(place)
+            raise DeadlineExceeded(f"no worker had room within {waiter.timeout_s:g} s") from None
+        except asyncio.CancelledError:
+            self._leave(place)
+            raise
+
+    def serve(self) -> None:
+        """Gives what room there is to those whose turn it is."""
+        while (place := self._places.pop_for(self._may_go)) is not None:
+            if place.turn.done():
+                # Whoever stood here has just gone away.
+                continue
+            worker = place.look().worker
+            if worker is not None:
+                worker.promised += 1
+                now = self._clock()
+                self._pace.moved(1, now - (self._served_at or now))
+                self._served_at = now
+            place.turn.set_result(worker)
+        if not self._places:
+            self._looks.clear()
+            self._served_at = None
+
+    def close(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+
+    def _may_go(self, key: str) -> bool:
+        return not self._looks[key]().has_to_wait
+
+    def _leave(self, place: _Place) -> None:
+        self._places.remove(lambda one: one is place)
+        has_had_turn = place.turn.done() and not place.turn.cancelled()
+        if has_had_turn and (worker := place.turn.result()) is not None:
+            worker.promised -= 1
+        self.serve()
+
+    def _tell_one(self, place: _Place, position: int) -> None:
+        look = place.look()
+        here_s, there_s = self._pace.wait_s(position), look.wait_s
+        wait_s = here_s + there_s if here_s is not None and there_s is not None else here_s
+        place.on_move(position + look.num_ahead, wait_s)
+
+    def _tell_soon(self) -> None:
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell)
+
+    def _tell(self) -> None:
+        self._telling = None
+        for position, place in enumerate(self._places, 1):
+            self._tell_one(place, position)
+        if self._places:
+            self._tell_soon()
