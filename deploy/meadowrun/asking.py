@@ -52,7 +52,7 @@ class Bridge:
             try:
                 process.stdin.write(json.dumps({"id": number, "do": do, "with": arguments}) + "\n")
                 process.stdin.flush()
-            except OSError:
+            except (OSError, ValueError):  # it has just ended; its pipe may be closed here, too
                 self._give_up()
         return number, future
 
@@ -96,7 +96,7 @@ class Bridge:
         return self._process
 
     def _read(self, process: subprocess.Popen[str], ready: threading.Event) -> None:
-        assert process.stdout is not None  # noqa: S101 - for mypy
+        assert process.stdout is not None and process.stdin is not None  # noqa: S101, PT018 - for mypy
         with process.stdout as answers:
             for line in answers:
                 said = json.loads(line)
@@ -110,6 +110,8 @@ class Bridge:
                     else:
                         future.set_result(said["done"])
         process.wait()
+        with suppress(OSError):
+            process.stdin.close()
         ready.set()
         self._give_up()
 

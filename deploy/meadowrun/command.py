@@ -130,11 +130,12 @@ def grant(ctx: click.Context, bucket: str) -> None:
 @meadowrun.command("cache")
 @click.argument("model")
 @click.option("--stage", type=click.Choice(list(PARTS)), required=True)
+@click.option("--from", "origin", metavar="PLACE", default="", help="As of `triptych weights pull`.")
 @click.pass_obj
-def cache_weights(place: Place, model: str, stage: str) -> None:
+def cache_weights(place: Place, model: str, stage: str, origin: str) -> None:
     """Fetch MODEL to a cheap machine without a GPU, and from there into the S3 cache."""
     assert isinstance(place.deployer, MeadowrunDeployer)  # noqa: S101 - the group above made it
-    place.deployer.cache_weights(stage, model)
+    place.deployer.cache_weights(stage, model, origin=origin)
     click.echo(f"{stage} {model} is in the S3 cache")
 
 

@@ -212,24 +212,29 @@ class MeadowrunDeployer:
         """Ends the bridge, once what drains has ended."""
         self._bridge.close(timeout_s=None)
 
-    def cache_weights(self, stage: str, model: str) -> None:
-        """Fetches a model to a machine without a GPU and puts it into the S3 cache, and gives the machine back."""
+    def cache_weights(self, stage: str, model: str, *, origin: str = "") -> None:
+        """Fetches a model to a machine without a GPU and puts it into the S3 cache, and gives the machine back.
+
+        `origin` names another place than the published one.
+        """
         if "TRIPTYCH_S3_CACHE" not in self._settings.environment:
             raise DeployError("where to? name the bucket, --s3-cache s3://BUCKET/PREFIX")
         self._ask("check", ami=self._settings.ami, gpu=False)
         # Both have the machine's cache: what the first has fetched is there for the second.
-        for do in ("pull", "push"):
-            self._bridge.ask(
-                "launch",
-                region=self._settings.region,
-                ami=self._settings.ami,
-                tags={"deployment": self.name, "weights": model, "started": str(time.time_ns())},
-                job={**self._started_from("weights", [do, model, "--stage", stage]), "ports": None},
-                resources=asdict(WITHOUT_GPU),
-                files={},
-                wait=True,
-            )
-        self._give_back([one for one in self._machines() if one["tags"].get("weights") == model])
+        commands = [["pull", model, *(["--from", origin] if origin else [])], ["push", model]]
+        try:
+            for command in commands:
+                self._ask(
+                    "launch",
+                    ami=self._settings.ami,
+                    tags={"deployment": self.name, "weights": model, "started": str(time.time_ns())},
+                    job={**self._started_from("weights", [*command, "--stage", stage]), "ports": None},
+                    resources=asdict(WITHOUT_GPU),
+                    files={},
+                    wait=True,
+                )
+        finally:
+            self._give_back([one for one in self._machines() if one["tags"].get("weights") == model])
 
     def _describe(self, machine: Mapping[str, Any]) -> Worker | None:
         """None for a worker that has ended; its machine is given back."""

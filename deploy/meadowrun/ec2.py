@@ -33,6 +33,7 @@ from meadowrun.aws_integration.ec2_ssh_keys import get_meadowrun_ssh_key
 from meadowrun.aws_integration.management_lambdas import adjust_ec2_instances
 from meadowrun.instance_allocation import allocate_single_job_to_instance
 from meadowrun.meadowrun_pb2 import ProcessState
+from meadowrun.run_job_core import WaitOption
 
 TAG = "triptych:"
 FOLDER = "/var/meadowrun"
@@ -98,12 +99,15 @@ class TaggedMachine(meadowrun.AllocEC2Instance):  # type: ignore[misc]  # it has
             self._open_metadata(region)
             await self._prepare()
             host = meadowrun.SshHost(self.address, allocation.SSH_USER, key, ("EC2", region))
-            return await host.run_job(resources_required, job, wait_for_result)
+            done = await host.run_job(resources_required, job, wait_for_result)
+            await host.close_connection()
+            if wait_for_result is not WaitOption.DO_NOT_WAIT:
+                await registrar.free(self.instance, self.job)
         except BaseException:
             # Nobody would use it, and somebody would pay for it.
-            if registrar.launched:
-                release(region, registrar.launched)
+            release(region, {*registrar.launched, self.instance} - {""})
             raise
+        return done
 
     def _open_metadata(self, region: str) -> None:
         """Spot notices are asked for in containers, too, which are one hop further than AWS expects."""
@@ -147,6 +151,12 @@ class IdleMachines(allocation.EC2InstanceRegistrar):  # type: ignore[misc]  # it
         ]
         self.instances.update({one.public_address: one.name for one in idle})
         return idle
+
+    async def free(self, instance: str, job: str) -> None:
+        """A machine does so itself, if its metadata can be asked in the way that Meadowrun asks."""
+        registered = await self.get_registered_instance(instance)
+        if job in registered.get_running_jobs():
+            await self.deallocate_job_from_instance(registered, job)
 
     async def launch_instances(self, *arguments: Any) -> Any:
         launch = allocation.launch_ec2_instances
