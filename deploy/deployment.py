@@ -79,29 +79,31 @@ class Deployment:
     def keep(self, rest: Callable[[], None]) -> None:
         """Starts a worker for each that goes away, of as many of each stage as there are now; ends with what `rest` raises.
 
-        `rest` is called between two looks.
+        `rest` is called between two looks. Nobody is taken away, should one that was out of sight come back.
         """
         seen = {one.id: one for one in self._live()}
         wanted = Counter(one.stage for one in seen.values())
         self.tell(f"keeps {', '.join(f'{number} {stage}' for stage, number in wanted.items()) or 'nothing'}")
         while True:
-            workers = {one.id: one for one in self._live()}
-            self.write_list(list(workers.values()))
-            self._tell_news(seen, workers)
-            for gone in seen.keys() - workers.keys():
-                self.tell(f"{seen[gone].stage} {gone} is gone or drains")
-            seen = workers
-            there = Counter(one.stage for one in workers.values())
-            for stage, number in wanted.items():
-                for _ in range(number - there[stage]):
-                    try:
-                        worker = self._launch(stage)
-                    except DeployError as error:
-                        # There may be room later.
-                        self.tell(str(error))
-                        break
-                    seen[worker.id] = worker
+            try:
+                seen = self._replaced(seen, wanted)
+            except DeployError as error:
+                # Later, perhaps: a machine may come back, or room may be made.
+                self.tell(str(error))
             rest()
+
+    def _replaced(self, seen: Mapping[str, Worker], wanted: Mapping[str, int]) -> dict[str, Worker]:
+        workers = {one.id: one for one in self._live()}
+        self.write_list(list(workers.values()))
+        self._tell_news(seen, workers)
+        for gone in seen.keys() - workers.keys():
+            self.tell(f"{seen[gone].stage} {gone} is gone or drains")
+        there = Counter(one.stage for one in workers.values())
+        for stage, number in wanted.items():
+            for _ in range(number - there[stage]):
+                worker = self._launch(stage)
+                workers[worker.id] = worker
+        return workers
 
     def write_list(self, workers: Sequence[Worker] | None = None) -> None:
         """What the gateway reads."""

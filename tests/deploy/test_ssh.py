@@ -208,6 +208,30 @@ def test_workers_of_a_machine_have_ports_that_a_firewall_can_know(make: Make, ss
     assert f"-{sshd.port}-" in folder.name
 
 
+def test_a_worker_that_ends_is_replaced_while_the_deployment_is_kept(make: Make, sshd: Sshd, tmp_path: Path):
+    deployer = make(machine_of(sshd))
+    deployment = Deployment(deployer, tmp_path / "workers.json")
+    (lost,) = deployment.scale({"refiner": 1})
+
+    def rest() -> None:
+        workers = deployer.endpoints()
+        if [worker.id for worker in workers] == [lost.id]:
+            deployer.stop(lost.id)
+        elif any(worker.state is State.SERVING for worker in workers):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        deployment.keep(rest)
+    (found,) = deployer.endpoints()
+    assert found.stage == "refiner"
+    assert found.id != lost.id
+
+
+def test_a_command_may_be_named_from_the_users_home(make: Make, sshd: Sshd):
+    with pytest.raises(DeployError, match="has no command '~/nowhere/triptych'"):
+        make(machine_of(sshd, triptych="~/nowhere/triptych")).launch("refiner")
+
+
 def test_nothing_listens_beyond_loopback_without_certificates(make: Make, sshd: Sshd):
     deployer = make(machine_of(sshd, host="gpu-7.example.org"))
     with pytest.raises(
