@@ -8,7 +8,7 @@ PROMPT ?= a red house under a full moon
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up test test-faults test-compose fuzz parity tiny quality bench bench-full check fix protos release-protos clean
+.PHONY: help setup run up test test-faults test-real-size test-compose test-meadowrun fuzz parity tiny quality bench bench-full check fix protos release-protos clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,15 +33,24 @@ up: $(VENV)/runtime ## Start the three stages and the gateway and keep them runn
 
 # Two processes: much of the tests' time is waiting for services to start and to stop.
 test: $(VENV)/dev ## Run the tests (minutes)
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not parity and not compose and not faults" $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not parity and not compose and not faults and not meadowrun" $(ARGS)
 
 test-faults: $(VENV)/dev ## Kill, stop and cut off real processes in every place, and print what each case showed
 	$(TEST_ENV) $(BIN)/python -m pytest -q tests/faults $(ARGS)
+
+# MODELS: real-l, mini, glid-3-xl-finetuned, glid-3-xl, glid-3-xl-inpaint, mega, mega_full; but for the last all of them.
+test-real-size: $(VENV)/dev ## Pull, convert and serve models of published size, and 2 GB through S3 (25 GB of disk, an hour)
+	$(TEST_ENV) $(BIN)/python -m tests.published.real_size $(MODELS)
+	$(TEST_ENV) $(BIN)/python -m tests.published.real_s3
 
 # First with compose alone, as a user would; then with `triptych deploy compose`, under load and with workers killed.
 test-compose: $(VENV)/dev ## Build and start docker-compose.yml, scale it, kill a worker, take it down (needs an engine)
 	TRIPTYCH=$(abspath $(BIN))/triptych tests/compose/run.sh
 	$(TEST_ENV) $(BIN)/python -m pytest -q -s --durations=5 -m compose tests/compose tests/deploy $(ARGS)
+
+# It is installed into build/meadowrun, once; needs sshd and the right to mount.
+test-meadowrun: $(VENV)/dev ## Launch workers through Meadowrun itself, on a mock of AWS (minutes)
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m meadowrun tests/deploy $(ARGS)
 
 # What failed before is tried again first. EXAMPLES and SECONDS_EACH are for each test and each target.
 EXAMPLES ?= 300
