@@ -28,6 +28,12 @@ class KnownModel:
     sources: tuple[Source, ...]
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """What pip must have installed where it is pulled from where it was published."""
+        from_wandb = any(source.location.startswith("wandb://") for source in self.sources)
+        return (f"triptych[{self.stage},weights]", *(("wandb",) if from_wandb else ()))
+
+    @property
     def num_bytes(self) -> int:
         """Of its weights in float32: what it takes on the device, and at most on the disk."""
         return round(4 * sum(source.num_params for source in self.sources))

@@ -67,6 +67,7 @@ def open_model(name_or_folder: str, stage: str) -> tuple[Path, Manifest]:
 
     Raises ModelError.
     """
+    started = time.monotonic()
     try:
         found = Found(model_folder.find_model(name_or_folder, stage), "its folder")
     except ModelError:
@@ -74,8 +75,12 @@ def open_model(name_or_folder: str, stage: str) -> tuple[Path, Manifest]:
         if cached is None and (stage, name_or_folder) not in KNOWN and not s3_cache():
             raise
         found = cached or fetch(name_or_folder, stage, show=_logged(name_or_folder))
-    log.info("model %s of the %s: from %s, %s", name_or_folder, stage, found.place, found.folder)
-    return model_folder.open_model(str(found.folder), stage)
+    opened = model_folder.open_model(str(found.folder), stage)
+    log.info(
+        "model %s of the %s: from %s in %.1f s, %s",
+        name_or_folder, stage, found.place, time.monotonic() - started, found.folder,
+    )  # fmt: skip
+    return opened
 
 
 def _logged(name: str) -> Report:

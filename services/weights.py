@@ -150,23 +150,24 @@ def list_models(as_json: bool) -> None:
             click.echo(f"Warning: {error}", err=True)
             continue
         num_bytes = sum(entry.num_bytes for entry in manifest.files.values())
-        rows.append((stage, name, num_bytes, manifest.digest, manifest.licence, str(folder)))
+        needs = f"triptych[{stage}]"
+        rows.append((stage, name, num_bytes, manifest.digest, manifest.licence, needs, str(folder)))
     here = {(stage, name) for stage, name, *_ in rows}
     rows += [
-        (known.stage, known.name, known.num_bytes, "", known.licence, "")
+        (known.stage, known.name, known.num_bytes, "", known.licence, " ".join(known.needs), "")
         for known in KNOWN.values()
         if (known.stage, known.name) not in here
     ]
     if as_json:
         for row in rows:
-            names = ("stage", "name", "num_bytes", "digest", "licence", "folder")
+            names = ("stage", "name", "num_bytes", "digest", "licence", "needs", "folder")
             click.echo(json.dumps(dict(zip(names, row, strict=True))))
         return
     cells = [
-        (stage, name, f"{size / 10**6:.1f} MB", licence, path or "not here: triptych weights pull")
-        for stage, name, size, _, licence, path in rows
+        (stage, name, f"{size / 10**6:.1f} MB", licence, needs, path or "not here: triptych weights pull")
+        for stage, name, size, _, licence, needs, path in rows
     ]
-    for line in aligned([("stage", "name", "size", "licence", "folder"), *cells]):
+    for line in aligned([("stage", "name", "size", "licence", "needs", "folder"), *cells]):
         click.echo(line)
 
 

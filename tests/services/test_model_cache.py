@@ -1,6 +1,7 @@
 """Fetched models: where they are looked for, in which order, and that nothing half or damaged is ever found."""
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from services.catalog import KNOWN
 from services.download import ConnectionLost
 from services.errors import ModelError
 from services.model_cache import fetch, find_cached, open_model, push, remove
-from services.model_folder import check_files, read_manifest, write_manifest
+from services.model_folder import PARTS, check_files, read_manifest, write_manifest
 from services.remotes import S3Remote
 from tests.services.web_server import serving
 
@@ -89,7 +90,9 @@ def test_a_service_finds_a_cached_model_by_its_name(published, caplog):
     with caplog.at_level(logging.INFO):
         folder, manifest = open_model("real-l", "upscaler")
     assert manifest.name == "real-l"
-    assert f"model real-l of the upscaler: from the user's cache, {folder}" in caplog.text
+    assert re.search(
+        rf"model real-l of the upscaler: from the user's cache in [\d.]+ s, {folder}", caplog.text
+    )
 
 
 def test_a_file_that_does_not_convert_leaves_no_model(published, cache):
@@ -188,6 +191,14 @@ def test_without_credentials_the_error_says_which_to_set(bucket, monkeypatch, tm
 def test_a_name_that_is_nowhere_keeps_the_services_own_error():
     with pytest.raises(ModelError, match="no upscaler model 'my-own': expected a folder, or a built-in name"):
         open_model("my-own", "upscaler")
+
+
+@pytest.mark.parametrize("known", KNOWN.values(), ids=lambda known: known.name)
+def test_a_known_model_says_its_size_its_licence_and_what_it_needs(known):
+    assert known.num_bytes > 10**6
+    assert known.licence in ("Apache-2.0", "MIT")
+    assert known.needs[0] == f"triptych[{known.stage},weights]"
+    assert tuple(source.part for source in known.sources) == PARTS[known.stage]
 
 
 def test_removing_a_model_removes_what_was_fetched_and_nothing_else(published, cache):
