@@ -59,8 +59,28 @@ def check_against_model(prompt: str, kind: StageKind, settings: Any, model: Mode
         check_prompt(prompt, limits.max_prompt_bytes, "spec.prompt")
     if kind is REFINE and limits.max_num_steps:
         integer(settings, "num_steps", 1, low=1, high=limits.max_num_steps, path=path)
+    for name, span in model.ranges.items():
+        if name in settings.DESCRIPTOR.fields_by_name and settings.HasField(name):
+            number(settings, name, 0, low=span.lowest, high=span.highest, path=path)
     if kind is UPSCALE:
         _check_tiles(settings, model, path)
+
+
+def check_skipped(settings: Any, model: ModelInfo, path: str, *, has_mask: bool = False) -> None:
+    """Raises InvalidRequest where a picture that is made from another one has too few steps left to be made in."""
+    num_steps = _setting(settings, model, "num_steps")
+    # Under a mask nothing is skipped that was not asked for: what is repainted is to be another picture.
+    is_whole = has_mask and not settings.HasField("skip_ratio")
+    skip_ratio = 0.0 if is_whole else _setting(settings, model, "skip_ratio")
+    if num_steps is None or skip_ratio is None or "num_steps" not in model.ranges:
+        return
+    least = model.ranges["num_steps"].lowest
+    if (left := num_steps - round(num_steps * skip_ratio)) < least:
+        raise InvalidRequest(
+            f"{path}.skip_ratio",
+            f"must leave at least {least:g} of {num_steps:g} steps, got {skip_ratio:g} which leaves {left:g}; ask for "
+            "more steps, or for less to be skipped",
+        )
 
 
 def check_parent_size(

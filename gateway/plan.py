@@ -14,6 +14,7 @@ from gateway.limits import (
     check_init_images,
     check_parent_size,
     check_settings,
+    check_skipped,
 )
 from gateway.masks import mask_of, take_mask
 from gateway.pool import Pool, models_of
@@ -111,6 +112,9 @@ async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
     models = {kind: await choose_model(spec.model, kind, pools[kind.name]) for kind in kinds}
     for kind, model in models.items():
         check_against_model(spec.prompt, kind, settings[kind], model, paths[kind])
+        if kind is REFINE and (GENERATE in models or spec.init_images):
+            has_mask = spec.refine.HasField("mask")
+            check_skipped(settings[kind], model, paths[kind], has_mask=has_mask)
     init_images = await check_init_images(spec, models[kinds[0]])
     _check_parents(spec, models, settings, paths)
     masks = await take_mask(spec, models)

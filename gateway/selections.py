@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.history import History, image_name
-from gateway.limits import check_against_model, check_parent_size, check_settings
+from gateway.limits import check_against_model, check_parent_size, check_settings, check_skipped
 from gateway.masks import check_mask, tell_by_hash
 from gateway.plan import (
     DEFAULT_VARIATIONS,
@@ -79,6 +79,8 @@ async def make_selection(
         check_settings(kind, settings, f"{stage_path}.settings")
         model = await _choose_model(plan, kind, pools[kind.name])
         check_against_model(plan.spec.prompt, kind, settings, model, f"{stage_path}.settings")
+        if kind is REFINE:
+            check_skipped(settings, model, f"{stage_path}.settings", has_mask=one.refine.HasField("mask"))
         size = _size_of_parent(one.image, kind, plan, history, f"{path}.image")
         check_parent_size(kind, settings, model, size, f"{stage_path}.settings", f"{path}.image")
         await check_mask(one.refine, model, [size], stage_path)

@@ -92,6 +92,10 @@ def load(options: ServeOptions) -> LoadedGenerator:
         dtype="float32",
         limits=ModelInfo.Limits(max_num_steps=model.dalle_config.image_length),
         defaults={**asdict(model.sampling), "preview_every": 0},
+        ranges={
+            "temperature": ModelInfo.Range(lowest=MIN_TEMPERATURE, highest=MAX_TEMPERATURE),
+            "guidance_scale": ModelInfo.Range(lowest=0, highest=MAX_GUIDANCE_SCALE),
+        },
     )
     return LoadedGenerator(GeneratorStepper(model, num_slots=options.slots), info)
 

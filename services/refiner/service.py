@@ -149,6 +149,10 @@ def load(options: ServeOptions, dtype: str) -> LoadedRefiner:
             "guidance_scale": config.guidance_scale,
             "preview_every": 0,
         },
+        ranges={
+            "num_steps": ModelInfo.Range(lowest=MIN_STEPS, highest=NUM_TRAIN_TIMESTEPS),
+            "guidance_scale": ModelInfo.Range(lowest=0, highest=MAX_GUIDANCE_SCALE),
+        },
         inpainting=INPAINTING_TRAINED if model.is_trained_to_inpaint else INPAINTING_BLENDED,
     )
     return LoadedRefiner(RefinerStepper(model, num_slots=options.slots), info, model)

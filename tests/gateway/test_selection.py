@@ -334,6 +334,18 @@ async def test_a_picture_that_is_too_large_to_be_enlarged_in_one_piece_is_not_se
     assert "with pictures of 8x8: in one piece they would be tiles of 9x9" in description
 
 
+async def test_a_selection_of_which_too_few_steps_are_left_is_refused(gateway):
+    model = gateway.refiner.info
+    model.ranges["num_steps"].lowest, model.ranges["num_steps"].highest = 4, 1000
+    model.defaults["skip_ratio"] = 0.76
+    await gateway.notice()
+    name, _ = await manual_run(gateway)
+    asked = selection(f"{name}/images/generate-0", refine={"settings": {"num_steps": 10}})
+    field, description = await refused(gateway, name, asked)
+    assert field == "selections[0].refine.settings.skip_ratio"
+    assert "must leave at least 4 of 10 steps" in description
+
+
 async def test_a_selection_of_a_run_that_is_not_there_is_not_found(gateway):
     with pytest.raises(NotFound):
         await gateway.client.select_images(

@@ -13,7 +13,7 @@ from tests.gateway.runs_as_seen import ALL, collect
 from tests.gateway.scripted import image, pipeline, png
 from triptych.client import InvalidRequest
 from triptych.v1.pipeline_pb2 import RunSpec
-from triptych.v1.stage_pb2 import ImageData
+from triptych.v1.stage_pb2 import ImageData, ModelInfo
 
 
 async def refused(gateway, asked) -> tuple[str, str]:
@@ -173,6 +173,36 @@ async def test_tiles_that_are_the_model_s_own_choice_bound_the_overlap(gateway):
     text = "prompt: 'x' generate {} upscale {settings {tile_overlap: 60}}"
     said = await refused(gateway, text_format.Parse(text, RunSpec()))
     assert said == ("spec.upscale.settings.tile_overlap", "must be 0 to 56 with tiles of 64, got 60")
+
+
+async def test_a_setting_beyond_the_model_s_range_is_refused_before_any_stage_begins(gateway):
+    gateway.refiner.info.ranges["guidance_scale"].highest = 100
+    await gateway.notice()
+    text = "prompt: 'x' generate {} refine {settings {guidance_scale: 101}} manual {}"
+    said = await refused(gateway, text_format.Parse(text, RunSpec()))
+    assert said == ("spec.refine.settings.guidance_scale", "must be 0 to 100, got 101")
+    assert gateway.generator.requests == []
+
+
+async def test_steps_of_which_too_few_are_left_are_refused_before_any_stage_begins(gateway):
+    model = gateway.refiner.info
+    model.ranges["num_steps"].MergeFrom(ModelInfo.Range(lowest=4, highest=1000))
+    model.defaults["num_steps"], model.defaults["skip_ratio"] = 27, 0.76
+    await gateway.notice()
+    text = "prompt: 'x' generate {} refine {settings {num_steps: 10}}"
+    field, description = await refused(gateway, text_format.Parse(text, RunSpec()))
+    assert field == "spec.refine.settings.skip_ratio"
+    assert "must leave at least 4 of 10 steps, got 0.76 which leaves 2" in description
+    assert gateway.generator.requests == []
+
+
+async def test_what_is_refined_from_nothing_has_all_its_steps(gateway):
+    model = gateway.refiner.info
+    model.ranges["num_steps"].MergeFrom(ModelInfo.Range(lowest=4, highest=1000))
+    model.defaults["skip_ratio"] = 0.76
+    await gateway.notice()
+    asked = text_format.Parse("prompt: 'x' refine {count: 1 settings {num_steps: 10}}", RunSpec())
+    assert (await gateway.facade.create_run("", asked, ALL)).name
 
 
 async def test_a_prompt_of_ten_megabytes_is_refused_in_a_sentence(gateway):

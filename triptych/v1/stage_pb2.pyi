@@ -396,6 +396,47 @@ class ModelInfo(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class RangesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___ModelInfo.Range: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___ModelInfo.Range | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Range(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        LOWEST_FIELD_NUMBER: _builtins.int
+        HIGHEST_FIELD_NUMBER: _builtins.int
+        lowest: _builtins.float
+        highest: _builtins.float
+        def __init__(
+            self,
+            *,
+            lowest: _builtins.float = ...,
+            highest: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["highest", b"highest", "lowest", b"lowest"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class WordList(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -470,6 +511,7 @@ class ModelInfo(_message.Message):
     EXAMPLE_PROMPTS_FIELD_NUMBER: _builtins.int
     DEFAULTS_FIELD_NUMBER: _builtins.int
     INPAINTING_FIELD_NUMBER: _builtins.int
+    RANGES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Such as "tiny" or "mini"."""
     digest: _builtins.str
@@ -498,6 +540,10 @@ class ModelInfo(_message.Message):
     def defaults(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """The values that an unset field of a request takes, by the field's name."""
 
+    @_builtins.property
+    def ranges(self) -> _containers.MessageMap[_builtins.str, Global___ModelInfo.Range]:
+        """What a setting may be, by the field's name. Of a refiner's num_steps, at least the lowest must be left by skip_ratio."""
+
     def __init__(
         self,
         *,
@@ -514,10 +560,11 @@ class ModelInfo(_message.Message):
         example_prompts: _abc.Iterable[_builtins.str] | None = ...,
         defaults: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         inpainting: Global___Inpainting.ValueType = ...,
+        ranges: _abc.Mapping[_builtins.str, Global___ModelInfo.Range] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "device", b"device", "digest", b"digest", "dtype", b"dtype", "example_prompts", b"example_prompts", "image_size", b"image_size", "inpainting", b"inpainting", "limits", b"limits", "name", b"name", "scale", b"scale", "stage", b"stage", "version", b"version", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "device", b"device", "digest", b"digest", "dtype", b"dtype", "example_prompts", b"example_prompts", "image_size", b"image_size", "inpainting", b"inpainting", "limits", b"limits", "name", b"name", "ranges", b"ranges", "scale", b"scale", "stage", b"stage", "version", b"version", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
