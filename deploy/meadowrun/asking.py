@@ -122,5 +122,5 @@ class Bridge:
                 future.set_exception(DeployError(f"Meadowrun's process has ended:\n{self._last_words()}"))
 
     def _last_words(self) -> str:
-        lines = self._log.read_text("utf-8", errors="replace").splitlines()
+        lines = self._log.read_text("utf-8", errors="replace").splitlines() if self._log.exists() else []
         return "\n".join(lines[-NUM_LAST_LINES:])

@@ -51,22 +51,25 @@ async def serve(questions: asyncio.StreamReader, answer: Answer) -> None:
             continue
         task = asyncio.create_task(_carry_out(question, answer))
         running[question["id"]] = task
-        task.add_done_callback(partial(_forget, running, question["id"]))
+        task.add_done_callback(partial(_ended, running, question["id"], answer))
     for task in list(running.values()):
         task.cancel()
     await asyncio.gather(*running.values(), *ec2.followed, return_exceptions=True)
 
 
-def _forget(running: dict[int, asyncio.Task[None]], number: int, _: asyncio.Task[None]) -> None:
+def _ended(
+    running: dict[int, asyncio.Task[None]], number: int, answer: Answer, task: asyncio.Task[None]
+) -> None:
     running.pop(number, None)
+    # Here, for one that is given up before its first step does not get to say so itself.
+    if task.cancelled():
+        answer({"id": number, "failed": "it was given up"})
 
 
 async def _carry_out(question: dict[str, Any], answer: Answer) -> None:
     question_id.set(question["id"])
     try:
         done = await ec2.DO[question["do"]](**question["with"])
-    except asyncio.CancelledError:
-        answer({"id": question["id"], "failed": "it was given up"})
     except ec2.EXPECTED as error:
         answer({"id": question["id"], "failed": str(error) or type(error).__name__})
     except Exception as error:  # noqa: BLE001 - whatever Meadowrun raises: whoever asked has to hear it

@@ -338,9 +338,8 @@ class MeadowrunDeployer:
         if certificates is None:
             if not self._settings.insecure:
                 raise DeployError(
-                    "prompts and pictures would cross the internet as they are: make certificates (triptych certs "
-                    "certificates --hostname '*.compute.amazonaws.com', with the region's own name in front) and give them "
-                    "(--certificates certificates), or say --insecure"
+                    "prompts and pictures would cross the internet as they are: make certificates (triptych certs certificates "
+                    f"--hostname '{_names(self._settings.region)}') and give them (--certificates certificates), or say --insecure"
                 )
             return {}
         names = {"ca.crt": "ca.crt", f"{stage}.crt": "stage.crt", f"{stage}.key": "stage.key"}
@@ -375,6 +374,11 @@ def bridge_of(folder: Path, tell: Callable[[str], None]) -> Bridge:
         return [str(ensure_environment(tell)), "-u", str(Path(__file__).with_name("bridge.py"))]
 
     return Bridge(command, folder / "meadowrun.log", tell)
+
+
+def _names(region: str) -> str:
+    """Of EC2's machines there, as certificates may have it."""
+    return f"*.{'compute-1' if region == 'us-east-1' else f'{region}.compute'}.amazonaws.com"
 
 
 def _folder(worker_id: str) -> str:

@@ -70,5 +70,5 @@ def _run(command: list[str], tell: Tell) -> None:
     if process.returncode:
         last = "\n".join(lines[-NUM_LAST_LINES:])
         raise DeployError(
-            f"Meadowrun could not be installed; with a Python that it works with (3.11, 3.12), try again:\n{last}"
+            f"Meadowrun could not be installed; with a Python that it works with (3.11 to 3.13), try again:\n{last}"
         )

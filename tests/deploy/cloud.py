@@ -24,6 +24,7 @@ from moto.server import ThreadedMotoServer
 from deploy.meadowrun.asking import Bridge
 from deploy.meadowrun.deployer import MeadowrunDeployer, Settings
 from deploy.meadowrun.environment import ensure_environment
+from tests.deploy import stage_command
 from tests.deploy.sshd import Sshd, running_sshd
 
 REGION = "us-east-2"
@@ -157,7 +158,16 @@ def running_cloud(folder: Path) -> Iterator[Cloud]:
         server.start()
         host, port = server.get_host_and_port()
         cloud = Cloud(folder, f"http://{host}:{port}", Sshd(folder, 0), python)
-        script(cloud.interpreter, address, listen, f'exec {shlex.quote(sys.executable)} "$@"')
+        # Stages are real servers around networks that only count.
+        stage = f'[ "$3" = serve ] && shift 2 && set -- -m {stage_command.__name__} "$@"'
+        python_path = f"PYTHONPATH={shlex.quote(str(ROOT))}"
+        script(
+            cloud.interpreter,
+            stage,
+            address,
+            listen,
+            f'{python_path} exec {shlex.quote(sys.executable)} "$@"',
+        )
         environment = {**cloud.access, "OMP_NUM_THREADS": "1", "LANG": "C.UTF-8", "PATH": os.environ["PATH"]}
         try:
             with running_sshd(

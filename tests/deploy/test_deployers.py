@@ -45,14 +45,23 @@ def make_compose(
     return deployer
 
 
+def make_meadowrun(
+    request: pytest.FixtureRequest, folder: Path, name: str, upscaler: Sequence[str]
+) -> Deployer:
+    deployer: Deployer = request.getfixturevalue("cloud").deployer(name, options={"upscaler": upscaler})
+    return deployer
+
+
 PLACES: dict[str, Callable[[pytest.FixtureRequest, Path, str, Sequence[str]], Deployer]] = {
     "local": make_local,
     "ssh": make_ssh,
     "compose": make_compose,
+    "meadowrun": make_meadowrun,
 }
+SLOW = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("compose", "meadowrun")]
 
 
-@pytest.fixture(params=["local", "ssh", pytest.param("compose", marks=pytest.mark.compose)])
+@pytest.fixture(params=["local", "ssh", *SLOW])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     """Makes deployers of one place; whatever they started is gone in the end."""
     made: list[Deployer] = []
