@@ -31,8 +31,7 @@ trap finish EXIT
 
 # All four, not just those that run: a service that has ended is not healthy either.
 num_healthy() {
-    ids=$(compose ps -q)
-    [ -z "$ids" ] || docker inspect --format '{{.State.Health.Status}}' $ids | grep -c '^healthy$' || true
+    docker ps -q --filter "label=com.docker.compose.project=$PROJECT" --filter health=healthy | wc -l
 }
 
 if [ "$UP" = yes ]; then
