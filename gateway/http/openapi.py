@@ -241,7 +241,8 @@ _PAGE_PATHS: dict[str, Any] = {
                         },
                         "text/html": {},
                     },
-                }
+                },
+                "304": {"description": "the page has not changed"},
             },
         }
     },

@@ -1,33 +1,76 @@
-"""The page and its files, and what the address of the page says to programs. It knows nothing of runs."""
+"""The page and its files, and what the address of the page says to programs. It knows nothing of runs.
 
+The files are those that were there when the process began: a module that is replaced while the page loads would be
+missing what the others ask of it, and then none of them runs.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
 
 FOLDER = Path(__file__).parent.parent / "web"
+# By themselves: what a machine's own list says of .js may keep a browser from running it.
+MEDIA_TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+}
+
+
+@dataclass(frozen=True)
+class PageFile:
+    """One file of the page."""
+
+    data: bytes
+    media_type: str
+    etag: str
+
+    def answer(self, request: Request, vary: str = "") -> Response:
+        """The file, or that it has not changed. A browser asks every time: a new version of the gateway comes whole."""
+        headers = {"etag": self.etag, "cache-control": "no-cache", **({"vary": vary} if vary else {})}
+        known = request.headers.get("if-none-match", "").split(",")
+        if self.etag in (tag.strip().removeprefix("W/") for tag in known):
+            return Response(status_code=304, headers=headers)
+        return Response(self.data, headers=headers, media_type=self.media_type)
+
+
+def read_page(folder: Path) -> Mapping[str, PageFile]:
+    """The page's files by their names."""
+    files = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix in MEDIA_TYPES:
+            data = path.read_bytes()
+            etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+            files[path.name] = PageFile(data, MEDIA_TYPES[path.suffix], etag)
+    return files
+
+
+FILES = read_page(FOLDER)
 
 
 async def home(request: Request) -> Response:
     """The page for whoever reads HTML; for programs the health check of dalle-playground's back end."""
-    if "text/html" in request.headers.get("accept", "") and (FOLDER / "index.html").is_file():
-        return FileResponse(FOLDER / "index.html", headers={"cache-control": "no-cache", "vary": "Accept"})
+    page = FILES.get("index.html")
+    if page is not None and "text/html" in request.headers.get("accept", ""):
+        return page.answer(request, vary="Accept")
     return Response(b'{"success":true}\n', media_type="application/json", headers={"vary": "Accept"})
 
 
-class PageFiles(StaticFiles):
-    """A browser asks every time whether a file has changed: a new version of the gateway comes whole."""
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers["cache-control"] = "no-cache"
-        return response
+async def page_file(request: Request) -> Response:
+    file = FILES.get(request.path_params["name"])
+    if file is None:
+        raise HTTPException(404)
+    return file.answer(request)
 
 
 routes = [
     Route("/", home, methods=["GET"]),
-    Mount("/web", PageFiles(directory=FOLDER, check_dir=False)),
+    Mount("/web", routes=[Route("/{name:path}", page_file, methods=["GET"])]),
 ]
