@@ -7,23 +7,20 @@ It knows rows and messages, and not what a run does.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import grpc
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.event_log import EventLog
-from gateway.journal_tables import blocking_engine, commands, events, expired, images, opened, runs
+from gateway.journal_reading import SELECT_RUN, JournalFailed, ReadableJournal, RunRow, as_journal_failed
+from gateway.journal_tables import commands, events, expired, images, opened, runs
 from gateway.masks import masks_told
-from gateway.run_view import RunView, is_at_rest, is_finished
-from gateway.sqlite_threads import SqliteThreads
-from services.errors import TriptychError
+from gateway.run_view import is_at_rest, is_finished
 from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
 
 log = logging.getLogger(__name__)
@@ -41,20 +38,6 @@ MAX_EVENTS_AT_ONCE = 2_000
 RETRY_FIRST_S, RETRY_MOST_S = 0.1, 5.0
 # Whoever waits for the journal is told so long after it has stopped to be written.
 PATIENCE_S = 10.0
-EVENTS_PER_READ = 1_000
-
-
-class JournalFailed(TriptychError):
-    """The journal cannot be written or read now. What was told stands, and runs go on when it can."""
-
-    status = grpc.StatusCode.UNAVAILABLE
-    reason = "JOURNAL_FAILED"
-    retry_after_s = 5.0
-
-    def __init__(self, message: str, cause: str = "") -> None:
-        super().__init__(message)
-        # What the database said, for the log.
-        self.cause = cause
 
 
 class Journaled(Protocol):
@@ -87,21 +70,6 @@ class NewRun:
     deadline_ns: int | None
 
 
-@dataclass(frozen=True)
-class RunRow:
-    """What the journal says of a run beside its events."""
-
-    name: str
-    caller: str
-    asked: bytes
-    create_time_ns: int
-    state: RunState.ValueType
-    is_detached: bool
-    deadline_ns: int | None
-    owner: str | None
-    at_rest: bytes | None
-
-
 @asynccontextmanager
 async def open_journal(address: str, gateway: str) -> AsyncIterator["Journal"]:
     """The journal at a path or a "postgresql://" URL, as the gateway of that name writes it. Raises BadJournal."""
@@ -117,16 +85,12 @@ async def open_journal(address: str, gateway: str) -> AsyncIterator["Journal"]:
             journal.end()
 
 
-class Journal:
+class Journal(ReadableJournal):
     """Use `open_journal`."""
 
     def __init__(self, engine: AsyncEngine, gateway: str) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.gateway = gateway
-        # Whether other gateways may write it, too: then each writes only of the runs that it owns.
-        self.is_shared = engine.dialect.name != "sqlite"
-        # Where a statement would have a thread of its own to go to, its whole transaction goes there.
-        self._threads = None if self.is_shared else SqliteThreads(blocking_engine(engine))
         self._insert: Any = postgresql.insert if self.is_shared else sqlite.insert
         # Made once: to make a statement costs about as much as to execute it.
         self._add = {
@@ -274,7 +238,7 @@ class Journal:
             }
             if not connection.execute(self._add[runs], row).rowcount:
                 same = sa.and_(runs.c.caller == new.caller, runs.c.request_id == new.request_id)
-                return RunRow(*connection.execute(_SELECT_RUN.where(same)).one())
+                return RunRow(*connection.execute(SELECT_RUN.where(same)).one())
             payload = first_event.SerializeToString()
             first = {"run": name, "sequence": first_event.sequence, "payload": payload}
             connection.execute(self._add[events], first)
@@ -298,73 +262,6 @@ class Journal:
         """The run goes on without anybody who lives on it."""
         async with self.writing() as connection:
             await connection.execute(sa.update(runs).where(runs.c.name == name).values(is_detached=True))
-
-    async def find_run(self, name: str) -> RunRow | None:
-        return await self._find(runs.c.name == name)
-
-    async def find_request(self, caller: str, request_id: str) -> RunRow | None:
-        """The run that a caller has made with this request_id."""
-        return await self._find(sa.and_(runs.c.caller == caller, runs.c.request_id == request_id))
-
-    async def list_runs(self, caller: str | None, before: tuple[int, str] | None, limit: int) -> list[RunRow]:
-        """Runs of a caller, or of all (None), newest first, from after that creation time and name on."""
-        query = _SELECT_RUN.order_by(runs.c.create_time_ns.desc(), runs.c.name.desc()).limit(limit)
-        if caller is not None:
-            query = query.where(runs.c.caller == caller)
-        if before is not None:
-            query = query.where(sa.tuple_(runs.c.create_time_ns, runs.c.name) < sa.tuple_(*before))
-        return [RunRow(*row) for row in await self._rows(query)]
-
-    async def view(self, row: RunRow) -> Run:
-        """The run as it stands."""
-        if row.at_rest is not None:
-            return Run.FromString(row.at_rest)
-        view = RunView(await self.read_log(row.name))
-        return view.to_proto()
-
-    async def read_log(self, name: str) -> list[Event]:
-        """All events of a run; of previews nothing but their numbers."""
-        whole: list[Event] = []
-        while part := await self.read_events(name, whole[-1].sequence if whole else 0):
-            whole += part
-        return whole
-
-    async def read_events(self, name: str, after_sequence: int) -> list[Event]:
-        """The next events of a run, a bounded number of them; none where there are none yet."""
-        query = (
-            sa.select(events.c.sequence, events.c.payload)
-            .where(events.c.run == name, events.c.sequence > after_sequence)
-            .order_by(events.c.sequence)
-            .limit(EVENTS_PER_READ)
-        )
-        return [
-            Event.FromString(payload) if payload else Event(sequence=sequence, preview=Event.ImagePreview())
-            for sequence, payload in await self._rows(query)
-        ]
-
-    async def init_images(self, name: str) -> dict[str, Image]:
-        """The pictures that a run starts from, in order."""
-        found = [
-            image for image in await self.images_of(name) if image.name.startswith(f"{name}/images/init-")
-        ]
-        return {image.name: image for image in sorted(found, key=lambda image: image.index)}
-
-    async def images_of(self, name: str) -> list[Image]:
-        query = sa.select(images.c.payload).where(images.c.run == name)
-        return [Image.FromString(payload) for (payload,) in await self._rows(query)]
-
-    async def find_image(self, name: str) -> Image | None:
-        """A picture of a run, without its file."""
-        rows = await self._rows(sa.select(images.c.payload).where(images.c.name == name))
-        return Image.FromString(rows[0][0]) if rows else None
-
-    async def find_file(self, sha256: str, caller: str | None) -> Image | None:
-        """Any picture with that file in a run of the caller, or of anybody (None)."""
-        query = sa.select(images.c.payload).where(images.c.sha256 == sha256).limit(1)
-        if caller is not None:
-            query = query.join(runs, runs.c.name == images.c.run).where(runs.c.caller == caller)
-        rows = await self._rows(query)
-        return Image.FromString(rows[0][0]) if rows else None
 
     async def delete_run(self, name: str, *, expired_at: float | None = None) -> list[str] | None:
         """Forgets a finished run; returns the hashes of pictures that no other run has, None where it goes on again.
@@ -394,110 +291,33 @@ class Journal:
             )
             return sorted(hashes - wanted)
 
-    async def finished_before(self, end_time_ns: int, limit: int) -> list[str]:
-        """Names of the runs that ended before that time, the oldest first."""
-        query = (
-            sa.select(runs.c.name)
-            .where(runs.c.end_time_ns < end_time_ns)
-            .order_by(runs.c.end_time_ns)
-            .limit(limit)
-        )
-        async with self.reading() as connection:
-            return list(await connection.scalars(query))
-
-    async def find_expired(self, name: str) -> tuple[str, float] | None:
-        """The caller of a run that expired, and when that was, in seconds since 1970."""
-        query = sa.select(expired.c.caller, expired.c.expired_ms).where(expired.c.run == name)
-        async with self.reading() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return None if row is None else (row.caller, row.expired_ms / 1e3)
-
     async def forget_expired(self, before: float) -> None:
         """Remembers nothing of runs that expired before that time."""
         async with self.writing() as connection:
             await connection.execute(sa.delete(expired).where(expired.c.expired_ms < int(before * 1e3)))
 
-    async def wanted(self, hashes: Sequence[str]) -> set[str]:
-        """Those of the files that a run has."""
-        query = sa.select(images.c.sha256).where(images.c.sha256.in_(hashes)).distinct()
-        async with self.reading() as connection:
-            return set(await connection.scalars(query))
-
-    @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        with _as_journal_failed():
-            async with self.engine.connect() as connection:
-                yield connection
-
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction; one at a time, as SQLite has it."""
-        with _as_journal_failed():
+        with as_journal_failed():
             async with self._one_at_a_time, self.engine.begin() as connection:
                 yield connection
 
-    async def _find(self, where: sa.ColumnElement[bool]) -> RunRow | None:
-        rows = await self._rows(_SELECT_RUN.where(where))
-        return RunRow(*rows[0]) if rows else None
-
-    async def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
-        def read(connection: sa.Connection) -> Sequence[Any]:
-            return connection.execute(query).all()
-
-        if self._threads is not None:
-            with _as_journal_failed():
-                return await self._threads.read(read)
-        async with self.reading() as connection:
-            return await connection.run_sync(read)
-
     async def _write(self, work: Callable[[sa.Connection], Result]) -> Result:
         if self._threads is not None:
-            with _as_journal_failed():
+            with as_journal_failed():
                 async with self._one_at_a_time:
                     return await self._threads.write(work)
         async with self.writing() as connection:
             return await connection.run_sync(work)
 
 
-_SELECT_RUN = sa.select(
-    runs.c.name,
-    runs.c.caller,
-    runs.c.asked,
-    runs.c.create_time_ns,
-    runs.c.state,
-    runs.c.is_detached,
-    runs.c.deadline_ns,
-    runs.c.owner,
-    runs.c.at_rest,
-)
 _CHANGE_STATE = (
     sa.update(runs)
     .where(runs.c.name == sa.bindparam("run"))
     .values({name: sa.bindparam(name) for name in ("state", "end_time_ns", "at_rest")})
 )
 _FINISH = _CHANGE_STATE.values(owner=sa.bindparam("owner"))
-
-
-@contextmanager
-def _as_journal_failed() -> Iterator[None]:
-    try:
-        yield
-    except (SQLAlchemyError, OSError) as error:
-        cause = str(getattr(error, "orig", None) or error).partition("\n")[0]
-        raise JournalFailed(f"the journal cannot be used: {_explain(error, cause)}", cause) from error
-
-
-def _explain(error: Exception, cause: str) -> str:
-    """What callers are told; the rest, such as names of hosts, is for the log."""
-    if "is full" in cause or "No space left" in cause:
-        return "its disk is full"
-    if "locked" in cause:
-        return "another program has locked it"
-    if "disk I/O" in cause:
-        return "its disk does not take it"
-    if isinstance(error, OSError) or getattr(error, "connection_invalidated", False):
-        return "its database does not answer"
-    return "see the gateway's log"
 
 
 def _image_row(run: str, image: Image) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from gateway.callers import Caller
-from gateway.journal import PATIENCE_S, JournalFailed, RunRow
+from gateway.journal import PATIENCE_S
+from gateway.journal_reading import JournalFailed, RunRow
 from gateway.plan import MAX_REQUEST_ID_CHARS, check_size, make_plan
 from gateway.pool import Pool, models_of
 from gateway.record import MAX_INLINE_BYTES

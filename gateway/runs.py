@@ -19,7 +19,8 @@ from gateway.attempts import Patience
 from gateway.budget import Budget
 from gateway.callers import Caller
 from gateway.flow import Flow
-from gateway.journal import Journal, JournalFailed, NewRun, RunRow
+from gateway.journal import Journal, NewRun
+from gateway.journal_reading import JournalFailed, RunRow
 from gateway.leases import LEASE_S, Command, Leases, read_error
 from gateway.live_run import LiveRun
 from gateway.plan import Plan, restore_plan

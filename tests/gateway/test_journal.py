@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from gateway.journal import JournalFailed, open_journal
+from gateway.journal import open_journal
+from gateway.journal_reading import JournalFailed
 from gateway.journal_tables import BadJournal
 from gateway.keeping import Places, kept_at
 from tests.gateway.runs_as_seen import ALL, finished, run_finished, spec
