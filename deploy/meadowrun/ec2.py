@@ -33,7 +33,7 @@ from meadowrun.aws_integration.ec2_ssh_keys import get_meadowrun_ssh_key
 from meadowrun.aws_integration.management_lambdas import adjust_ec2_instances
 from meadowrun.instance_allocation import allocate_single_job_to_instance
 from meadowrun.meadowrun_pb2 import ProcessState
-from meadowrun.run_job_core import WaitOption
+from meadowrun.run_job_core import MeadowrunException, WaitOption
 
 TAG = "triptych:"
 FOLDER = "/var/meadowrun"
@@ -67,6 +67,7 @@ EXPECTED = (
     Refused,
     MeadowrunAWSAccessError,
     MeadowrunNotInstalledError,
+    MeadowrunException,
     botocore.exceptions.BotoCoreError,
     botocore.exceptions.ClientError,
     asyncssh.Error,

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,8 +177,9 @@ def running_cloud(folder: Path) -> Iterator[Cloud]:
                 cloud.sshd = sshd
                 install(cloud)
                 yield cloud
-                for bridge in cloud.bridges:
-                    bridge.close(timeout_s=60)
+                with ThreadPoolExecutor(8) as threads:
+                    for bridge in cloud.bridges:
+                        threads.submit(bridge.close, timeout_s=60)
         finally:
             server.stop()
 

@@ -8,20 +8,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 import deploy.meadowrun.command as meadowrun_command
 from deploy.command import deploy
 from deploy.deployer import DeployError, State
 from deploy.deployment import Deployment
 from deploy.meadowrun.deployer import MeadowrunDeployer, Needs
-from services.model_folder import find_model, open_model
+from services.catalog import known_model
 from tests.deploy.cloud import REGION, Cloud
 from tests.services.test_spot import NOTICE, Metadata
 from triptych.blocking import Client
 from triptych.spec import make_spec
 
 pytestmark = [pytest.mark.meadowrun, pytest.mark.timeout(600)]
+
+NETWORK = Path(__file__).parents[1] / "golden" / "upscaler" / "nearest3conv_x4.safetensors"
 
 Make = Callable[..., MeadowrunDeployer]
 
@@ -161,26 +165,31 @@ def test_a_pipeline_on_ec2_makes_a_picture_and_is_taken_down(
         assert [picture.stage for picture in made.pictures] == ["generate", "refine", "upscale"]
         assert len(cloud.instances("pipeline")) == 3
         assert triptych("status").splitlines()[-1] == "all workers cost 0.4734 an hour"
+        worker = triptych("status").split()[1]
+        assert "serving generator 'counting'" in triptych("logs", worker)
     finally:
         assert "nothing is left" in triptych("down")
     assert not cloud.instances("pipeline")
 
 
-def test_weights_are_cached_from_a_machine_without_a_gpu(cloud: Cloud, make: Make):
+def test_weights_are_cached_from_a_machine_without_a_gpu(cloud: Cloud, make: Make, tmp_path: Path):
+    # The file as it is published, with a small network.
+    _, _, name = known_model("real-l", "upscaler").sources[0].location.rpartition("/")
+    torch.save({"params_ema": load_file(NETWORK)}, tmp_path / name)
     s3 = cloud.client("s3")
     s3.create_bucket(Bucket="models", CreateBucketConfiguration={"LocationConstraint": REGION})
     cloud.bridge().ask("grant", region=REGION, bucket="models")
     deployer = make(environment={"TRIPTYCH_S3_CACHE": "s3://models/all"})
 
-    deployer.cache_weights("upscaler", "real-l", origin=str(find_model("tiny", "upscaler")))
+    deployer.cache_weights("upscaler", "real-l", origin=str(tmp_path))
 
     there = {one["Key"] for one in s3.list_objects_v2(Bucket="models")["Contents"]}
-    _, manifest = open_model("tiny", "upscaler")
-    assert {f"all/upscaler/real-l/{name}" for name in manifest.files} < there
-    machines = cloud.client("ec2").describe_instances(
+    assert {"all/upscaler/real-l/manifest.json", "all/upscaler/real-l/swinir/model.safetensors"} < there
+    found = cloud.client("ec2").describe_instances(
         Filters=[{"Name": "tag:triptych:weights", "Values": ["real-l"]}]
     )
-    (machine,) = [one for reservation in machines["Reservations"] for one in reservation["Instances"]]
+    # One for both, pull and push: they share its cache.
+    (machine,) = [one for reservation in found["Reservations"] for one in reservation["Instances"]]
     assert machine["InstanceType"] == "m5.xlarge"
     assert machine["State"]["Name"] == "terminated"
 
