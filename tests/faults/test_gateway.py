@@ -22,6 +22,9 @@ SEEN = {"first": 1, "middle": NUM_STEPS // 2, "last": NUM_STEPS - 1}
 
 
 def is_of(event: Event, kind: str, stage: str) -> bool:
+    if kind == "preview" and is_of(event, "image_ready", stage):
+        # A watcher who is late is shown no previews of what is finished: then the picture is the moment.
+        return True
     if event.WhichOneof("kind") != kind:
         return False
     told = getattr(event, kind)
