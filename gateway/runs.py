@@ -21,11 +21,12 @@ from gateway.callers import Caller
 from gateway.flow import Flow
 from gateway.journal import Journal, NewRun
 from gateway.journal_reading import JournalFailed, RunRow
-from gateway.leases import LEASE_S, Command, Leases, read_error
+from gateway.leases import Leases
 from gateway.live_run import LiveRun
 from gateway.plan import Plan, restore_plan
 from gateway.pool import Pool
 from gateway.record import Record, first_event
+from gateway.sharing import Sharing
 from gateway.store import Store
 from services.errors import NotFound, NotReady, TriptychError
 from triptych.v1.pipeline_pb2 import (
@@ -39,12 +40,6 @@ from triptych.v1.pipeline_pb2 import (
 
 log = logging.getLogger(__name__)
 
-# How often a gateway that shares its journal looks after what others left it, and after runs that nobody carries out.
-TEND_EVERY_S = 0.25
-RENEW_EVERY_S = LEASE_S / 4
-# How long another gateway may take to answer a command, and how often it is looked for.
-ANSWER_TIMEOUT_S = 15.0
-ANSWER_EVERY_S = 0.1
 ARRIVAL_S = 10.0
 # Errors of runs that failed last, with all their details; older ones are made again from the journal.
 MAX_FAILURES = 256
@@ -86,8 +81,7 @@ class Runs:
         self._claimed: set[str] = set()
         # How many live on each run here, whichever gateway carries it out.
         self._attending: Counter[str] = Counter()
-        # Numbers of the commands that are being carried out.
-        self._obeying: set[int] = set()
+        self._sharing = Sharing(self._leases, self)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._tending: asyncio.Task[None] | None = None
 
@@ -96,9 +90,9 @@ class Runs:
         """Takes up what is left to do, and leaves at the end what is not done."""
         if self.journal.is_shared:
             await self._leases.renew()
-        await self._take_up_all()
+        await self.take_up_all()
         if self.journal.is_shared:
-            self._tending = asyncio.create_task(self._tend(), name="leases")
+            self._tending = asyncio.create_task(self._sharing.tend(), name="leases")
         try:
             yield self
         finally:
@@ -215,7 +209,7 @@ class Runs:
             live = await self._open(name)
         if live is None:
             request = CancelRunRequest(name=name, images=images)
-            await self._ask(name, "cancel", request.SerializeToString())
+            await self._sharing.ask(name, "cancel", request.SerializeToString())
             return
         try:
             await live.cancel(images)
@@ -252,7 +246,7 @@ class Runs:
                         self._start(self.put_away(live))
         if live is None:
             request = SelectImagesRequest(request_id=request_id, name=name, selections=selections)
-            await self._ask(name, "select", request.SerializeToString(), max_images=max_images)
+            await self._sharing.ask(name, "select", request.SerializeToString(), max_images=max_images)
         else:
             await self.settled(live)
 
@@ -324,7 +318,12 @@ class Runs:
             self._look_after(record.name, after_s=max(ARRIVAL_S, self._bounds.abandon_grace_s))
         return live
 
-    async def _take_up_all(self) -> None:
+    def attended_elsewhere(self) -> list[str]:
+        """Runs of other gateways that somebody lives on here."""
+        return [name for name in self._attending if name not in self._live]
+
+    async def take_up_all(self) -> None:
+        """Carries out what no living gateway does, and leaves what another one has taken over."""
         for name in await self._leases.claim_open():
             async with self._lock_of(name):
                 if name not in self._live:
@@ -335,6 +334,7 @@ class Runs:
                         raise
                     except Exception:  # one run that cannot go on keeps no other from it
                         log.exception("%s cannot go on", name)
+        self._drop_lost()
 
     async def _take_up(self, name: str) -> LiveRun:
         """Makes a run live from what the journal says of it; it is this gateway's already."""
@@ -412,60 +412,6 @@ class Runs:
 
         if (run := self._live.get(name)) is not None and not run.is_detached and not run.is_finished:
             self._start(look())
-
-    async def _ask(self, name: str, kind: str, payload: bytes, *, max_images: int | None = None) -> None:
-        """Has the gateway that carries out the run do it; raises the error that this answers with."""
-        command = await self._leases.ask(name, kind, payload, max_images=max_images)
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                while (answer := await self._leases.read_answer(command)) is None:  # noqa: ASYNC110 - another process sets it
-                    await asyncio.sleep(ANSWER_EVERY_S)
-        except TimeoutError:
-            raise NotReady(f"the gateway that carries out {name} has not answered; ask again") from None
-        finally:
-            await self._leases.withdraw(command)
-        if answer:
-            raise read_error(answer)
-
-    async def _tend(self) -> None:
-        renewed_at = 0.0
-        while True:
-            try:
-                if time.monotonic() - renewed_at > RENEW_EVERY_S:
-                    await self._leases.renew()
-                    renewed_at = time.monotonic()
-                    await self._leases.attend([name for name in self._attending if name not in self._live])
-                    await self._take_up_all()
-                    self._drop_lost()
-                for command in await self._leases.commands():
-                    if command.id not in self._obeying:
-                        # Beside the next renewal: what a command waits for may take longer than the lease.
-                        self._obeying.add(command.id)
-                        self._start(self._answer(command))
-            except JournalFailed as error:
-                log.warning("%s", error)
-            except Exception:
-                log.exception("looking after the runs of this gateway failed")
-            await asyncio.sleep(TEND_EVERY_S)
-
-    async def _answer(self, command: Command) -> None:
-        try:
-            await self._leases.answer(command.id, await self._obey(command))
-        finally:
-            self._obeying.discard(command.id)
-
-    async def _obey(self, command: Command) -> TriptychError | None:
-        try:
-            if command.kind == "cancel":
-                cancel = CancelRunRequest.FromString(command.payload)
-                await self.cancel(command.run, cancel.images)
-            else:
-                select = SelectImagesRequest.FromString(command.payload)
-                most = command.max_images
-                await self.select(select.request_id, command.run, select.selections, max_images=most)
-        except TriptychError as error:
-            return error
-        return None
 
     def _drop_lost(self) -> None:
         """Stops what another gateway has taken over while this one was silent."""
