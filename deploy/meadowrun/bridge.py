@@ -71,7 +71,7 @@ async def _carry_out(question: dict[str, Any], answer: Answer) -> None:
     try:
         done = await ec2.DO[question["do"]](**question["with"])
     except ec2.EXPECTED as error:
-        answer({"id": question["id"], "failed": str(error) or type(error).__name__})
+        answer({"id": question["id"], "failed": ec2.in_words(error)})
     except Exception as error:  # noqa: BLE001 - whatever Meadowrun raises: whoever asked has to hear it
         traceback.print_exc()
         answer({"id": question["id"], "failed": f"{type(error).__name__}: {error}"})

@@ -180,6 +180,15 @@ class IdleMachines(allocation.EC2InstanceRegistrar):  # type: ignore[misc]  # it
         return launched
 
 
+def in_words(error: Exception) -> str:
+    """What an expected error says, and what to do where it does not say so."""
+    if isinstance(error, botocore.exceptions.NoCredentialsError):
+        return (
+            "no AWS credentials were found: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    return str(error) or type(error).__name__
+
+
 async def check(region: str, ami: str, gpu: bool) -> Json:
     """Whether a machine could be launched: Meadowrun installed, its image or ours there."""
     ec2 = boto3.client("ec2", region_name=region)

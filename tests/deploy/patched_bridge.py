@@ -57,13 +57,18 @@ def end_processes(address):
                 process.kill()
 
 
-def release(region, instances, ended=machines.release):
-    client = boto3.client("ec2", region_name=region)
-    found = machines.described(client, [{"Name": "instance-id", "Values": list(instances)}])
-    addresses = [machines.address_of(one) for one in found]
-    ended(region, instances)
-    for address in addresses:
-        end_processes(address)
+def end_machines(parsed, **_):
+    ended = [one["InstanceId"] for one in parsed.get("TerminatingInstances", ())]
+    found = (
+        machines.described(boto3.client("ec2"), [{"Name": "instance-id", "Values": ended}]) if ended else []
+    )
+    for one in found:
+        end_processes(machines.address_of(one))
+
+
+def prepare_session(prepare=machines.prepare_session):
+    prepare()
+    boto3.DEFAULT_SESSION.events.register("after-call.ec2.TerminateInstances", end_machines)
 
 
 def address_of(instance, named=machines.address_of):
@@ -74,6 +79,6 @@ meadowrun.ssh.connect = connect
 ec2_pricing._get_ec2_instance_types = ec2._get_ec2_instance_types = prices
 ec2._get_current_ip_for_ssh = aws_install_uninstall._get_current_ip_for_ssh = my_address
 machines.address_of = address_of
-machines.release = release
+machines.prepare_session = prepare_session
 
 asyncio.run(bridge.main())

@@ -16,6 +16,7 @@ import deploy.meadowrun.command as meadowrun_command
 from deploy.command import deploy
 from deploy.deployer import DeployError, State
 from deploy.deployment import Deployment
+from deploy.meadowrun.asking import Bridge
 from deploy.meadowrun.deployer import MeadowrunDeployer, Needs
 from services.catalog import known_model
 from tests.deploy.cloud import REGION, Cloud
@@ -25,6 +26,7 @@ from triptych.spec import make_spec
 
 pytestmark = [pytest.mark.meadowrun, pytest.mark.timeout(600)]
 
+BRIDGE = Path(__file__).parents[2] / "deploy" / "meadowrun" / "bridge.py"
 NETWORK = Path(__file__).parents[1] / "golden" / "upscaler" / "nearest3conv_x4.safetensors"
 
 Make = Callable[..., MeadowrunDeployer]
@@ -231,6 +233,17 @@ def test_images_that_are_gone_are_told_of_before_anything_is_launched(cloud: Clo
 def test_a_region_without_meadowrun_says_how_to_install_it(cloud: Cloud):
     with pytest.raises(DeployError, match="not installed in eu-west-1: `triptych deploy meadowrun install`"):
         cloud.bridge().ask("check", region="eu-west-1", ami=cloud.ami, gpu=True)
+
+
+def test_without_credentials_the_bridge_says_what_to_set(cloud: Cloud, tmp_path: Path):
+    settings = [f"HOME={tmp_path}", "AWS_EC2_METADATA_DISABLED=true", str(cloud.python), str(BRIDGE)]
+    # Nothing of what it would find here.
+    bridge = Bridge(lambda: ["env", "-i", *settings], tmp_path / "bridge.log")
+    try:
+        with pytest.raises(DeployError, match="no AWS credentials were found: set AWS_PROFILE"):
+            bridge.ask("machines", region=REGION, deployment="any")
+    finally:
+        bridge.close(timeout_s=60)
 
 
 def test_cleaning_up_ends_machines_that_do_nothing_and_no_others(cloud: Cloud, make: Make, tmp_path: Path):
