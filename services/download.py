@@ -70,7 +70,7 @@ def download(
             return
         part = _Part(path, remote)
         _check_room(path.parent, remote.num_bytes - part.num_done_bytes)
-        with _explained(remote, path):
+        with full_disk_explained(path.parent, f"{remote.name} has {remote.num_bytes / 2**30:.1f} GiB"):
             part.fetch_missing(report)
         if wanted and (found := sha256_of(part.path)) != wanted:
             part.discard()
@@ -223,14 +223,14 @@ def _check_room(folder: Path, num_bytes: int) -> None:
 
 
 @contextmanager
-def _explained(remote: Remote, path: Path) -> Iterator[None]:
+def full_disk_explained(folder: Path, what: str) -> Iterator[None]:
+    """Turns the errors of a disk without room into a ModelError that says `what` was to be written."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ModelError(
-                f"the disk of {path.parent} is full: {remote.name} has {remote.num_bytes / 2**30:.1f} GiB; what has "
-                "arrived is kept, make room and run the command again"
+                f"the disk of {folder} is full: {what}; what has arrived is kept, make room and run the command again"
             ) from None
         raise
 

@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 from services import model_folder
 from services.catalog import KNOWN, KnownModel, Source, known_model
-from services.download import Meter, Remote, Report, download, locked, sha256_of
+from services.download import Meter, Remote, Report, download, full_disk_explained, locked, sha256_of
 from services.errors import ModelError
-from services.model_folder import MANIFEST, Manifest
+from services.model_folder import MANIFEST, FileEntry, Manifest
 from services.remotes import NotThere, S3Remote, open_remote, s3_client, s3_errors, split_s3
 
 log = logging.getLogger(__name__)
@@ -143,11 +143,7 @@ def push(folder: Path, bucket: str, *, show: Report = lambda done, total: None) 
     meter = Meter(sum(entry.num_bytes for entry in manifest.files.values()), show)
     for file, entry in manifest.files.items():
         location = f"{place}/{file}"
-        try:
-            is_there = S3Remote(location, client).sha256 == entry.sha256
-        except NotThere:
-            is_there = False
-        if not is_there:
+        if not _is_there(location, client, entry):
             sent = 0
 
             def count(num_bytes: int, total: int = entry.num_bytes) -> None:
@@ -155,19 +151,32 @@ def push(folder: Path, bucket: str, *, show: Report = lambda done, total: None) 
                 sent += num_bytes
                 meter.report(sent, total)
 
-            with s3_errors(location):
-                client.upload_file(
-                    str(folder / file),
-                    name,
-                    f"{prefix}/{file}",
-                    ExtraArgs={"Metadata": {"sha256": entry.sha256}},
-                    Callback=count,
-                )
+            try:
+                with s3_errors(location):
+                    client.upload_file(
+                        str(folder / file),
+                        name,
+                        f"{prefix}/{file}",
+                        ExtraArgs={"Metadata": {"sha256": entry.sha256}},
+                        Callback=count,
+                    )
+            except ModelError:
+                # The last answer may have been lost on its way, and the upload be whole.
+                if not _is_there(location, client, entry):
+                    raise
         meter.report(entry.num_bytes, entry.num_bytes)
         meter.next_file()
     with s3_errors(place):
         client.put_object(Bucket=name, Key=f"{prefix}/{MANIFEST}", Body=(folder / MANIFEST).read_bytes())
     return place
+
+
+def _is_there(location: str, client: Any, entry: FileEntry) -> bool:
+    try:
+        remote = S3Remote(location, client)
+    except NotThere:
+        return False
+    return (remote.sha256, remote.num_bytes) == (entry.sha256, entry.num_bytes)
 
 
 def _pull_from_s3(place: str, staging: Path, show: Report) -> None:
@@ -201,7 +210,8 @@ def _pull_from_origin(known: KnownModel, origin: str, staging: Path, show: Repor
         published = _published(source, origin, staging.with_name(f".{known.name}.published"), meter)
         unfinished = staging / f".{source.part}"
         shutil.rmtree(unfinished, ignore_errors=True)
-        convert(published, unfinished, source.part)
+        with full_disk_explained(staging, f"the {source.part} of {known.name} was being converted"):
+            convert(published, unfinished, source.part)
         unfinished.rename(part)
         shutil.rmtree(staging.with_name(f".{known.name}.published"), ignore_errors=True)
     model_folder.write_manifest(

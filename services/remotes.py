@@ -196,6 +196,7 @@ class s3_errors:  # noqa: N801 - a context manager, as contextlib names them
         _imported("boto3")
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        import boto3.exceptions  # type: ignore[import-not-found, import-untyped, unused-ignore] # it has no types
         import botocore.exceptions as s3
 
         match error:
@@ -211,6 +212,8 @@ class s3_errors:  # noqa: N801 - a context manager, as contextlib names them
                 if status == 403:
                     raise ModelError(f"{self._location} may not be used with these AWS credentials") from None
                 raise ModelError(f"{self._location}: {_text(error)}") from None
+            case boto3.exceptions.Boto3Error():
+                raise ModelError(f"{self._location}: {_text(error)}; run the command again") from None
             case s3.BotoCoreError():
                 raise ModelError(f"{self._location} cannot be reached: {_text(error)}") from None
 

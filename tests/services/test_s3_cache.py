@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from boto3.exceptions import S3UploadFailedError
 
 from services import download as download_module, model_cache
 from services.errors import ModelError
@@ -148,6 +149,27 @@ def test_without_credentials_a_push_says_which_to_set(bucket, model, monkeypatch
         monkeypatch.setenv(name, str(tmp_path / "none"))
     with pytest.raises(ModelError, match="no AWS credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID"):
         push(model, f"s3://{bucket}/cache")
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_an_upload_whose_last_answer_was_lost_counts_if_the_object_is_there(
+    bucket, model, monkeypatch, is_whole
+):
+    client = model_cache.s3_client()
+    upload = client.upload_file
+
+    def lose_the_answer(*arguments, **settings):
+        if is_whole:
+            upload(*arguments, **settings)
+        raise S3UploadFailedError("NoSuchUpload")
+
+    monkeypatch.setattr(client, "upload_file", lose_the_answer)
+    monkeypatch.setattr(model_cache, "s3_client", lambda: client)
+    if is_whole:
+        assert push(model, f"s3://{bucket}/cache") == f"s3://{bucket}/cache/upscaler/real-l"
+    else:
+        with pytest.raises(ModelError, match="NoSuchUpload; run the command again"):
+            push(model, f"s3://{bucket}/cache")
 
 
 def test_an_s3_that_is_not_there_is_an_error_that_says_so(bucket, model, monkeypatch):
