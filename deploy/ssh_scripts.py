@@ -11,7 +11,7 @@ PRELUDE = r"""
 case $1 in /*) folder=$1 ;; *) folder=$HOME/$1 ;; esac
 tag=$2
 shift 2
-says() { tr '\0' '\n' <"/proc/$1/environ" | grep -qxF -e "$2"; } 2>/dev/null
+says() { grep -qzxF -e "$2" "/proc/$1/environ" 2>/dev/null; }
 # Whether the worker of that folder lives; sets pid.
 lives() {
     { read -r pid <"$1/pid"; } 2>/dev/null || return 1
@@ -110,9 +110,7 @@ TEARDOWN = (
     PRELUDE
     + r"""
 tagged() {
-    for one in /proc/[0-9]*; do
-        says "${one#/proc/}" "TRIPTYCH_DEPLOYMENT=$tag" && printf '%s ' "${one#/proc/}"
-    done
+    grep -lzxF -e "TRIPTYCH_DEPLOYMENT=$tag" /proc/[0-9]*/environ 2>/dev/null | tr -dc '0-9\n'
 }
 end() {
     left=$(($2 * 10))

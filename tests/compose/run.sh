@@ -40,7 +40,7 @@ if [ "$UP" = yes ]; then
 fi
 # The first start compiles for minutes on a slow or busy machine.
 waited=0
-until [ "$(num_healthy)" = 4 ]; do
+until [ "$(num_healthy)" -eq 4 ]; do
     [ "$waited" -lt 900 ] || { echo "not healthy after $waited s"; compose ps; exit 1; }
     sleep 2
     waited=$((waited + 2))

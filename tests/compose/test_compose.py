@@ -23,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.compose import Container, Engine
 from deploy.deployer import STAGES
+from tests.deploy.kustomized import read_documents
 from triptych.blocking import Client
 from triptych.spec import make_spec
 from triptych.v1.stage_pb2 import STAGE_REFINE
@@ -227,6 +228,52 @@ def test_replicas_that_are_too_many_go_without_a_loss(deployed: Deployed):
         until(lambda: len(done) >= 1, PATIENCE_S)
     assert set(done) == {9}
     assert deployed.num_healthy("refiner") == 1
+
+
+def start_watcher(deployed: Deployed, service: str, port: int) -> str:
+    """Where a service of the profile `monitoring` is published. Skips where its image cannot be had."""
+    (compose_file,) = read_documents(ROOT / "docker-compose.yml")
+    image = compose_file["services"][service]["image"]
+    there = subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=False)
+    if (
+        there.returncode
+        and (done := subprocess.run(["docker", "pull", "-q", image], capture_output=True)).returncode
+    ):
+        pytest.skip(f"{image} cannot be had here: {done.stderr.decode().strip().splitlines()[-1]}")
+    ports = {"PROMETHEUS_PORT": "0", "GRAFANA_PORT": "0"}
+    deployed.engine.compose(
+        *("--profile", "monitoring", "up", "-d", "--no-recreate", service), environment=ports
+    )
+    (container,) = deployed.of(service)
+    return container.published(port)
+
+
+def test_prometheus_finds_and_asks_every_process(deployed: Deployed):
+    address = start_watcher(deployed, "prometheus", 9090)
+    processes = {one.address.partition(":")[0] for name in (*STAGES, "gateway") for one in deployed.of(name)}
+
+    def asked() -> set[str]:
+        try:
+            with urllib.request.urlopen(f"http://{address}/api/v1/targets", timeout=5) as answer:
+                targets = json.load(answer)["data"]["activeTargets"]
+        except OSError:
+            return set()
+        return {one["labels"]["instance"].partition(":")[0] for one in targets if one["health"] == "up"}
+
+    tell("Prometheus has asked every process", until(lambda: asked() == processes, 120.0))
+
+
+def test_grafana_shows_the_dashboard_to_anybody(deployed: Deployed):
+    address = start_watcher(deployed, "grafana", 3000)
+
+    def shown() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{address}/api/search?type=dash-db", timeout=5) as answer:
+                return bool(json.load(answer))
+        except OSError:
+            return False
+
+    tell("Grafana shows the dashboard", until(shown, 120.0))
 
 
 def test_status_and_logs_name_the_containers(deployed: Deployed):
