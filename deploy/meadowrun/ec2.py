@@ -6,6 +6,7 @@ it is given; nothing of it can be imported here.
 
 import asyncio
 import contextlib
+import contextvars
 import datetime
 import json
 import os
@@ -74,6 +75,25 @@ EXPECTED = (
     OSError,
     ValueError,
 )
+
+
+# Machines that were chosen here for a worker.
+claimed: set[str] = set()
+# Each question has its own.
+tags_at_launch: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("tags_at_launch")
+
+
+async def _launch_tagged(
+    *args: Any,
+    tags: Mapping[str, str],
+    launch: Any = allocation.launch_ec2_instances,
+    **settings: Any,
+) -> Any:
+    return await launch(*args, tags={**tags, **tags_at_launch.get()}, **settings)
+
+
+# It takes no tags of its callers'.
+allocation.launch_ec2_instances = _launch_tagged
 
 
 class TaggedMachine(meadowrun.AllocEC2Instance):  # type: ignore[misc]  # it has no types
@@ -145,13 +165,24 @@ class IdleMachines(allocation.EC2InstanceRegistrar):  # type: ignore[misc]  # it
             one["InstanceId"]: one
             for one in described(client, [{"Name": "instance-state-name", "Values": ["running"]}])
         }
-        idle = [
-            one
-            for one in registered
-            if one.name in running and f"{TAG}worker" not in tags_of(running[one.name])
-        ]
+        idle = [one for one in registered if one.name in running and self._may_have(running[one.name])]
         self.instances.update({one.public_address: one.name for one in idle})
         return idle
+
+    def _may_have(self, machine: Json) -> bool:
+        tags = tags_of(machine)
+        others = f"{TAG}worker" in tags or tags.get(f"{TAG}weights") not in (None, self.tags.get("weights"))
+        return not others and machine["InstanceId"] not in claimed
+
+    async def allocate_jobs_to_instance(self, instance: Any, resources: Any, jobs: list[str]) -> Any:
+        # It gets its tags a little later, and others that are launched at the same time look at it, too.
+        if instance.name in claimed:
+            return False
+        claimed.add(instance.name)
+        is_allocated = await super().allocate_jobs_to_instance(instance, resources, jobs)
+        if not is_allocated or "weights" in self.tags:
+            claimed.remove(instance.name)
+        return is_allocated
 
     async def free(self, instance: str, job: str) -> None:
         """A machine does so itself, if its metadata can be asked in the way that Meadowrun asks."""
@@ -160,18 +191,8 @@ class IdleMachines(allocation.EC2InstanceRegistrar):  # type: ignore[misc]  # it
             await self.deallocate_job_from_instance(registered, job)
 
     async def launch_instances(self, *arguments: Any) -> Any:
-        launch = allocation.launch_ec2_instances
-
-        async def launch_tagged(*args: Any, tags: Mapping[str, str], **settings: Any) -> Any:
-            ours = {f"{TAG}{name}": value for name, value in self.tags.items()}
-            return await launch(*args, tags={**tags, **ours}, **settings)
-
-        # It takes no tags of its callers'.
-        allocation.launch_ec2_instances = launch_tagged
-        try:
-            launched = await super().launch_instances(*arguments)
-        finally:
-            allocation.launch_ec2_instances = launch
+        tags_at_launch.set({f"{TAG}{name}": value for name, value in self.tags.items()})
+        launched = await super().launch_instances(*arguments)
         for one in launched:
             self.instances[one.public_dns_name] = one.name
             self.launched.append(one.name)

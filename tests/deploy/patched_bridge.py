@@ -57,10 +57,10 @@ def end_processes(address):
                 process.kill()
 
 
-def end_machines(parsed, **_):
-    ended = [one["InstanceId"] for one in parsed.get("TerminatingInstances", ())]
-    found = (
-        machines.described(boto3.client("ec2"), [{"Name": "instance-id", "Values": ended}]) if ended else []
+def end_machines(params, **_):
+    # Asked before they end: then they have no address any more.
+    found = machines.described(
+        boto3.client("ec2"), [{"Name": "instance-id", "Values": list(params["InstanceIds"])}]
     )
     for one in found:
         end_processes(machines.address_of(one))
@@ -68,7 +68,7 @@ def end_machines(parsed, **_):
 
 def prepare_session(prepare=machines.prepare_session):
     prepare()
-    boto3.DEFAULT_SESSION.events.register("after-call.ec2.TerminateInstances", end_machines)
+    boto3.DEFAULT_SESSION.events.register("provide-client-params.ec2.TerminateInstances", end_machines)
 
 
 def address_of(instance, named=machines.address_of):

@@ -6,6 +6,7 @@ Only prices, this machine's address and where ssh goes are made up (patched_brid
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,10 @@ def make(cloud: Cloud, request: pytest.FixtureRequest) -> Iterator[Make]:
     for deployer in made:
         deployer.teardown()
         deployer.close()
+
+
+def tags_of(machine: dict[str, Any]) -> dict[str, str]:
+    return {one["Key"]: one["Value"] for one in machine["Tags"]}
 
 
 def test_a_worker_gets_the_cheapest_spot_machine_that_has_the_gpu(cloud: Cloud, make: Make, tmp_path: Path):
@@ -122,7 +127,7 @@ def test_a_worker_that_hears_a_spot_notice_drains_and_is_replaced(cloud: Cloud, 
             deployment.keep(rest)
     (second,) = cloud.instances(deployer.name)
     assert f"upscaler {first.id} is gone or drains" in lines
-    assert {one["Key"]: one["Value"] for one in second["Tags"]}["triptych:worker"] != first.id
+    assert tags_of(second)["triptych:worker"] != first.id
     assert json.loads((tmp_path / "workers.json").read_text())["upscaler"] != [first.address]
 
 
@@ -165,7 +170,8 @@ def test_a_pipeline_on_ec2_makes_a_picture_and_is_taken_down(
         with Client(address) as client:
             made = client.run(make_spec("a red house", candidates=1, variations=1, seed=7)).result()
         assert [picture.stage for picture in made.pictures] == ["generate", "refine", "upscale"]
-        assert len(cloud.instances("pipeline")) == 3
+        stages = [tags["triptych:stage"] for tags in map(tags_of, cloud.instances("pipeline"))]
+        assert sorted(stages) == ["generator", "refiner", "upscaler"]
         assert triptych("status").splitlines()[-1] == "all workers cost 0.4734 an hour"
         worker = triptych("status").split()[1]
         assert "serving generator 'counting'" in triptych("logs", worker)
