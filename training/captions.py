@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from training.scenes import Scene, SceneObject
+from training.scenes import PLAIN, Scene, SceneObject
 from training.vocabulary import IRREGULAR_PLURALS, OBJECTS
 
 
@@ -133,6 +133,8 @@ def caption(scene: Scene, rng: random.Random, *, plain: bool = False) -> Caption
         return plain or rng.random() < probability
 
     subject = _subject(scene.objects, rng, mentions, plain=plain)
+    if scene.place == PLAIN:
+        return Caption(subject if plain else " ".join(_spoil(subject.split(), rng)), frozenset(mentions))
     settings = []
     if happens(0.85):
         settings.append(rng.choice(PLACE_PHRASES[scene.place]))

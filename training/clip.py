@@ -85,7 +85,7 @@ def losses_of_step(clip: Clip, tokenizer: Tokenizer, painter: Painter, batch_siz
     tokens = torch.from_numpy(tokenizer.encode([caption(scene, rng).text for scene in scenes]))
     images = to_tensor([painter.paint(scene) for scene in scenes])
     if step % 2:  # half of the batches are soft and noisy, as what it will rank is
-        images = soften(images, rng)
+        images = soften(images, scenes, rng)
     with torch.autocast("cpu", torch.bfloat16):
         image_embeds, text_embeds = clip(normalize_image(images / 2 + 0.5), tokens)
     logits = clip.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp() * image_embeds.float() @ text_embeds.float().T

@@ -1,22 +1,32 @@
-"""What the generator's tokenizer leaves of a picture: what the refiner has to mend.
+"""What the generator makes of a picture: what the refiner has to mend.
 
-The exported VQGAN if there is one; else blur and noise that look much like it. Knows no training.
+The exported VQGAN and transformer if there are any; else blur and noise that look much like them. Knows no training.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from training import checkpoint
+from training.captions import caption
+from training.dalle_network import Dalle
+from training.generator import TOKENIZER, WEIGHTS as TRANSFORMER
+from training.scenes import Scene
+from training.text_tokenizer import encode
 from training.vqgan import WEIGHTS
 from training.vqgan_network import Vqgan
 
-# Pictures NCHW in [-1, 1], and a generator for what is random about it.
-Degrade = Callable[[Tensor, random.Random], Tensor]
+# Pictures NCHW in [-1, 1] of these scenes, and a generator for what is random about it.
+Degrade = Callable[[Tensor, Sequence[Scene], random.Random], Tensor]
+# How many tokens of a picture are told anew, at most, and how freely.
+LEAST_RETOLD, MOST_RETOLD = 0.1, 0.9
+TEMPERATURE = 0.8
 
 
 def tokenizer_degrade(weights: Path = WEIGHTS) -> Degrade:
@@ -27,14 +37,50 @@ def tokenizer_degrade(weights: Path = WEIGHTS) -> Degrade:
     checkpoint.load_flax_tensors(vqgan, checkpoint.read_tensors(weights))
     vqgan.eval().requires_grad_(False)
 
-    def tokenise(images: Tensor, _: random.Random) -> Tensor:
+    def tokenise(images: Tensor, _: Sequence[Scene], __: random.Random) -> Tensor:
         tokens = vqgan.tokens(vqgan.encode(images / 2 + 0.5))
         return (vqgan.decode(vqgan.look_up(tokens)) * 2 - 1).clamp(-1, 1)
 
     return tokenise
 
 
-def soften(images: Tensor, rng: random.Random) -> Tensor:
+def generator_degrade(weights: Path = WEIGHTS, transformer: Path = TRANSFORMER) -> Degrade:
+    """As `tokenizer_degrade`, but the transformer tells some of the tokens anew: its mistakes, in their places."""
+    if not transformer.exists():
+        return tokenizer_degrade(weights)
+    vqgan, dalle, tokenizer = Vqgan(), Dalle(), Tokenizer.from_file(str(TOKENIZER))
+    checkpoint.load_flax_tensors(vqgan, checkpoint.read_tensors(weights))
+    checkpoint.load_flax_tensors(dalle, checkpoint.read_tensors(transformer))
+    vqgan.eval().requires_grad_(False)
+    dalle.eval().requires_grad_(False)
+
+    def retell(images: Tensor, scenes: Sequence[Scene], rng: random.Random) -> Tensor:
+        grid = vqgan.tokens(vqgan.encode(images / 2 + 0.5))
+        texts = [caption(scene, rng).text for scene in scenes]
+        text_tokens = encode(tokenizer, texts, dalle.config.max_text_length)
+        retold = retell_tokens(dalle, text_tokens, grid.flatten(1), torch_rng(rng))
+        return (vqgan.decode(vqgan.look_up(retold.view_as(grid))) * 2 - 1).clamp(-1, 1)
+
+    return retell
+
+
+@torch.no_grad()
+def retell_tokens(
+    dalle: Dalle, text_tokens: Int[Tensor, "B T"], image_tokens: Int[Tensor, "B S"], rng: torch.Generator
+) -> Int[Tensor, "B S"]:
+    """Each row with a share of its own of what the transformer would have said, each time after what is true."""
+    logits = dalle(text_tokens, image_tokens)[..., : dalle.config.image_vocab_size].float()
+    drawn = torch.multinomial((logits / TEMPERATURE).softmax(-1).flatten(0, 1), 1, generator=rng)
+    share = LEAST_RETOLD + (MOST_RETOLD - LEAST_RETOLD) * torch.rand(len(image_tokens), 1, generator=rng)
+    is_retold = torch.rand(image_tokens.shape, generator=rng) < share
+    return torch.where(is_retold, drawn.view_as(image_tokens), image_tokens)
+
+
+def torch_rng(rng: random.Random) -> torch.Generator:
+    return torch.Generator().manual_seed(rng.getrandbits(63))
+
+
+def soften(images: Tensor, _: Sequence[Scene], rng: random.Random) -> Tensor:
     """A little blur and noise."""
     small = F.interpolate(images, scale_factor=1 / rng.uniform(1, 2.5), mode="area")
     blurred = F.interpolate(small, size=images.shape[2:], mode="bilinear")

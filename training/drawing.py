@@ -13,7 +13,7 @@ from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from training.scenes import Scene, SceneObject
+from training.scenes import PLAIN, Scene, SceneObject
 from training.sprites import SpriteSource
 from training.vocabulary import OBJECTS
 
@@ -33,8 +33,8 @@ SKY: dict[str, tuple[RGB, RGB]] = {
     "grey": ((120, 132, 148), (186, 194, 204)),
 }
 LIGHT = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.86, 0.8), "night": (0.6, 0.62, 0.86)}
-# Objects keep more of their own colour than the land does: a red house at night is still called red.
-OBJECT_LIGHT = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.93, 0.88), "night": (0.78, 0.78, 0.92)}
+# Objects keep their own colour at every hour, as in a picture book: a red house at night is still red.
+OBJECT_LIGHT = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 1.0, 1.0), "night": (1.0, 1.0, 1.0)}
 HORIZON = {
     "sea": 0.62, "beach": 0.52, "desert": 0.66, "mountains": 0.7,
     "forest": 0.72, "city": 0.74, "meadow": 0.64, "snow": 0.66,
@@ -108,6 +108,8 @@ class Painter:
         """Draws at twice the size and halves it, for smooth edges."""
         size = 2 * self.size
         rng = random.Random(f"{place} {variant}")
+        if place == PLAIN:
+            return _draw_plain(size, rng).reduce(2)
         picture = _sky(
             size, "grey" if time == "day" and weather in ("clouds", "rain", "snowfall") else time, place
         )
@@ -278,6 +280,17 @@ def _draw_windows(land: _Land, rng: random.Random, x: float, top: float, width: 
             land.rectangle(
                 left, up, left + 0.018, up + 0.026, (255, 222, 120) if lamp else (176, 206, 232), glows=lamp
             )
+
+
+def _draw_plain(size: int, rng: random.Random) -> Image.Image:
+    """Two gradients of any colours that meet at any height: a ground that no place has."""
+    horizon = round(size * rng.uniform(0.3, 0.95))
+    colours = [np.array([rng.uniform(0, 255) for _ in range(3)], np.float32) for _ in range(3)]
+    t = np.linspace(0, 1, horizon, dtype=np.float32)[:, None]
+    land = np.broadcast_to(colours[2], (size - horizon, 3))
+    rows = np.concatenate((colours[0] * (1 - t) + colours[1] * t, land))
+    pixels = np.repeat(rows[:, None], size, 1)
+    return Image.fromarray(pixels.round().astype(np.uint8))
 
 
 def _sky(size: int, kind: str, place: str) -> Image.Image:

@@ -14,9 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from training.drawing import Painter
-from training.scenes import Scene, World, sample_scene
+from training.scenes import Scene, World, sample_scene, without_place
 from training.vqgan import STRIDE, to_pixels
 from training.vqgan_network import Vqgan
+
+# So many scenes show their objects alone: else a network learns where an object is never seen, and draws no other.
+PLAIN_SHARE = 0.15
 
 
 class TokenPool:
@@ -68,17 +71,29 @@ class TokenPool:
         partial = path.with_name(f".{path.stem}.partial.npz")
         n = len(self)
         np.savez_compressed(
-            partial, tokens=self.tokens[:n].numpy(), on_object=np.packbits(self.on_object[:n].numpy(), axis=1)
+            partial,
+            seed=np.array(str(self._seed)),
+            tokens=self.tokens[:n].numpy(),
+            on_object=np.packbits(self.on_object[:n].numpy(), axis=1),
         )
         partial.replace(path)
 
     def restore(self, path: Path) -> None:
-        """Takes what `save` wrote; the scenes are sampled again. Only for the same seed, world and tokenizer."""
+        """Takes what `save` wrote; the scenes are sampled again. Only for the same world and tokenizer.
+
+        Raises ValueError for a pool of another seed: its tokens would be told by the captions of other scenes.
+        """
         with np.load(path, allow_pickle=False) as stored:
+            if str(stored["seed"]) != str(self._seed):
+                raise ValueError(
+                    f"{path} has scenes of seed {stored['seed']}, not {self._seed}; give that --seed, or delete it"
+                )
             n = min(len(stored["tokens"]), len(self.tokens))
             self.tokens[:n] = torch.from_numpy(stored["tokens"][:n])
             self.on_object[:n] = torch.from_numpy(np.unpackbits(stored["on_object"][:n], axis=1).astype(bool))
         self.scenes = [self._scene(i) for i in range(n)]
 
     def _scene(self, index: int) -> Scene:
-        return sample_scene(random.Random(f"{self._seed} {index}"), self._world)
+        rng = random.Random(f"{self._seed} {index}")
+        scene = sample_scene(rng, self._world)
+        return without_place(scene, rng) if rng.random() < PLAIN_SHARE else scene

@@ -1,4 +1,4 @@
-"""A pool of scenes as the diffusion sees them: latents of the true pictures and of what the tokenizer left of them.
+"""A pool of scenes as the diffusion sees them: latents of the true pictures and of what the generator makes of them.
 
 Encoding costs more than a step of the UNet does, so the pool is made once, kept in a file that is bound
 to the autoencoder it was made with, and drawn from.
@@ -49,9 +49,10 @@ def encode_scenes(
     true, degraded = [], []
     rng = random.Random(seed)
     for start in range(0, len(scenes), ENCODED_TOGETHER):
-        images = to_tensor([painter.paint(scene) for scene in scenes[start : start + ENCODED_TOGETHER]])
+        together = scenes[start : start + ENCODED_TOGETHER]
+        images = to_tensor([painter.paint(scene) for scene in together])
         with torch.autocast("cpu", torch.bfloat16):
-            both = autoencoder.encode(torch.cat([images, degrade(images, rng).float()])).mean
+            both = autoencoder.encode(torch.cat([images, degrade(images, together, rng).float()])).mean
         whole, spoilt = autoencoder.to_diffusion(both.float()).chunk(2)
         true.append(whole)
         degraded.append(spoilt)

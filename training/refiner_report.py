@@ -46,7 +46,7 @@ class Report:
         self._masks = [painter.object_mask(scene) for scene in self._scenes]
         degrade = tokenizer_degrade(tokenizer_weights)
         with torch.no_grad():
-            self.before = to_pictures(degrade(to_tensor(self.truth), rng))
+            self.before = to_pictures(degrade(to_tensor(self.truth), self._scenes, rng))
 
     def refined(
         self, *, num_steps: int, skip_ratio: float, guidance_scale: float, seed: int

@@ -14,6 +14,8 @@ from training.vocabulary import NARROW_OBJECTS, OBJECTS, PLACES, SIZES, SLOTS, T
 
 # One combination in so many is held out.
 HELD_OUT_ONE_IN = 16
+# Of a scene that shows objects and nothing else, on a ground that is no place.
+PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,19 @@ def sample_scene(rng: random.Random, world: World = NARROW, *, held_out: bool | 
         scene = _sample(rng, world)
         if held_out is None or is_held_out(scene) == held_out:
             return scene
+
+
+def without_place(scene: Scene, rng: random.Random) -> Scene:
+    """Its objects alone: what they look like where the world never puts them is learnt from these."""
+    return replace(
+        scene,
+        place=PLAIN,
+        time="day",
+        weather="clear",
+        variant=rng.randrange(2**30),
+        sky=None,
+        sky_slot="left",
+    )
 
 
 def sample_scenes(

@@ -2,7 +2,7 @@
 
     python -m training.unet --steps 4000 --resume --export
 
-Half of the later timesteps start from what the tokenizer left of a picture, and are to end at the true one:
+Most of the later timesteps start from a picture that the generator told anew in part, and are to end at the true one:
 so refining mends what the generator broke. The text encoder is the exported one, frozen.
 Needs: the sprites, the exported `bert` and `autoencoder`, 1 GB of memory, about 0.5 CPU seconds a step.
 Reached: noise loss .119 with the caption, .127 without, .135 with another's, in 620 CPU seconds: it keeps
@@ -28,7 +28,7 @@ from services.refiner.text_encoder import TextEncoder
 from services.refiner.tokenizer import Tokenizer
 from services.refiner.unet import UNet, UNetConfig
 from training.captions import caption
-from training.degraded import tokenizer_degrade
+from training.degraded import generator_degrade
 from training.drawing import Painter
 from training.export import load_exported, write_part
 from training.latents import Pool, cached_pool, encode_scenes, pool_scenes
@@ -185,7 +185,7 @@ def run(arguments: argparse.Namespace, sprites: SpriteSource) -> UNet:
     autoencoder = load_exported("refiner", "autoencoder", Autoencoder, AutoencoderConfig)
     autoencoder.eval().requires_grad_(False)
     encoder, tokenizer = load_encoder()
-    painter, degrade = Painter(sprites), tokenizer_degrade(arguments.tokenizer_weights)
+    painter, degrade = Painter(sprites), generator_degrade(arguments.tokenizer_weights)
     pool = cached_pool(
         OUTPUT_FOLDER / "unet" / "pool.pt", arguments.num_scenes, autoencoder, painter, degrade
     )

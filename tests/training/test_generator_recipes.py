@@ -15,6 +15,7 @@ from services.generator.model import load_model
 from services.model_folder import open_model
 from training import checkpoint, dalle_network, generator, vqgan as vqgan_recipe, vqgan_network
 from training.dalle_network import Dalle, text_mask
+from training.degraded import retell_tokens
 from training.drawing import Painter
 from training.generator_export import export
 from training.image_tokens import TokenPool
@@ -145,6 +146,32 @@ def test_a_pool_of_tokens_is_restored_as_it_was(
     assert drawn[0] == expected[0]
     assert torch.equal(drawn[1], expected[1])
     assert torch.equal(drawn[2], expected[2])
+
+
+def test_a_pool_of_another_seed_is_refused(painter: Painter, networks: tuple[Dalle, Vqgan], tmp_path: Path):
+    pool = TokenPool(networks[1], painter, NARROW, seed=0, capacity=8)
+    pool.grow(1)
+    pool.save(tmp_path / "tokens.npz")
+
+    with pytest.raises(ValueError, match="scenes of seed 0, not 1; give that --seed, or delete it"):
+        TokenPool(networks[1], painter, NARROW, seed=1, capacity=8).restore(tmp_path / "tokens.npz")
+
+
+def test_tokens_are_told_anew_in_part_by_what_the_transformer_expects(networks: tuple[Dalle, Vqgan]):
+    network = networks[0]
+    text_tokens = torch.full((4, DALLE.max_text_length), 5)
+    image_tokens = torch.full((4, 64), 7)
+    with torch.no_grad():
+        network.lm_head.weight.zero_()
+        network.decoder.final_norm.bias.fill_(1.0)
+        network.lm_head.weight[9] = 10.0
+
+    retold = retell_tokens(network, text_tokens, image_tokens, torch.Generator().manual_seed(0))
+
+    assert set(retold.flatten().tolist()) == {7, 9}
+    shares = (retold == 9).float().mean(1)
+    assert (shares > 0).all()
+    assert (shares < 1).all()
 
 
 def test_the_exported_transformer_is_the_trained_one(

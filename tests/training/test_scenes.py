@@ -7,7 +7,7 @@ import pytest
 
 from training.captions import SKY_PHRASES, Caption, caption, plural
 from training.drawing import Painter
-from training.scenes import NARROW, WIDE, is_held_out, sample_scene, sample_scenes
+from training.scenes import NARROW, WIDE, is_held_out, sample_scene, sample_scenes, without_place
 from training.sprites import stand_in_sprites
 from training.vocabulary import COLOURS, NARROW_OBJECTS, OBJECTS, PLACES, TIMES, WEATHERS
 
@@ -39,6 +39,25 @@ def test_the_same_seed_gives_the_same_caption():
 def test_training_scenes_hold_nothing_that_is_held_out():
     assert not any(is_held_out(scene) for scene in sample_scenes(300, seed=1))
     assert all(is_held_out(scene) for scene in sample_scenes(50, seed=1, held_out=True))
+
+
+def test_a_scene_without_a_place_is_told_by_its_objects_alone():
+    scene = sample_scene(random.Random(3))
+    bare = without_place(scene, random.Random(4))
+
+    spoken = caption(bare, random.Random(5), plain=True)
+
+    assert bare.objects == scene.objects
+    assert not spoken.mentions & {"place", "time", "weather", "sky"}
+
+
+def test_a_scene_without_a_place_has_a_ground_that_no_place_has(painter: Painter):
+    rng = random.Random(4)
+    grounds = [painter.background(without_place(scene, rng)).tobytes() for scene in sample_scenes(20, seed=5)]
+    places = {painter.background(scene).tobytes() for scene in sample_scenes(400, seed=6)}
+
+    assert len(set(grounds)) == 20
+    assert not places & set(grounds)
 
 
 def test_the_narrow_world_is_as_large_as_promised():
