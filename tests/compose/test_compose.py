@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -25,6 +26,7 @@ from deploy.compose import Container, Engine
 from deploy.deployer import STAGES
 from tests.deploy.kustomized import read_documents
 from triptych.blocking import Client
+from triptych.result import Picture
 from triptych.spec import make_spec
 from triptych.v1.stage_pb2 import STAGE_REFINE
 
@@ -36,6 +38,9 @@ PATIENCE_S = 900.0
 # What the gateway promises: it asks for names every two seconds, and for workers' health.
 SEEN_WITHIN_S = 15.0
 GB = 2**30
+# In a batch of another size sums are taken in another order: tests/test_same_picture.py. An enlargement, whose original
+# may differ by a level, may by another one.
+FEW_LEVELS, FEW_PIXELS = 2, 0.02
 
 
 @dataclass
@@ -76,6 +81,10 @@ def until(holds: Callable[[], bool], within_s: float) -> float:
         assert time.monotonic() - began < within_s, f"not within {within_s:g} s"
         time.sleep(0.2)
     return time.monotonic() - began
+
+
+def pixels(picture: Picture) -> np.ndarray:
+    return np.asarray(picture.open()).astype(int)
 
 
 def tell(what: str, figure: float | str) -> None:
@@ -200,6 +209,7 @@ def test_added_replicas_are_seen_by_the_gateway_under_load(deployed: Deployed):
 
 
 def test_a_worker_that_is_killed_in_mid_run_costs_no_picture(deployed: Deployed):
+    triptych("scale", "refiner", "3")
     spec = make_spec("a red house by the sea", candidates=2, variations=8, seed=11)
     with Client(deployed.address) as client:
         undisturbed = client.run(spec).result()
@@ -217,8 +227,18 @@ def test_a_worker_that_is_killed_in_mid_run_costs_no_picture(deployed: Deployed)
         result = disturbed.so_far
     assert max(attempts) > 1
     assert result.state == "succeeded"
-    assert [one.sha256 for one in result.pictures] == [one.sha256 for one in undisturbed.pictures]
-    tell("refiners asked, the killed one among them", str(attempts))
+    pairs = list(zip(undisturbed.pictures, result.pictures, strict=True))
+    assert all((a.stage, a.index, a.seed) == (b.stage, b.index, b.seed) for a, b in pairs)
+    levels = [np.abs(pixels(a) - pixels(b)) for a, b in pairs]
+    largest, share = max(one.max() for one in levels), max((one > 0).mean() for one in levels)
+    same = sum(a.sha256 == b.sha256 for a, b in pairs)
+    tell(
+        "pictures of the run with a worker killed",
+        f"attempts {attempts}; {same} of {len(pairs)} to the byte, the others differ by {largest} of 256 levels "
+        f"in {share:.2%} of their values at most",
+    )
+    assert largest <= FEW_LEVELS
+    assert share < FEW_PIXELS
 
 
 def test_replicas_that_are_too_many_go_without_a_loss(deployed: Deployed):
