@@ -28,9 +28,7 @@ def make_local(request: pytest.FixtureRequest, folder: Path, name: str, upscaler
 
 def make_ssh(request: pytest.FixtureRequest, folder: Path, name: str, upscaler: Sequence[str]) -> Deployer:
     machine = machine_of(request.getfixturevalue("sshd"))
-    deployer = SshDeployer(name, Machines([machine], {"upscaler": upscaler}))
-    request.addfinalizer(deployer.close)
-    return deployer
+    return SshDeployer(name, Machines([machine], {"upscaler": upscaler}))
 
 
 def make_compose(
@@ -76,7 +74,9 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
 
     yield make_one
     for deployer in made:
-        deployer.teardown()
+        assert not deployer.teardown().things
+        if isinstance(deployer, SshDeployer):
+            deployer.close()
 
 
 @pytest.fixture
