@@ -13,6 +13,7 @@ from services.refiner.model import load_model
 from services.refiner.random_weights import write_random_part
 from services.refiner.stepper import RefineJob, RefinerStepper, refine
 from tests.refiner.conftest import SMALL
+from tests.refiner.stepping import assert_same, finish
 
 CPU = torch.device("cpu")
 SIDE, DOWNSAMPLING = 32, 2
@@ -53,19 +54,6 @@ def far_outside(mask):
 
 def plan(mask, downsampling=DOWNSAMPLING, side=SIDE):
     return plan_inpainting(np.zeros((side, side, 3), np.uint8), mask, downsampling, CPU)
-
-
-def finish(stepper, slot, num_steps):
-    for _ in range(num_steps):
-        stepper.step([slot])
-    return stepper.decode([stepper.result(slot)])[0]
-
-
-def assert_same(picture, other):
-    """A convolution sums in another order in another batch."""
-    differences = np.abs(picture.astype(int) - other.astype(int))
-    assert differences.max() <= 1
-    assert (differences > 0).mean() < 0.01
 
 
 def distance(picture, other, where):

@@ -5,6 +5,7 @@ import pytest
 
 from services.errors import InvalidRequest
 from services.refiner.stepper import RefineJob, RefinerStepper, refine
+from tests.refiner.stepping import assert_same, finish
 
 
 @pytest.fixture(scope="module")
@@ -15,19 +16,6 @@ def job(picture):
 @pytest.fixture
 def stepper(model):
     return RefinerStepper(model, num_slots=3)
-
-
-def finish(stepper, slot, num_steps):
-    for _ in range(num_steps):
-        stepper.step([slot])
-    return stepper.decode([stepper.result(slot)])[0]
-
-
-def assert_same(picture, other):
-    """A convolution sums in another order in another batch: 1e-6 of a latent, seldom one level of a pixel."""
-    differences = np.abs(picture.astype(int) - other.astype(int))
-    assert differences.max() <= 1
-    assert (differences > 0).mean() < 0.01
 
 
 @pytest.fixture(scope="module")
