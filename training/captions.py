@@ -170,12 +170,14 @@ def _subject(objects: Sequence[SceneObject], rng: random.Random, mentions: set[s
         return rng.choice(
             (f"{left} to the left of {right}", f"{right} to the right of {left}", f"{left} left of {right}")
         )
-    # All or none, so that "mentions" speaks of every object.
-    if plain or rng.random() < 0.35:
+    # All or none, so that "mentions" speaks of every object. Who stands aside alone is mostly said to.
+    aside = len(objects) == 1 and objects[0].slot != "center"
+    if plain or rng.random() < (0.8 if aside else 0.35):
         phrases = [f"{p} {rng.choice(SLOT_PHRASES[o.slot])}" for p, o in zip(phrases, objects, strict=True)]
         mentions.add("slot")
-    if rng.random() < 0.5:
-        rng.shuffle(phrases)
+        # Only then in any order: unsaid, objects stand from left to right as they are named.
+        if rng.random() < 0.5:
+            rng.shuffle(phrases)
     if len(phrases) < 3:
         return " and ".join(phrases)
     return ", ".join(phrases[:-1]) + " and " + phrases[-1]

@@ -47,9 +47,11 @@ class Recipe:
     fresh: int = 8  # of which so many scenes are new, until the pool is full
     learning_rate: float = 1.5e-3
     uncond_share: float = 0.1  # of the captions are left out: guidance needs it
-    object_weight: float = 1.0  # what tokens that show an object weigh more
+    # What tokens weigh more that show an object or could have. If only those that do weighed more, it would be drawn
+    # more often than it is there: the same object again in an empty slot.
+    object_weight: float = 1.0
     # Of the tokens that a picture is told by, up to so many are another's: what is drawn is not always right either.
-    corrupted_share: float = 0.2
+    corrupted_share: float = 0.1
     text_steps: int = 900
 
 
@@ -84,7 +86,7 @@ class Trainer:
             self.pool.grow(recipe.fresh)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        scenes, image_tokens, on_object = self.pool.draw(recipe.batch, self.rng)
+        scenes, image_tokens, near_object = self.pool.draw(recipe.batch, self.rng)
         text_tokens = self.text_tokens(scenes)
         for row in range(len(scenes)):
             if self.rng.random() < recipe.uncond_share:
@@ -92,7 +94,7 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
             logits = self.network(text_tokens, self._corrupted(image_tokens))
         losses = F.cross_entropy(logits.float().flatten(0, 1), image_tokens.flatten(), reduction="none")
-        weight = 1 + recipe.object_weight * on_object.flatten()
+        weight = 1 + recipe.object_weight * near_object.flatten()
         (losses * weight).mean().backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()

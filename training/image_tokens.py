@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from training.drawing import Painter
-from training.scenes import Scene, World, sample_scene, without_place
+from training.scenes import Scene, World, in_every_slot, sample_scene, without_place
 from training.vqgan import STRIDE, to_pixels
 from training.vqgan_network import Vqgan
 
@@ -37,7 +37,7 @@ class TokenPool:
         self.length = (painter.size // STRIDE) ** 2
         self.scenes: list[Scene] = []
         self.tokens = torch.zeros(capacity, self.length, dtype=torch.int16)
-        self.on_object = torch.zeros(capacity, self.length, dtype=torch.bool)
+        self.near_object = torch.zeros(capacity, self.length, dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -52,19 +52,21 @@ class TokenPool:
         scenes = [self._scene(len(self) + i) for i in range(count)]
         pixels = to_pixels(np.stack([self._painter.paint(scene) for scene in scenes]))
         tokens = self._vqgan.tokens(self._vqgan.encode(pixels))
-        masks = torch.from_numpy(np.stack([self._painter.object_mask(scene) for scene in scenes]))
+        masks = torch.from_numpy(
+            np.stack([self._painter.object_mask(in_every_slot(scene)) for scene in scenes])
+        )
         covered = F.avg_pool2d(masks.float()[:, None], STRIDE).flatten(1)
         start = len(self)
         self.tokens[start : start + count] = tokens.flatten(1).to(torch.int16)
-        self.on_object[start : start + count] = covered > 0.1
+        self.near_object[start : start + count] = covered > 0.1
         self.scenes += scenes
 
     def draw(
         self, count: int, rng: random.Random
     ) -> tuple[list[Scene], Int[Tensor, "B S"], Float[Tensor, "B S"]]:
-        """Scenes with their tokens, and which of those show an object."""
+        """Scenes with their tokens, and which of those show an object or could have."""
         rows = [rng.randrange(len(self)) for _ in range(count)]
-        return [self.scenes[i] for i in rows], self.tokens[rows].long(), self.on_object[rows].float()
+        return [self.scenes[i] for i in rows], self.tokens[rows].long(), self.near_object[rows].float()
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,7 @@ class TokenPool:
             partial,
             seed=np.array(str(self._seed)),
             tokens=self.tokens[:n].numpy(),
-            on_object=np.packbits(self.on_object[:n].numpy(), axis=1),
+            near_object=np.packbits(self.near_object[:n].numpy(), axis=1),
         )
         partial.replace(path)
 
@@ -90,7 +92,9 @@ class TokenPool:
                 )
             n = min(len(stored["tokens"]), len(self.tokens))
             self.tokens[:n] = torch.from_numpy(stored["tokens"][:n])
-            self.on_object[:n] = torch.from_numpy(np.unpackbits(stored["on_object"][:n], axis=1).astype(bool))
+            self.near_object[:n] = torch.from_numpy(
+                np.unpackbits(stored["near_object"][:n], axis=1).astype(bool)
+            )
         self.scenes = [self._scene(i) for i in range(n)]
 
     def _scene(self, index: int) -> Scene:

@@ -77,6 +77,12 @@ def without_place(scene: Scene, rng: random.Random) -> Scene:
     )
 
 
+def in_every_slot(scene: Scene) -> Scene:
+    """Each of its objects in all slots: where they are, and where they might have been."""
+    objects = tuple(replace(o, slot=slot) for o in scene.objects for slot in SLOTS)
+    return replace(scene, objects=objects)
+
+
 def sample_scenes(
     count: int, seed: int, world: World = NARROW, *, held_out: bool | None = False
 ) -> list[Scene]:

@@ -7,7 +7,16 @@ import pytest
 
 from training.captions import SKY_PHRASES, Caption, caption, plural
 from training.drawing import Painter
-from training.scenes import NARROW, WIDE, is_held_out, sample_scene, sample_scenes, without_place
+from training.scenes import (
+    NARROW,
+    WIDE,
+    Scene,
+    in_every_slot,
+    is_held_out,
+    sample_scene,
+    sample_scenes,
+    without_place,
+)
 from training.sprites import stand_in_sprites
 from training.vocabulary import COLOURS, NARROW_OBJECTS, OBJECTS, PLACES, TIMES, WEATHERS
 
@@ -109,6 +118,30 @@ def test_a_caption_mentions_what_it_says_it_mentions():
     # Articles may be dropped, so only whole phrases prove that it is said.
     assert all("sky" in spoken.mentions for spoken in captions if says_moon(spoken))
     assert any("sky" not in spoken.mentions for spoken in captions)
+
+
+def test_objects_whose_slots_go_unsaid_are_named_from_left_to_right():
+    rng = random.Random(1)
+
+    def first_word(scene: Scene, text: str, i: int) -> int:
+        return min(text.find(word) for word in OBJECTS[scene.objects[i].name].words if word in text)
+
+    told = 0
+    for scene in sample_scenes(400, seed=9):
+        spoken = caption(scene, rng)
+        if len({o.name for o in scene.objects}) == len(scene.objects) > 1 and "slot" not in spoken.mentions:
+            places = [first_word(scene, spoken.text, i) for i in range(len(scene.objects))]
+            assert places == sorted(places), spoken.text
+            told += 1
+    assert told > 20
+
+
+def test_an_object_in_every_slot_covers_where_it_is_and_where_it_might_have_been(painter: Painter):
+    for scene in sample_scenes(20, seed=5):
+        everywhere = painter.object_mask(in_every_slot(scene))
+
+        assert everywhere[painter.object_mask(scene)].all()
+        assert {o.slot for o in in_every_slot(scene).objects} == {"left", "center", "right"}
 
 
 @pytest.mark.parametrize(
