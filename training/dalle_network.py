@@ -181,12 +181,23 @@ class Dalle(nn.Module):
         self, text_tokens: Int[Tensor, "B T"], image_tokens: Int[Tensor, "B S"]
     ) -> Float[Tensor, "B S V"]:
         """Logits of each image token from those before it."""
+        return self.logits(self.hidden_states(text_tokens, image_tokens)[-1])
+
+    def hidden_states(
+        self, text_tokens: Int[Tensor, "B T"], image_tokens: Int[Tensor, "B S"]
+    ) -> list[Float[Tensor, "B S D"]]:
+        """What each decoder layer gives to the next, and the last one to `logits`."""
         memory, mask = self.encode(text_tokens), text_mask(text_tokens)
         x = self.decoder.embed(F.pad(image_tokens[:, :-1], (1, 0), value=self.config.decoder_start_token_id))
+        states = []
         for layer in self.decoder.layers:
             x = layer.self_attention(x, causal=True)
             x = layer.ffn(layer.cross_attention(x, memory, mask))
-        return self.lm_head(self.decoder.final_norm(x))
+            states.append(x)
+        return states
+
+    def logits(self, hidden: Float[Tensor, "B S D"]) -> Float[Tensor, "B S V"]:
+        return self.lm_head(self.decoder.final_norm(hidden))
 
     @torch.no_grad()
     def sample(

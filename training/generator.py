@@ -28,7 +28,8 @@ from training.captions import caption
 from training.dalle_network import TINY, UNCONDITIONAL, Dalle
 from training.drawing import Painter
 from training.image_tokens import TokenPool
-from training.scenes import WORLDS, Scene, World, sample_scenes
+from training.scenes import WORLDS, Scene, World, crowded, sample_scenes
+from training.slot_probe import SlotProbe
 from training.sprites import fluent_sprites
 from training.text_pretraining import pretrain
 from training.text_tokenizer import encode
@@ -50,6 +51,9 @@ class Recipe:
     # What tokens weigh more that show an object or could have. If only those that do weighed more, it would be drawn
     # more often than it is there: the same object again in an empty slot.
     object_weight: float = 1.0
+    # What the decoder is asked after three of its layers: `slot_probe`.
+    probe_layer: int = 2
+    probe_weight: float = 0.3
     # Of the tokens that a picture is told by, up to so many are another's: what is drawn is not always right either.
     corrupted_share: float = 0.1
     text_steps: int = 900
@@ -57,13 +61,22 @@ class Recipe:
 
 class Trainer:
     def __init__(
-        self, network: Dalle, tokenizer: Tokenizer, pool: TokenPool, recipe: Recipe, *, bfloat16: bool = False
+        self,
+        network: Dalle,
+        tokenizer: Tokenizer,
+        pool: TokenPool,
+        world: World,
+        recipe: Recipe,
+        *,
+        bfloat16: bool = False,
     ) -> None:
         self.network, self.tokenizer, self.pool, self.recipe = network, tokenizer, pool, recipe
         self.step = 0
         self.rng = random.Random(0)
-        matrices = [p for p in network.parameters() if p.ndim > 1]
-        vectors = [p for p in network.parameters() if p.ndim < 2]
+        self.probe = SlotProbe(world, network.config.d_model, math.isqrt(network.config.image_length))
+        parameters = [*network.parameters(), *self.probe.parameters()]
+        matrices = [p for p in parameters if p.ndim > 1]
+        vectors = [p for p in parameters if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
             lr=1e-3,
@@ -78,7 +91,7 @@ class Trainer:
             + 2e-5
         )
 
-    def train_step(self) -> float:
+    def train_step(self) -> dict[str, float]:
         recipe = self.recipe
         # Its own generator for each step: a resumed run goes on as an unbroken one.
         self.rng.seed(f"{recipe.steps} {self.step}")
@@ -92,15 +105,17 @@ class Trainer:
             if self.rng.random() < recipe.uncond_share:
                 text_tokens[row] = unconditional(text_tokens.shape[1])
         with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
-            logits = self.network(text_tokens, self._corrupted(image_tokens))
+            states = self.network.hidden_states(text_tokens, self._corrupted(image_tokens))
+            logits = self.network.logits(states[-1])
+            probe_loss = self.probe.loss(states[recipe.probe_layer], scenes)
         losses = F.cross_entropy(logits.float().flatten(0, 1), image_tokens.flatten(), reduction="none")
         weight = 1 + recipe.object_weight * near_object.flatten()
-        (losses * weight).mean().backward()
+        ((losses * weight).mean() + recipe.probe_weight * probe_loss).backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        return float(losses.detach().mean())
+        return {"loss": float(losses.detach().mean()), "probe": float(probe_loss.detach())}
 
     def text_tokens(self, scenes: list[Scene]) -> Int[Tensor, "B T"]:
         texts = [caption(scene, self.rng, plain=self.rng.random() < 0.15).text for scene in scenes]
@@ -134,12 +149,14 @@ class Trainer:
     def state(self) -> dict[str, object]:
         return {
             "network": self.network.state_dict(),
+            "probe": self.probe.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
         }
 
     def resume(self, state: dict[str, object]) -> None:
         self.network.load_state_dict(state["network"])  # type: ignore[arg-type]
+        self.probe.load_state_dict(state["probe"])  # type: ignore[arg-type]
         self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
         self.step = state["step"]  # type: ignore[assignment]
 
@@ -216,8 +233,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.text_only:
         return
     tokenizing = load_vqgan()
-    pool = TokenPool(tokenizing, painter, world, seed=options.seed, capacity=options.pool)
-    trainer = Trainer(network, tokenizer, pool, recipe, bfloat16=options.bfloat16)
+    pool = TokenPool(tokenizing, painter, crowded(world), seed=options.seed, capacity=options.pool)
+    trainer = Trainer(network, tokenizer, pool, world, recipe, bfloat16=options.bfloat16)
     pool_file = options.checkpoint.with_name(POOL.name)
     if options.resume:
         trainer.resume(checkpoint.load(options.checkpoint))
@@ -265,7 +282,8 @@ def _train(
             sheet.save(options.checkpoint.with_suffix(".png"))
             print(
                 f"step {trainer.step}  {time.process_time() - started:.0f} CPU s  pool {len(trainer.pool)}  "
-                f"loss {np.mean(losses):.4f}  held out: "
+                + "  ".join(f"{name} {np.mean([one[name] for one in losses]):.4f}" for name in losses[0])
+                + "  held out: "
                 + "  ".join(f"{name} {loss:.3f}" for name, loss in validation.items()),
                 flush=True,
             )

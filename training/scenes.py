@@ -44,11 +44,18 @@ class World:
     objects: tuple[str, ...]
     num_variants: int
     coloured: float = 0.75  # how often an object that has colours is given one
+    counts: tuple[float, ...] = (0.54, 0.32, 0.14)  # how often there are one, two, three objects
+    alike: tuple[float, ...] = (0.0, 0.3, 0.6)  # and how often they are of a kind
 
 
 NARROW = World(tuple(NARROW_OBJECTS), num_variants=2)
 WIDE = World(tuple(OBJECTS), num_variants=3)
 WORLDS = {"narrow": NARROW, "wide": WIDE}
+
+
+def crowded(world: World) -> World:
+    """The same world with more scenes of several different objects: which of them stands where is the hardest to learn."""
+    return replace(world, counts=(0.36, 0.38, 0.26), alike=(0.0, 0.18, 0.25))
 
 
 def is_held_out(scene: Scene) -> bool:
@@ -123,7 +130,7 @@ def _sample(rng: random.Random, world: World) -> Scene:
 
 
 def _sample_objects(rng: random.Random, world: World) -> tuple[SceneObject, ...]:
-    count = rng.choices([1, 2, 3], [0.54, 0.32, 0.14])[0]
+    count = rng.choices([1, 2, 3], world.counts)[0]
     if count == 1:
         slot = rng.choices(SLOTS, [0.2, 0.6, 0.2])[0]
         # A big object beside the edge would be cut off.
@@ -131,7 +138,7 @@ def _sample_objects(rng: random.Random, world: World) -> tuple[SceneObject, ...]
         return (_sample_object(rng, world, rng.choice(world.objects), slot, sizes),)
     slots = ("left", "right") if count == 2 else SLOTS
     sizes = SIZES[:2] if count == 2 else SIZES[:1]
-    if rng.random() < (0.3 if count == 2 else 0.6):  # several of a kind
+    if rng.random() < world.alike[count - 1]:
         first = _sample_object(rng, world, rng.choice(world.objects), slots[0], sizes)
         return tuple(replace(first, slot=slot) for slot in slots)
     names = rng.sample(world.objects, count)

@@ -20,6 +20,7 @@ from training.drawing import Painter
 from training.generator_export import export
 from training.image_tokens import TokenPool
 from training.scenes import NARROW, sample_scenes
+from training.slot_probe import SlotProbe
 from training.sprites import stand_in_sprites
 from training.text_pretraining import pretrain
 from training.text_tokenizer import encode, train_tokenizer
@@ -68,8 +69,8 @@ def generator_trainer(
 ) -> generator.Trainer:
     network, codes = networks
     pool = TokenPool(codes, painter, NARROW, seed=0, capacity=8)
-    recipe = generator.Recipe(steps=4, batch=4, fresh=2)
-    return generator.Trainer(network, tokenizer, pool, recipe)
+    recipe = generator.Recipe(steps=4, batch=4, fresh=2, probe_layer=0)
+    return generator.Trainer(network, tokenizer, pool, NARROW, recipe)
 
 
 def test_the_vqgan_trains_from_a_plain_autoencoder_to_codes(painter: Painter, networks: tuple[Dalle, Vqgan]):
@@ -128,8 +129,26 @@ def test_the_transformer_trains_on_tokens_made_as_it_goes(
 
     losses = [trainer.train_step() for _ in range(2)]
 
-    assert np.isfinite(losses).all()
+    assert all(np.isfinite(list(one.values())).all() for one in losses)
     assert len(trainer.pool) == 4
+
+
+def test_a_token_is_asked_for_the_object_that_stands_in_its_third():
+    probe = SlotProbe(NARROW, width=len(NARROW.objects) + 1, side=8)
+    scene = next(s for s in sample_scenes(50, seed=1) if len({o.name for o in s.objects}) == 3)
+    # A decoder that knows: the class of each token's name, and nothing else.
+    torch.nn.init.eye_(probe.names.weight)
+    names, _ = probe.labels([scene])
+    left, center, right = (
+        torch.nn.functional.one_hot(label, len(NARROW.objects) + 1).float() for label in names[0]
+    )
+    hidden = torch.stack([left] * 3 + [center] * 2 + [right] * 3).repeat(8, 1)[None]
+
+    with torch.no_grad():
+        right_loss, wrong_loss = (probe.loss(100 * h, [scene]) for h in (hidden, hidden.flip(1)))
+
+    assert len(set(names[0].tolist())) == 3
+    assert float(right_loss) < float(wrong_loss) - 10
 
 
 def test_a_pool_of_tokens_is_restored_as_it_was(

@@ -11,6 +11,8 @@ from training.scenes import (
     NARROW,
     WIDE,
     Scene,
+    World,
+    crowded,
     in_every_slot,
     is_held_out,
     sample_scene,
@@ -134,6 +136,13 @@ def test_objects_whose_slots_go_unsaid_are_named_from_left_to_right():
             assert places == sorted(places), spoken.text
             told += 1
     assert told > 20
+
+
+def test_a_crowded_world_shows_more_different_objects_in_a_scene():
+    def num_different(world: World) -> int:
+        return sum(len({o.name for o in scene.objects}) for scene in sample_scenes(200, seed=5, world=world))
+
+    assert num_different(crowded(NARROW)) > 1.2 * num_different(NARROW)
 
 
 def test_an_object_in_every_slot_covers_where_it_is_and_where_it_might_have_been(painter: Painter):
