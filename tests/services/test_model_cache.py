@@ -13,7 +13,7 @@ from services.catalog import KNOWN
 from services.download import ConnectionLost
 from services.errors import ModelError
 from services.model_cache import fetch, find_cached, open_model, push, remove
-from services.model_folder import PARTS, check_files, read_manifest, write_manifest
+from services.model_folder import PARTS, check_files, read_manifest
 from services.remotes import S3Remote
 from tests.services.web_server import serving
 
@@ -21,13 +21,7 @@ NETWORK = Path(__file__).parents[1] / "golden" / "upscaler" / "nearest3conv_x4.s
 FILE = KNOWN["upscaler", "real-l"].sources[0].location.rpartition("/")[2]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """The user's cache; nothing else is configured."""
-    monkeypatch.setenv("TRIPTYCH_CACHE", str(tmp_path / "cache"))
-    for name in ("TRIPTYCH_MACHINE_CACHE", "TRIPTYCH_S3_CACHE", "TRIPTYCH_MODELS"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
@@ -37,25 +31,6 @@ def published(tmp_path):
     folder.mkdir()
     torch.save({"params_ema": load_file(NETWORK)}, folder / FILE)
     return folder
-
-
-@pytest.fixture
-def model(tmp_path):
-    """A model folder of an upscaler that need not run."""
-    part = tmp_path / "model" / "swinir"
-    part.mkdir(parents=True)
-    (part / "config.json").write_text("{}")
-    (part / "model.safetensors").write_bytes(bytes(range(256)) * 1000)
-    write_manifest(part.parent, name="real-l", stage="upscaler", licence="Apache-2.0")
-    return part.parent
-
-
-@pytest.fixture
-def in_s3(model, bucket, monkeypatch):
-    """The model, pushed to the S3 cache."""
-    monkeypatch.setenv("TRIPTYCH_S3_CACHE", f"s3://{bucket}/cache")
-    push(model, f"s3://{bucket}/cache")
-    return bucket
 
 
 def leftovers(cache):

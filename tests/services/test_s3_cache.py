@@ -22,31 +22,18 @@ NUM_BYTES = 12 * 2**20
 KEY = "cache/upscaler/real-l/swinir/model.safetensors"
 
 
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+@pytest.fixture
+def num_bytes():
+    return NUM_BYTES
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRIPTYCH_CACHE", str(tmp_path / "cache"))
-    for name in ("TRIPTYCH_MACHINE_CACHE", "TRIPTYCH_S3_CACHE", "TRIPTYCH_MODELS"):
-        monkeypatch.delenv(name, raising=False)
+def short_ranges_and_pauses(monkeypatch):
     monkeypatch.setattr(download_module, "RANGE_BYTES", 2**20)
     monkeypatch.setattr(download_module, "FIRST_PAUSE_S", 0.001)
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def model(tmp_path):
-    part = tmp_path / "model" / "swinir"
-    part.mkdir(parents=True)
-    (part / "config.json").write_text("{}")
-    (part / "model.safetensors").write_bytes(random.Random(1).randbytes(NUM_BYTES))
-    write_manifest(part.parent, name="real-l", stage="upscaler", licence="Apache-2.0")
-    return part.parent
-
-
-@pytest.fixture
-def in_s3(model, bucket, monkeypatch):
-    monkeypatch.setenv("TRIPTYCH_S3_CACHE", f"s3://{bucket}/cache")
-    push(model, f"s3://{bucket}/cache")
-    return bucket
 
 
 @pytest.fixture
