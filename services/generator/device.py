@@ -1,9 +1,10 @@
 """The device that JAX computes on, the threads it may use, and where compiled programs are kept between runs."""
 
+import ctypes
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import jax
@@ -47,14 +48,47 @@ def _user_cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
-@contextmanager
-def out_of_memory_is_the_jobs() -> Iterator[None]:
+def out_of_memory_is_the_jobs() -> AbstractContextManager[None]:
     """Turns what JAX raises when a device is full into the error that callers know."""
+    return _out_of_memory_explained("this picture", "use fewer slots")
+
+
+def out_of_memory_is_the_models(name: str) -> AbstractContextManager[None]:
+    """The same for a model that is being loaded."""
+    return _out_of_memory_explained(
+        f"the model {name}", "it needs its weights in float32, and some room beside them"
+    )
+
+
+@contextmanager
+def _out_of_memory_explained(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            raise DeviceOutOfMemory(
-                f"the device has no memory for this picture: {error}; use fewer slots"
-            ) from error
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise DeviceOutOfMemory(f"the device has no memory for {what}: {error}; {remedy}") from error
         raise
+
+
+# As `malloc.h` numbers them, and what glibc has come to once it has seen an array of 32 MB.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_USUAL_MMAP_THRESHOLD = 32 * 2**20
+
+
+@contextmanager
+def freed_arrays_are_given_back() -> Iterator[None]:
+    """While it holds, an array that is freed is the system's again at once, where the C library is glibc.
+
+    Else those below 32 MB lie in a heap, and what loading frees between others stays the process's: of a model's weights as
+    much as a second copy.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    mallopt(_M_MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_THRESHOLD, _USUAL_MMAP_THRESHOLD)
+        mallopt(_M_TRIM_THRESHOLD, 2 * _USUAL_MMAP_THRESHOLD)

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 
 from services.errors import ModelError
 from services.generator import dalle, vqgan
+from services.generator.device import freed_arrays_are_given_back
 from services.generator.sampling import SamplingDefaults
 from services.generator.text import WORD_LIST_NAME, TextNormalizer, read_word_costs
 from services.generator.tokenizer import TextTokens, Tokenizer
@@ -34,8 +36,9 @@ class Model:
 
 def load_model(folder: Path) -> Model:
     """Raises ModelError when a part's files are missing, damaged or do not fit each other."""
-    dalle_params, config = load_dalle(folder / "dalle")
-    vqgan_params, vqgan_config = load_vqgan(folder / "vqgan")
+    with freed_arrays_are_given_back():
+        dalle_params, config = load_dalle(folder / "dalle")
+        vqgan_params, vqgan_config = load_vqgan(folder / "vqgan")
     if vqgan_config.tokens_per_side**2 != config.image_length or vqgan_config.n_embed < config.num_codes:
         raise ModelError(
             f"{folder}: the dalle writes {config.image_length} tokens of {config.num_codes} codes, the vqgan reads "
@@ -61,14 +64,22 @@ def load_dalle(part_folder: Path) -> tuple[dalle.Params, dalle.DalleConfig]:
     """Raises ModelError when the part's files are missing, damaged or do not fit each other."""
     config = dalle.DalleConfig.from_json(read_config(part_folder))
     params = dalle.prepare(load_parameters(part_folder, dalle.parameter_shapes(config)))
-    return jax.tree.map(jnp.asarray, params), config
+    return to_device(params), config
 
 
 def load_vqgan(part_folder: Path) -> tuple[vqgan.Params, vqgan.VqganConfig]:
     """Raises ModelError when the part's files are missing, damaged or do not fit each other."""
     config = vqgan.VqganConfig.from_json(read_config(part_folder))
     params = vqgan.group_norms(load_parameters(part_folder, vqgan.parameter_shapes(config)), config)
-    return jax.tree.map(jnp.asarray, params), config
+    return to_device(params), config
+
+
+def to_device(params: Any) -> Any:
+    """Puts numpy arrays on the device where they stand, one after another: a copy of all would be gigabytes more."""
+    for key in range(len(params)) if isinstance(params, list) else list(params):
+        is_leaf = isinstance(params[key], np.ndarray)
+        params[key] = jnp.asarray(params[key]) if is_leaf else to_device(params[key])
+    return params
 
 
 def _normalizer(part_folder: Path) -> TextNormalizer:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import click
 
 from services.generator.batch import GenerateJob
-from services.generator.device import set_up_device
+from services.generator.device import out_of_memory_is_the_models, set_up_device
 from services.generator.model import load_model
 from services.generator.stepper import GeneratorStepper
 from services.model_cache import open_model
@@ -81,7 +81,8 @@ def load(options: ServeOptions) -> LoadedGenerator:
     """Raises ModelError when the device is not there or the model is not whole."""
     device = set_up_device(options.device, threads=options.threads)
     folder, manifest = open_model(options.model, "generator")
-    model = load_model(folder)
+    with out_of_memory_is_the_models(manifest.name):
+        model = load_model(folder)
     info = model_info(
         manifest,
         STAGE_GENERATE,

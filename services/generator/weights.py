@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from services.errors import ModelError
 from services.model_folder import check_names
+from services.tensor_file import read_safetensors
 
 FILE_NAME = "model.safetensors"
 _SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16"}
@@ -27,20 +27,21 @@ class TensorSpec(NamedTuple):
 
 
 def load_parameters(part_folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Reads a part's tensors as float32 numpy arrays, nested by name; raises ModelError unless they are `shapes`."""
+    """Reads a part's tensors as float32 numpy arrays, nested by name; raises ModelError unless they are `shapes`.
+
+    Beside the arrays it takes the memory of one tensor, whatever the file's precision; the file is not mapped.
+    """
     path = part_folder / FILE_NAME
-    try:
-        with safe_open(path, framework="numpy") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is not a dict
-            check_names(str(path), shapes, found)
-            return nest({name: file.get_tensor(name).astype(np.float32) for name in shapes})
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing: convert or pull the model again") from None
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{path}: expected a safetensors file of float32 or float16, got one that cannot be read ({error}); "
-            "convert or pull the model again"
-        ) from None
+    if not path.is_file():
+        raise ModelError(f"{path} is missing: convert or pull the model again")
+    tensors = read_safetensors(path)
+    check_names(str(path), shapes, {name: tensor.shape for name, tensor in tensors.items()})
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _SAFETENSORS_DTYPES.values():
+            raise ModelError(
+                f"{path}: {name}: expected float32 or float16, got {tensor.dtype}; convert or pull the model again"
+            )
+    return nest({name: tensors[name].load().astype(np.float32, copy=False) for name in shapes})
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

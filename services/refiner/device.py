@@ -1,7 +1,7 @@
 """Where and in which precision the refiner computes: decided here once and nowhere else."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -35,14 +35,21 @@ def find_dtype(name: str = "float32") -> torch.dtype:
     return DTYPES[name]
 
 
-@contextmanager
-def out_of_memory_is_the_jobs() -> Iterator[None]:
+def out_of_memory_is_the_jobs() -> AbstractContextManager[None]:
     """Turns what torch raises when a device is full into the error that callers know."""
+    return _out_of_memory_explained("this picture", "use fewer slots")
+
+
+def out_of_memory_is_the_models(name: str) -> AbstractContextManager[None]:
+    """The same for a model that is being loaded."""
+    return _out_of_memory_explained(f"the model {name}", "bfloat16 takes half of float32's")
+
+
+@contextmanager
+def _out_of_memory_explained(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise DeviceOutOfMemory(
-                f"the device has no memory for this picture: {error}; use fewer slots"
-            ) from error
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            raise DeviceOutOfMemory(f"the device has no memory for {what}: {error}; {remedy}") from error
         raise

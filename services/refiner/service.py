@@ -14,7 +14,7 @@ from services.errors import InvalidRequest
 from services.images import ImageLimits, Picture, decode_image
 from services.masks import decode_mask
 from services.model_cache import open_model
-from services.refiner.device import DTYPES
+from services.refiner.device import DTYPES, out_of_memory_is_the_models
 from services.refiner.diffusion import MIN_STEPS, NUM_TRAIN_TIMESTEPS
 from services.refiner.model import RefinerModel, load_model
 from services.refiner.rank import rank
@@ -128,7 +128,8 @@ def load(options: ServeOptions, dtype: str) -> LoadedRefiner:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     folder, manifest = open_model(options.model, "refiner")
-    model = load_model(folder, device=options.device, dtype=dtype)
+    with out_of_memory_is_the_models(manifest.name):
+        model = load_model(folder, device=options.device, dtype=dtype)
     config = model.unet.config
     info = model_info(
         manifest,

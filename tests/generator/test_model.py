@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,8 +10,10 @@ from safetensors.numpy import load_file, save_file
 from services.errors import ModelError
 from services.generator import dalle, vqgan
 from services.generator.model import load_model
-from services.generator.random_weights import FAMILIES, write_random
+from services.generator.random_weights import FAMILIES, write_random, write_random_dalle, write_random_vqgan
 from services.generator.weights import TensorSpec, write_parameters
+from services.tensor_file import LazyTensor, read_safetensors, write_safetensors
+from tests.triptych.command_line import ROOT, environment
 
 
 @pytest.fixture
@@ -43,8 +47,44 @@ def test_a_left_over_tensor_is_named(copied):
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", b"\xff" * 64])
 def test_a_damaged_file_is_an_error_that_says_so(copied, content):
     (copied / "dalle" / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelError, match=r"dalle/model\.safetensors: expected a safetensors file"):
+    with pytest.raises(ModelError, match=r"dalle/model\.safetensors is no whole safetensors file"):
         load_model(copied)
+
+
+def test_numbers_of_a_type_that_no_generator_has_are_named(copied):
+    path = copied / "dalle" / "model.safetensors"
+    tensors = read_safetensors(path)
+    array = tensors["lm_head.kernel"].load()
+    tensors["lm_head.kernel"] = LazyTensor("BF16", array.shape, lambda: array.astype("<u2"))
+    write_safetensors(path.with_name("other"), tensors)
+    path.with_name("other").rename(path)
+    with pytest.raises(ModelError, match=r"lm_head\.kernel: expected float32 or float16, got BF16"):
+        load_model(copied)
+
+
+LOAD = """
+import sys; from pathlib import Path; from services.generator.model import load_model
+def memory(name): return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(name))
+load_model(Path(sys.argv[1])); before = memory("VmRSS"); model = load_model(Path(sys.argv[2]))
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+def test_a_loaded_model_lies_in_memory_once(copied, tmp_path):
+    config, vqgan_config, _ = FAMILIES["tiny"]
+    large = config | {"d_model": 768, "decoder_layers": 6, "decoder_ffn_dim": 2048, "image_vocab_size": 8192}
+    write_random_dalle(tmp_path / "large" / "dalle", large, dtype="float16")
+    write_random_vqgan(tmp_path / "large" / "vqgan", vqgan_config)
+    shapes = dalle.parameter_shapes(dalle.DalleConfig.from_json(large))
+    num_bytes = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
+
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(copied), str(tmp_path / "large")],
+        cwd=ROOT, env=environment(JAX_PLATFORMS="cpu"), stdout=subprocess.PIPE, check=True, text=True,
+    )  # fmt: skip
+
+    assert num_bytes < int(done.stdout) < 1.4 * num_bytes
 
 
 def test_a_model_without_a_tokenizer_is_refused(copied):
