@@ -72,9 +72,10 @@ def _merge(old: Any, new: Any, field: str = "") -> Any:
         }
         return old | merged
     if isinstance(old, list) and (key := MERGE_KEYS.get(field)):
-        added = {item[key]: item for item in new}
-        kept = [_merge(item, added.pop(item[key])) if item[key] in added else item for item in old]
-        return kept + list(added.values())
+        # The patch's come first, in its order.
+        kept = {item[key]: item for item in old}
+        patched = [_merge(kept.pop(item[key]), item) if item[key] in kept else item for item in new]
+        return patched + list(kept.values())
     return new
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+import subprocess
 from itertools import product
 from pathlib import Path
 
@@ -57,6 +59,18 @@ def variables_of(container):
 )
 def test_every_document_is_valid(overlay, key, version):
     kubernetes_validate.validate(BUILT[overlay][key], version, strict=True)
+
+
+@pytest.mark.parametrize("folder", ["base", "autoscaling", *(f"overlays/{overlay}" for overlay in OVERLAYS)])
+def test_kustomize_builds_what_these_tests_look_at(folder):
+    if not shutil.which("kubectl"):
+        pytest.skip("there is no kubectl here, which has kustomize built in")
+    done = subprocess.run(
+        ["kubectl", "kustomize", ROOT / folder], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    built = {key_of(one): one for one in yaml.safe_load_all(done.stdout)}
+    assert built == {key_of(one): one for one in build(ROOT / folder)}
 
 
 def test_a_field_that_kubernetes_does_not_know_would_be_found():
