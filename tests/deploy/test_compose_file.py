@@ -92,6 +92,14 @@ async def test_every_number_that_is_asked_for_is_told_by_a_process():
     assert asked <= told
 
 
+async def test_pictures_that_wait_count_at_the_gateway_and_at_the_stage():
+    """The dashboard and autoscaling add up all that have this name and this label."""
+    async with pipeline() as gateway:
+        said = generate_latest(GatewayMetrics(gateway.pools, gateway.runs).registry)
+    for process in (said, stage_says()):
+        assert b'triptych_waiting_images{stage="refiner"}' in process
+
+
 def test_the_dashboard_and_autoscaling_name_stages_as_they_name_themselves():
     queries = [*dashboard_queries(), *scaling_queries()]
     named = {name for query in queries for name in re.findall(r'stage="(\w+)"', query)}
