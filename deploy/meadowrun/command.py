@@ -7,7 +7,8 @@ import click
 
 from deploy.deployer import STAGES, check_name
 from deploy.meadowrun.asking import Bridge
-from deploy.meadowrun.deployer import MeadowrunDeployer, Needs, Settings, bridge_of
+from deploy.meadowrun.deployer import MeadowrunDeployer, bridge_of
+from deploy.meadowrun.jobs import Needs, Settings
 from deploy.place import FOLDER, Place, folder_of, local_gateway, name_option
 from services.model_folder import PARTS
 

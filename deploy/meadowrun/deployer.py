@@ -9,66 +9,27 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from deploy.answering import trouble_with
 from deploy.deployer import STAGES, DeployError, Leftovers, Offer, State, Worker
 from deploy.meadowrun.asking import Bridge
-from services.spot import EC2_METADATA
+from deploy.meadowrun.jobs import PORT, Needs, Settings, files_of, job_of, started_from
 from triptych.credentials import Credentials
 
-# One value for all of them: Meadowrun opens ports to machines that were given the same.
-PORTS = "50051-50053"
-PORT = dict(zip(STAGES, (50051, 50052, 50053), strict=True))
-# Meadowrun's: on the machine, and at the same path in containers; all jobs of a machine share it.
-MACHINE_CACHE = "/var/meadowrun/machine_cache"
 # A machine whose launch was cut off is given back after so long.
 LAUNCH_TIMEOUT_S = 1200.0
 # A job that does not answer yet is asked for on its machine so often.
 LOOK_EVERY_S = 2.0
-# Of the two minutes between a notice and its machine's end.
-GRACE_S = 100
 HOURS_IN_A_MONTH = 730.0
 # Of the folder of `triptych certs`: with what the gateway calls stages.
 CLIENT_FILES = ("ca.crt", "gateway-client.crt", "gateway-client.key")
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a machine must have. Both of the GPU's are needed: by `gpu_memory` alone Meadowrun takes the GPU for free."""
-
-    logical_cpu: float = 2
-    memory_gb: float = 12
-    gpus: float | None = 1
-    gpu_memory: float | None = 12
-    flags: str | None = "nvidia"
-    # In percent a month, as AWS tells it; 0: no spot machines.
-    max_eviction_rate: float = 80
-
-
 # For what has no network to compute: fetching weights.
 WITHOUT_GPU = Needs(gpus=None, gpu_memory=None, flags=None)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Where workers run, and from what."""
-
-    region: str
-    # With {stage} for the stage's name: "registry/triptych-{stage}:tag". Or the Python of an image that has Triptych.
-    image: str = ""
-    interpreter: str = ""
-    # Instead of Meadowrun's.
-    ami: str = ""
-    needs: Mapping[str, Needs] = field(default_factory=dict)
-    # Further options of `triptych serve`, by stage.
-    options: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
-    certificates: Path | None = None
-    insecure: bool = False
-    spot_notices: str = EC2_METADATA
 
 
 @dataclass
@@ -148,9 +109,9 @@ class MeadowrunDeployer:
                 "started": str(time.time_ns()),
                 "state": "launching",
             },
-            job=self._job(stage, worker.id),
+            job=job_of(self._settings, stage, worker.id),
             resources=asdict(self._needs(stage)),
-            files=self._files(stage, worker.id),
+            files=files_of(self._settings, stage, worker.id),
         )
         self._launches[worker.id] = _Launch(worker, number, future)
         return worker
@@ -228,7 +189,10 @@ class MeadowrunDeployer:
                     "launch",
                     ami=self._settings.ami,
                     tags={"deployment": self.name, "weights": model, "started": str(time.time_ns())},
-                    job={**self._started_from("weights", [*command, "--stage", stage]), "ports": None},
+                    job={
+                        **started_from(self._settings, "weights", [*command, "--stage", stage]),
+                        "ports": None,
+                    },
                     resources=asdict(WITHOUT_GPU),
                     files={},
                     wait=True,
@@ -302,57 +266,6 @@ class MeadowrunDeployer:
             self._bridge.cancel(launch.number)
             launch.future.exception()
 
-    def _job(self, stage: str, worker_id: str) -> dict[str, Any]:
-        options = ["--host", "0.0.0.0", "--port", str(PORT[stage]), "--grace", str(GRACE_S)]  # noqa: S104 - see _files
-        options += ["--spot-notices", self._settings.spot_notices, *self._settings.options.get(stage, ())]
-        if self._settings.certificates is None:
-            options += ["--insecure"]
-        else:
-            folder = _folder(worker_id)
-            options += ["--tls-cert", f"{folder}/stage.crt", "--tls-key", f"{folder}/stage.key"]
-            options += ["--tls-client-ca", f"{folder}/ca.crt"]
-        return {**self._started_from(stage, options), "ports": [PORTS]}
-
-    def _started_from(self, service: str, options: Sequence[str]) -> dict[str, Any]:
-        """An image's entry point is its service, to which Meadowrun adds the options."""
-        environment = {
-            "TRIPTYCH_MACHINE_CACHE": MACHINE_CACHE,
-            "AWS_DEFAULT_REGION": self._settings.region,
-            **self._settings.environment,
-        }
-        if self._settings.image:
-            image = self._settings.image.replace("{stage}", service)
-            return {"image": image, "command": list(options), "environment": environment}
-        if not self._settings.interpreter:
-            raise DeployError(
-                "what are workers started from? name images, --image registry/triptych-{stage}:tag, or the Python of a "
-                "machine image that has Triptych, --interpreter"
-            )
-        serve = [] if service == "weights" else ["serve"]
-        command = [self._settings.interpreter, "-m", "triptych", *serve, service, *options]
-        return {"interpreter": self._settings.interpreter, "command": command, "environment": environment}
-
-    def _files(self, stage: str, worker_id: str) -> dict[str, str]:
-        """What the worker needs of the folder of `triptych certs`. Raises DeployError where others could use it."""
-        certificates = self._settings.certificates
-        if certificates is None:
-            if not self._settings.insecure:
-                raise DeployError(
-                    "prompts and pictures would cross the internet as they are: make certificates (triptych certs certificates "
-                    f"--hostname '{_names(self._settings.region)}') and give them (--certificates certificates), or say --insecure"
-                )
-            return {}
-        names = {"ca.crt": "ca.crt", f"{stage}.crt": "stage.crt", f"{stage}.key": "stage.key"}
-        try:
-            return {
-                f"{_folder(worker_id)}/{there}": (certificates / name).read_text()
-                for name, there in names.items()
-            }
-        except OSError as error:
-            raise DeployError(
-                f"cannot read {error.filename}: {error.strerror}; `triptych certs {certificates}` makes it"
-            ) from None
-
     def _needs(self, stage: str) -> Needs:
         return self._settings.needs.get(stage, Needs())
 
@@ -374,16 +287,6 @@ def bridge_of(folder: Path, tell: Callable[[str], None]) -> Bridge:
         return [str(ensure_environment(tell)), "-u", str(Path(__file__).with_name("bridge.py"))]
 
     return Bridge(command, folder / "meadowrun.log", tell)
-
-
-def _names(region: str) -> str:
-    """Of EC2's machines there, as certificates may have it."""
-    return f"*.{'compute-1' if region == 'us-east-1' else f'{region}.compute'}.amazonaws.com"
-
-
-def _folder(worker_id: str) -> str:
-    """Of a worker's files, on its machine and in its container."""
-    return f"{MACHINE_CACHE}/triptych-{worker_id}"
 
 
 def _price(machine: Mapping[str, Any]) -> float:

@@ -23,8 +23,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from moto.server import ThreadedMotoServer
 
 from deploy.meadowrun.asking import Bridge
-from deploy.meadowrun.deployer import MeadowrunDeployer, Settings
+from deploy.meadowrun.deployer import MeadowrunDeployer
 from deploy.meadowrun.environment import ensure_environment
+from deploy.meadowrun.jobs import Settings
 from tests.deploy import stage_command
 from tests.deploy.sshd import Sshd, running_sshd
 

@@ -18,7 +18,8 @@ from deploy.command import deploy
 from deploy.deployer import DeployError, State
 from deploy.deployment import Deployment
 from deploy.meadowrun.asking import Bridge
-from deploy.meadowrun.deployer import MeadowrunDeployer, Needs
+from deploy.meadowrun.deployer import MeadowrunDeployer
+from deploy.meadowrun.jobs import Needs
 from services.catalog import known_model
 from tests.deploy.cloud import REGION, Cloud
 from tests.services.test_spot import NOTICE, Metadata

@@ -14,7 +14,8 @@ from deploy.deployer import DeployError, Offer, State
 from deploy.deployment import Deployment
 from deploy.meadowrun import environment
 from deploy.meadowrun.asking import Bridge
-from deploy.meadowrun.deployer import MeadowrunDeployer, Settings, hourly
+from deploy.meadowrun.deployer import MeadowrunDeployer, hourly
+from deploy.meadowrun.jobs import Settings
 from gateway.certificates import certs
 
 SCRIPTED = Path(__file__).with_name("scripted_bridge.py")
