@@ -41,6 +41,7 @@ GB = 2**30
 # In a batch of another size sums are taken in another order: tests/test_same_picture.py. An enlargement, whose original
 # may differ by a level, may by another one.
 FEW_LEVELS, FEW_PIXELS = 2, 0.02
+MANY_STEPS = 60
 
 
 @dataclass
@@ -211,19 +212,20 @@ def test_added_replicas_are_seen_by_the_gateway_under_load(deployed: Deployed):
 def test_a_worker_that_is_killed_in_mid_run_costs_no_picture(deployed: Deployed):
     triptych("scale", "refiner", "3")
     spec = make_spec("a red house by the sea", candidates=2, variations=8, seed=11)
+    # The engine needs a second to kill, and the pictures shall not be done by then.
+    spec.refine.settings.num_steps = MANY_STEPS
+    containers = {one.address: one for one in deployed.of("refiner")}
     with Client(deployed.address) as client:
         undisturbed = client.run(spec).result()
-        victim, is_killed, attempts = "", False, []
+        workers, killed, attempts = {}, "", []
         disturbed = client.run(spec, request_id=str(uuid.uuid4()))
         for event in disturbed:
             if event.HasField("stage_started") and event.stage_started.stage == STAGE_REFINE:
                 attempts.append(event.stage_started.attempt)
-                victim = victim or event.stage_started.worker
-            begun = event.HasField("progress") and event.progress.stage == STAGE_REFINE
-            if begun and not is_killed:
-                (container,) = (one for one in deployed.of("refiner") if one.address == victim)
-                deployed.engine.docker("kill", container.id)
-                is_killed = True
+                workers.update(dict.fromkeys(event.stage_started.indexes, event.stage_started.worker))
+            if event.HasField("progress") and event.progress.stage == STAGE_REFINE and not killed:
+                killed = workers[event.progress.index]
+                deployed.engine.docker("kill", containers[killed].id)
         result = disturbed.so_far
     assert max(attempts) > 1
     assert result.state == "succeeded"
