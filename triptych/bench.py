@@ -163,7 +163,7 @@ def simulate_command(
 
     Runs arrive at random; pictures of a replica share its batch; an evicted replica's pictures are made again.
     """
-    stages = _read_times(times, price)
+    stages = read_times(times, price)
     load = Load(rate / 3600, tuple(int(count) for count in pictures))  # type: ignore[arg-type]  # three, by PerStage
     if not sum(load.pictures):
         raise click.BadParameter("a run makes at least one picture", param_hint="--pictures")
@@ -185,7 +185,8 @@ def simulate_command(
         _show(stages, outcome, following)
 
 
-def _read_times(path: Path, price: tuple[float, ...]) -> list[StageModel]:
+def read_times(path: Path, price: tuple[float, ...]) -> list[StageModel]:
+    """One replica of each stage, as `measure` printed their times. Raises click.BadParameter."""
     try:
         raw = json.loads(path.read_text("utf-8"))
         return [
