@@ -17,7 +17,13 @@ class Source:
     # With several files: the folder that they are in.
     location: str
     files: tuple[str, ...] = ()
+    # Addresses of files that make the part better and that it does without.
+    optional: tuple[str, ...] = ()
     num_params: float = 0.0
+    # Of a number as it was published, and as it is kept.
+    itemsize: int = 4
+    # Of the one file, where its publisher says it.
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,12 @@ class KnownModel:
 
     @property
     def num_bytes(self) -> int:
-        """Of its weights in float32: what it takes on the device, and at most on the disk."""
-        return round(4 * sum(source.num_params for source in self.sources))
+        """Of its weights as they were published: what is downloaded, and lies on the disk."""
+        return round(sum(source.num_params * source.itemsize for source in self.sources))
 
 
+# By which hashtags are split into words; the original code takes it from here for every model.
+_WORDS = ("hf://dalle-mini/dalle-mini/enwiki-words-frequency.txt",)
 _TOKENIZED = ("config.json", "flax_model.msgpack", "merges.txt", "tokenizer.json", "vocab.json")
 _CODES = Source(
     "vqgan",
@@ -49,11 +57,13 @@ _CODES = Source(
 _DALLE_LICENCE = "Apache-2.0"
 
 _GLID = "https://dall-3.com/models/glid-3-xl"
+_CLIP_SHA256 = "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
 _CLIP = Source(
     "clip",
-    "https://openaipublic.azureedge.net/clip/models/"
-    "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
+    f"https://openaipublic.azureedge.net/clip/models/{_CLIP_SHA256}/ViT-L-14.pt",
     num_params=427.6e6,
+    itemsize=2,
+    sha256=_CLIP_SHA256,
 )
 _SWINIR = "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0"
 
@@ -84,7 +94,7 @@ KNOWN = {
             "mini",
             "generator",
             _DALLE_LICENCE,
-            (Source("dalle", "hf://dalle-mini/dalle-mini", _TOKENIZED, num_params=437.8e6), _CODES),
+            (Source("dalle", "hf://dalle-mini/dalle-mini", _TOKENIZED, _WORDS, num_params=437.8e6), _CODES),
         ),
         KnownModel(
             "mega",
@@ -95,7 +105,9 @@ KNOWN = {
                     "dalle",
                     "wandb://dalle-mini/dalle-mini/mega-1-fp16:latest",
                     _TOKENIZED,
+                    _WORDS,
                     num_params=2587.5e6,
+                    itemsize=2,
                 ),
                 _CODES,
             ),
@@ -104,7 +116,7 @@ KNOWN = {
             "mega_full",
             "generator",
             _DALLE_LICENCE,
-            (Source("dalle", "hf://dalle-mini/dalle-mega", _TOKENIZED, num_params=2587.5e6), _CODES),
+            (Source("dalle", "hf://dalle-mini/dalle-mega", _TOKENIZED, _WORDS, num_params=2587.5e6), _CODES),
         ),
         _glid("glid-3-xl", "diffusion.pt", 872.3e6),
         _glid("glid-3-xl-finetuned", "finetune.pt", 873.3e6),

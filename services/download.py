@@ -13,7 +13,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -109,6 +108,7 @@ class _Part:
         self._done = self._read_note()
         self._mutex = threading.Lock()
         self._stop = threading.Event()
+        self._errors: list[BaseException] = []
         # Bytes of ranges under way, for the report.
         self._under_way: dict[int, int] = {}
 
@@ -118,23 +118,28 @@ class _Part:
 
     def fetch_missing(self, report: Report) -> None:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        threads: list[threading.Thread] = []
         try:
             os.ftruncate(descriptor, self._remote.num_bytes)
             missing = [index for index in range(self._num_ranges) if index not in self._done]
             report(self.num_done_bytes, self._remote.num_bytes)
-            with ThreadPoolExecutor(NUM_PARALLEL, thread_name_prefix="download") as threads:
-                futures = [threads.submit(self._fetch, descriptor, index, report) for index in missing]
-                try:
-                    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                finally:
-                    # Also on Ctrl-C: ranges under way stop at their next piece, those that wait never begin.
-                    self._stop.set()
-                    for future in futures:
-                        future.cancel()
-                for future in done:
-                    future.result()
-        finally:
-            os.close(descriptor)
+            threads += [
+                threading.Thread(target=self._fetch_all, args=(descriptor, missing, report), daemon=True)
+                for _ in range(min(NUM_PARALLEL, len(missing)))
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        except BaseException:
+            # Ctrl-C: the process ends, and does not wait for threads that wait for a server. They need the descriptor.
+            self._stop.set()
+            if not threads:
+                os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if self._errors:
+            raise self._errors[0]
 
     def finish(self, path: Path) -> None:
         self.path.replace(path)
@@ -148,6 +153,19 @@ class _Part:
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
         self._note.unlink(missing_ok=True)
+
+    def _fetch_all(self, descriptor: int, missing: list[int], report: Report) -> None:
+        """Takes range after range; the first that cannot be had stops them all."""
+        while not self._stop.is_set():
+            try:
+                index = missing.pop(0)
+            except IndexError:
+                return
+            try:
+                self._fetch(descriptor, index, report)
+            except BaseException as error:  # noqa: BLE001 - raised where the file was asked for
+                self._errors.append(error)
+                self._stop.set()
 
     def _fetch(self, descriptor: int, index: int, report: Report) -> None:
         """One range, from where it broke off, until it is there or gains nothing more."""

@@ -5,23 +5,23 @@ cache (TRIPTYCH_CACHE, else below ~/.cache), the machine's (TRIPTYCH_MACHINE_CAC
 cache (TRIPTYCH_S3_CACHE=s3://BUCKET/PREFIX), and the origin. A model in a cache is whole: it gets its name last.
 """
 
-import importlib
 import logging
 import os
 import shutil
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from services import model_folder
-from services.catalog import KNOWN, KnownModel, Source, known_model
-from services.download import Meter, Remote, Report, download, full_disk_explained, locked, sha256_of
+from services.catalog import KNOWN, known_model
+from services.download import Meter, Report, locked
 from services.errors import ModelError
-from services.model_folder import MANIFEST, FileEntry, Manifest
-from services.remotes import NotThere, S3Remote, open_remote, s3_client, s3_errors, split_s3
+from services.model_folder import BUILT_IN_FOLDER, MANIFEST, PARTS, FileEntry, Manifest
+from services.pulling import pull_model, pull_published, read_manifest_at
+from services.remotes import NotThere, S3Remote, s3_client, s3_errors, split_s3
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +99,8 @@ def _logged(name: str) -> Report:
 def fetch(name: str, stage: str, *, origin: str = "", show: Report = lambda done, total: None) -> Found:
     """Brings a model into the cache, from S3 or from its origin, and tells where it came from and how long it took.
 
-    `origin` names another place than the published one: a folder or address with the files that were published.
-    Raises ModelError. What has arrived is kept; the next call goes on from it.
+    `origin` names another place than the published one: a folder or address with a model, or with the files that were
+    published. Raises ModelError. What has arrived is kept; the next call goes on from it.
     """
     if not origin and (found := find_cached(name, stage)):
         return found
@@ -111,17 +111,24 @@ def fetch(name: str, stage: str, *, origin: str = "", show: Report = lambda done
         if not origin and (found := find_cached(name, stage)):  # another process was quicker
             return found
         staging = folder.with_name(f".{name}.fetching")
-        place = origin
-        if not origin and (bucket := s3_cache()):
+        place = origin.rstrip("/")
+        manifest = None
+        if origin:
+            with suppress(
+                ModelError
+            ):  # then the published files lie there, or an error will say what does not
+                manifest = read_manifest_at(place)
+        elif bucket := s3_cache():
             place = f"{bucket}/{stage}/{name}"
-            try:
-                _pull_from_s3(place, staging, show)
-            except NotThere:
-                place = ""
-        if origin or not place:
-            known = known_model(name, stage)
+            with suppress(NotThere):
+                manifest = read_manifest_at(place)
+        if manifest is None:
+            pull_published(known_model(name, stage), origin, staging, show)
             place = origin or "where it was published"
-            _pull_from_origin(known, origin, staging, show)
+        elif manifest[1].stage != stage:
+            raise ModelError(f"{place} is a model of the {manifest[1].stage}; expected one of the {stage}")
+        else:
+            pull_model(place, manifest, staging, show)
         if folder.exists():
             shutil.rmtree(folder)
         staging.rename(folder)
@@ -179,108 +186,33 @@ def _is_there(location: str, client: Any, entry: FileEntry) -> bool:
     return (remote.sha256, remote.num_bytes) == (entry.sha256, entry.num_bytes)
 
 
-def _pull_from_s3(place: str, staging: Path, show: Report) -> None:
-    """A model folder as `push` leaves it; each file is held against the manifest."""
-    client = s3_client()
-    bucket, prefix = split_s3(place)
-    with s3_errors(place):
-        raw = client.get_object(Bucket=bucket, Key=f"{prefix}/{MANIFEST}")["Body"].read()
-    staging.mkdir(parents=True, exist_ok=True)
-    (staging / MANIFEST).unlink(missing_ok=True)
-    manifest = model_folder.parse_manifest(raw, f"{place}/{MANIFEST}")
-    meter = Meter(sum(entry.num_bytes for entry in manifest.files.values()), show)
-    for file, entry in manifest.files.items():
-        path = staging / file
-        if path.exists() and sha256_of(path) != entry.sha256:  # left by an attempt at another version
-            path.unlink()
-        download(S3Remote(f"{place}/{file}", client), path, sha256=entry.sha256, report=meter.report)
-        meter.next_file()
-    model_folder.write_atomically(staging / MANIFEST, raw)
+def models_here() -> Iterator[tuple[str, str, Path]]:
+    """Stage, name and folder of every model that a service would find by name."""
+    for stage in PARTS:
+        roots = [BUILT_IN_FOLDER / stage / "models"]
+        if own := os.environ.get("TRIPTYCH_MODELS"):
+            roots.append(Path(own) / stage)
+        roots += [cache / "models" / stage for cache in (user_cache(), machine_cache()) if cache]
+        for root in roots:
+            for folder in sorted(path for path in root.glob("[!.]*") if path.is_dir()):
+                yield stage, folder.name, folder
 
 
-def _pull_from_origin(known: KnownModel, origin: str, staging: Path, show: Report) -> None:
-    """Part by part, so that the disk never holds more than the model and the published files of one part."""
-    meter = Meter(known.num_bytes, show)
-    convert = _converter(known.stage)
-    for source in known.sources:
-        part = staging / source.part
-        if (part / "model.safetensors").exists():
-            log.info("%s is there from an earlier attempt", source.part)
-            continue
-        published = _published(source, origin, staging.with_name(f".{known.name}.published"), meter)
-        unfinished = staging / f".{source.part}"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        with full_disk_explained(staging, f"the {source.part} of {known.name} was being converted"):
-            convert(published, unfinished, source.part)
-        unfinished.rename(part)
-        shutil.rmtree(staging.with_name(f".{known.name}.published"), ignore_errors=True)
-    model_folder.write_manifest(
-        staging,
-        name=known.name,
-        stage=known.stage,
-        origin=origin or ", ".join(source.location for source in known.sources),
-        licence=known.licence,
-    )
-
-
-def _converter(stage: str) -> Any:
-    """services.<stage>.convert.convert; imported by name, for it brings the stage's libraries along."""
-    try:
-        return importlib.import_module(f"services.{stage}.convert").convert
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            f"{error.name} is not installed, and the {stage}'s files are converted with it; run: pip install "
-            f"'triptych[{stage}]', or push the model to the S3 cache from a machine that has it"
-        ) from None
-
-
-def _published(source: Source, origin: str, folder: Path, meter: Meter) -> Path:
-    """The file or folder to convert: downloaded, or where it lies when `origin` is a folder of this machine."""
-    names = source.files or (source.location.rpartition("/")[2],)
-    if origin and "://" not in origin:
-        return _local(Path(origin), source, names)
-    base = (
-        origin.rstrip("/")
-        if origin
-        else (source.location if source.files else source.location.rpartition("/")[0])
-    )
-    into = folder / source.part
-    if urlsplit(base).scheme == "wandb":
-        _fetch_artifact(base.removeprefix("wandb://"), into)
-    else:
-        for name in names:
-            with closing(_remote(base, source.part if origin else "", name)) as remote:
-                download(remote, into / name, report=meter.report)
-            meter.next_file()
-    return into if source.files else into / names[0]
-
-
-def _remote(base: str, part: str, name: str) -> Remote:
-    """Files of parts may have the same names, so a place of the caller's may have them in folders."""
-    if part:
-        try:
-            return open_remote(f"{base}/{part}/{name}")
-        except NotThere:
-            pass
-    return open_remote(f"{base}/{name}")
-
-
-def _local(root: Path, source: Source, names: tuple[str, ...]) -> Path:
-    for candidate in (root / source.part, root):
-        if all((candidate / name).is_file() for name in names):
-            return candidate if source.files else candidate / names[0]
-    raise ModelError(f"{root} holds no {', '.join(names)}: expected them there or in {root / source.part}")
-
-
-def _fetch_artifact(name: str, into: Path) -> None:
-    try:
-        import wandb  # type: ignore[import-not-found, unused-ignore]
-    except ModuleNotFoundError:
-        raise ModelError(
-            f"{name} is a Weights & Biases artifact: run `pip install wandb`, or give a folder with its files with --from"
-        ) from None
-    artifact: Any = wandb.Api(overrides={"entity": name.split("/")[0]}).artifact(name)
-    artifact.download(root=str(into))
+def models_in_s3(bucket: str) -> dict[tuple[str, str], int]:
+    """Stage and name of every whole model below BUCKET/PREFIX, with its bytes; raises ModelError."""
+    name, prefix = split_s3(bucket)
+    root = f"{prefix}/" if prefix else ""
+    sizes: dict[tuple[str, str], int] = {}
+    whole = set()
+    with s3_errors(bucket):
+        pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=name, Prefix=root)
+        for entry in (entry for page in pages for entry in page.get("Contents", [])):
+            match entry["Key"].removeprefix(root).split("/"):
+                case [stage, model, *rest] if stage in PARTS and rest:
+                    sizes[stage, model] = sizes.get((stage, model), 0) + entry["Size"]
+                    if rest == [MANIFEST]:
+                        whole.add((stage, model))
+    return {key: size for key, size in sizes.items() if key in whole}
 
 
 def remove(name: str, stage: str) -> list[Path]:

@@ -1,12 +1,15 @@
 """Where weights are published, as files that can be read in ranges: web addresses, Hugging Face, S3.
 
-    https://HOST/PATH          hf://OWNER/REPOSITORY[@REVISION]/FILE          s3://BUCKET/KEY
+    https://HOST/PATH     hf://OWNER/REPOSITORY[@REVISION]/FILE     s3://BUCKET/KEY     /a/path
 
-Libraries are imported when an address needs them. It executes nothing of what it reads and stores nothing.
+Weights & Biases artifacts are listed here and read by HTTP. Libraries are imported when an address needs them. It
+executes nothing of what it reads and stores nothing.
 """
 
+import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -26,6 +29,8 @@ def open_remote(location: str) -> Remote:
         return hub_remote(location)
     if scheme == "s3":
         return S3Remote(location)
+    if "://" not in location:
+        return FileRemote(Path(location))
     raise ModelError(f"{location}: expected an address that begins with https://, hf:// or s3://")
 
 
@@ -117,8 +122,18 @@ def hub_remote(location: str) -> HttpRemote:
     url = hub.hf_hub_url(repository, file, revision=revision or None, endpoint=os.environ.get("HF_ENDPOINT"))
     try:
         found = hub.get_hf_file_metadata(url)
+    except hub.errors.GatedRepoError:
+        raise ModelError(
+            f"{location} may not be read: accept its licence on the hub and set a token (HF_TOKEN)"
+        ) from None
+    except (hub.errors.EntryNotFoundError, hub.errors.RepositoryNotFoundError):
+        raise NotThere(
+            f"{location} does not exist (any more), or needs a token (HF_TOKEN): give another place with --from"
+        ) from None
     except Exception as error:  # noqa: BLE001 - the hub's errors and those of its HTTP library share no base
-        raise ModelError(f"{location} cannot be read: {_text(error)}") from None
+        raise ModelError(
+            f"{location} cannot be read: {_text(error)}; check the network and try again, or give another place with --from"
+        ) from None
     etag = (found.etag or "").strip('"')
     pinned = hub.hf_hub_url(
         repository, file, revision=found.commit_hash, endpoint=os.environ.get("HF_ENDPOINT")
@@ -126,6 +141,59 @@ def hub_remote(location: str) -> HttpRemote:
     # Large files are named by their sha256; small ones by git's own hash, which is a shorter one.
     sha256 = etag if len(etag) == 64 else ""
     return HttpRemote(pinned, headers=hub.utils.build_hf_headers(), name=location, sha256=sha256)
+
+
+def artifact_remotes(location: str, names: Sequence[str]) -> list[HttpRemote]:
+    """The files of a Weights & Biases artifact, wandb://ENTITY/PROJECT/ARTIFACT:VERSION, where its store has them.
+
+    Read like any other, in ranges; its own download has no progress and keeps a second copy in a cache of its own.
+    """
+    try:
+        wandb = importlib.import_module("wandb")
+    except ModuleNotFoundError:
+        raise ModelError(
+            f"{location} is a Weights & Biases artifact: run `pip install wandb`, or give a folder with its files with --from"
+        ) from None
+    artifact = location.removeprefix("wandb://")
+    try:
+        api = wandb.Api(overrides={"entity": artifact.split("/")[0]})
+        found = {file.name: file.direct_url for file in api.artifact(artifact).files(names=list(names))}
+    except Exception as error:  # noqa: BLE001 - wandb's errors and those of its HTTP library share no base
+        raise ModelError(
+            f"{location} cannot be read: {_text(error)}; run `wandb login` or set WANDB_API_KEY, check the network, or give "
+            "a folder with its files with --from"
+        ) from None
+    if missing := [name for name in names if name not in found]:
+        raise NotThere(f"{location} holds no {', '.join(missing)}: give another place with --from")
+    # The address is a signed one, which has no place in a message.
+    return [HttpRemote(found[name], name=f"{location}/{name}") for name in names]
+
+
+class FileRemote:
+    """A file of this machine, read like those of others."""
+
+    sha256 = ""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise NotThere(f"{path} cannot be read: {error.strerror}") from None
+        self.num_bytes, self.version = found.st_size, str(found.st_mtime_ns)
+
+    def read(self, start: int, stop: int) -> Iterator[bytes]:
+        try:
+            with Path(self.name).open("rb") as file:
+                file.seek(start)
+                while start < stop and (piece := file.read(min(PIECE_BYTES, stop - start))):
+                    start += len(piece)
+                    yield piece
+        except OSError as error:
+            raise ModelError(f"{self.name} cannot be read: {error.strerror}") from None
+
+    def close(self) -> None:
+        """It is open only while it is read."""
 
 
 class S3Remote:
@@ -223,8 +291,6 @@ class NotThere(ModelError):
 
 
 def _imported(name: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:

@@ -8,7 +8,6 @@ It knows folders and manifests. What a file holds is each stage's to know: its `
 import importlib
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,13 +22,13 @@ import click
 from services import model_folder, weights_cache
 from services.catalog import KNOWN
 from services.errors import ModelError
-from services.model_cache import machine_cache, user_cache
-from services.model_folder import BUILT_IN_FOLDER, MANIFEST, PARTS, STAGE_OF_PART, Difference, Manifest
+from services.model_cache import models_here, models_in_s3, s3_cache
+from services.model_folder import MANIFEST, PARTS, STAGE_OF_PART, Difference, Manifest
 
 
 @click.group(no_args_is_help=True)
 def weights() -> None:
-    """Convert, make, check and list models. A model is a folder of parts with a manifest."""
+    """Fetch, share, convert, make, check and list models. A model is a folder of parts with a manifest."""
 
 
 @weights.command()
@@ -98,7 +97,12 @@ def random(to: Path, like: str, stage: str | None, seed: int) -> None:
 
 
 @weights.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("model")
+@click.option(
+    "--stage",
+    type=click.Choice(list(PARTS)),
+    help="Needed only where several stages have a model of that name.",
+)
 @click.option(
     "--golden",
     type=click.Path(exists=True, path_type=Path),
@@ -106,31 +110,32 @@ def random(to: Path, like: str, stage: str | None, seed: int) -> None:
 )
 @click.option("--json", "as_json", envvar="TRIPTYCH_JSON", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-def verify(ctx: click.Context, folder: Path, golden: Path | None, as_json: bool) -> None:
-    """Check a model FOLDER, or one part of it, against its manifest and against golden vectors.
+def verify(ctx: click.Context, model: str, stage: str | None, golden: Path | None, as_json: bool) -> None:
+    """Check MODEL against its manifest and against golden vectors: a folder, one part of it, or a name that is here.
 
     Exits with 1 when a file differs from the manifest or an array is beyond its tolerance.
     """
-    model, wanted = model_and_parts(folder)
-    manifest = model_folder.read_manifest(model)
+    folder = Path(model) if Path(model).is_dir() else weights_cache.folder_of(model, stage)
+    root, wanted = model_and_parts(folder)
+    manifest = model_folder.read_manifest(root)
     parts = tuple(part for part in wanted if of_part(manifest, part))
     absent = [part for part in wanted if part not in parts]
     if not parts:
         raise ModelError(
-            f"{model / MANIFEST} names no file of {', '.join(absent)}; convert that part before it is verified"
+            f"{root / MANIFEST} names no file of {', '.join(absent)}; convert that part before it is verified"
         )
-    model_folder.check_files(model, manifest, parts=parts)
+    model_folder.check_files(root, manifest, parts=parts)
     differences: list[Difference] = []
     if golden is not None:
-        part = single_part(model, parts)
-        differences = stage_module(manifest.stage, "verify").compare(model / part, part, golden)
+        part = single_part(root, parts)
+        differences = stage_module(manifest.stage, "verify").compare(root / part, part, golden)
     num_files = sum(len(of_part(manifest, part)) for part in parts)
     if as_json:
         click.echo(json.dumps(report(manifest, parts, num_files, differences)))
     else:
         click.echo(f"{folder}: {num_files} files as the manifest says ({manifest.stage} {manifest.name})")
         if absent:
-            click.echo(f"Note: {model} still lacks {', '.join(absent)} and cannot be served yet", err=True)
+            click.echo(f"Note: {root} still lacks {', '.join(absent)} and cannot be served yet", err=True)
         for line in table(differences):
             click.echo(line)
     if not all(difference.ok for difference in differences):
@@ -141,34 +146,70 @@ def verify(ctx: click.Context, folder: Path, golden: Path | None, as_json: bool)
 @weights.command("list")
 @click.option("--json", "as_json", envvar="TRIPTYCH_JSON", is_flag=True, help="Print one JSON object a line.")
 def list_models(as_json: bool) -> None:
-    """List the models that are here, and those that `pull` knows where to find."""
-    rows = []
-    for stage, name, folder in model_folders():
+    """List the models that are here, in the S3 cache (TRIPTYCH_S3_CACHE), and those that `pull` knows where to find."""
+    rows = [*_rows(_in_s3())]
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row))
+        return
+    header = ("stage", "name", "size", "licence", "needs", "folder")
+    cells = [
+        (
+            row["stage"],
+            row["name"],
+            f"{row['num_bytes'] / 10**6:,.1f} MB",
+            row["licence"],
+            row["needs"],
+            row["folder"] or row["s3"] or "not here: triptych weights pull",
+        )
+        for row in rows
+    ]
+    for line in aligned([header, *cells]):
+        click.echo(line)
+
+
+def _in_s3() -> dict[tuple[str, str], tuple[str, int]]:
+    """Place and bytes of each model in the S3 cache; a warning where it cannot be asked."""
+    bucket = s3_cache()
+    try:
+        sizes = models_in_s3(bucket) if bucket else {}
+    except ModelError as error:
+        click.echo(f"Warning: {error}", err=True)
+        return {}
+    return {key: (f"{bucket}/{'/'.join(key)}", num_bytes) for key, num_bytes in sizes.items()}
+
+
+def _rows(in_s3: dict[tuple[str, str], tuple[str, int]]) -> Iterator[dict[str, Any]]:
+    """Models that are here, then those in S3 alone, then those that are known by name alone."""
+    seen = set()
+
+    def row(stage: str, name: str, num_bytes: int, **more: str) -> dict[str, Any]:
+        seen.add((stage, name))
+        known = KNOWN.get((stage, name))
+        usual = {
+            "digest": "",
+            "licence": known.licence if known else "",
+            "needs": f"triptych[{stage},weights]",
+        }
+        place = {"folder": "", "s3": in_s3.get((stage, name), ("", 0))[0]}
+        return {"stage": stage, "name": name, "num_bytes": num_bytes, **usual, **place, **more}
+
+    for stage, name, folder in models_here():
         try:
             manifest = model_folder.read_manifest(folder)
         except ModelError as error:
             click.echo(f"Warning: {error}", err=True)
             continue
-        num_bytes = sum(entry.num_bytes for entry in manifest.files.values())
-        needs = f"triptych[{stage}]"
-        rows.append((stage, name, num_bytes, manifest.digest, manifest.licence, needs, str(folder)))
-    here = {(stage, name) for stage, name, *_ in rows}
-    rows += [
-        (known.stage, known.name, known.num_bytes, "", known.licence, " ".join(known.needs), "")
-        for known in KNOWN.values()
-        if (known.stage, known.name) not in here
-    ]
-    if as_json:
-        for row in rows:
-            names = ("stage", "name", "num_bytes", "digest", "licence", "needs", "folder")
-            click.echo(json.dumps(dict(zip(names, row, strict=True))))
-        return
-    cells = [
-        (stage, name, f"{size / 10**6:.1f} MB", licence, needs, path or "not here: triptych weights pull")
-        for stage, name, size, _, licence, needs, path in rows
-    ]
-    for line in aligned([("stage", "name", "size", "licence", "needs", "folder"), *cells]):
-        click.echo(line)
+        yield row(
+            stage, name, sum(entry.num_bytes for entry in manifest.files.values()),
+            digest=manifest.digest, licence=manifest.licence, needs=f"triptych[{stage}]", folder=str(folder),
+        )  # fmt: skip
+    for (stage, name), (_, num_bytes) in in_s3.items():
+        if (stage, name) not in seen:
+            yield row(stage, name, num_bytes)
+    for (stage, name), known in KNOWN.items():
+        if (stage, name) not in seen:
+            yield row(stage, name, known.num_bytes, needs=" ".join(known.needs))
 
 
 for command in (weights_cache.pull, weights_cache.push, weights_cache.rm):
@@ -258,18 +299,6 @@ def single_part(model: Path, parts: Sequence[str]) -> str:
         examples = " or ".join(str(model / part) for part in parts)
         raise click.UsageError(f"--golden compares one part: give {examples} instead of {model}")
     return parts[0]
-
-
-def model_folders() -> Iterator[tuple[str, str, Path]]:
-    """Stage, name and folder of every model that a service would find by name."""
-    for stage in PARTS:
-        roots = [BUILT_IN_FOLDER / stage / "models"]
-        if own := os.environ.get("TRIPTYCH_MODELS"):
-            roots.append(Path(own) / stage)
-        roots += [cache / "models" / stage for cache in (user_cache(), machine_cache()) if cache]
-        for root in roots:
-            for folder in sorted(path for path in root.glob("[!.]*") if path.is_dir()):
-                yield stage, folder.name, folder
 
 
 def of_part(manifest: Manifest, part: str) -> list[str]:

@@ -16,14 +16,16 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from services import model_cache, model_folder
+from services import model_cache
 from services.catalog import known_model
 from services.download import Report
 from services.errors import ModelError
-from services.model_folder import PARTS
+from services.model_folder import BUILT_IN_FOLDER, PARTS
 
 STAGE = click.option(
-    "--stage", type=click.Choice(list(PARTS)), help="Needed where several stages have the name."
+    "--stage",
+    type=click.Choice(list(PARTS)),
+    help="Needed for a model of your own, or where several stages have the name.",
 )
 
 
@@ -35,13 +37,14 @@ STAGE = click.option(
     "origin",
     metavar="PLACE",
     default="",
-    help="A folder or address with the published files, or a model.",
+    show_default=False,
+    help="A folder or address (https://, hf://, s3://) with the published files, or with a model.",
 )
 def pull(name: str, stage: str | None, origin: str) -> None:
     """Fetch the model NAME into the cache: from S3 (TRIPTYCH_S3_CACHE), else from where it was published.
 
     Can be stopped and run again at any time: it goes on where it was. Published files are converted as they come, and
-    nothing in them is executed.
+    nothing in them is executed. `triptych weights list` shows the names.
     """
     logging.basicConfig(level="INFO", format="%(message)s", handlers=[_ToStderr()])
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -62,7 +65,7 @@ def push(model: str, stage: str | None, bucket: str | None) -> None:
     """Copy MODEL, a folder or a name that is here, to the S3 cache, from which every machine's `pull` takes it."""
     if not bucket:
         raise click.UsageError("where to? give --to s3://BUCKET/PREFIX or set TRIPTYCH_S3_CACHE")
-    folder = Path(model) if Path(model).is_dir() else _here(model, stage or _stage_of(model))
+    folder = Path(model) if Path(model).is_dir() else folder_of(model, stage)
     with _progress(f"to {bucket}") as show:
         place = model_cache.push(folder, bucket, show=show)
     click.echo(place)
@@ -70,7 +73,7 @@ def push(model: str, stage: str | None, bucket: str | None) -> None:
 
 @click.command()
 @click.argument("name")
-@STAGE
+@click.option("--stage", type=click.Choice(list(PARTS)), help="Only this stage's; else every stage's.")
 def rm(name: str, stage: str | None) -> None:
     """Remove the model NAME from this machine's caches. Built-in models and the S3 cache stay."""
     removed = [path for of in ([stage] if stage else PARTS) for path in model_cache.remove(name, of)]
@@ -86,13 +89,28 @@ def _stage_of(name: str) -> str:
     for stage in PARTS:
         if model_cache.find_cached(name, stage):
             return stage
-    return known_model(name).stage
+        if (BUILT_IN_FOLDER / stage / "models" / name).is_dir():
+            raise ModelError(f"{name} ships with Triptych: there is nothing to pull")
+    try:
+        return known_model(name).stage
+    except ModelError as error:
+        raise ModelError(f"{error}; for a model of your own in the S3 cache say its --stage") from None
 
 
-def _here(name: str, stage: str) -> Path:
-    if found := model_cache.find_cached(name, stage):
-        return found.folder
-    return model_folder.find_model(name, stage)
+def folder_of(name: str, stage: str | None = None) -> Path:
+    """Where a model that is on this machine lies; raises ModelError for none, and for several of that name."""
+    found = {of: folder for of, here, folder in reversed([*model_cache.models_here()]) if here == name}
+    stages = [stage] if stage else list(found)
+    if len(stages) > 1:
+        raise ModelError(
+            f"the {', the '.join(reversed(stages))} each have a model '{name}': say which with --stage, or name its folder"
+        )
+    if not stages or stages[0] not in found:
+        raise ModelError(
+            f"no {f'{stage} ' if stage else ''}model '{name}' is on this machine: expected a folder, or a name that "
+            "`triptych weights list` shows with one; `triptych weights pull` fetches it"
+        )
+    return found[stages[0]]
 
 
 @contextmanager

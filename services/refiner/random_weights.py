@@ -57,7 +57,7 @@ def _glid_3_xl(unet: UNetConfig) -> dict[str, Config]:
 
 FAMILIES: dict[str, dict[str, Config]] = {
     "glid-3-xl": _glid_3_xl(UNetConfig()),
-    "glid-3-xl-finetune": _glid_3_xl(UNetConfig(clip_embed_dim=768)),
+    "glid-3-xl-finetuned": _glid_3_xl(UNetConfig(clip_embed_dim=768)),
     "glid-3-xl-inpaint": _glid_3_xl(UNetConfig(in_channels=8, clip_embed_dim=768)),
     "tiny": TINY,
 }

@@ -15,13 +15,13 @@ from services.upscaler.swinir import SwinIR, SwinIRConfig
 
 CONFIGS = {
     # 003_realSR_BSRGAN_DFOWMFC_s64w8_SwinIR-L_x4_GAN
-    "swinir-real-l": SwinIRConfig(4, "nearest+conv", 240, (6,) * 9, (8,) * 9, resi_connection="3conv"),
+    "real-l": SwinIRConfig(4, "nearest+conv", 240, (6,) * 9, (8,) * 9, resi_connection="3conv"),
     # 003_realSR_BSRGAN_DFO_s64w8_SwinIR-M_x4_GAN
-    "swinir-real-m": SwinIRConfig(4, "nearest+conv", 180, (6,) * 6, (6,) * 6),
+    "real-m": SwinIRConfig(4, "nearest+conv", 180, (6,) * 6, (6,) * 6),
     # 001_classicalSR_DF2K_s64w8_SwinIR-M_x4
-    "swinir-classical": SwinIRConfig(4, "pixelshuffle", 180, (6,) * 6, (6,) * 6),
+    "classical": SwinIRConfig(4, "pixelshuffle", 180, (6,) * 6, (6,) * 6),
     # 002_lightweightSR_DIV2K_s64w8_SwinIR-S_x4
-    "swinir-lightweight": SwinIRConfig(4, "pixelshuffledirect", 60, (6,) * 4, (6,) * 4),
+    "lightweight": SwinIRConfig(4, "pixelshuffledirect", 60, (6,) * 4, (6,) * 4),
     "tiny": SwinIRConfig(4, "pixelshuffledirect", 24, (2, 2), (2, 2)),
 }
 NAMES = tuple(CONFIGS)

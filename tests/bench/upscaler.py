@@ -13,7 +13,7 @@ import numpy as np
 from services.upscaler.random_weights import write_random
 from tests.bench.contending import CACHE, Contender, Series, Spread, print_conditions, print_table, ratio
 
-NAMES = {"large": "swinir-real-l", "tiny": "tiny"}
+NAMES = {"large": "real-l", "tiny": "tiny"}
 PEER = "spandrel float32"
 OURS = ("float32", "bfloat16")
 # A picture that is one tile, and one that is many of the same size.
@@ -44,7 +44,7 @@ def compare(size: str, *, threads: int, full: bool) -> None:
             for dtype in OURS
         ]
         print_conditions([peer, *ours], threads)
-        print(f"upscaler, {NAMES[size]}: {side} x {side} to {4 * side} x {4 * side}")
+        print(f"upscaler, SwinIR {NAMES[size]}: {side} x {side} to {4 * side} x {4 * side}")
         enlarge(peer, ours, draw(32), rounds=1)  # what a first call costs more is nobody's
         series, peaks, outputs = enlarge(peer, ours, draw(side), rounds=rounds)
         rows = [

@@ -162,7 +162,7 @@ def test_the_published_names_and_configuration_are_those_of_our_swinir(name):
     shapes = {key: tuple(shape) for key, (shape, _) in recorded.items() if not key.endswith(BUFFERS)}
     weights = {key: LazyTensor("F32", shape, lambda: np.empty(0)) for key, shape in shapes.items()}
     config = infer_config(weights, name)
-    assert config == CONFIGS[f"swinir-{name}"]
+    assert config == CONFIGS[name]
     assert shapes_of(config) == shapes
 
 

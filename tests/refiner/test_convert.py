@@ -23,7 +23,7 @@ MANIFESTS = [
     ("bert", "bert", "glid-3-xl"),
     ("clip", "clip_vit_l_14", "glid-3-xl"),
     ("unet", "unet_diffusion", "glid-3-xl"),
-    ("unet", "unet_finetune", "glid-3-xl-finetune"),
+    ("unet", "unet_finetune", "glid-3-xl-finetuned"),
     ("unet", "unet_inpaint", "glid-3-xl-inpaint"),
     ("autoencoder", "kl_f8", "glid-3-xl"),
 ]

@@ -16,7 +16,7 @@ def tiny_folder(tmp_path_factory):
 
 
 def test_the_published_families_are_known():
-    assert {"glid-3-xl", "glid-3-xl-finetune", "glid-3-xl-inpaint", "tiny"} <= set(NAMES)
+    assert {"glid-3-xl", "glid-3-xl-finetuned", "glid-3-xl-inpaint", "tiny"} <= set(NAMES)
 
 
 def test_a_random_model_is_whole_and_makes_a_picture(tiny_folder):

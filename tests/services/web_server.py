@@ -2,9 +2,10 @@
 
 import hashlib
 import re
+import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,7 +13,10 @@ from pathlib import Path
 
 @dataclass
 class Site:
-    """What is served, by path: bytes, or a file's. Bodies of the next `num_cuts` answers end in the middle."""
+    """What is served, by path: bytes, or a file's. Bodies of the next `num_cuts` answers end in the middle.
+
+    With `stall_at`, a body stops before its byte of that number, until `resumed` is set.
+    """
 
     files: Mapping[str, bytes | Path]
     url: str = ""
@@ -21,6 +25,9 @@ class Site:
     sends_ranges: bool = True
     ranges: list[tuple[int, int]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    stall_at: int = 0
+    stalled: threading.Event = field(default_factory=threading.Event)
+    resumed: threading.Event = field(default_factory=threading.Event)
 
     def takes_a_cut(self) -> bool:
         with self.lock:
@@ -81,9 +88,22 @@ def serving(files: Mapping[str, bytes | Path]) -> Iterator[Site]:
                 if site.takes_a_cut():
                     body = body[: len(body) // 2]
                     self.close_connection = True
-            self.wfile.write(body)
+            if place := site.stall_at:
+                self.wfile.write(body[:place])
+                body = body[place:]
+                if body:
+                    self.wfile.flush()
+                    site.stalled.set()
+                    site.resumed.wait()
+            with suppress(ConnectionError):  # it may have gone while it was kept waiting
+                self.wfile.write(body)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            if not isinstance(sys.exception(), ConnectionError):  # a client that was stopped
+                super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+    server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
@@ -91,6 +111,7 @@ def serving(files: Mapping[str, bytes | Path]) -> Iterator[Site]:
     try:
         yield site
     finally:
+        site.resumed.set()
         server.shutdown()
         thread.join()
         server.server_close()

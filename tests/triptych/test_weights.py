@@ -1,13 +1,19 @@
 """`triptych weights` on the upscaler, the stage with the smallest networks."""
 
+import importlib
 import json
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from services.catalog import KNOWN
 from services.model_folder import read_manifest
+from tests.services.web_server import serving
+from tests.triptych.command_line import command, environment
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "upscaler"
 NETWORK = GOLDEN / "nearest3conv_x4.safetensors"
@@ -101,6 +107,61 @@ def test_a_file_that_changed_is_found_by_its_sha256(triptych_here, model):
     assert "convert or pull the model again" in done.stderr
 
 
+def test_a_model_is_verified_by_its_name(triptych_here, model, tmp_path):
+    shutil.copytree(model, tmp_path / "models" / "upscaler" / "mine")
+    done = triptych_here("weights", "verify", "mine", TRIPTYCH_MODELS=str(tmp_path / "models"))
+    assert done.returncode == 0, done.stderr
+    assert "2 files as the manifest says (upscaler golden)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "tiny"], "each have a model 'tiny': say which with --stage"),
+        (["verify", "gigantic"], "no model 'gigantic' is on this machine"),
+        (["push", "gigantic", "--to", "s3://bucket/cache"], "no model 'gigantic' is on this machine"),
+        (["push", "real-l", "--to", "s3://bucket/cache"], "`triptych weights pull` fetches it"),
+        (["pull", "tiny"], "tiny ships with Triptych: there is nothing to pull"),
+        (["pull", "gigantic"], "for a model of your own in the S3 cache say its --stage"),
+        (
+            ["pull", "real-l", "--from", "/nowhere"],
+            "expected the published files there or in /nowhere/swinir",
+        ),
+        (["rm", "gigantic"], "`triptych weights list` shows what is"),
+    ],
+)
+def test_a_name_that_is_not_there_is_an_error_that_says_what_to_do(
+    triptych_here, tmp_path, arguments, message
+):
+    done = triptych_here("weights", *arguments, TRIPTYCH_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pull_that_is_interrupted_ends_at_once_and_goes_on_later(model, tmp_path):
+    files = {
+        f"model/{path.relative_to(model)}": path.read_bytes() for path in model.rglob("*") if path.is_file()
+    }
+    name = "model/swinir/model.safetensors"
+    with serving(files) as site:
+        site.stall_at = len(files[name]) // 2
+        arguments = ["weights", "pull", "mine", "--stage", "upscaler", "--from", f"{site.url}/model"]
+        variables = environment(TRIPTYCH_CACHE=str(tmp_path / "cache"))
+        first = subprocess.Popen(command(*arguments), env=variables, stderr=subprocess.PIPE, text=True)
+        assert site.stalled.wait(60)
+        first.send_signal(signal.SIGINT)
+        said = first.communicate(timeout=60)[1]
+        assert first.returncode == 130
+        assert "Traceback" not in said
+        site.stall_at = 0
+        again = subprocess.run(
+            command(*arguments), env=variables, capture_output=True, text=True, check=False
+        )
+    assert again.returncode == 0, again.stderr
+    assert read_manifest(tmp_path / "cache" / "models" / "upscaler" / "mine") == read_manifest(model)
+
+
 def test_a_folder_that_is_no_model_says_what_was_expected(triptych_here, tmp_path):
     (tmp_path / "empty").mkdir()
     done = triptych_here("weights", "verify", "empty")
@@ -132,3 +193,26 @@ def test_models_below_the_own_folder_are_listed(triptych_here, model, tmp_path):
     done = triptych_here("weights", "list", "--json", TRIPTYCH_MODELS=str(tmp_path / "models"))
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert ("upscaler", "mine") in [(row["stage"], row["name"]) for row in rows]
+
+
+def test_models_in_the_s3_cache_are_listed_with_their_place(triptych_here, model, bucket, tmp_path):
+    variables = {"TRIPTYCH_S3_CACHE": f"s3://{bucket}/cache", "TRIPTYCH_CACHE": str(tmp_path / "cache")}
+    assert triptych_here("weights", "push", "model", **variables).returncode == 0
+    rows = [
+        json.loads(line)
+        for line in triptych_here("weights", "list", "--json", **variables).stdout.splitlines()
+    ]
+    [row] = [row for row in rows if row["name"] == "golden"]
+    assert (row["folder"], row["s3"]) == ("", f"s3://{bucket}/cache/upscaler/golden")
+
+
+def test_an_s3_cache_that_cannot_be_asked_is_a_warning_beside_the_list(triptych_here):
+    done = triptych_here("weights", "list", TRIPTYCH_S3_CACHE="nonsense")
+    assert done.returncode == 0
+    assert "Warning: expected s3://BUCKET/PREFIX, got nonsense" in done.stderr
+    assert "real-l" in done.stdout
+
+
+def test_every_family_that_is_known_by_name_has_random_weights_under_that_name():
+    for stage, name in KNOWN:
+        assert name in importlib.import_module(f"services.{stage}.random_weights").NAMES
