@@ -11,6 +11,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -22,6 +23,8 @@ from services.download import Report
 from services.errors import ModelError
 from services.model_folder import BUILT_IN_FOLDER, PARTS
 
+# More bytes at once than ever arrive or are sent in one piece.
+MAX_PIECE_BYTES = 12 * 2**20
 STAGE = click.option(
     "--stage",
     type=click.Choice(list(PARTS)),
@@ -49,8 +52,12 @@ def pull(name: str, stage: str | None, origin: str) -> None:
     logging.basicConfig(level="INFO", format="%(message)s", handlers=[_ToStderr()])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     stage = stage or _stage_of(name)
-    with _progress(f"{stage} {name}") as show:
-        found = model_cache.fetch(name, stage, origin=origin, show=show)
+    try:
+        with _progress(f"{stage} {name}") as show:
+            found = model_cache.fetch(name, stage, origin=origin, show=show)
+    except KeyboardInterrupt:
+        click.echo("stopped; what has arrived is kept, run the command again to go on", err=True)
+        raise
     took = f", in {found.seconds:.0f} s" if found.seconds else ""
     click.echo(f"{found.folder}: from {found.place}{took}")
 
@@ -121,8 +128,22 @@ def _progress(what: str) -> Iterator[Report]:
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield report_to(bar, bar.add_task(what, total=None))
+
+
+def report_to(bar: Progress, task: TaskID) -> Report:
+    """Moves a bar; what was there before counts for the bar and not for the rate."""
+    before = 0
+
+    def show(done: int, total: int) -> None:
+        nonlocal before
+        if done - before > MAX_PIECE_BYTES:
+            bar.reset(task, completed=done, total=total)
+        else:
+            bar.update(task, completed=done, total=total)
+        before = done
+
+    return show
 
 
 class _ToStderr(logging.Handler):

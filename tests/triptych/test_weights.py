@@ -1,6 +1,7 @@
 """`triptych weights` on the upscaler, the stage with the smallest networks."""
 
 import importlib
+import itertools
 import json
 import shutil
 import signal
@@ -8,10 +9,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 
 from services.catalog import KNOWN
 from services.model_folder import read_manifest
+from services.weights_cache import report_to
 from tests.services.web_server import serving
 from tests.triptych.command_line import command, environment
 
@@ -153,6 +156,7 @@ def test_a_pull_that_is_interrupted_ends_at_once_and_goes_on_later(model, tmp_pa
         first.send_signal(signal.SIGINT)
         said = first.communicate(timeout=60)[1]
         assert first.returncode == 130
+        assert "stopped; what has arrived is kept, run the command again to go on" in said
         assert "Traceback" not in said
         site.stall_at = 0
         again = subprocess.run(
@@ -160,6 +164,16 @@ def test_a_pull_that_is_interrupted_ends_at_once_and_goes_on_later(model, tmp_pa
         )
     assert again.returncode == 0, again.stderr
     assert read_manifest(tmp_path / "cache" / "models" / "upscaler" / "mine") == read_manifest(model)
+
+
+def test_what_was_there_before_is_no_part_of_the_rate():
+    clock = itertools.count()
+    bar = Progress(disable=True, get_time=lambda: float(next(clock)))
+    show = report_to(bar, bar.add_task("pull", total=None))
+    for megabytes in (900, *range(901, 910)):
+        show(megabytes * 10**6, 10**9)
+    assert bar.tasks[0].completed == 909 * 10**6
+    assert bar.tasks[0].speed <= 10**6
 
 
 def test_a_folder_that_is_no_model_says_what_was_expected(triptych_here, tmp_path):
