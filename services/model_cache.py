@@ -21,7 +21,7 @@ from services.download import Meter, Report, locked
 from services.errors import ModelError
 from services.model_folder import BUILT_IN_FOLDER, MANIFEST, PARTS, FileEntry, Manifest
 from services.pulling import pull_model, pull_published, read_manifest_at
-from services.remotes import NotThere, S3Remote, s3_client, s3_errors, split_s3
+from services.remotes import NotThere, S3Remote, check_bucket, s3_client, s3_errors, split_s3
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +120,10 @@ def fetch(name: str, stage: str, *, origin: str = "", show: Report = lambda done
                 manifest = read_manifest_at(place)
         elif bucket := s3_cache():
             place = f"{bucket}/{stage}/{name}"
-            with suppress(NotThere):
+            try:
                 manifest = read_manifest_at(place)
+            except NotThere:
+                check_bucket(bucket)  # else gigabytes would come from far away for a misspelt name
         if manifest is None:
             pull_published(known_model(name, stage), origin, staging, show)
             place = origin or "where it was published"

@@ -267,12 +267,17 @@ class s3_errors:  # noqa: N801 - a context manager, as contextlib names them
         import boto3.exceptions  # type: ignore[import-not-found, import-untyped, unused-ignore] # it has no types
         import botocore.exceptions as s3
 
+        # A transfer that failed says why in what it was raised from.
+        if isinstance(error, boto3.exceptions.Boto3Error) and isinstance(error.__context__, s3.ClientError):
+            error = error.__context__
         match error:
             case s3.NoCredentialsError() | s3.PartialCredentialsError():
                 raise ModelError(
                     f"{self._location}: no AWS credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
                     "AWS_SECRET_ACCESS_KEY, or give the machine a role"
                 ) from None
+            case s3.ClientError(response={"Error": {"Code": "NoSuchBucket"}}):
+                raise _no_bucket(self._location) from None
             case s3.ClientError():
                 status = error.response["ResponseMetadata"].get("HTTPStatusCode")
                 if status == 404:
@@ -284,6 +289,24 @@ class s3_errors:  # noqa: N801 - a context manager, as contextlib names them
                 raise ModelError(f"{self._location}: {_text(error)}; run the command again") from None
             case s3.BotoCoreError():
                 raise ModelError(f"{self._location} cannot be reached: {_text(error)}") from None
+
+
+def check_bucket(location: str) -> None:
+    """Raises ModelError when there is no such bucket; of an object alone S3 does not say which of the two is missing."""
+    import botocore.exceptions
+
+    try:
+        s3_client().head_bucket(Bucket=split_s3(location)[0])
+    except botocore.exceptions.ClientError as error:
+        # Who may read objects need not be allowed to ask for the bucket.
+        if error.response["ResponseMetadata"].get("HTTPStatusCode") == 404:
+            raise _no_bucket(location) from None
+
+
+def _no_bucket(location: str) -> ModelError:
+    return ModelError(
+        f"there is no S3 bucket '{split_s3(location)[0]}' (of {location}): create it, or name another one"
+    )
 
 
 class NotThere(ModelError):

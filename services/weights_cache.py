@@ -50,7 +50,8 @@ def pull(name: str, stage: str | None, origin: str) -> None:
     nothing in them is executed. `triptych weights list` shows the names.
     """
     logging.basicConfig(level="INFO", format="%(message)s", handlers=[_ToStderr()])
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for library in ("httpx", "botocore"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     stage = stage or _stage_of(name)
     try:
         with _progress(f"{stage} {name}") as show:

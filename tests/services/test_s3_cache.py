@@ -138,6 +138,15 @@ def test_without_credentials_a_push_says_which_to_set(bucket, model, monkeypatch
         push(model, f"s3://{bucket}/cache")
 
 
+@pytest.mark.parametrize("action", ["push", "fetch"])
+def test_a_bucket_that_is_not_there_is_named(s3, model, monkeypatch, action):
+    monkeypatch.setenv("TRIPTYCH_S3_CACHE", "s3://misspelt/cache")
+    with pytest.raises(
+        ModelError, match="there is no S3 bucket 'misspelt'.*: create it, or name another one"
+    ):
+        push(model, "s3://misspelt/cache") if action == "push" else fetch("real-l", "upscaler")
+
+
 @pytest.mark.parametrize("is_whole", [True, False])
 def test_an_upload_whose_last_answer_was_lost_counts_if_the_object_is_there(
     bucket, model, monkeypatch, is_whole
