@@ -19,7 +19,7 @@ from triptych.processes import Pipeline, running_pipeline
 from triptych.progress import RunProgress
 from triptych.result import RunResult
 from triptych.resume import Backoff
-from triptych.run_spec import RunOptions, check_counts, model_options, models_of, run_options, to_spec
+from triptych.run_spec import RunOptions, check_options, model_options, models_of, run_options, to_spec
 from triptych.v1 import stage_pb2
 from triptych.v1.pipeline_pb2 import RefineStage, RunSpec
 from triptych.vocabulary import unknown_words
@@ -55,6 +55,7 @@ def run(
 ) -> None:
     """Make pictures from PROMPT: sketches, variations of the best, an enlargement of the best of those.
 
+    With --image: variations of pictures of yours, and an enlargement of the best; with --no-refine as well, of each.
     Without --gateway the services are started for this run and stopped after it.
     """
     if not prompt.strip():
@@ -70,7 +71,7 @@ def run(
         )
     seed = secrets.randbits(SEED_BITS) if seed is None else seed
     options = RunOptions(seed=seed, **settings)
-    check_counts(options)
+    check_options(options)
     album = Album(out or Path("out") / f"{slug(prompt)}-{seed}", prompt)
     shows_pictures = decide_show(show, as_json=as_json)
     output = Output(choose_display(as_json=as_json), as_json, album, shows_pictures)
@@ -87,7 +88,11 @@ def run(
 def needed_stages(options: RunOptions, spec: RunSpec) -> list[str]:
     """The services that a run cannot do without; to choose some pictures before others takes the refiner's CLIP."""
     ranks = bool(spec.automatic.top_k_after_generate or spec.automatic.top_k_after_refine)
-    needs = {"generator": True, "refiner": options.refines or ranks, "upscaler": options.upscales}
+    needs = {
+        "generator": not options.images,
+        "refiner": options.refines or ranks,
+        "upscaler": options.upscales,
+    }
     return [name for name, is_needed in needs.items() if is_needed]
 
 

@@ -3,8 +3,10 @@
 Only what the user set travels: everything else is left to the services' own defaults.
 """
 
+import mimetypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,17 +21,22 @@ from triptych.v1.pipeline_pb2 import (
     UpscaleStage,
 )
 from triptych.v1.refiner_pb2 import RefineSettings
+from triptych.v1.stage_pb2 import ImageData
 from triptych.v1.upscaler_pb2 import UpscaleSettings
 
 MAX_SEED = 2**64 - 1
 STAGES = ("generator", "refiner", "upscaler")
 COUNT = click.IntRange(min=0)
+FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+MIME_TYPES = ("image/png", "image/jpeg", "image/webp")
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """As the command line has them; None: not set."""
 
+    images: tuple[Path, ...]
+    mask: Path | None
     candidates: int
     refine_top: int
     variations: int
@@ -58,9 +65,30 @@ class RunOptions:
     def upscales(self) -> bool:
         return not self.no_upscale and self.upscale_top > 0
 
+    @property
+    def num_parents(self) -> int:
+        """How many pictures go to the stage after the sketches; of one's own, all do."""
+        if self.images:
+            return len(self.images)
+        return self.refine_top if self.refines else self.candidates
+
 
 # In the order of the stages; click shows them so.
 OPTIONS = (
+    click.option(
+        "--image",
+        "images",
+        metavar="FILE",
+        type=FILE,
+        multiple=True,
+        help="Begin with this picture of yours instead of sketches: PNG, JPEG or WebP; may be repeated.",
+    ),
+    click.option(
+        "--mask",
+        metavar="FILE",
+        type=FILE,
+        help="Refine only the part of --image where this PNG of its size is transparent, or dark.",
+    ),
     click.option("--candidates", type=click.IntRange(min=1), default=8, help="How many sketches."),
     click.option("--refine-top", type=COUNT, default=1, help="How many of the best are refined; 0: none."),
     click.option("--variations", type=COUNT, default=8, help="How many variations of each."),
@@ -112,13 +140,17 @@ def models_of(settings: dict[str, Any]) -> dict[str, list[str]]:
     return {stage: ["--model", model] for stage, model in models.items() if model is not None}
 
 
-def check_counts(options: RunOptions) -> None:
-    """Raises UsageError where more pictures are chosen than there will be."""
-    if options.refines and options.refine_top > options.candidates:
+def check_options(options: RunOptions) -> None:
+    """Raises UsageError where more pictures are chosen than there will be, or pictures given that nothing is made of."""
+    if options.images and not (options.refines or options.upscales):
+        raise click.UsageError("--image: expected a stage to take it to, and both are left out")
+    if options.mask and not (options.images and options.refines):
+        raise click.UsageError("--mask: expected an --image that is refined, to repaint a part of")
+    if options.refines and not options.images and options.refine_top > options.candidates:
         raise click.UsageError(
             f"--refine-top {options.refine_top}: expected at most the {options.candidates} of --candidates"
         )
-    most = options.refine_top * options.variations if options.refines else options.candidates
+    most = options.num_parents * options.variations if options.refines else options.num_parents
     if options.upscales and options.upscale_top > most:
         raise click.UsageError(
             f"--upscale-top {options.upscale_top}: expected at most {most}, as many as there are"
@@ -126,17 +158,22 @@ def check_counts(options: RunOptions) -> None:
 
 
 def to_spec(prompt: str, options: RunOptions) -> RunSpec:
-    """A choice of all pictures is sent as 0, so that none waits for the others."""
+    """A choice of all pictures is sent as 0, so that none waits for the others. Raises UsageError for files of other kinds."""
     spec = RunSpec(prompt=prompt, seed=options.seed)
-    generate = GenerateSettings(preview_every=options.preview_every)
-    set_given(generate, options, "guidance_scale", "temperature", "top_k", "top_p")
-    spec.generate.CopyFrom(GenerateStage(count=options.candidates, settings=generate))
+    if options.images:
+        spec.init_images.extend(read_image(path, "--image") for path in options.images)
+    else:
+        generate = GenerateSettings(preview_every=options.preview_every)
+        set_given(generate, options, "guidance_scale", "temperature", "top_k", "top_p")
+        spec.generate.CopyFrom(GenerateStage(count=options.candidates, settings=generate))
     if options.refines:
         refine = RefineSettings(preview_every=options.preview_every)
         set_given(refine, options, "num_steps", "skip_ratio", "negative_prompt")
         if options.refine_guidance_scale is not None:
             refine.guidance_scale = options.refine_guidance_scale
         spec.refine.CopyFrom(RefineStage(count=options.variations, settings=refine))
+        if options.mask:
+            spec.refine.mask.CopyFrom(read_image(options.mask, "--mask"))
     if options.upscales:
         upscale = UpscaleSettings(preview_every=0)
         set_given(upscale, options, "tile_size", "tile_overlap")
@@ -149,17 +186,22 @@ def to_spec(prompt: str, options: RunOptions) -> RunSpec:
 
 
 def automatic_mode(options: RunOptions) -> AutomaticMode:
-    mode, num_images = AutomaticMode(), options.candidates
+    mode = AutomaticMode()
     if options.refines:
-        mode.top_k_after_generate = choice(options.refine_top, num_images)
-        num_images = options.refine_top * options.variations
-    if options.upscales:
-        top_k = choice(options.upscale_top, num_images)
-        if options.refines:
-            mode.top_k_after_refine = top_k
-        else:
-            mode.top_k_after_generate = top_k
+        if not options.images:
+            mode.top_k_after_generate = choice(options.refine_top, options.candidates)
+        if options.upscales:
+            mode.top_k_after_refine = choice(options.upscale_top, options.num_parents * options.variations)
+    elif options.upscales and not options.images:
+        mode.top_k_after_generate = choice(options.upscale_top, options.candidates)
     return mode
+
+
+def read_image(path: Path, option: str) -> ImageData:
+    mime_type = mimetypes.guess_type(path.name)[0]
+    if mime_type not in MIME_TYPES:
+        raise click.BadParameter(f"{path}: expected a .png, .jpg or .webp file", param_hint=f"'{option}'")
+    return ImageData(mime_type=mime_type, data=path.read_bytes())
 
 
 def set_given(

@@ -1,19 +1,21 @@
 """What is known of a run from its events, and how a terminal shows it."""
 
 import io
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from triptych.display import cell, stages_table
 from triptych.progress import RunProgress, expected_counts
 from triptych.run_spec import RunOptions, to_spec
-from triptych.v1.pipeline_pb2 import Event, Image
+from triptych.v1.pipeline_pb2 import Event, Image as RunImage
 from triptych.v1.stage_pb2 import STAGE_GENERATE
 
 NOT_SET = dict.fromkeys(
     ["guidance_scale", "temperature", "top_k", "top_p", "num_steps", "skip_ratio", "refine_guidance_scale"]
-    + ["negative_prompt", "tile_size", "tile_overlap"]
+    + ["negative_prompt", "tile_size", "tile_overlap", "mask"]
 )
 
 
@@ -25,6 +27,7 @@ def options(**changes):
         "upscale_top": 1,
         "seed": 1,
         "preview_every": 0,
+        "images": (),
     }
     return RunOptions(
         **{**NOT_SET, **counts, "no_refine": False, "no_upscale": False, "manual": False, **changes}
@@ -61,6 +64,36 @@ def test_choosing_all_pictures_lets_none_wait_for_the_others():
     assert (spec.automatic.top_k_after_generate, spec.automatic.top_k_after_refine) == (0, 0)
 
 
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    Image.new("RGB", (8, 8)).save(tmp_path / "house.png")
+    return tmp_path / "house.png"
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts"),
+    [
+        ({}, {"refine": 6, "upscale": 1}),
+        ({"no_upscale": True}, {"refine": 6}),
+        ({"no_refine": True}, {"upscale": 2}),
+        ({"upscale_top": 6}, {"refine": 6, "upscale": 6}),
+    ],
+)
+def test_pictures_of_ones_own_take_the_place_of_sketches(changes, counts, picture):
+    spec = to_spec("a house", options(images=(picture, picture), **changes))
+
+    assert expected_counts(spec) == counts
+    assert not spec.HasField("generate")
+    assert [(image.mime_type, image.data) for image in spec.init_images] == [
+        ("image/png", picture.read_bytes())
+    ] * 2
+
+
+def test_a_mask_goes_with_the_refinement(picture):
+    spec = to_spec("a house", options(images=(picture,), mask=picture))
+    assert spec.refine.mask.data == picture.read_bytes()
+
+
 def test_settings_that_were_not_given_are_left_to_the_service():
     settings = to_spec("a house", options(top_k=0)).generate.settings
     assert settings.HasField("top_k")
@@ -76,7 +109,7 @@ def test_a_stage_takes_from_its_start_to_its_last_picture(progress):
     progress.update(Event(stage_started=Event.StageStarted(stage=STAGE_GENERATE, indexes=range(4))))
     for index in range(4):
         progress.clock.now_s += 2
-        image = Image(stage=STAGE_GENERATE, index=index)
+        image = RunImage(stage=STAGE_GENERATE, index=index)
         progress.update(Event(image_ready=Event.ImageReady(image=image)))
     progress.clock.now_s += 50
     assert progress.stages["generate"].elapsed_s(progress.clock()) == 8
@@ -84,7 +117,7 @@ def test_a_stage_takes_from_its_start_to_its_last_picture(progress):
 
 def test_the_terminal_shows_each_picture_of_each_stage(progress):
     progress.update(Event(stage_started=Event.StageStarted(stage=STAGE_GENERATE, indexes=range(4))))
-    progress.update(Event(image_ready=Event.ImageReady(image=Image(stage=STAGE_GENERATE, index=0))))
+    progress.update(Event(image_ready=Event.ImageReady(image=RunImage(stage=STAGE_GENERATE, index=0))))
     half = Event.ImageProgress(stage=STAGE_GENERATE, index=1, step=4, num_steps=8)
     progress.update(Event(progress=half))
     console = Console(file=io.StringIO(), width=80)

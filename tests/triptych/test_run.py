@@ -126,6 +126,10 @@ def test_a_gateway_that_is_not_there_is_one_line(triptych, tmp_path):
         ([PROMPT, "--refine-top", "9"], "--refine-top 9: expected at most the 8 of --candidates"),
         ([PROMPT, "--upscale-top", "9"], "--upscale-top 9: expected at most 8"),
         ([PROMPT, "--seed", "-1"], "-1 is not in the range"),
+        ([PROMPT, "--image", "nowhere.png"], "'nowhere.png' does not exist"),
+        ([PROMPT, "--image", __file__], "expected a .png, .jpg or .webp file"),
+        ([PROMPT, "--image", __file__, "--no-refine", "--no-upscale"], "expected a stage to take it to"),
+        ([PROMPT, "--mask", __file__], "--mask: expected an --image that is refined"),
         ([PROMPT, "--gateway", "a:1", "--refiner-model", "x"], "--refiner-model and --gateway"),
     ],
 )

@@ -4,6 +4,7 @@ import importlib
 import json
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,26 @@ def test_a_prompt_becomes_an_enlarged_picture_and_no_process_stays(whole_run, tm
             assert picture.text["model"] == "random-tiny"
     assert set(sizes) == {"generate-0", "generate-1", "refine-0", "upscale-0"}
     assert sizes["upscale-0"] == tuple(4 * side for side in sizes["refine-0"])
+
+
+def test_a_picture_of_ones_own_is_repainted_behind_its_mask(tmp_path):
+    red, mask = Image.new("RGB", (128, 128), (200, 30, 30)), Image.new("L", (128, 128), 255)
+    mask.paste(0, (0, 0, 64, 128))
+    red.save(tmp_path / "red.png")
+    mask.save(tmp_path / "mask.png")
+    arguments = ["--image=red.png", "--mask=mask.png", "--variations=1", "--num-steps=6", "--no-upscale"]
+
+    with closing(Marked(command("run", "a house", *arguments, "--out=pictures"), folder=tmp_path)) as marked:
+        _, errors = marked.process.communicate(timeout=240)
+
+    assert marked.process.returncode == 0, errors
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
+        "contact-sheet.png",
+        "refine-0.png",
+    ]
+    with Image.open(tmp_path / "pictures" / "refine-0.png") as made:
+        assert set(made.crop((72, 0, 128, 128)).get_flattened_data()) == {(200, 30, 30)}
+        assert len(set(made.crop((0, 0, 56, 128)).get_flattened_data())) > 1
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
