@@ -44,7 +44,11 @@ class TaggedProcesses:
             )
         CHILDREN.append(process)
         log.rename(self.folder / f"{service}-{process.pid}.log")
-        return psutil.Process(process.pid)
+        started = psutil.Process(process.pid)
+        # The system lets a program begin before it shows its environment, and without it nothing is found here.
+        while _is_hidden(started):
+            time.sleep(0.01)
+        return started
 
     def __iter__(self) -> Iterator[tuple[str, psutil.Process]]:
         """What carries the tag and serves, oldest first: the service's name and its process."""
@@ -81,6 +85,13 @@ class TaggedProcesses:
         for process in alive:
             kill(process)
         CHILDREN[:] = [child for child in CHILDREN if child.poll() is None]
+
+
+def _is_hidden(process: psutil.Process) -> bool:
+    try:
+        return TAG not in process.environ()
+    except psutil.Error:
+        return False  # it has ended
 
 
 def kill(process: psutil.Process) -> None:

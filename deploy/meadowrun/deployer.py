@@ -23,6 +23,8 @@ from triptych.credentials import Credentials
 LAUNCH_TIMEOUT_S = 1200.0
 # A job that does not answer yet is asked for on its machine so often.
 LOOK_EVERY_S = 2.0
+# Behind a job's own words Meadowrun's clean-up may have written so many lines.
+CLEANUP_LINES = 100
 HOURS_IN_A_MONTH = 730.0
 # Of the folder of `triptych certs`: with what the gateway calls stages.
 CLIENT_FILES = ("ca.crt", "gateway-client.crt", "gateway-client.key")
@@ -242,8 +244,9 @@ class MeadowrunDeployer:
         return has_ended
 
     def _log(self, machine: Mapping[str, Any], job: str, num_lines: int) -> str:
-        text: str = self._ask("log", address=machine["address"], job=job, num_lines=num_lines)
-        return text.rstrip()
+        asked = num_lines + CLEANUP_LINES
+        text: str = self._ask("log", address=machine["address"], job=job, num_lines=asked)
+        return "\n".join(_without_cleanup(text).rstrip().splitlines()[-num_lines:])
 
     def _machines(self) -> list[Mapping[str, Any]]:
         machines: list[Mapping[str, Any]] = self._ask("machines", deployment=self.name)
@@ -287,6 +290,12 @@ def bridge_of(folder: Path, tell: Callable[[str], None]) -> Bridge:
         return [str(ensure_environment(tell)), "-u", str(Path(__file__).with_name("bridge.py"))]
 
     return Bridge(command, folder / "meadowrun.log", tell)
+
+
+def _without_cleanup(log: str) -> str:
+    """The job's own words. Its clean-up fails where a machine does not answer IMDSv1, and says so into the same file."""
+    before, found, _ = log.partition("/deallocate_jobs.py")
+    return before[: max(before.rfind("Traceback"), 0)] if found else log
 
 
 def _price(machine: Mapping[str, Any]) -> float:

@@ -194,6 +194,17 @@ def test_a_worker_that_does_not_answer_and_runs_is_left_to_the_gateway(start: St
     assert "does not answer from here" in worker.note
 
 
+def test_a_log_is_the_workers_own_words_though_the_clean_up_behind_it_failed(start: Start):
+    behind = [
+        "Traceback (most recent call last):",
+        '  File "/var/meadowrun/deallocate_jobs.py", line 90, in main',
+    ]
+    said = ["loading", "Error: no model 'nowhere'", *behind, "ValueError: not on EC2"]
+    there = {**machine(job="j1"), "address": "gpu"}
+    bridge = start({"machines": {"done": [there]}, "log": {"done": "\n".join(said) + "\n"}})
+    assert deployer_of(bridge).logs("w1", num_lines=1) == "Error: no model 'nowhere'"
+
+
 def test_a_machine_of_a_worker_that_has_ended_is_given_back_and_its_log_kept(start: Start):
     there = {**machine(state="started", job="j1"), "address": "127.0.0.1"}
     bridge = start(
