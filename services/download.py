@@ -75,7 +75,7 @@ def download(
             part.discard()
             raise ModelError(
                 f"{remote.name} is damaged: expected sha256 {wanted}, got {found}; nothing of it was kept. "
-                "If it is in a cache of yours, push it there again"
+                "If it is in a cache of yours, send it there again with `triptych weights push --force`"
             )
         part.finish(path)
 

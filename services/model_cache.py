@@ -139,10 +139,10 @@ def fetch(name: str, stage: str, *, origin: str = "", show: Report = lambda done
     return found
 
 
-def push(folder: Path, bucket: str, *, show: Report = lambda done, total: None) -> str:
-    """Copies a model folder to BUCKET/PREFIX/STAGE/NAME and returns that place; what is there already is left.
+def push(folder: Path, bucket: str, *, force: bool = False, show: Report = lambda done, total: None) -> str:
+    """Copies a model folder to BUCKET/PREFIX/STAGE/NAME and returns that place.
 
-    The manifest goes last: a reader sees a whole model or none. Raises ModelError.
+    What is there already, as it says itself, is left unless `force` is set. The manifest goes last: a reader sees a whole model or none. Raises ModelError.
     """
     manifest = model_folder.read_manifest(folder)
     model_folder.check_files(folder, manifest)
@@ -152,7 +152,7 @@ def push(folder: Path, bucket: str, *, show: Report = lambda done, total: None) 
     meter = Meter(sum(entry.num_bytes for entry in manifest.files.values()), show)
     for file, entry in manifest.files.items():
         location = f"{place}/{file}"
-        if not _is_there(location, client, entry):
+        if force or not _is_there(location, client, entry):
             sent = 0
 
             def count(num_bytes: int, total: int = entry.num_bytes) -> None:

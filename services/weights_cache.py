@@ -69,13 +69,18 @@ def pull(name: str, stage: str | None, origin: str) -> None:
 @click.option(
     "--to", "bucket", metavar="s3://BUCKET/PREFIX", envvar="TRIPTYCH_S3_CACHE", help="Else TRIPTYCH_S3_CACHE."
 )
-def push(model: str, stage: str | None, bucket: str | None) -> None:
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Send files that seem to be there, too: when one of them turned out to be damaged.",
+)
+def push(model: str, stage: str | None, bucket: str | None, *, force: bool) -> None:
     """Copy MODEL, a folder or a name that is here, to the S3 cache, from which every machine's `pull` takes it."""
     if not bucket:
         raise click.UsageError("where to? give --to s3://BUCKET/PREFIX or set TRIPTYCH_S3_CACHE")
     folder = Path(model) if Path(model).is_dir() else folder_of(model, stage)
     with _progress(f"to {bucket}") as show:
-        place = model_cache.push(folder, bucket, show=show)
+        place = model_cache.push(folder, bucket, force=force, show=show)
     click.echo(place)
 
 

@@ -33,14 +33,19 @@ from triptych.v1.stage_pb2 import ImageData, ImageItem
 from triptych.v1.upscaler_pb2_grpc import UpscalerServiceStub
 
 MODELS = ("real-l", "mini", "glid-3-xl-finetuned", "glid-3-xl", "glid-3-xl-inpaint", "mega")
-# What differs from the first of a family is fetched; the rest is served once.
-ONLY_PARTS = {"glid-3-xl": ("unet",), "glid-3-xl-inpaint": ("unet",)}
+# What differs from the others of a family; these are fetched and served whole.
+ONLY_PARTS = {"glid-3-xl": ("unet",)}
 # Peak memory may be this many times the largest tensor, and as many bytes beside it: buffers, names, the network's plan.
 MEMORY_FACTOR, MEMORY_CONSTANT = 1.5, 32 * 2**20
 # Of the model, or of what was published, where that is more: SwinIR's files have 30 MB of buffers that nobody needs.
 DISK_FACTOR = 2.2
-# A service has float32 weights in memory, for a moment some of them twice.
-SERVING_FACTOR = 2.3
+# What a service takes of its weights in float32, and libraries, compiled programs and activations beside them. PyTorch's
+# are the mapped file and a second layout of the convolutions.
+SERVING_FACTORS, SERVING_CONSTANT = {"generator": 1.1, "refiner": 1.4, "upscaler": 1.4}, 2**30
+
+# What an upscaler enlarges a corner of, and an inpainting refiner draws the left half of anew.
+INITIAL = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+MASK = np.repeat(np.uint8([[0] * 128 + [255] * 128]), 256, axis=0)
 
 
 def main() -> int:
@@ -120,7 +125,7 @@ def metered(stage: str, cache: Path, command: list[str]) -> dict:
 def picture_of(model: str, stage: str, folder: Path, num_bytes: int) -> str:
     """What came: its size and spread, and how long loading and making it took."""
     itemsize = 2 if model == "mega" else 4
-    needed = SERVING_FACTOR * num_bytes * 4 / itemsize
+    needed = SERVING_FACTORS[stage] * num_bytes * 4 / itemsize + SERVING_CONSTANT
     free = memory_available()
     if free < needed:
         return f"not asked for: {free / 2**30:.1f} GiB of memory free, {needed / 2**30:.1f} wanted"
@@ -137,19 +142,21 @@ def picture_of(model: str, stage: str, folder: Path, num_bytes: int) -> str:
         if "address" not in announced:
             return "none: the service did not start"
         loaded_s = time.monotonic() - started
-        data = asyncio.run(ask(stage, announced["address"]))
+        data = asyncio.run(ask(stage, announced["address"], masked="inpaint" in model))
         if not data:
             return "none: the service made no picture"
         picture = np.asarray(Image.open(io.BytesIO(data)))
         made_s = time.monotonic() - started - loaded_s
         peak = peak_memory(process.pid)
-        return f"{picture.shape[1]}x{picture.shape[0]}, spread {picture.std():.0f}; loaded {loaded_s:.0f} s, made {made_s:.0f} s, {peak / 2**30:.1f} GiB"
+        kept = f", {100 * share_kept(picture):.0f}% of the kept half as it was" if "inpaint" in model else ""
+        return f"{picture.shape[1]}x{picture.shape[0]}, spread {picture.std():.0f}{kept}; loaded {loaded_s:.0f} s, made {made_s:.0f} s, {peak / 2**30:.1f} GiB"
     finally:
         process.terminate()
         process.communicate()
 
 
-async def ask(stage: str, address: str) -> bytes:
+async def ask(stage: str, address: str, *, masked: bool) -> bytes:
+    """The picture that comes; with `masked`, the left half of one of noise is drawn anew and the right half kept."""
     items = [ImageItem(index=0, seed=7)]
     async with open_channel(address) as channel:
         if stage == "generator":
@@ -158,16 +165,13 @@ async def ask(stage: str, address: str) -> bytes:
             )
         elif stage == "refiner":
             settings = refiner_pb2.RefineSettings(num_steps=4)
-            call = RefinerServiceStub(channel).Refine(
-                refiner_pb2.RefineRequest(prompt="a red house", images=items, settings=settings), timeout=1800
-            )
+            request = refiner_pb2.RefineRequest(prompt="a red house", images=items, settings=settings)
+            if masked:
+                request.init_image.CopyFrom(png(INITIAL))
+                request.mask.CopyFrom(png(MASK))
+            call = RefinerServiceStub(channel).Refine(request, timeout=1800)
         else:
-            data = io.BytesIO()
-            Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(
-                data, "PNG"
-            )
-            image = ImageData(data=data.getvalue(), mime_type="image/png", width=64, height=64)
-            inputs = [upscaler_pb2.UpscaleRequest.Input(index=0, image=image)]
+            inputs = [upscaler_pb2.UpscaleRequest.Input(index=0, image=png(INITIAL[:64, :64]))]
             call = UpscalerServiceStub(channel).Upscale(
                 upscaler_pb2.UpscaleRequest(images=inputs), timeout=1800
             )
@@ -176,6 +180,19 @@ async def ask(stage: str, address: str) -> bytes:
             if response.event.HasField("image"):
                 found = response.event.image.image.data
         return found
+
+
+def png(pixels: np.ndarray) -> ImageData:
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    height, width = pixels.shape[:2]
+    return ImageData(data=data.getvalue(), mime_type="image/png", width=width, height=height)
+
+
+def share_kept(picture: np.ndarray) -> float:
+    """Of the pixels that the mask keeps, away from its edge."""
+    right = np.s_[:, 3 * MASK.shape[1] // 4 :]
+    return float((picture[right] == INITIAL[right]).mean())
 
 
 def memory_available() -> int:

@@ -95,6 +95,16 @@ def test_an_object_that_was_replaced_by_another_model_s_is_noticed(in_s3, s3, tm
         fetch("real-l", "upscaler")
 
 
+def test_a_damaged_object_that_says_it_is_whole_is_replaced_with_force(in_s3, s3, model):
+    said = s3.head_object(Bucket=in_s3, Key=KEY)["Metadata"]
+    s3.put_object(Bucket=in_s3, Key=KEY, Body=bytes(NUM_BYTES), Metadata=said)
+    push(model, f"s3://{in_s3}/cache")
+    with pytest.raises(ModelError, match=r"is damaged: .* with `triptych weights push --force`"):
+        fetch("real-l", "upscaler")
+    push(model, f"s3://{in_s3}/cache", force=True)
+    check_files(fetch("real-l", "upscaler").folder, read_manifest(model))
+
+
 def test_an_object_that_changes_during_the_download_is_noticed(in_s3, s3, monkeypatch):
     from services.remotes import S3Remote
 
