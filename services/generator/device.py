@@ -44,6 +44,11 @@ def set_up_device(name: str, *, threads: int | None = None) -> str:
     return "cpu" if device.platform == "cpu" else f"cuda:{device.id}"
 
 
+def num_processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _user_cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
