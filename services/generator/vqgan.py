@@ -24,6 +24,7 @@ Params = dict[str, Any]
 
 NUM_GROUPS = 32
 GROUP_NORM_EPS = 1e-6
+CONV_LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 _SUPPORTED = {
     "double_z": False,
@@ -156,8 +157,7 @@ def decode(params: Params, codes: Float[Array, "B h w E"]) -> Float[Array, "B H 
     for i in reversed(range(_num_levels(decoder, "up"))):
         x = _level(decoder[f"up_{i}"], x)
         if i != 0:
-            x = x.repeat(2, axis=1).repeat(2, axis=2)
-            x = _conv(decoder[f"up_{i}"]["upsample"]["conv"], x)
+            x = _upsampled_conv(decoder[f"up_{i}"]["upsample"]["conv"], x)
     return _conv(decoder["conv_out"], jax.nn.silu(_norm(decoder["norm_out"], x)))
 
 
@@ -230,18 +230,46 @@ def _attn(attn: Params, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
 def _conv(
     conv: Params, x: Float[Array, "B h w _"], *, stride: int = 1, padding: str = "SAME"
 ) -> Float[Array, "B _ _ _"]:
-    x = lax.conv_general_dilated(
-        x, conv["kernel"], (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    x = lax.conv_general_dilated(x, conv["kernel"], (stride, stride), padding, dimension_numbers=CONV_LAYOUT)
     return x + conv["bias"]
 
 
+def _upsampled_conv(conv: Params, x: Float[Array, "B h w _"]) -> Float[Array, "B H W _"]:
+    """Twice the size by repeating pixels, then a 3 x 3 convolution: four of 2 x 2 on what is not repeated yet.
+
+    A pixel of the upper row sees the row above once and its own twice, one of the lower row its own twice and the row
+    below once, and so with columns: the kernel's rows that meet the same pixels are added up, 4/9 of the products stay.
+    """
+
+    def halves(kernel: Float[Array, "..."], axis: int) -> list[Float[Array, "..."]]:
+        first, middle, last = jnp.split(kernel, 3, axis)
+        return [
+            jnp.concatenate([first, middle + last], axis),
+            jnp.concatenate([first + middle, last], axis),
+        ]
+
+    rows = [
+        [
+            lax.conv_general_dilated(x, kernel, (1, 1), (pad_h, pad_w), dimension_numbers=CONV_LAYOUT)
+            for kernel, pad_w in zip(halves(part, 1), ((1, 0), (0, 1)), strict=True)
+        ]
+        for part, pad_h in zip(halves(conv["kernel"], 0), ((1, 0), (0, 1)), strict=True)
+    ]
+    upsampled = jnp.stack([jnp.stack(row, axis=3) for row in rows], axis=2)
+    batch, height, width, channels = rows[0][0].shape
+    return upsampled.reshape(batch, 2 * height, 2 * width, channels) + conv["bias"]
+
+
 def _norm(norm: Params, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
-    batch, height, width, channels = x.shape
+    batch, channels = x.shape[0], x.shape[-1]
     # Plain vectors are the published norms'; see group_norms.
     groups = norm["scale"].shape[0] if norm["scale"].ndim == 2 else NUM_GROUPS
-    grouped = x.reshape(batch, height * width, groups, channels // groups)
-    mean = grouped.mean((1, 3), keepdims=True)
-    variance = jnp.square(grouped - mean).mean((1, 3), keepdims=True)
-    x = ((grouped - mean) * lax.rsqrt(variance + GROUP_NORM_EPS)).reshape(x.shape)
-    return x * norm["scale"].reshape(-1) + norm["bias"].reshape(-1)
+
+    def mean_of_group(x: Float[Array, "B h w C"]) -> Float[Array, "B 1 1 C"]:
+        # Pixels first: then all channels are added at once, and not the few of a group.
+        means = x.mean((1, 2)).reshape(batch, groups, -1).mean(-1)
+        return means.repeat(channels // groups, axis=-1)[:, None, None]
+
+    centred = x - mean_of_group(x)
+    scale = norm["scale"].reshape(-1) * lax.rsqrt(mean_of_group(jnp.square(centred)) + GROUP_NORM_EPS)
+    return centred * scale + norm["bias"].reshape(-1)
