@@ -11,7 +11,7 @@ from deploy.deployer import DeployError
 from deploy.tagged import TaggedProcesses
 
 GATEWAY = "gateway"
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 300.0
 
 
 class Gateway(Protocol):

@@ -14,7 +14,8 @@ from typing import Any
 
 from deploy.deployer import DeployError
 
-START_TIMEOUT_S = 60.0
+# Its libraries take a minute where nothing else is to be had of a processor.
+START_TIMEOUT_S = 300.0
 # Of what the bridge writes to its log, in errors.
 NUM_LAST_LINES = 8
 
@@ -90,9 +91,11 @@ class Bridge:
         ready = threading.Event()
         self._reader = threading.Thread(target=self._read, args=(self._process, ready), daemon=True)
         self._reader.start()
-        if not ready.wait(START_TIMEOUT_S) or self._process.poll() is not None:
+        is_ready = ready.wait(START_TIMEOUT_S)
+        if not is_ready or self._process.poll() is not None:
             self._process.kill()
-            raise DeployError(f"Meadowrun does not start:\n{self._last_words()}")
+            within = "" if is_ready else f" within {START_TIMEOUT_S:.0f} s"
+            raise DeployError(f"Meadowrun does not start{within}:\n{self._last_words()}")
         return self._process
 
     def _read(self, process: subprocess.Popen[str], ready: threading.Event) -> None:
