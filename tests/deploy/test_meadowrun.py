@@ -165,8 +165,8 @@ def test_a_pipeline_on_ec2_makes_a_picture_and_is_taken_down(
         return done.output
 
     assert "g4dn.xlarge" in triptych("plan")
-    said = triptych("up", "--port", "0", "--http-port", "0")
     try:
+        said = triptych("up", "--port", "0", "--http-port", "0")
         address = said.rpartition("gateway serves at ")[2].partition(",")[0]
         with Client(address) as client:
             made = client.run(make_spec("a red house", candidates=1, variations=1, seed=7)).result()
