@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -71,6 +72,8 @@ def load_vqgan(part_folder: Path) -> tuple[vqgan.Params, vqgan.VqganConfig]:
     """Raises ModelError when the part's files are missing, damaged or do not fit each other."""
     config = vqgan.VqganConfig.from_json(read_config(part_folder))
     params = vqgan.group_norms(load_parameters(part_folder, vqgan.parameter_shapes(config)), config)
+    if jax.default_backend() == "cpu":
+        params = vqgan.halve_products(params, config)
     return to_device(params), config
 
 

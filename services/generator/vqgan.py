@@ -18,6 +18,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int, UInt8
 
 from services.errors import ModelError
+from services.generator import winograd
 
 # B images, H x W pixels, h x w tokens, C channels, E code width.
 Params = dict[str, Any]
@@ -137,6 +138,22 @@ def parameter_shapes(config: VqganConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def halve_products(params: Params, config: VqganConfig) -> Params:
+    """Gives the wide convolutions of the blocks `points` in place of `kernel`, which `winograd.convolve` takes: for CPUs."""
+
+    def halved(branch: Any) -> Any:
+        if not isinstance(branch, dict):
+            return branch
+        for name, below in branch.items():
+            if name in ("conv1", "conv2") and min(below["kernel"].shape[2:]) >= winograd.FEWEST_CHANNELS:
+                branch[name] = {"points": winograd.transform(below["kernel"]), "bias": below["bias"]}
+            else:
+                halved(below)
+        return branch
+
+    return params if config.tokens_per_side % winograd.TILE else halved(params)
+
+
 def group_norms(params: Params, config: VqganConfig) -> Params:
     """Gives each norm's scale and bias the shape (groups, channels of a group), from which the norm knows its groups."""
 
@@ -230,6 +247,8 @@ def _attn(attn: Params, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
 def _conv(
     conv: Params, x: Float[Array, "B h w _"], *, stride: int = 1, padding: str = "SAME"
 ) -> Float[Array, "B _ _ _"]:
+    if "points" in conv:
+        return winograd.convolve(conv["points"], x) + conv["bias"]
     x = lax.conv_general_dilated(x, conv["kernel"], (stride, stride), padding, dimension_numbers=CONV_LAYOUT)
     return x + conv["bias"]
 

@@ -1,9 +1,14 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from services.errors import ModelError
-from services.generator import vqgan
+from services.generator import vqgan, winograd
+from services.generator.model import load_vqgan
+from services.generator.random_weights import write_random_vqgan
+from services.generator.weights import load_parameters
 from tests.generator.conftest import VQGAN_CONFIG
 
 
@@ -17,6 +22,36 @@ def test_a_code_is_its_own_nearest_code(model):
 def test_pixels_are_clipped_and_truncated():
     pixels = jnp.asarray([-0.5, 0.0, 0.5, 0.999, 1.0, 2.0]).reshape(1, 1, 2, 3)
     assert vqgan.to_uint8(pixels).ravel().tolist() == [0, 0, 127, 254, 255, 255]
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (80, 4), (70, 8)])
+def test_a_convolution_with_half_the_products_is_the_convolution(height, width):
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((3, 3, 5, 7), np.float32)
+    x = jnp.asarray(rng.standard_normal((2, height, width, 5), np.float32))
+    plain = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=winograd.LAYOUT)
+    np.testing.assert_allclose(
+        winograd.convolve(jnp.asarray(winograd.transform(kernel)), x), plain, atol=1e-4
+    )
+
+
+def test_wide_blocks_draw_the_same_with_half_the_products(tmp_path):
+    write_random_vqgan(tmp_path, VQGAN_CONFIG | {"ch": 128})
+    halved, config = load_vqgan(tmp_path)
+    loaded = load_parameters(tmp_path, vqgan.parameter_shapes(config))
+    plain = jax.tree.map(jnp.asarray, vqgan.group_norms(loaded, config))
+    codes = vqgan.look_up(plain, jnp.arange(16)[None])
+    decode = jax.jit(vqgan.decode)
+    assert "points" in halved["decoder"]["mid"]["block_1"]["conv1"]
+    np.testing.assert_allclose(decode(halved, codes), decode(plain, codes), atol=1e-4)
+
+
+def test_doubling_in_a_convolution_is_repeating_pixels_before_it(model):
+    upsample = model.vqgan_params["decoder"]["up_1"]["upsample"]["conv"]
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 4, 5, upsample["kernel"].shape[2]), np.float32))
+    repeated = x.repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_allclose(vqgan._upsampled_conv(upsample, x), vqgan._conv(upsample, repeated), atol=1e-5)
 
 
 @pytest.mark.parametrize(
