@@ -23,7 +23,7 @@ from training.drawing import Painter
 from training.export import load_exported, write_part
 from training.loop import Measures, Options, rng_of_step, train
 from training.pictures import sample_either
-from training.scenes import NARROW, sample_scene, sample_scenes
+from training.scenes import NARROW, SceneObject, sample_scene, sample_scenes
 from training.sprites import stand_in_sprites
 
 SMALL_AUTOENCODER = replace(autoencoder.CONFIG, ch=32, ch_mult=(1, 1, 1), image_size=32)
@@ -112,15 +112,45 @@ def test_clip_takes_two_steps_and_ranks_eight(two_steps: Options):
         vision_patch_size=8,
         vision_layers=1,
     )
-    network, painter = Clip(config), Painter(stand_in_sprites(), size=32)
+    probed, painter = clip.ProbedClip(Clip(config)), Painter(stand_in_sprites(), size=32)
     train(
         "clip",
-        network,
-        partial(clip.losses_of_step, network, tokenizer, painter, 4),
+        probed,
+        partial(clip.losses_of_step, probed, tokenizer, painter, 4),
         two_steps,
-        measure=partial(clip.measure, tokenizer, painter, 2),
+        measure=lambda average: clip.measure(tokenizer, painter, 2, average.clip),
     )
     assert 0 <= logged(two_steps, "clip")[-1]["best_of_8_near"] <= 1
+
+
+def test_a_near_miss_is_told_by_other_words():
+    rng = random.Random(1)
+    for scene in sample_scenes(100, seed=4):
+        missed = clip.near_miss(scene, rng, NARROW)
+
+        assert sorted(map(str, missed.objects)) != sorted(map(str, scene.objects))
+        assert len({o.slot for o in missed.objects}) == len(missed.objects) > 0
+        assert replace(missed, objects=()) == replace(scene, objects=())
+
+
+def test_an_embedding_is_asked_for_what_is_there():
+    torch.manual_seed(0)
+    red, blue = (
+        replace(scene, objects=(SceneObject("car", colour, "medium", "left"),))
+        for scene in sample_scenes(1, seed=4)
+        for colour in ("red", "blue")
+    )
+    probe, embeds = clip.ContentProbe(8), torch.eye(8)[:2]
+    optimizer = torch.optim.Adam(probe.parameters(), lr=0.1)
+    for _ in range(50):
+        optimizer.zero_grad()
+        probe.loss(embeds, [red, blue]).backward()
+        optimizer.step()
+
+    with torch.no_grad():
+        right, swapped = (probe.loss(embeds, scenes) for scenes in ([red, blue], [blue, red]))
+
+    assert float(right) < 0.1 < 1 < float(swapped)
 
 
 def test_the_unet_takes_two_steps_and_refines(two_steps: Options):
