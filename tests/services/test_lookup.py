@@ -132,6 +132,12 @@ def hub(tmp_path, monkeypatch):
 
         def do_GET(self):
             found = re.fullmatch(r"(/[^/]+/[^/]+/)resolve/[^/]+/(.+)", self.path)
+            if found is None or not (roots[found[1]] / found[2]).is_file():
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             data = (roots[found[1]] / found[2]).read_bytes()
             start, stop = 0, len(data)
             if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
