@@ -35,8 +35,9 @@ up: $(VENV)/runtime ## Start the three stages and the gateway and keep them runn
 test: $(VENV)/dev ## Run the tests (minutes)
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not parity and not compose and not faults and not meadowrun" $(ARGS)
 
+# Two processes, as above: it waits a lot, for what is silent to be noticed.
 test-faults: $(VENV)/dev ## Kill, stop and cut off real processes in every place, and print what each case showed
-	$(TEST_ENV) $(BIN)/python -m pytest -q tests/faults $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/faults $(ARGS)
 
 # MODELS: real-l, mini, glid-3-xl-finetuned, glid-3-xl, glid-3-xl-inpaint, mega, mega_full; but for the last all of them.
 test-real-size: $(VENV)/dev ## Pull, convert and serve models of published size, and 2 GB through S3 (25 GB of disk, an hour)

@@ -15,7 +15,8 @@ from tests.faults.runs_seen import Caller, Watcher, replay, spec
 # What a worker has to finish in when it is drained.
 GRACE_S = 2.0
 
-ROWS = pytest.StashKey[list[tuple[str, str]]]()
+# What a row of the table is kept as in its test's report, which also comes from other processes.
+ROW = "fault case"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -44,6 +45,7 @@ class Scene:
 async def mended(started: Cluster) -> AsyncIterator[Scene]:
     """The processes as a case finds them: all alive, known to the gateway and trusted by it."""
     await started.mend()
+    gateway = started.gateway.pid
     async with Caller(started.address) as caller:
         await caller.sees_workers(2)
         made = Scene(started, caller, [])
@@ -51,7 +53,9 @@ async def mended(started: Cluster) -> AsyncIterator[Scene]:
         for watcher in made.watchers:
             await watcher.close()
         await started.mend()
-        await trust_again(started, caller)
+        # One that has just begun trusts everybody.
+        if started.gateway.pid == gateway:
+            await trust_again(started, caller)
 
 
 async def trust_again(started: Cluster, caller: Caller) -> None:
@@ -79,15 +83,14 @@ def row(request):
     case = request.node.name.removeprefix("test_")
     took_s = time.monotonic() - began
     failed = getattr(request.node, "outcome_of_call", "passed") != "passed"
-    request.config.stash.setdefault(ROWS, []).append(
-        (
-            request.node.path.stem.removeprefix("test_"),
-            case,
-            "FAILED" if failed else "holds",
-            f"{took_s:.1f} s",
-            "; ".join(noted),
-        )
+    shown = (
+        request.node.path.stem.removeprefix("test_"),
+        case,
+        "FAILED" if failed else "holds",
+        f"{took_s:.1f} s",
+        "; ".join(noted),
     )
+    request.node.user_properties.append((ROW, shown))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -98,8 +101,15 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    rows = config.stash.get(ROWS, [])
+def pytest_terminal_summary(terminalreporter):
+    rows = sorted(
+        shown
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "teardown"
+        for name, shown in report.user_properties
+        if name == ROW
+    )
     if not rows:
         return
     head = ("file", "case", "result", "took", "what it showed")

@@ -19,6 +19,8 @@ ENDED = {
     RunState.RUN_STATE_FAILED,
 }
 PATIENCE_S = 120.0
+# The processor is wanted by the gateway that begins meanwhile.
+COME_BACK_AFTER_S = 0.2
 # What says that the connection or the gateway went away, and nothing of the run.
 GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN}
 
@@ -93,7 +95,7 @@ class Caller:
                 except grpc.aio.AioRpcError as error:
                     if error.code() not in GONE:
                         raise
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(COME_BACK_AFTER_S)
 
     async def create(self, asked: RunSpec, request_id: str = "") -> str:
         request = pipeline_pb2.CreateRunRequest(request_id=request_id, spec=asked)
@@ -195,7 +197,7 @@ class Watcher:
                 except grpc.aio.AioRpcError as error:
                     if error.code() not in GONE:
                         raise
-                    await asyncio.sleep(0.05)
+                    await asyncio.sleep(COME_BACK_AFTER_S)
                 except asyncio.CancelledError:
                     if not self._call.cancelled() or (task := asyncio.current_task()) and task.cancelling():
                         raise
