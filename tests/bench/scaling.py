@@ -37,7 +37,7 @@ def runs_an_hour(stage: StageModel, pictures: int) -> float:
 def row(stages: list[StageModel], rate: int, hours: float, evictions: float = 0.0) -> tuple[str, Outcome]:
     outcome = simulate(stages, Load(rate / 3600, PICTURES), Eviction(evictions), hours=hours)
     replicas = ", ".join(str(stage.replicas) for stage in stages)
-    said = f"`--evictions {evictions:g}`" if evictions else f"`--hours {hours:g}`"
+    said = f"`--hours {hours:g}" + (f" --evictions {evictions:g}`" if evictions else "`")
     first, whole = (
         ", ".join(f"{s:.0f} s" for s in both) for both in (outcome.first_picture_s, outcome.whole_run_s)
     )
@@ -53,7 +53,10 @@ def main() -> None:
     times = parser.parse_args().times
     one = read_times(times, (1.0, 1.0, 1.0))
 
-    print(",\n ".join(f'"{name}": {json.dumps(json.loads(times.read_text())[name])}' for name in STAGES))
+    print("{", end="")
+    print(
+        ",\n ".join(f'"{name}": {json.dumps(json.loads(times.read_text())[name])}' for name in STAGES) + "}"
+    )
     print("\n| | Pictures an hour | Runs of 17 an hour |\n|---|---|---|")
     for name, stage, pictures in zip(STAGES, one, PICTURES, strict=True):
         full_s = stage.seconds(stage.slots)
