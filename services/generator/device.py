@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
 
 CACHE_VARIABLE = "TRIPTYCH_JAX_CACHE"
+# Known once the device is set up.
+_num_threads: int | None = None
 
 
 def set_up_device(name: str, *, threads: int | None = None) -> str:
@@ -23,9 +25,7 @@ def set_up_device(name: str, *, threads: int | None = None) -> str:
 
     `threads` holds on a CPU. Raises ModelError when the device is not there.
     """
-    if threads is not None:
-        # JAX has no setting for it; its CPU client asks the process how many cores it may use.
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    global _num_threads
     cache = Path(os.environ.get(CACHE_VARIABLE) or _user_cache_folder() / "triptych" / "jax")
     settings = {
         "jax_platforms": None if name == "auto" else name,
@@ -37,7 +37,9 @@ def set_up_device(name: str, *, threads: int | None = None) -> str:
     for setting, value in settings.items():
         jax.config.update(setting, value)  # type: ignore[no-untyped-call] # JAX has no annotation there
     try:
-        device = jax.devices()[0]
+        with _so_many_processors(threads):
+            device = jax.devices()[0]
+            _num_threads = num_processors()
     except RuntimeError as error:
         raise ModelError(f"no device '{name}' for JAX: {error}; expected cpu, cuda or auto") from None
     log.info("JAX %s on %s, compiled programs in %s", jax.__version__, device, cache)
@@ -45,8 +47,28 @@ def set_up_device(name: str, *, threads: int | None = None) -> str:
 
 
 def num_processors() -> int:
-    """How many this process may use."""
+    """How many this process may use; once the device is set up, how many JAX uses."""
+    if _num_threads is not None:
+        return _num_threads
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _so_many_processors(threads: int | None) -> Iterator[None]:
+    """JAX has no setting for its threads: its CPU client makes one for each processor that it may use when it is made.
+
+    Afterwards all may run anywhere again, or the services of one machine would crowd on its first processors.
+    """
+    if threads is None or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[:threads])
+    try:
+        yield
+    finally:
+        for task in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(task), allowed)
 
 
 def _user_cache_folder() -> Path:

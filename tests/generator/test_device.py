@@ -1,0 +1,30 @@
+"""How many threads JAX takes, and that a service with few of them is not tied to the first processors."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# A process of its own: the device is set up once in each.
+SCRIPT = """
+import json, os
+from services.generator.device import num_processors, set_up_device
+
+set_up_device("cpu", threads=1)
+allowed = {task: sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")}
+pools = [open(f"/proc/self/task/{task}/comm").read() for task in allowed]
+print(json.dumps([num_processors(), list(allowed.values()), sum("XLAEigen" in name for name in pools)]))
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors to tell them apart")
+def test_a_generator_of_one_thread_may_run_on_every_processor():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+
+    num_threads, allowed, num_pooled = json.loads(done.stdout)
+
+    assert num_threads == 1
+    assert num_pooled <= 1
+    assert all(processors == sorted(os.sched_getaffinity(0)) for processors in allowed)
