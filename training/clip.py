@@ -5,7 +5,7 @@
 Every batch holds hard negatives: for each scene three near misses with another colour, object or count, for telling
 eight candidates of one prompt apart is all that ranking has to do. Both towers are asked, too, what is there.
 Needs: the sprites, 0.6 GB of memory, about 0.5 CPU seconds a step.
-Reached: right one of 8 1.0 against other scenes, .65 against near misses, in 1,120 CPU seconds (docs/models.md).
+Reached: right one of 8 1.0 against other scenes, .77 against near misses, in 1,970 CPU seconds (docs/models.md).
 """
 
 import argparse
