@@ -18,10 +18,12 @@ from services.refiner.autoencoder import Autoencoder
 from training.degraded import Degrade
 from training.drawing import Painter
 from training.pictures import to_tensor
-from training.scenes import WORLDS, Scene, sample_scene
+from training.scenes import WORLDS, Scene, sample_scene, without_place
 
 # The generator of the family knows the narrow world only: so does, mostly, what refines its pictures.
 NARROW_SHARE = 0.9
+# Without a place: what objects look like where the world never puts them is learnt from these.
+PLAIN_SHARE = 0.15
 ENCODED_TOGETHER = 16
 
 
@@ -35,11 +37,15 @@ class Pool:
 
 
 def pool_scenes(count: int, seed: int, *, held_out: bool) -> list[Scene]:
+    """As many scenes; of those to train on, some without a place."""
     rng = random.Random(seed)
-    return [
+    scenes = [
         sample_scene(rng, WORLDS["narrow" if rng.random() < NARROW_SHARE else "wide"], held_out=held_out)
         for _ in range(count)
     ]
+    if held_out:
+        return scenes
+    return [without_place(scene, rng) if rng.random() < PLAIN_SHARE else scene for scene in scenes]
 
 
 @torch.no_grad()
@@ -62,7 +68,7 @@ def encode_scenes(
 def cached_pool(path: Path, count: int, autoencoder: Autoencoder, painter: Painter, degrade: Degrade) -> Pool:
     """The pool in the file at `path`, if it was made with this autoencoder; else makes it and writes it there."""
     scenes = pool_scenes(count, 0, held_out=False)
-    key = f"{count} {fingerprint(autoencoder)} {degrade.__qualname__}"
+    key = f"{count} {PLAIN_SHARE} {fingerprint(autoencoder)} {degrade.__qualname__}"
     if path.exists():
         state = torch.load(path, weights_only=True)
         if state["key"] == key:

@@ -10,6 +10,7 @@ import copy
 import json
 import math
 import random
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,8 +94,8 @@ def train(
     first_step = 0
     if options.resume and (folder / "checkpoint.pt").exists():
         first_step = _load_checkpoint(folder / "checkpoint.pt", network, average, optimizer)
-    sums: dict[str, float] = {}
-    started, cpu_started, logged_at = time.monotonic(), time.process_time(), first_step
+    logged: dict[str, list[float]] = {}
+    started, cpu_started = time.monotonic(), time.process_time()
     for step in range(first_step, options.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options)
@@ -106,12 +107,13 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         _update_average(average, network, min(options.ema_decay, (step + 1) / (step + 10)))
         for key, value in losses.items():
-            sums[key] = sums.get(key, 0.0) + float(value.detach())
+            logged.setdefault(key, []).append(float(value.detach()))
         done = step + 1
         is_measured = done % options.measure_every == 0 or done == options.steps
         if done % options.log_every == 0 or is_measured:
-            means = {key: round(value / (done - logged_at), 5) for key, value in sums.items()}
-            sums, logged_at = {}, done
+            # Of those steps that told it: not every step of a recipe needs to.
+            means = {key: round(statistics.fmean(values), 5) for key, values in logged.items()}
+            logged = {}
             record: dict[str, object] = {
                 "step": done,
                 "wall_s": round(time.monotonic() - started),
