@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.attempts import Patience
 from gateway.budget import Budget
 from gateway.making import Making
 from gateway.plan import Plan, StagePlan
 from gateway.pool import Pool
 from gateway.ranking import score
 from gateway.record import Record
+from gateway.retries import Patience
 from gateway.stages import REFINE, UPSCALE, StageKind
 from services.errors import TriptychError
 from triptych.v1.pipeline_pb2 import Event, Image, RunState

@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import aclosing
 from functools import partial
 
-from gateway.attempts import Happening, Patience, Retrying, Started, Waiting, make_picture
+from gateway.attempts import Happening, Retrying, Started, Waiting, make_picture
 from gateway.budget import Budget
 from gateway.history import CANCELLED
 from gateway.plan import MAX_SEED, Plan, StageWork
 from gateway.pool import Pool
 from gateway.record import Record
+from gateway.retries import Patience
 from gateway.stage_errors import StageError, as_recorded
 from gateway.stages import UPSCALE, Job, StageKind
 from gateway.worker import Worker

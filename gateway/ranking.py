@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 
-from gateway.attempts import Failures, Patience
 from gateway.pool import Pool
+from gateway.retries import Failures, Patience
 from gateway.stage_errors import StageError, from_rpc
 from triptych.v1.refiner_pb2 import RankRequest
 from triptych.v1.stage_pb2 import ImageData

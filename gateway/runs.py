@@ -15,7 +15,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from gateway.admission import Admission, Room, Turn
-from gateway.attempts import Patience
 from gateway.budget import Budget
 from gateway.callers import Caller
 from gateway.flow import Flow
@@ -26,6 +25,7 @@ from gateway.live_run import LiveRun
 from gateway.plan import Plan, restore_plan
 from gateway.pool import Pool
 from gateway.record import Record, first_event
+from gateway.retries import Patience
 from gateway.sharing import Sharing
 from gateway.store import Store
 from services.errors import NotFound, NotReady, TriptychError

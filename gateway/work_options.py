@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from gateway.admission import Room
-from gateway.attempts import Patience
+from gateway.retries import Patience
 from gateway.stages import StageKind
 from gateway.targets import Target, WorkersFile
 

@@ -14,11 +14,11 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from gateway.attempts import Patience
 from gateway.authentication import Authentication, TokenInterceptor
 from gateway.journal import open_journal
 from gateway.pipeline import Pipeline as Facade
 from gateway.pool import Pool
+from gateway.retries import Patience
 from gateway.runs import Bounds, Runs
 from gateway.service import SERVICE, PipelineService
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE

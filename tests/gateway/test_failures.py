@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.attempts import Patience
+from gateway.retries import Patience
 from services.errors import DeviceOutOfMemory, InvalidRequest as StageInvalidRequest, QueueFull
 from tests.gateway.runs_as_seen import collect, finished, ready, spec
 from tests.gateway.scripted import image, pipeline, png

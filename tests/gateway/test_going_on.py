@@ -2,13 +2,13 @@
 
 import pytest
 
-from gateway.attempts import Patience
 from gateway.budget import Budget
 from gateway.flow import Flow
 from gateway.history import CANCELLED
 from gateway.plan import make_plan, restore_plan
 from gateway.pool import Pool
 from gateway.record import Record, first_event
+from gateway.retries import Patience
 from gateway.selections import Selection, make_selection, number_children
 from gateway.stages import STAGES
 from gateway.store import open_store

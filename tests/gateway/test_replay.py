@@ -2,7 +2,7 @@
 
 import asyncio
 
-from gateway.attempts import Patience
+from gateway.retries import Patience
 from gateway.targets import Target
 from services.errors import WorkerEvicted
 from tests.gateway.runs_as_seen import collect, finished, ready, spec

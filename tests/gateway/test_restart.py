@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.attempts import Patience
+from gateway.retries import Patience
 from gateway.runs import Bounds
 from services.errors import AlreadyExists, NotFound
 from tests.gateway.runs_as_seen import ALL, collect, finished, ready, run_finished, spec

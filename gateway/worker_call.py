@@ -1,0 +1,152 @@
+"""One picture asked of one worker: what it answers is checked, and its silence has an end.
+
+It tries once, and tells the pool what became of it; whether there is another try is for others to say.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+
+import grpc
+
+from gateway.pace import Pace
+from gateway.pool import Pool
+from gateway.retries import Patience
+from gateway.stage_errors import StageError, from_failure, from_rpc
+from gateway.stages import Job, StageKind
+from gateway.worker import Worker
+from services.images import read_png_size
+from triptych.v1.stage_pb2 import StageEvent
+
+log = logging.getLogger(__name__)
+
+
+async def ask_worker(pool: Pool, worker: Worker, job: Job, patience: Patience) -> AsyncGenerator[StageEvent]:
+    """The events of one picture from one worker; raises StageError."""
+    where = f"{pool.kind.worker} {worker.address}"
+    stream = pool.kind.start(worker.channel, job, patience.timeout_s())
+    seat = Seat(patience, worker.pace)
+    has_picture = False
+    worker.on_stall.add(seat.leave)
+    try:
+        while True:
+            async with asyncio.timeout(seat.limit_s) as seat.limit:
+                event = await stream.read()
+            seat.limit = None
+            if event is None:
+                break
+            if problem := _find_fault(event, job, pool.kind, has_picture=has_picture):
+                raise _broken(f"{where} was asked for image {job.index} and answered with {problem}")
+            pool.heard(worker)
+            seat.move(event)
+            if event.HasField("failure"):
+                raise from_failure(event.failure, where)
+            has_picture = has_picture or event.HasField("image")
+            yield event
+        if not has_picture:
+            raise _broken(f"{where} ended without the picture")
+    except TimeoutError:
+        error = seat.stalled(where)
+        if not seat.is_left:
+            pool.stalled(worker, str(error), patience.stall_timeout_s)
+        raise error from None
+    except grpc.aio.AioRpcError as error:
+        raised = seat.blame(from_rpc(error, where))
+        pool.failed(worker, raised)
+        raise raised from None
+    except StageError as error:
+        pool.failed(worker, error)
+        raise seat.blame(error) from None
+    finally:
+        worker.on_stall.discard(seat.leave)
+        stream.cancel()
+
+
+class Seat:
+    """Where a picture is at its worker: on its way, in the queue, or being made; and how long it may be silent there."""
+
+    def __init__(self, patience: Patience, pace: Pace) -> None:
+        self._patience = patience
+        # Of the queue, which this picture measures as it moves with it.
+        self._pace = pace
+        self._position, self._moved_at = 0, 0.0
+        self.is_waiting = False
+        self.is_being_made = False
+        # Whether it left the queue because the worker has stalled with others.
+        self.is_left = False
+        # Of the read that is under way.
+        self.limit: asyncio.Timeout | None = None
+
+    @property
+    def limit_s(self) -> float:
+        if self.is_left:
+            return 0.0
+        # A queue may well stand still for longer than a picture that is being made.
+        return self._patience.queue_timeout_s if self.is_waiting else self._patience.stall_timeout_s
+
+    def move(self, event: StageEvent) -> None:
+        position = event.accepted.queue_position if event.HasField("accepted") else 0
+        now = asyncio.get_running_loop().time()
+        if self._position:
+            self._pace.moved(self._position - position, now - self._moved_at)
+        self._position, self._moved_at = position, now
+        self.is_waiting, self.is_being_made = position > 0, position == 0
+
+    def leave(self) -> None:
+        """Gives up the place in the queue, if it has one."""
+        if self.is_waiting:
+            self.is_left = True
+            if self.limit is not None:
+                self.limit.reschedule(asyncio.get_running_loop().time())
+
+    def blame(self, error: StageError) -> StageError:
+        """Whether the picture may be the cause."""
+        error.is_in_queue = not self.is_being_made
+        return error
+
+    def stalled(self, where: str) -> StageError:
+        """What it means that the limit has passed."""
+        if self.is_left:
+            text = f"{where} has stalled, and the picture left its queue"
+        elif self.is_waiting:
+            text = f"the queue of {where} has not moved for {self.limit_s:g} s"
+        else:
+            text = f"{where} has been silent for {self.limit_s:g} s"
+        return self.blame(StageError(text, reason="WORKER_STALLED", retry_after_s=5.0))
+
+
+def _find_fault(event: StageEvent, job: Job, kind: StageKind, *, has_picture: bool) -> str:
+    """What of the event cannot belong to the job; empty if nothing."""
+    match event.WhichOneof("kind"):
+        case "accepted":
+            return ""
+        case None:
+            return "an empty event"
+        case name:
+            detail = getattr(event, name)
+    if detail.index != job.index:
+        return f"a {name} of image {detail.index}"
+    if name != "image":
+        return ""
+    if has_picture:
+        return "a second picture"
+    if not (detail.image.data and detail.image.width > 0 and detail.image.height > 0):
+        return "a picture without data or size"
+    if kind.is_seeded and detail.seed != job.seed:
+        return f"a picture of seed {detail.seed} where {job.seed} was asked for"
+    # The next stage and every caller take it for what it says it is; nobody else on the way looks inside.
+    if detail.image.mime_type not in ("", "image/png"):
+        return f"a picture of type {detail.image.mime_type[:40]!r}"
+    try:
+        size = read_png_size(detail.image.data)
+    except ValueError as error:
+        return str(error)
+    if size != (detail.image.width, detail.image.height):
+        said = f"{detail.image.width} x {detail.image.height}"
+        return f"a picture of {size[0]} x {size[1]} pixels that is said to have {said}"
+    return ""
+
+
+def _broken(message: str) -> StageError:
+    log.error("%s", message)
+    return StageError(message, reason="WORKER_BROKEN", retry_after_s=1.0)
