@@ -1,36 +1,21 @@
-"""The workers of one stage: checked for health, trusted by what became of their work, chosen by who has least to do.
+"""The workers of one stage as they are given work: trusted by what became of it, chosen by who has least to do.
 
-One channel per worker: gRPC's own round robin over a name does not find replicas that are added while old
-connections live. It knows nothing of runs.
+It knows nothing of runs.
 """
 
 import asyncio
 import functools
-import logging
-import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
+from gateway.discovery import Discovery
 from gateway.line import Line, Look, Waiter
-from gateway.stages import StageKind
-from gateway.targets import Resolve, Resolver, Target, resolve_name
 from gateway.worker import Worker
-from services.channels import open_channel
 from services.errors import NoWorker, TriptychError
-from services.tls import CertificateFiles
 from triptych.v1.stage_pb2 import ModelInfo
-
-log = logging.getLogger(__name__)
-
-CHECK_EVERY_S = 2.0
-# A stage whose device keeps the processor busy answers late, and is not dead for that.
-CHECK_TIMEOUT_S = 5.0
 
 # A worker that a call was lost on is given nothing for a while, though it may answer its health check at once: so long
 # at first, twice as long each time, until a picture of it arrives. One that stalled is left alone for longer, since what
@@ -38,8 +23,6 @@ CHECK_TIMEOUT_S = 5.0
 LOST_PAUSE_S, STALL_PAUSE_S, LONGEST_PAUSE_S = 1.0, 5.0, 300.0
 # So many answers that cannot be right, one after the other, and it is taken for broken as a whole.
 MAX_BROKEN_ANSWERS = 3
-
-ListTargets = Callable[[], Awaitable[Sequence[Target]]]
 
 
 class ModelGone(NoWorker):
@@ -49,63 +32,36 @@ class ModelGone(NoWorker):
 
 
 class Pool:
-    """The workers of one stage. Use as a context manager: it asks after their health from entry to exit."""
+    """Use as a context manager: its workers are looked after from entry to exit."""
 
-    def __init__(
-        self,
-        kind: StageKind,
-        targets: Sequence[Target],
-        *,
-        check_every_s: float = CHECK_EVERY_S,
-        resolve: Resolve = resolve_name,
-        certificates: CertificateFiles | None = None,
-        more_targets: ListTargets | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.kind = kind
-        self.targets = tuple(targets)
-        # Those that a list has now, beside the ones that are always there.
-        self._more_targets = more_targets
-        self._check_every_s = check_every_s
-        self._resolver = Resolver(resolve)
-        self._clock = clock
-        self._certificates = certificates
-        # Those whose channel has the certificates from before a change: closed when they have no work left.
-        self._replaced: list[Worker] = []
-        self._workers: dict[str, Worker] = {}
-        self._line = Line(clock)
-        # Set, and replaced, when a worker may be given work that could not before.
+    def __init__(self, discovery: Discovery) -> None:
+        self.kind = discovery.kind
+        self.discovery = discovery
+        self._clock = discovery.clock
+        self._line = Line(self._clock)
+        # Set, and replaced, when a worker may be given work that could not before, or none any more.
         self._changed = asyncio.Event()
-        self._refreshing: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
+        discovery.on_change = self._tell_changed
 
     async def __aenter__(self) -> Self:
-        self._watching = asyncio.create_task(self._watch(), name=f"watch {self.kind.worker}s")
+        await self.discovery.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tasks = [task for task in (self._watching, self._refreshing) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.discovery.__aexit__(kind, error, trace)
         self._line.close()
-        await self._resolver.close()
-        workers = [*self._workers.values(), *self._replaced]
-        await asyncio.gather(*(worker.channel.close() for worker in workers))
-        self._workers.clear()
-        self._replaced.clear()
 
     @property
     def healthy(self) -> list[Worker]:
-        return [worker for worker in self._workers.values() if not worker.problem and not worker.gone]
+        return self.discovery.healthy
 
     async def require(self) -> list[Worker]:
         """The workers that can be given work, asked anew if none is known; raises NoWorker."""
-        await self._refresh_until(lambda: self.healthy)
+        await self.discovery.refresh_until(lambda: self.healthy)
         if not self.healthy:
-            raise NoWorker(self._why_none())
+            raise NoWorker(self.discovery.why_none())
         return self.healthy
 
     async def choose(
@@ -125,7 +81,7 @@ class Pool:
         raises NoWorker, and DeadlineExceeded for a waiter.
         """
         until = self._clock() + patience_s
-        await self._refresh_until(lambda: self._candidates(digest, but))
+        await self.discovery.refresh_until(lambda: self._candidates(digest, but))
         while True:
             changed = self._changed
             if waiter is None or alone:
@@ -202,12 +158,12 @@ class Pool:
         ]
 
     def _none_for(self, digest: str) -> NoWorker:
-        if self.healthy and not any(worker.model.digest == digest for worker in self._workers.values()):
+        if self.healthy and not any(worker.model.digest == digest for worker in self.discovery.workers):
             return ModelGone(
                 f"no {self.kind.worker} has the model that this run began with any more ({digest[:12]}); start one "
                 "that has it, or start the run again"
             )
-        return NoWorker(self._why_none())
+        return NoWorker(self.discovery.why_none())
 
     @contextmanager
     def working(self, worker: Worker, *, alone: bool = False) -> Iterator[None]:
@@ -242,7 +198,7 @@ class Pool:
             case "WORKER_LOST":
                 self._pause(worker, "its call broke off", LOST_PAUSE_S)
             case "WORKER_EVICTED" | "NOT_READY":
-                self._note(worker, "it is starting up or draining")
+                self.discovery.note(worker, "it is starting up or draining")
             case "WORKER_BROKEN":
                 worker.num_broken_answers += 1
                 if worker.num_broken_answers >= MAX_BROKEN_ANSWERS:
@@ -266,107 +222,16 @@ class Pool:
         worker.is_on_probation = worker.num_losses > 0 or first_s == STALL_PAUSE_S
         worker.num_losses += 1
         worker.paused_until = self._clock() + pause_s
-        self._note(worker, f"{problem}; it is given nothing for {pause_s:g} s")
+        self.discovery.note(worker, f"{problem}; it is given nothing for {pause_s:g} s")
 
     async def refresh(self) -> None:
-        """Resolves the names and asks after every worker now; callers at the same time share one round."""
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._refresh())
-        await asyncio.shield(self._refreshing)
-
-    async def _refresh_until(self, found: Callable[[], Sequence[Worker]]) -> None:
-        # Twice: the round that is under way may have asked before the worker was there.
-        for _ in range(2):
-            if not found():
-                await self.refresh()
-
-    async def _watch(self) -> None:
-        while True:
-            try:
-                await self.refresh()
-            except Exception:
-                log.exception("asking after the %ss failed", self.kind.worker)
-            now = self._clock()
-            ends = [worker.paused_until for worker in self._workers.values() if worker.paused_until > now]
-            await asyncio.sleep(min([self._check_every_s, *(end - now for end in ends)]))
-
-    async def _refresh(self) -> None:
-        listed = await self._more_targets() if self._more_targets is not None else ()
-        targets = list(dict.fromkeys([*self.targets, *listed]))
-        found = await asyncio.gather(*map(self._resolver.addresses, targets))
-        # Behind a name every worker proves to be the name, whatever address it has.
-        server_names = {
-            address: target.host if target.is_name else None
-            for target, those in zip(targets, found, strict=True)
-            for address in those
-        }
-        addresses = list(server_names)
-        certificates = self._certificates.current() if self._certificates else None
-        for address, server_name in server_names.items():
-            known = self._workers.get(address)
-            if known is None or known.certificates is not certificates:
-                channel = open_channel(address, certificates, server_name=server_name)
-                worker = Worker(address, channel, certificates=certificates)
-                if known is not None:
-                    worker.take_over(known)
-                    self._replaced.append(known)
-                self._workers[address] = worker
-            self._workers[address].gone = False
-        for worker in [worker for worker in self._replaced if not worker.outstanding]:
-            self._replaced.remove(worker)
-            await worker.channel.close()
-        for worker in [worker for worker in self._workers.values() if worker.address not in addresses]:
-            worker.gone = True
-            if not worker.outstanding:
-                del self._workers[worker.address]
-                await worker.channel.close()
-        # Those who wait for one that is gone now had better not.
-        self._line.serve()
-        await asyncio.gather(*(self._check(self._workers[address]) for address in addresses))
-
-    async def _check(self, worker: Worker) -> None:
-        checks: Any = health_pb2_grpc.HealthStub(worker.channel)  # its type stubs leave the methods out
-        stub = self.kind.make_stub(worker.channel)
-        try:
-            request = health_pb2.HealthCheckRequest(service=self.kind.service)
-            health = await checks.Check(request, timeout=CHECK_TIMEOUT_S)
-            if health.status != health_pb2.HealthCheckResponse.SERVING:
-                self._note(worker, "it is starting up or draining")
-                return
-            answer = await stub.GetModel(self.kind.get_model_request(), timeout=CHECK_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            self._note(worker, _explain(error, self.kind.worker))
-            return
-        if self._clock() < worker.paused_until:
-            return
-        if worker.problem:
-            log.info("%s %s serves '%s'", self.kind.worker, worker.address, answer.model.name)
-        is_news = worker.problem or worker.model.digest != answer.model.digest
-        worker.model, worker.problem = answer.model, ""
-        if is_news:
-            self._tell_changed()
+        """Asks after every worker now."""
+        await self.discovery.refresh()
 
     def _tell_changed(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
         self._line.serve()
-
-    def _note(self, worker: Worker, problem: str) -> None:
-        if problem != worker.problem:
-            log.warning("%s %s can be given no work: %s", self.kind.worker, worker.address, problem)
-        worker.problem = problem
-        self._line.serve()
-
-    def _why_none(self) -> str:
-        name = self.kind.worker
-        start = f"start one with `triptych serve {name}` and name it to the gateway with --{name} HOST:PORT"
-        if not self.targets and not self._workers:
-            return f"no {name} is known to the gateway: {start}"
-        tried = [
-            f"{worker.address} ({worker.problem})" for worker in self._workers.values() if worker.problem
-        ]
-        tried += [f"{target} ({problem})" for target, problem in self._resolver.problems.items()]
-        return f"no {name} can be given work: tried {', '.join(tried) or 'none'}; {start}"
 
 
 def models_of(workers: Sequence[Worker]) -> list[tuple[ModelInfo, int]]:
@@ -376,15 +241,3 @@ def models_of(workers: Sequence[Worker]) -> list[tuple[ModelInfo, int]]:
         by_digest[worker.model.digest].append(worker)
     groups = sorted(by_digest.values(), key=len, reverse=True)
     return [(group[0].model, len(group)) for group in groups]
-
-
-def _explain(error: grpc.aio.AioRpcError, worker: str) -> str:
-    match error.code():
-        case grpc.StatusCode.UNAVAILABLE:
-            return "nobody answers there"
-        case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return f"no answer within {CHECK_TIMEOUT_S:g} s"
-        case grpc.StatusCode.NOT_FOUND | grpc.StatusCode.UNIMPLEMENTED:
-            return f"what answers there is no {worker}"
-        case code:
-            return f"its health check ended with {code.name}"

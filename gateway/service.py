@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from gateway.authentication import Authentication, TokenInterceptor, current_caller
+from gateway.discovery import Discovery
 from gateway.http.api import Api
 from gateway.http.server import serving_http
 from gateway.keeping import Places, keep_from, kept_at, kept_options
@@ -327,10 +328,12 @@ async def run_gateway(
         pools = {
             kind.name: await stack.enter_async_context(
                 Pool(
-                    kind,
-                    targets[kind.name],
-                    certificates=stage_certificates,
-                    more_targets=functools.partial(work.workers.targets, kind) if work.workers else None,
+                    Discovery(
+                        kind,
+                        targets[kind.name],
+                        certificates=stage_certificates,
+                        more_targets=functools.partial(work.workers.targets, kind) if work.workers else None,
+                    )
                 )
             )
             for kind in STAGES

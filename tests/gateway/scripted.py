@@ -15,6 +15,7 @@ import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gateway.authentication import Authentication, TokenInterceptor
+from gateway.discovery import Discovery
 from gateway.journal import open_journal
 from gateway.pipeline import Pipeline as Facade
 from gateway.pool import Pool
@@ -241,6 +242,13 @@ class Stages:
     upscalers: Sequence[ScriptedUpscaler]
 
 
+def discovery_of(*workers: ScriptedStage, **more: object) -> Discovery:
+    """Of these workers at their addresses; it asks after them again only where a test has it ask."""
+    return Discovery(
+        GENERATE, [Target("127.0.0.1", one.port) for one in workers], check_every_s=3600.0, **more
+    )
+
+
 @asynccontextmanager
 async def scripted_stages(
     *,
@@ -277,7 +285,7 @@ async def gateway_over(
         pools = {}
         for kind, workers in zip(STAGES, (stages.generators, stages.refiners, stages.upscalers), strict=True):
             targets = [Target("127.0.0.1", worker.port) for worker in workers]
-            pools[kind.name] = await stack.enter_async_context(Pool(kind, targets))
+            pools[kind.name] = await stack.enter_async_context(Pool(Discovery(kind, targets)))
             await pools[kind.name].refresh()
         store = open_store(str(folder / "pictures"))
         stack.push_async_callback(store.close)

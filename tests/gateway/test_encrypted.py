@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.certificates import certs
+from gateway.discovery import Discovery
 from gateway.http.api import Api
 from gateway.http.server import serving_http
 from gateway.pool import Pool
@@ -59,7 +60,7 @@ async def pool_of_one(folder, *, client="gateway-client", is_name=False):
         )
         await running.set_serving(True)
         target = Target("generator" if is_name else "127.0.0.1", running.port, is_name=is_name)
-        pool = Pool(GENERATE, [target], resolve=_loopback, certificates=files(folder, client))
+        pool = Pool(Discovery(GENERATE, [target], resolve=_loopback, certificates=files(folder, client)))
         await stack.enter_async_context(pool)
         await pool.refresh()
         yield pool, stage
@@ -89,7 +90,7 @@ async def test_a_stage_that_is_another_one_than_its_name_is_given_no_work(made):
         port = pool.healthy[0].address.rpartition(":")[2]
         wrong = Target("refiner", int(port), is_name=True)
         gateway = files(made, "gateway-client")
-        async with Pool(GENERATE, [wrong], resolve=_loopback, certificates=gateway) as mistaken:
+        async with Discovery(GENERATE, [wrong], resolve=_loopback, certificates=gateway) as mistaken:
             await mistaken.refresh()
             assert mistaken.healthy == []
 

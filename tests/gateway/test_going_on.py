@@ -3,6 +3,7 @@
 import pytest
 
 from gateway.budget import Budget
+from gateway.discovery import Discovery
 from gateway.flow import Flow
 from gateway.history import CANCELLED
 from gateway.plan import make_plan, restore_plan
@@ -75,7 +76,9 @@ async def workshop(tmp_path):
     async with scripted_stages() as stages:
         pools = {}
         for kind, worker in zip(STAGES, (stages.generators, stages.refiners, stages.upscalers), strict=True):
-            pools[kind.name] = Pool(kind, [Target("127.0.0.1", worker[0].port)], check_every_s=3600.0)
+            pools[kind.name] = Pool(
+                Discovery(kind, [Target("127.0.0.1", worker[0].port)], check_every_s=3600.0)
+            )
         store = open_store(str(tmp_path))
         for pool in pools.values():
             await pool.refresh()

@@ -81,7 +81,7 @@ async def test_a_worker_that_joins_takes_its_share_of_what_waits(gateway):
     joins = OneSlot()
     await joins.start()
     pool = gateway.pools["generate"]
-    pool.targets = (*pool.targets, Target("127.0.0.1", joins.port))
+    pool.discovery.targets += (Target("127.0.0.1", joins.port),)
     await pool.refresh()
     await begun(joins, 2, 3)
     assert indexes(joins) == [2, 3]

@@ -1,4 +1,4 @@
-"""Workers: found, checked, chosen."""
+"""Workers: trusted, and chosen."""
 
 import asyncio
 
@@ -8,31 +8,12 @@ from grpc_health.v1 import health_pb2
 from gateway.pool import LONGEST_PAUSE_S, LOST_PAUSE_S, MAX_BROKEN_ANSWERS, STALL_PAUSE_S, Pool, models_of
 from gateway.stage_errors import StageError
 from gateway.stages import GENERATE
-from gateway.targets import Target, parse_target
 from services.errors import NoWorker, WorkerEvicted
 from tests.gateway.runs_as_seen import collect, spec
-from tests.gateway.scripted import ScriptedGenerator, ScriptedUpscaler, pipeline
+from tests.gateway.scripted import discovery_of, pipeline
 
-# So long that no test sees a second round unless it asks for one.
-NEVER_S = 3600.0
 LOST = StageError("it went away", reason="WORKER_LOST")
 BROKEN = StageError("it answered with an empty event", reason="WORKER_BROKEN")
-
-
-@pytest.fixture
-async def worker():
-    scripted = ScriptedGenerator()
-    await scripted.start()
-    yield scripted
-    await scripted.kill()
-
-
-@pytest.fixture
-async def other():
-    scripted = ScriptedGenerator(digest="d2")
-    await scripted.start()
-    yield scripted
-    await scripted.kill()
 
 
 class Clock:
@@ -48,7 +29,7 @@ def clock():
 
 
 def pool_of(*workers, **more):
-    return Pool(GENERATE, [Target("127.0.0.1", one.port) for one in workers], check_every_s=NEVER_S, **more)
+    return Pool(discovery_of(*workers, **more))
 
 
 async def test_the_worker_with_the_fewest_images_is_chosen(worker, other):
@@ -67,22 +48,6 @@ async def test_only_a_worker_with_the_run_s_model_is_chosen(worker, other):
         assert (await pool.choose("d2")).address == other.address
         with pytest.raises(NoWorker, match="no generator has the model that this run began with"):
             await pool.choose("d3")
-
-
-async def test_a_worker_that_comes_up_is_found_when_it_is_needed(worker):
-    await worker.kill()
-    async with pool_of(worker) as pool:
-        with pytest.raises(NoWorker, match="nobody answers there"):
-            await pool.require()
-        again = ScriptedGenerator()
-        pool.targets = (Target("127.0.0.1", await _start(again)),)
-        assert [one.address for one in await pool.require()] == [again.address]
-        await again.kill()
-
-
-async def _start(worker):
-    await worker.start()
-    return worker.port
 
 
 async def test_a_worker_that_was_lost_is_trusted_again_after_a_pause(worker, clock):
@@ -205,7 +170,7 @@ async def test_a_worker_that_drains_gets_nothing_new_and_no_blame(worker, clock)
 async def test_a_picture_waits_for_a_worker(worker):
     await worker.checks.set(GENERATE.service, health_pb2.HealthCheckResponse.NOT_SERVING)
     async with pool_of(worker) as pool:
-        waiting = asyncio.ensure_future(pool.choose("d1", patience_s=NEVER_S))
+        waiting = asyncio.ensure_future(pool.choose("d1", patience_s=3600.0))
         await pool.refresh()
         await pool.refresh()
         assert not waiting.done()
@@ -263,108 +228,6 @@ async def test_a_picture_that_is_to_be_alone_goes_elsewhere_when_its_worker_is_l
             await asyncio.sleep(0)
             assert not waiting.done()
         assert await waiting is second
-
-
-async def test_a_list_of_workers_may_change(worker, other):
-    listed = [Target("127.0.0.1", worker.port)]
-
-    async def more():
-        return listed
-
-    async with Pool(GENERATE, [], check_every_s=NEVER_S, more_targets=more) as pool:
-        assert [one.address for one in await pool.require()] == [worker.address]
-        listed[:] = [Target("127.0.0.1", other.port)]
-        await pool.refresh()
-        assert [one.address for one in pool.healthy] == [other.address]
-
-
-async def test_a_server_of_another_stage_is_no_worker():
-    upscaler = ScriptedUpscaler()
-    await upscaler.start()
-    async with pool_of(upscaler) as pool:
-        with pytest.raises(NoWorker, match="what answers there is no generator"):
-            await pool.require()
-    await upscaler.kill()
-
-
-async def test_a_name_has_a_worker_at_each_of_its_addresses(worker):
-    async def resolve(name, port):
-        assert name == "generators"
-        return ["127.0.0.1", "127.0.0.2"]
-
-    target = Target("generators", worker.port, is_name=True)
-    async with Pool(GENERATE, [target], check_every_s=NEVER_S, resolve=resolve) as pool:
-        assert [one.address for one in await pool.require()] == [worker.address]
-        assert set(pool._workers) == {worker.address, f"127.0.0.2:{worker.port}"}
-
-
-async def test_a_name_is_resolved_again(worker):
-    addresses = ["127.0.0.3"]
-
-    async def resolve(name, port):
-        return list(addresses)
-
-    target = Target("generators", worker.port, is_name=True)
-    async with Pool(GENERATE, [target], check_every_s=NEVER_S, resolve=resolve) as pool:
-        with pytest.raises(NoWorker):
-            await pool.require()
-        addresses[:] = ["127.0.0.1"]
-        assert [one.address for one in await pool.require()] == [worker.address]
-        assert set(pool._workers) == {worker.address}
-
-
-async def test_a_worker_whose_name_is_gone_finishes_its_work_first(worker):
-    addresses = ["127.0.0.1"]
-
-    async def resolve(name, port):
-        return list(addresses)
-
-    target = Target("generators", worker.port, is_name=True)
-    async with Pool(GENERATE, [target], check_every_s=NEVER_S, resolve=resolve) as pool:
-        found = await pool.choose("d1")
-        with pool.working(found):
-            addresses.clear()
-            await pool.refresh()
-            assert (pool.healthy, list(pool._workers.values())) == ([], [found])
-        await pool.refresh()
-        assert pool._workers == {}
-
-
-async def test_a_name_server_that_fails_takes_no_worker_away(worker):
-    answers = [["127.0.0.1"]]
-
-    async def resolve(name, port):
-        if not answers:
-            raise OSError(-3, "Temporary failure in name resolution")
-        return answers.pop()
-
-    target = Target("generators", worker.port, is_name=True)
-    async with Pool(GENERATE, [target], check_every_s=NEVER_S, resolve=resolve) as pool:
-        await pool.require()
-        await pool.refresh()
-        assert [one.address for one in pool.healthy] == [worker.address]
-
-
-async def test_a_name_that_does_not_resolve_is_told():
-    async def resolve(name, port):
-        raise OSError(-2, "Name or service not known")
-
-    target = Target("generators", 50051, is_name=True)
-    async with Pool(GENERATE, [target], check_every_s=NEVER_S, resolve=resolve) as pool:
-        with pytest.raises(NoWorker, match=r"tried dns:generators:50051 \(the name does not resolve"):
-            await pool.require()
-
-
-async def test_a_worker_that_is_not_serving_yet_gets_no_work(worker):
-    await worker.checks.set(GENERATE.service, health_pb2.HealthCheckResponse.NOT_SERVING)
-    async with pool_of(worker) as pool:
-        with pytest.raises(NoWorker, match="it is starting up or draining"):
-            await pool.require()
-
-
-async def test_a_name_is_resolved_by_the_system(worker):
-    async with Pool(GENERATE, [parse_target(f"dns:localhost:{worker.port}")], check_every_s=NEVER_S) as pool:
-        assert [one.address for one in await pool.require()] == [worker.address]
 
 
 async def test_models_are_told_apart_by_their_digest(worker, other):

@@ -153,7 +153,7 @@ async def test_a_run_waits_for_a_worker_that_takes_the_place_of_a_lost_one():
                 await gateway.generator.kill()
             if event.HasField("warning"):
                 await other.start()
-                gateway.pools["generate"].targets = (Target("127.0.0.1", other.port),)
+                gateway.pools["generate"].discovery.targets = (Target("127.0.0.1", other.port),)
                 await gateway.notice()
         assert "waiting for one" in warnings(events)[0].message
         assert attempts(events, 0)[1] == (other.address, 2)
