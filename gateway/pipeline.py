@@ -149,11 +149,11 @@ class Pipeline:
     @contextmanager
     def attach(self, name: str) -> Iterator[None]:
         """Somebody lives on the run inside the block; without anybody a run that is not detached is cancelled."""
-        self._runs.attach(name)
+        self._runs.attendance.attach(name)
         try:
             yield
         finally:
-            self._runs.detach(name)
+            self._runs.attendance.detach(name)
 
     async def failure(self, name: str, caller: Caller) -> TriptychError | None:
         """What a run failed of; None where it did not fail, or only in part."""

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import secrets
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from gateway.admission import Admission, Room, Turn
+from gateway.attendance import Attendance
 from gateway.budget import Budget
 from gateway.callers import Caller
 from gateway.flow import Flow
@@ -40,7 +40,6 @@ from triptych.v1.pipeline_pb2 import (
 
 log = logging.getLogger(__name__)
 
-ARRIVAL_S = 10.0
 # Errors of runs that failed last, with all their details; older ones are made again from the journal.
 MAX_FAILURES = 256
 
@@ -79,8 +78,12 @@ class Runs:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Runs that were taken up again when they had come to rest: with their end alone they would stay this gateway's.
         self._claimed: set[str] = set()
-        # How many live on each run here, whichever gateway carries it out.
-        self._attending: Counter[str] = Counter()
+        # A gateway that stops ends its calls itself: that callers went away says nothing then.
+        self.attendance = Attendance(
+            lambda name: None if self.is_stopping else self._live.get(name),
+            self._is_attended_elsewhere,
+            grace_s=bounds.abandon_grace_s,
+        )
         self._sharing = Sharing(self._leases, self)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._tending: asyncio.Task[None] | None = None
@@ -256,17 +259,6 @@ class Runs:
         if (live := self._live.get(name)) is not None:
             live.is_detached = True
 
-    def attach(self, name: str) -> None:
-        """Somebody lives on the run."""
-        self._attending[name] += 1
-
-    def detach(self, name: str) -> None:
-        """One of them went away; the last one takes the run along, unless it was to go on, or somebody comes back."""
-        self._attending[name] -= 1
-        if not self._attending[name]:
-            del self._attending[name]
-            self._look_after(name, after_s=self._bounds.abandon_grace_s)
-
     async def close(self, grace_s: float = 0.0) -> None:
         """Waits so long for runs to finish, then leaves them as they stand: they go on at the next start, or elsewhere."""
         self.is_stopping = True
@@ -278,6 +270,7 @@ class Runs:
         if self._tending is not None:
             self._tending.cancel()
         self._admission.close()
+        self.attendance.close()
         for task in list(self._tasks):
             task.cancel()
         left = [live for live in self._live.values() if not live.is_at_rest]
@@ -314,13 +307,15 @@ class Runs:
         )
         self._live[record.name] = live
         if not live.is_at_rest:
-            # Whoever asked for it, or comes back after a restart, needs a moment to say that they live on it.
-            self._look_after(record.name, after_s=max(ARRIVAL_S, self._bounds.abandon_grace_s))
+            self.attendance.expect(record.name)
         return live
+
+    async def _is_attended_elsewhere(self, name: str) -> bool:
+        return self.journal.is_shared and await self._leases.is_attended(name)
 
     def attended_elsewhere(self) -> list[str]:
         """Runs of other gateways that somebody lives on here."""
-        return [name for name in self._attending if name not in self._live]
+        return [name for name in self.attendance.names if name not in self._live]
 
     async def take_up_all(self) -> None:
         """Carries out what no living gateway does, and leaves what another one has taken over."""
@@ -364,7 +359,7 @@ class Runs:
             return
         awaiting = [one for one in self._live.values() if one.is_at_rest and not one.is_finished]
         if len(awaiting) > self._bounds.max_awaiting:
-            oldest = next((one for one in awaiting if not self._attending[one.name]), None)
+            oldest = next((one for one in awaiting if one.name not in self.attendance), None)
             if oldest is not None:
                 self._start(self.put_away(oldest))
 
@@ -388,30 +383,6 @@ class Runs:
         if (lock := self._locks.get(name)) is None:
             lock = self._locks[name] = asyncio.Lock()
         return lock
-
-    def _look_after(self, name: str, *, after_s: float) -> None:
-        """Cancels the run after a while unless somebody lives on it, or it needs nobody."""
-
-        def is_left() -> bool:
-            # A gateway that stops ends its calls itself: that callers went away says nothing then.
-            if self.is_stopping or self._attending[name]:
-                return False
-            live = self._live.get(name)
-            return live is not None and not (live.is_detached or live.is_finished)
-
-        async def look() -> None:
-            await asyncio.sleep(after_s)
-            while is_left():
-                is_elsewhere = self.journal.is_shared and await self._leases.is_attended(name)
-                # Once more: meanwhile somebody may have come back, or this gateway begun to stop.
-                if not is_elsewhere and is_left():
-                    log.info("%s is cancelled: nobody lives on it", name)
-                    self._live[name].request_cancel()
-                    return
-                await asyncio.sleep(after_s or ARRIVAL_S)
-
-        if (run := self._live.get(name)) is not None and not run.is_detached and not run.is_finished:
-            self._start(look())
 
     def _drop_lost(self) -> None:
         """Stops what another gateway has taken over while this one was silent."""

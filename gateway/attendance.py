@@ -1,0 +1,87 @@
+"""Who lives on which run, and the end of runs that nobody lives on any more.
+
+It knows that there is somebody, and not who: a caller that streams, or another gateway's.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from gateway.live_run import LiveRun
+
+log = logging.getLogger(__name__)
+
+# Whoever asked for a run, or comes back to it after a restart, needs a moment to say that they live on it.
+ARRIVAL_S = 10.0
+
+
+class Attendance:
+    """`find` gives a run that is carried out here; None for any other, and for all of them once the gateway stops."""
+
+    def __init__(
+        self,
+        find: Callable[[str], LiveRun | None],
+        is_attended_elsewhere: Callable[[str], Awaitable[bool]],
+        *,
+        grace_s: float,
+    ) -> None:
+        self._find = find
+        self._is_attended_elsewhere = is_attended_elsewhere
+        self._grace_s = grace_s
+        # How many live on each run here, whichever gateway carries it out.
+        self._present: Counter[str] = Counter()
+        self._looking: set[asyncio.Task[None]] = set()
+
+    def __contains__(self, name: str) -> bool:
+        """Whether somebody lives on the run here."""
+        return name in self._present
+
+    @property
+    def names(self) -> list[str]:
+        """The runs that somebody lives on here."""
+        return list(self._present)
+
+    def attach(self, name: str) -> None:
+        """Somebody lives on the run."""
+        self._present[name] += 1
+
+    def detach(self, name: str) -> None:
+        """One of them went away; the last one takes the run along, unless it was to go on, or somebody comes back."""
+        self._present[name] -= 1
+        if not self._present[name]:
+            del self._present[name]
+            self._look_after(name, self._grace_s)
+
+    def expect(self, name: str) -> None:
+        """The run is carried out from now on: somebody has to come for it."""
+        self._look_after(name, max(ARRIVAL_S, self._grace_s))
+
+    def close(self) -> None:
+        for task in self._looking:
+            task.cancel()
+
+    def _look_after(self, name: str, after_s: float) -> None:
+        if self._left(name) is not None:
+            task = asyncio.create_task(self._look(name, after_s))
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
+
+    async def _look(self, name: str, after_s: float) -> None:
+        """Cancels the run after a while unless somebody lives on it, or it needs nobody."""
+        await asyncio.sleep(after_s)
+        while self._left(name) is not None:
+            is_elsewhere = await self._is_attended_elsewhere(name)
+            # Once more: meanwhile somebody may have come back, or this gateway begun to stop.
+            if not is_elsewhere and (live := self._left(name)) is not None:
+                log.info("%s is cancelled: nobody lives on it", name)
+                live.request_cancel()
+                return
+            await asyncio.sleep(after_s or ARRIVAL_S)
+
+    def _left(self, name: str) -> LiveRun | None:
+        """The run, if it needs somebody and nobody is there."""
+        live = self._find(name)
+        if live is None or name in self or live.is_detached or live.is_finished:
+            return None
+        return live
