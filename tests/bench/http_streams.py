@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,8 @@ class Reader:
     num_events: int = 0
     num_previews: int = 0
     is_finished: bool = False
+    # Set when all has come of a run that waits for somebody to choose.
+    waits: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,12 @@ async def measure(options: argparse.Namespace) -> None:
         http = await stack.enter_async_context(client(url))
         alone = Usage.of(pid)
         waiting = waiting or await begin_waiting(http, options.idle)
+        idlers = [Reader() for _ in range(options.idle)]
         idle = [
-            asyncio.create_task(read(url, waiting[i % len(waiting)], Reader())) for i in range(options.idle)
+            asyncio.create_task(read(url, waiting[i % len(waiting)], reader))
+            for i, reader in enumerate(idlers)
         ]
-        await asyncio.sleep(3)
+        await asyncio.gather(*(reader.waits.wait() for reader in idlers))
         before = Usage.of(pid)
         await asyncio.sleep(options.seconds)
         between = Usage.of(pid)
@@ -172,12 +176,16 @@ async def read(url: str, run: str, reader: Reader) -> None:
     host, _, port = url.removeprefix("http://").rpartition(":")
     stream, writer = await asyncio.open_connection(host, int(port), limit=2**22)
     writer.write(f"GET /{run}/events HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    tail = b""
     try:
         while data := await stream.read(2**18):
             reader.num_bytes += len(data)
             reader.num_events += data.count(b"\ndata: ")
             reader.num_previews += data.count(b'"preview":')
             reader.is_finished = reader.is_finished or b'"finished":' in data
+            if b"RUN_STATE_AWAITING_SELECTION" in tail + data:
+                reader.waits.set()
+            tail = data[-64:]
     finally:
         writer.close()
 

@@ -7,6 +7,7 @@ import pytest
 
 from gateway.budget import Budget
 from gateway.pace import Pace
+from tests.underway import underway
 
 
 async def take(budget, amount):
@@ -15,18 +16,10 @@ async def take(budget, amount):
     return stack
 
 
-async def started(work):
-    """The task, once it waits or is done."""
-    task = asyncio.ensure_future(work)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    return task
-
-
 async def test_what_does_not_fit_waits_until_it_does():
     budget = Budget(10)
     first = await take(budget, 6)
-    second = await started(take(budget, 6))
+    second = await underway(take(budget, 6))
     assert not second.done()
     await first.aclose()
     await (await second).aclose()
@@ -35,7 +28,7 @@ async def test_what_does_not_fit_waits_until_it_does():
 async def test_a_small_one_does_not_overtake_a_large_one():
     budget = Budget(10)
     first = await take(budget, 6)
-    large, small = await started(take(budget, 10)), await started(take(budget, 1))
+    large, small = await underway(take(budget, 10)), await underway(take(budget, 1))
     assert (large.done(), small.done()) == (False, False)
     await first.aclose()
     await (await large).aclose()
@@ -45,7 +38,7 @@ async def test_a_small_one_does_not_overtake_a_large_one():
 async def test_what_is_more_than_there_is_has_all_for_itself():
     budget = Budget(10)
     large = await take(budget, 1000)
-    small = await started(take(budget, 1))
+    small = await underway(take(budget, 1))
     assert not small.done()
     await large.aclose()
     await (await small).aclose()
@@ -54,7 +47,7 @@ async def test_what_is_more_than_there_is_has_all_for_itself():
 async def test_whoever_gives_up_waiting_lets_others_through():
     budget = Budget(10)
     first = await take(budget, 6)
-    large, small = await started(take(budget, 10)), await started(take(budget, 4))
+    large, small = await underway(take(budget, 10)), await underway(take(budget, 4))
     large.cancel()
     with pytest.raises(asyncio.CancelledError):
         await large
@@ -65,7 +58,7 @@ async def test_whoever_gives_up_waiting_lets_others_through():
 async def test_what_was_given_to_one_who_gave_up_is_not_lost():
     budget = Budget(10)
     first = await take(budget, 10)
-    second = await started(take(budget, 10))
+    second = await underway(take(budget, 10))
     await first.aclose()
     second.cancel()
     with pytest.raises(asyncio.CancelledError):

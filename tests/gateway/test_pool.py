@@ -11,6 +11,7 @@ from gateway.stages import GENERATE
 from services.errors import NoWorker, WorkerEvicted
 from tests.gateway.runs_as_seen import collect, spec
 from tests.gateway.scripted import discovery_of, pipeline
+from tests.underway import underway
 
 LOST = StageError("it went away", reason="WORKER_LOST")
 BROKEN = StageError("it answered with an empty event", reason="WORKER_BROKEN")
@@ -192,8 +193,7 @@ async def test_a_picture_that_is_to_be_alone_waits_until_its_worker_has_nothing_
     async with pool_of(worker) as pool:
         found = await pool.choose("d1")
         with pool.working(found):
-            waiting = asyncio.ensure_future(pool.choose("d1", alone=True))
-            await asyncio.sleep(0)
+            waiting = await underway(pool.choose("d1", alone=True))
             with pytest.raises(NoWorker):
                 await pool.choose("d1")
             assert not waiting.done()
@@ -206,8 +206,7 @@ async def test_a_picture_that_no_longer_wants_to_be_alone_leaves_its_worker_to_o
     async with pool_of(worker) as pool:
         found = await pool.choose("d1")
         with pool.working(found):
-            waiting = asyncio.ensure_future(pool.choose("d1", alone=True))
-            await asyncio.sleep(0)
+            waiting = await underway(pool.choose("d1", alone=True))
             waiting.cancel()
             await asyncio.wait([waiting])
             assert await pool.choose("d1") is found
@@ -222,10 +221,9 @@ async def test_a_picture_that_is_to_be_alone_goes_elsewhere_when_its_worker_is_l
         )
         with pool.working(second), pool.working(second):
             with pool.working(first):
-                waiting = asyncio.ensure_future(pool.choose("d1", alone=True))
-                await asyncio.sleep(0)
+                waiting = await underway(pool.choose("d1", alone=True))
                 pool.failed(first, LOST)
-            await asyncio.sleep(0)
+            await pool.refresh()
             assert not waiting.done()
         assert await waiting is second
 

@@ -1,10 +1,10 @@
 """The event log: numbers without gaps, and readers who are slower than the run."""
 
-import asyncio
 from collections.abc import AsyncIterator
 
 from gateway.event_log import EventLog
 from tests.gateway.runs_as_seen import run_finished, spec
+from tests.underway import underway
 from triptych.v1.pipeline_pb2 import Event, Image, RunState, StreamRunRequest
 from triptych.v1.stage_pb2 import ImageData, Stage
 
@@ -102,8 +102,7 @@ async def test_a_reader_sees_no_event_before_it_is_written_down():
     log = EventLog(lambda event: written.append(event.sequence))
     follower = log.follow()
     log.append(Event(warning={}))
-    waiting = asyncio.ensure_future(anext(follower))
-    await asyncio.sleep(0)
+    waiting = await underway(anext(follower))
     assert (written, waiting.done()) == ([1], False)
     log.publish(1)
     assert (await waiting).sequence == 1

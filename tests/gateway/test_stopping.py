@@ -9,6 +9,7 @@ from gateway.runs import Bounds
 from services.errors import NotReady
 from tests.gateway.runs_as_seen import ALL, finished, run_finished, spec
 from tests.gateway.scripted import gateway_over, pipeline, scripted_stages
+from tests.underway import underway
 from triptych.v1.pipeline_pb2 import RunState, StreamRunRequest, WatchRunRequest
 
 SKETCH = {"generate": {"count": 1}, "refine": None, "upscale": None}
@@ -33,8 +34,7 @@ async def rest(call):
 async def test_a_run_may_finish_within_the_grace(gateway):
     name = await held_run(gateway)
     watcher = asyncio.ensure_future(run_finished(gateway, name))
-    stopping = asyncio.ensure_future(gateway.runs.close(30))
-    await asyncio.sleep(0)
+    stopping = await underway(gateway.runs.close(30))
     gateway.generator.gates[0].set()
     assert (await watcher).state == RunState.RUN_STATE_SUCCEEDED
     await stopping
@@ -42,8 +42,7 @@ async def test_a_run_may_finish_within_the_grace(gateway):
 
 async def test_a_gateway_that_stops_accepts_no_run_and_says_so_with_a_retry(gateway):
     await held_run(gateway)
-    stopping = asyncio.ensure_future(gateway.runs.close(30))
-    await asyncio.sleep(0)
+    stopping = await underway(gateway.runs.close(30))
     with pytest.raises(NotReady, match="this gateway is going away") as raised:
         await gateway.facade.create_run("", spec(**SKETCH), ALL)
     assert raised.value.retry_after_s == 2.0
@@ -100,11 +99,7 @@ async def test_a_caller_who_is_cut_off_while_the_gateway_stops_does_not_take_the
         watcher = asyncio.ensure_future(run_finished(gateway, name))
         with gateway.facade.attach(name):
             call.cancel()
-            stopping = asyncio.ensure_future(gateway.runs.close(30))
-            await asyncio.sleep(0)
-        # One turn of the loop for the grace, which is none here, and one to cancel.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+            stopping = await underway(gateway.runs.close(30))
         gateway.generator.gates[0].set()
         assert (await watcher).state == RunState.RUN_STATE_SUCCEEDED
         await stopping

@@ -14,6 +14,7 @@ from services.errors import AlreadyExists, InvalidRequest, NotFound
 from tests.gateway.postgresql import postgresql_server
 from tests.gateway.runs_as_seen import ALL, finished, ready, run_finished, spec
 from tests.gateway.scripted import gateway_over, scripted_stages
+from tests.underway import underway
 from triptych.v1.pipeline_pb2 import RunState, SelectImagesRequest
 
 SKETCHES = {"refine": None, "upscale": None}
@@ -304,8 +305,7 @@ async def test_a_gateway_that_stops_cancels_no_run_that_it_was_about_to_look_aft
             with gateway.facade.attach(run.name):
                 pass
             await somebody_waits()
-            stopping = asyncio.ensure_future(gateway.runs.close(30))
-            await asyncio.sleep(0)
+            stopping = await underway(gateway.runs.close(30))
         stages.generators[0].gates[0].set()
         stages.generators[0].gates[1].set()
         await stopping

@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 from services.channels import open_channel
 from services.errors import InvalidRequest, QueueFull
 from services.server import AddressInUse, serving, stop_signal
+from tests.underway import underway
 from triptych.v1 import generator_pb2, generator_pb2_grpc, stage_pb2
 
 SERVICE = "triptych.v1.GeneratorService"
@@ -153,8 +154,7 @@ async def test_a_running_call_finishes_while_the_server_stops():
             generator_pb2.GenerateRequest(prompt="x")
         )
         await call.read()
-        stopping = asyncio.create_task(stop_server())
-        await asyncio.sleep(0)
+        stopping = await underway(stop_server())
         servicer.may_end.set()
         assert await call.read() is not grpc.aio.EOF
         assert await call.read() is grpc.aio.EOF
