@@ -108,7 +108,7 @@ class ContentProbe(nn.Module):
         keys = [*OBJECTS, *pairs]
         self._index = {key: i for i, key in enumerate(keys)}
         self.things = nn.Linear(embed_dim, len(keys))
-        self.counts = nn.Linear(embed_dim, MAX_OBJECTS)
+        self.counts = nn.Linear(embed_dim, MAX_OBJECTS + 1)
 
     def loss(self, embeds: Tensor, scenes: Sequence[Scene]) -> Tensor:
         labels = torch.zeros(len(scenes), len(self._index))
@@ -120,7 +120,7 @@ class ContentProbe(nn.Module):
         found = F.binary_cross_entropy_with_logits(
             self.things(x), labels, pos_weight=torch.tensor(PRESENT_WEIGHT)
         )
-        counts = torch.tensor([len(scene.objects) - 1 for scene in scenes])
+        counts = torch.tensor([len(scene.objects) for scene in scenes])
         return 10 * found + F.cross_entropy(self.counts(x), counts)
 
 

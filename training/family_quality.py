@@ -90,7 +90,10 @@ def rerank_table(candidates: Candidates, refiner: RefinerModel) -> str:
 def refine_table(
     candidates: Candidates, refiner: RefinerModel, painter: Painter, skip_ratios: Sequence[float]
 ) -> tuple[str, list[list[Picture]]]:
-    """The first candidates before and after refining, and example pictures: before, then one column a skip ratio."""
+    """The first candidates before and after refining, all variations of them, and example pictures.
+
+    Of those, a row a prompt: before, then the first variation at each skip ratio.
+    """
     before = [row[0] for row in candidates.pictures]
     rows = {"before": _row(candidates, painter, before)}
     columns = [before]
@@ -109,12 +112,13 @@ def refine_table(
         ]
         refined = refine(refiner, jobs)
         families = [refined[i : i + NUM_VARIATIONS] for i in range(0, len(refined), NUM_VARIATIONS)]
-        first = [family[0] for family in families]
+        # Each n-th variation is a picture for every prompt.
+        each = [_row(candidates, painter, pictures) for pictures in zip(*families, strict=True)]
         rows[f"skip {skip_ratio:g}"] = {
-            **_row(candidates, painter, first),
+            **{name: float(np.mean([row[name] for row in each])) for name in each[0]},
             "variations differ by": float(np.mean([_distance(family) for family in families])),
         }
-        columns.append(first)
+        columns.append([family[0] for family in families])
     note = f"{len(before)} pictures of the generator, {NUM_STEPS} steps, guidance {GUIDANCE_SCALE:g}"
     return _table(note, rows), [list(row) for row in zip(*columns, strict=True)]
 

@@ -209,6 +209,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--world", choices=sorted(WORLDS), default="narrow")
     parser.add_argument("--pool", type=int, default=40000, help="most scenes to keep tokenized")
     parser.add_argument("--first-pool", type=int, default=2000, help="fewest scenes to begin with")
+    parser.add_argument(
+        "--lookalike-share", type=float, default=0.1, help="of scenes: dogs and cats, and such"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     parser.add_argument("--from-weights", action="store_true", help="start from the committed weights")
@@ -233,7 +236,14 @@ def main(arguments: list[str] | None = None) -> None:
     if options.text_only:
         return
     tokenizing = load_vqgan()
-    pool = TokenPool(tokenizing, painter, crowded(world), seed=options.seed, capacity=options.pool)
+    pool = TokenPool(
+        tokenizing,
+        painter,
+        crowded(world),
+        seed=options.seed,
+        capacity=options.pool,
+        lookalike_share=options.lookalike_share,
+    )
     trainer = Trainer(network, tokenizer, pool, world, recipe, bfloat16=options.bfloat16)
     pool_file = options.checkpoint.with_name(POOL.name)
     if options.resume:

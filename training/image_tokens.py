@@ -14,7 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from training.drawing import Painter
-from training.scenes import Scene, World, in_every_slot, sample_scene, without_place
+from training.scenes import (
+    Scene,
+    World,
+    in_every_slot,
+    is_held_out,
+    of_lookalikes,
+    sample_scene,
+    without_place,
+)
 from training.vqgan import STRIDE, to_pixels
 from training.vqgan_network import Vqgan
 
@@ -31,7 +39,9 @@ class TokenPool:
         *,
         seed: int,
         capacity: int,
+        lookalike_share: float = 0.0,
     ) -> None:
+        self._lookalike_share = lookalike_share
         self._vqgan, self._painter, self._world = vqgan, painter, world
         self._seed = seed
         self.length = (painter.size // STRIDE) ** 2
@@ -100,4 +110,6 @@ class TokenPool:
     def _scene(self, index: int) -> Scene:
         rng = random.Random(f"{self._seed} {index}")
         scene = sample_scene(rng, self._world)
+        if rng.random() < self._lookalike_share and not is_held_out(alike := of_lookalikes(scene, rng)):
+            scene = alike
         return without_place(scene, rng) if rng.random() < PLAIN_SHARE else scene

@@ -16,6 +16,7 @@ from training.vocabulary import NARROW_OBJECTS, OBJECTS, PLACES, SIZES, SLOTS, T
 HELD_OUT_ONE_IN = 16
 # Of a scene that shows objects and nothing else, on a ground that is no place.
 PLAIN = "plain"
+LOOKALIKES = (("dog", "cat"), ("dog", "cat"), ("cactus", "tree"))
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,19 @@ def without_place(scene: Scene, rng: random.Random) -> Scene:
         variant=rng.randrange(2**30),
         sky=None,
         sky_slot="left",
+    )
+
+
+def of_lookalikes(scene: Scene, rng: random.Random) -> Scene:
+    """Its objects made those of a pair that few pixels tell apart, all in one colour and size: they need more lessons."""
+    pair = rng.choice(LOOKALIKES)
+    colour = rng.choice(
+        [c for c in (None, *OBJECTS[pair[0]].colours) if c in (None, *OBJECTS[pair[1]].colours)]
+    )
+    size = scene.objects[0].size
+    return replace(
+        scene,
+        objects=tuple(replace(o, name=rng.choice(pair), colour=colour, size=size) for o in scene.objects),
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from training.captions import SKY_PHRASES, Caption, caption, plural
 from training.drawing import Painter
 from training.scenes import (
+    LOOKALIKES,
     NARROW,
     WIDE,
     Scene,
@@ -15,6 +16,7 @@ from training.scenes import (
     crowded,
     in_every_slot,
     is_held_out,
+    of_lookalikes,
     sample_scene,
     sample_scenes,
     without_place,
@@ -143,6 +145,16 @@ def test_a_crowded_world_shows_more_different_objects_in_a_scene():
         return sum(len({o.name for o in scene.objects}) for scene in sample_scenes(200, seed=5, world=world))
 
     assert num_different(crowded(NARROW)) > 1.2 * num_different(NARROW)
+
+
+def test_lookalikes_differ_in_nothing_but_what_they_are():
+    rng = random.Random(6)
+    alike = [of_lookalikes(scene, rng) for scene in sample_scenes(100, seed=5)]
+
+    for scene in alike:
+        assert len({(o.colour, o.size) for o in scene.objects}) == 1
+        assert any({o.name for o in scene.objects} <= set(pair) for pair in LOOKALIKES)
+    assert {o.name for scene in alike for o in scene.objects} == {"dog", "cat", "cactus", "tree"}
 
 
 def test_an_object_in_every_slot_covers_where_it_is_and_where_it_might_have_been(painter: Painter):
