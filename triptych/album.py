@@ -1,6 +1,7 @@
 """Keeps a run's pictures in a folder: each as a PNG that says how it was made, and one contact sheet of all."""
 
 import re
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +20,15 @@ class Album:
     """The folder `out`, made at once: one that cannot be written to is found before the work begins."""
 
     def __init__(self, out: Path, prompt: str) -> None:
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            # A folder that was there before may be somebody else's, or on a disk that is read-only.
+            with tempfile.TemporaryFile(dir=out):
+                pass
+        except OSError as error:
+            raise OSError(
+                f"cannot write to {out}: {error.strerror}; choose another folder with --out"
+            ) from None
         self.out = out
         self.prompt = prompt
         self.images: dict[str, tuple[Image, Path]] = {}

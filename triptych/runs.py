@@ -9,7 +9,7 @@ import click
 from google.protobuf import json_format
 
 from triptych.album import Album
-from triptych.client import Client, ImageLost
+from triptych.client import Client, ImageLost, NotFound
 from triptych.credentials import Credentials
 from triptych.display import choose_display
 from triptych.following import Output, conclude, decide_show, follow, lost, words
@@ -40,7 +40,12 @@ def asks_gateway(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[
     def run_it(*, gateway: str, credentials: Credentials, **values: Any) -> None:
         async def with_client() -> None:
             async with Client(gateway, **vars(credentials)) as client:
-                await command(client=client, **values)
+                try:
+                    await command(client=client, **values)
+                except NotFound as error:
+                    raise click.ClickException(
+                        f"{error}; `triptych runs list` says which there are"
+                    ) from None
 
         run_in_foreground(with_client())
 

@@ -120,7 +120,8 @@ def test_a_deleted_run_is_gone(runs, made):
     assert runs("rm", made).returncode == 0
     done = runs("show", made)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"Error: there is no run 'runs/{made}' here")
+    hint = "`triptych runs list` says which there are"
+    assert done.stderr == f"Error: there is no run 'runs/{made}' here; {hint}\n"
 
 
 def test_a_run_that_failed_ends_the_watching_with_1(runs, client):
