@@ -35,6 +35,11 @@ def find_dtype(name: str = "float32") -> torch.dtype:
     return DTYPES[name]
 
 
+def is_faster_with_winograd(device: torch.device, dtype: torch.dtype) -> bool:
+    """A GPU's libraries choose for themselves; in bfloat16 the sums would double a convolution's error."""
+    return device.type == "cpu" and dtype == torch.float32
+
+
 def out_of_memory_is_the_jobs() -> AbstractContextManager[None]:
     """Turns what torch raises when a device is full into the error that callers know."""
     return _out_of_memory_explained("this picture", "use fewer slots")

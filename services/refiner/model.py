@@ -25,10 +25,11 @@ from services.images import Picture
 from services.model_folder import check_names, read_config
 from services.refiner.autoencoder import Autoencoder, AutoencoderConfig
 from services.refiner.clip import Clip, ClipConfig
-from services.refiner.device import find_device, find_dtype
+from services.refiner.device import find_device, find_dtype, is_faster_with_winograd
 from services.refiner.text_encoder import TextEncoder, TextEncoderConfig
 from services.refiner.tokenizer import Tokenizer, read_tokenizer
 from services.refiner.unet import UNet, UNetConfig
+from services.refiner.winograd import use_winograd
 
 Config = TextEncoderConfig | ClipConfig | UNetConfig | AutoencoderConfig
 NETWORKS: dict[str, tuple[type[Any], type[Any]]] = {
@@ -161,6 +162,9 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "float32") ->
             f"{folder / 'clip'}: the tokenizer's end of text must have the highest id, "
             f"{clip_tokenizer.vocab_size - 1}, got {clip_tokenizer.end_token}: CLIP reads the text off there"
         )
+    unet = load_part(folder / "unet", "unet", *place)
+    if is_faster_with_winograd(*place):
+        use_winograd(unet)
     return RefinerModel(
         text_encoder=text_encoder,
         text_tokenizer=read_tokenizer(
@@ -170,7 +174,7 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "float32") ->
         ),
         clip=clip,
         clip_tokenizer=clip_tokenizer,
-        unet=load_part(folder / "unet", "unet", *place),
+        unet=unet,
         autoencoder=load_part(folder / "autoencoder", "autoencoder", *place),
         device=place[0],
         dtype=place[1],
