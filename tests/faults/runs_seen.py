@@ -12,12 +12,6 @@ from triptych.v1 import pipeline_pb2
 from triptych.v1.pipeline_pb2 import Event, RunSpec, RunState
 from triptych.v1.pipeline_pb2_grpc import PipelineServiceStub
 
-ENDED = {
-    RunState.RUN_STATE_SUCCEEDED,
-    RunState.RUN_STATE_PARTIALLY_SUCCEEDED,
-    RunState.RUN_STATE_CANCELLED,
-    RunState.RUN_STATE_FAILED,
-}
 PATIENCE_S = 120.0
 # The processor is wanted by the gateway that begins meanwhile.
 COME_BACK_AFTER_S = 0.2

@@ -1,12 +1,13 @@
 """The built-in models, as they are served: a picture that is begun again elsewhere is the same to the last bit."""
 
+import asyncio
 import signal
 import sys
 
 import pytest
 import pytest_asyncio
 
-from tests.faults.processes import WORKERS, cluster
+from tests.faults.processes import cluster
 from tests.faults.runs_seen import Caller, Watcher, check_log, ready
 from triptych.v1.pipeline_pb2 import RunSpec, RunState
 from triptych.v1.stage_pb2 import STAGE_GENERATE, STAGE_REFINE, STAGE_UPSCALE
@@ -58,39 +59,47 @@ async def all_alive(tiny):
     """Whatever a case has killed or stopped is there again for the next one, also where the case failed."""
     started, _ = tiny
     yield
+    dead = []
     for process in (*started.all_workers(), started.gateway):
         if process.is_alive:
             process.send(signal.SIGCONT)
         else:
-            await process.start()
+            dead.append(process)
+    await asyncio.gather(*(process.start() for process in dead))
+
+
+async def sees_a_picture_under_way(watcher, stage):
+    """Its last step so far, and the address of the worker that makes it."""
+
+    def is_under_way(event):
+        index = event.progress.index
+        done = {one.image_ready.image.index for one in watcher.events if one.image_ready.image.stage == stage}
+        return event.HasField("progress") and event.progress.stage == stage and index not in done
+
+    step = (await watcher.sees(is_under_way)).progress
+    begun = [event.stage_started for event in watcher.events if event.stage_started.stage == stage]
+    return step, next(one.worker for one in reversed(begun) if step.index in one.indexes)
 
 
 @pytest.mark.usefixtures("all_alive")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP], ids=lambda one: one.name)
-@pytest.mark.parametrize("stage", WORKERS)
-async def test_a_picture_begun_again_is_the_same(tiny, row, stage, number):
+async def test_pictures_begun_again_in_every_stage_are_the_same(tiny, row, number):
+    """One run loses a worker in each of its stages: the pictures' names say where it went wrong, if it does."""
     started, undisturbed = tiny
     async with Caller(started.address) as caller:
         await caller.sees_workers(2)
         name = await caller.create(tiny_spec())
-        watcher = Watcher(started.address, name)
-        step = await watcher.sees(
-            lambda event: event.HasField("progress") and event.progress.stage == STAGES[stage]
-        )
-        begun = await watcher.sees(
-            lambda event: (
-                event.HasField("stage_started")
-                and event.stage_started.stage == STAGES[stage]
-                and step.progress.index in event.stage_started.indexes
-            )
-        )
-        victim = started.worker_at(begun.stage_started.worker)
-        victim.send(number)
-        assert await hashes_of(started, watcher) == undisturbed
-        told = {event.warning.reason for event in watcher.events if event.HasField("warning")}
-        row(
-            f"from step {step.progress.step} of {step.progress.num_steps} on; {', '.join(told) or 'it finished first'}; all bytes the same"
-        )
+    watcher = Watcher(started.address, name)
+    victims, steps = [], []
+    for worker, stage in STAGES.items():
+        step, address = await sees_a_picture_under_way(watcher, stage)
+        victims.append(started.worker_at(address))
+        victims[-1].send(number)
+        steps.append(f"{worker} from step {step.step} of {step.num_steps} on")
+    assert await hashes_of(started, watcher) == undisturbed
+    told = [event.warning.reason for event in watcher.events if event.HasField("warning")]
+    row(f"{', '.join(steps)}; {', '.join(told) or 'all finished first'}; all bytes the same")
+    for victim in victims:
         await victim.kill()
 
 
