@@ -35,9 +35,9 @@ def find_dtype(name: str = "float32") -> torch.dtype:
     return DTYPES[name]
 
 
-def is_faster_with_winograd(device: torch.device, dtype: torch.dtype) -> bool:
-    """A GPU's libraries choose for themselves; in bfloat16 the sums would double a convolution's error."""
-    return device.type == "cpu" and dtype == torch.float32
+def is_faster_with_winograd(device: torch.device) -> bool:
+    """A GPU's libraries choose for themselves."""
+    return device.type == "cpu"
 
 
 def out_of_memory_is_the_jobs() -> AbstractContextManager[None]:

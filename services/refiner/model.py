@@ -163,7 +163,7 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "float32") ->
             f"{clip_tokenizer.vocab_size - 1}, got {clip_tokenizer.end_token}: CLIP reads the text off there"
         )
     unet = load_part(folder / "unet", "unet", *place)
-    if is_faster_with_winograd(*place):
+    if is_faster_with_winograd(place[0]):
         use_winograd(unet)
     return RefinerModel(
         text_encoder=text_encoder,
