@@ -254,7 +254,9 @@ async def _prepare(engine: AsyncEngine, where: str) -> None:
                 await connection.execute(sa.insert(about).values(key="version", value=str(VERSION)))
     except (SQLAlchemyError, OSError) as error:
         cause = getattr(error, "orig", None) or error
-        raise BadJournal(f"the journal in {where} cannot be used: {cause}") from None
+        raise BadJournal(
+            f"the journal in {where} cannot be used: {cause}; mend that, or name another one with --journal"
+        ) from None
     if found not in (None, str(VERSION)):
         raise BadJournal(
             f"the journal in {where} is of version {found}, and this gateway writes version {VERSION}; use the "

@@ -63,7 +63,12 @@ def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
             f"cannot read the tokens in {path}: {error.strerror}; make it with `triptych tokens add`"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TokenFileError(f"{path} is no file of tokens: {error!r}") from None
+        cause = (
+            f"{error.msg} in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else repr(error)
+        )
+        raise TokenFileError(
+            f"{path} is no file of tokens ({cause}); mend it, or write another one with `triptych tokens add`"
+        ) from None
 
 
 def write_tokens(path: Path, entries: Sequence[TokenEntry]) -> None:

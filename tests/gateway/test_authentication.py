@@ -125,7 +125,7 @@ def test_a_file_with_a_mistake_is_refused_with_its_place(kept, change, complaint
 )
 def test_what_is_no_file_of_tokens_is_refused(tmp_path, content):
     (tmp_path / "tokens.json").write_text(content)
-    with pytest.raises(TokenFileError, match="is no file of tokens"):
+    with pytest.raises(TokenFileError, match=r"is no file of tokens \(.+\); mend it, or write another one"):
         read_tokens(tmp_path / "tokens.json")
 
 

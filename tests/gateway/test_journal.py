@@ -60,7 +60,8 @@ async def test_a_journal_that_another_gateway_uses_is_refused(tmp_path):
 
 async def test_a_file_that_is_no_database_is_refused(tmp_path):
     (tmp_path / "journal.db").write_text("this is a letter and no database, " * 100)
-    assert "file is not a database" in await opening(tmp_path / "journal.db")
+    said = await opening(tmp_path / "journal.db")
+    assert "file is not a database; mend that, or name another one with --journal" in said
 
 
 async def test_a_database_of_another_program_is_refused(tmp_path):
