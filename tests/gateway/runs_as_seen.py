@@ -28,8 +28,28 @@ async def collect(gateway, asked, **more):
 
 async def run_finished(gateway, name):
     """The run when it has finished."""
-    _ = [event async for event in gateway.facade.watch_run(name, ALL)]
+    await whole_log(gateway, name)
     return await gateway.facade.get_run(name, ALL)
+
+
+async def whole_log(gateway, name):
+    """All events of a run up to its end."""
+    return [event async for event in gateway.facade.watch_run(name, ALL)]
+
+
+def lasting(events):
+    """What every watcher is told, and what is there for ever: all but previews."""
+    return [event for event in events if not event.HasField("preview")]
+
+
+def warnings(events):
+    return [event.warning for event in events if event.HasField("warning")]
+
+
+def attempts(events, index):
+    """The workers that an image was asked of, each with the number of the attempt."""
+    started = [event.stage_started for event in events if event.HasField("stage_started")]
+    return [(one.worker, one.attempt) for one in started if one.indexes == [index]]
 
 
 def kinds(events):

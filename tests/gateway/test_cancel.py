@@ -9,7 +9,7 @@ from gateway.live_run import LiveRun
 from gateway.plan import make_plan
 from gateway.record import Record, first_event
 from gateway.retries import Patience
-from tests.gateway.runs_as_seen import collect, finished, ready, run_finished, spec
+from tests.gateway.runs_as_seen import collect, finished, ready, run_finished, spec, warnings
 from triptych.client import CallError, InvalidRequest, NotFound
 from triptych.v1.pipeline_pb2 import RunSpec, RunState, StreamRunRequest
 from triptych.v1.stage_pb2 import Stage
@@ -143,7 +143,7 @@ async def test_cancelling_one_image_leaves_the_others(gateway):
                 gate.set()
     assert sorted(one.index for one in ready(events)) == [0, 2]
     assert finished(events).state == RunState.RUN_STATE_SUCCEEDED
-    assert [event.warning.reason for event in events if event.HasField("warning")] == ["CANCELLED"]
+    assert [one.reason for one in warnings(events)] == ["CANCELLED"]
 
 
 async def test_an_image_can_be_cancelled_before_it_is_begun(gateway):

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.retries import Patience
 from services.errors import DeviceOutOfMemory, InvalidRequest as StageInvalidRequest, QueueFull
-from tests.gateway.runs_as_seen import collect, finished, ready, spec
+from tests.gateway.runs_as_seen import attempts, collect, finished, ready, spec, warnings
 from tests.gateway.scripted import image, pipeline, png
 from triptych.client import Busy, CallError, InvalidRequest, NoWorker
 from triptych.v1.pipeline_pb2 import RunState
@@ -14,15 +14,6 @@ from triptych.v1.stage_pb2 import Stage, StageEvent
 
 SKETCHES = {"refine": None, "upscale": None}
 OUT_OF_MEMORY = StageEvent.ImageFailure(index=1, reason="DEVICE_OOM", message="the device has no memory left")
-
-
-def warnings(events):
-    return [event.warning for event in events if event.HasField("warning")]
-
-
-def workers(events, index):
-    started = [event.stage_started for event in events if event.HasField("stage_started")]
-    return [(one.worker, one.attempt) for one in started if one.indexes == [index]]
 
 
 async def until_failure(gateway, asked, after_first=None):
@@ -102,7 +93,7 @@ async def test_a_bug_in_the_gateway_is_logged_and_not_told(gateway, caplog):
     assert "KeyError" in caplog.text
 
 
-async def test_a_broken_worker_s_images_are_made_by_another(caplog):
+async def test_a_broken_worker_s_images_are_made_by_another():
     async with pipeline(generators=2) as gateway:
         first, second = gateway.generators
         first.close_gates(0, 1)
@@ -117,7 +108,7 @@ async def test_a_broken_worker_s_images_are_made_by_another(caplog):
                 for gate in second.gates.values():
                     gate.set()
         lost = first.requests[0].images[0].index
-        assert workers(events, lost) == [(first.address, 1), (second.address, 2)]
+        assert attempts(events, lost) == [(first.address, 1), (second.address, 2)]
         assert {one.index: one.seed for one in ready(events)} == {0: 100, 1: 101}
         assert finished(events).state == RunState.RUN_STATE_SUCCEEDED
         assert [one.reason for one in warnings(events)] == ["WORKER_LOST"]
@@ -198,7 +189,7 @@ async def test_an_image_that_waits_in_a_queue_is_not_given_up():
     ],
     ids=["nothing", "an empty event", "another image", "no data", "another seed"],
 )
-async def test_a_worker_that_answers_garbage_is_replaced(answer, caplog):
+async def test_a_worker_that_answers_garbage_is_replaced(answer):
     async with pipeline(generators=2) as gateway:
         gateway.generators[0].garbage[0] = answer
         events = await collect(gateway, spec(generate={"count": 1}, **SKETCHES))
@@ -226,7 +217,7 @@ async def test_waiting_for_room_is_one_attempt(gateway):
             while len(gateway.generator.requests) < 3:
                 await gateway.client.list_models()
             gateway.generator.errors.clear()
-    assert workers(events, 0) == [(gateway.generator.address, 1)]
+    assert attempts(events, 0) == [(gateway.generator.address, 1)]
 
 
 async def test_where_one_queue_is_full_another_worker_is_asked_at_once():
@@ -234,7 +225,7 @@ async def test_where_one_queue_is_full_another_worker_is_asked_at_once():
         full, other = gateway.generators
         full.errors[0] = QueueFull("128 images are waiting", retry_after_s=3600.0)
         events = await collect(gateway, spec(generate={"count": 1}, **SKETCHES))
-        assert workers(events, 0) == [(full.address, 1), (other.address, 2)]
+        assert attempts(events, 0) == [(full.address, 1), (other.address, 2)]
         assert finished(events).state == RunState.RUN_STATE_SUCCEEDED
 
 

@@ -1,7 +1,7 @@
 """Runs that wait after each stage for somebody to choose."""
 
 from services.errors import DeviceOutOfMemory
-from tests.gateway.runs_as_seen import finished, kinds, ready
+from tests.gateway.runs_as_seen import finished, kinds, ready, warnings
 from tests.gateway.selecting import manual_run, select, selection, short
 from triptych.v1.pipeline_pb2 import RunState
 from triptych.v1.stage_pb2 import Stage
@@ -78,7 +78,7 @@ async def test_a_selection_that_fails_leaves_the_choice_to_a_manual_run(gateway)
     name, _ = await manual_run(gateway)
     gateway.refiner.errors[0] = KeyError("x")
     events = await select(gateway, name, selection(f"{name}/images/generate-0", refine={"count": 1}))
-    assert [event.warning.given_up for event in events if event.HasField("warning")] == [True]
+    assert [one.given_up for one in warnings(events)] == [True]
     assert short(events[-2].selection_required.candidates) == ["generate-0", "generate-1"]
 
 

@@ -5,7 +5,7 @@ import asyncio
 from gateway.retries import Patience
 from gateway.targets import Target
 from services.errors import WorkerEvicted
-from tests.gateway.runs_as_seen import collect, finished, ready, spec
+from tests.gateway.runs_as_seen import attempts, collect, finished, ready, spec, warnings
 from tests.gateway.scripted import ScriptedGenerator, image, pipeline
 from triptych.v1.pipeline_pb2 import RunState
 from triptych.v1.stage_pb2 import StageEvent
@@ -13,15 +13,6 @@ from triptych.v1.stage_pb2 import StageEvent
 SKETCHES = {"refine": None, "upscale": None}
 # Begun, and then no picture: an answer that cannot be right.
 CUT_SHORT = [StageEvent(accepted=StageEvent.Accepted(num_images=1))]
-
-
-def warnings(events):
-    return [event.warning for event in events if event.HasField("warning")]
-
-
-def attempts(events, index):
-    started = [event.stage_started for event in events if event.HasField("stage_started")]
-    return [(one.worker, one.attempt) for one in started if one.indexes == [index]]
 
 
 class Crashing(ScriptedGenerator):

@@ -7,7 +7,7 @@ import pytest
 from gateway.retries import Patience
 from gateway.runs import Bounds
 from services.errors import AlreadyExists, NotFound
-from tests.gateway.runs_as_seen import ALL, collect, finished, ready, run_finished, spec
+from tests.gateway.runs_as_seen import ALL, collect, finished, lasting, ready, run_finished, spec, whole_log
 from tests.gateway.scripted import Stages, gateway_over, image, png, scripted_stages
 from triptych.v1.pipeline_pb2 import RunState, SelectImagesRequest
 from triptych.v1.stage_pb2 import Stage
@@ -35,15 +35,6 @@ async def until(gateway, name, kind, number=1):
 async def stream(gateway):
     """A run that lives for its caller."""
     return await gateway.facade.create_run("once", spec(**SKETCHES), ALL, detach=False)
-
-
-async def whole_log(gateway, name):
-    return [event async for event in gateway.facade.watch_run(name, ALL)]
-
-
-def lasting(events):
-    """What is there for ever: all but previews."""
-    return [event for event in events if not event.HasField("preview")]
 
 
 async def test_a_finished_run_is_there_after_a_restart(stages, tmp_path):

@@ -1,6 +1,6 @@
 """Images taken to a stage, at any time."""
 
-from tests.gateway.runs_as_seen import collect, finished, kinds, ready, spec
+from tests.gateway.runs_as_seen import collect, finished, kinds, ready, spec, warnings
 from tests.gateway.scripted import image, png
 from tests.gateway.selecting import (
     MANUAL,
@@ -186,7 +186,7 @@ async def test_a_model_that_is_served_no_more_is_replaced_and_told(gateway):
     gateway.upscaler.info.digest = "d2"
     await gateway.notice()
     events = await select(gateway, name, selection(f"{name}/images/refine-0", upscale={}))
-    assert [event.warning.reason for event in events if event.HasField("warning")] == ["MODEL_CHANGED"]
+    assert [one.reason for one in warnings(events)] == ["MODEL_CHANGED"]
     assert ready(events)[0].model_digest == "d2"
 
 

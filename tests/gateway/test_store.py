@@ -99,8 +99,10 @@ async def test_a_deleted_picture_is_gone(store):
 
 
 async def test_deleting_what_is_not_there_changes_nothing(store):
+    other = await store.put(b"another picture")
     await store.delete(SHA256)
     await store.delete(SHA256, put_before=time.time())
+    assert await kept(store) == {other}
 
 
 async def test_a_picture_that_was_put_meanwhile_is_not_deleted(store):

@@ -6,7 +6,7 @@ from gateway.admission import Room
 from gateway.callers import Caller, CallerLimits
 from gateway.runs import Bounds
 from services.errors import InvalidRequest, QueueFull, RateLimited
-from tests.gateway.runs_as_seen import ALL, collect, kinds, ready, run_finished, spec
+from tests.gateway.runs_as_seen import ALL, collect, kinds, ready, run_finished, spec, whole_log
 from tests.gateway.scripted import gateway_over, pipeline, scripted_stages
 from triptych.v1.pipeline_pb2 import RunState, SelectImagesRequest
 from triptych.v1.stage_pb2 import Stage, StageEvent
@@ -28,10 +28,6 @@ async def begin(gateway, caller=ANN, **more):
     return (await gateway.facade.create_run("", spec(**{**SKETCHES, **more}), caller)).name
 
 
-async def log_of(gateway, name):
-    return [event async for event in gateway.facade.watch_run(name, ALL)]
-
-
 async def test_a_run_waits_for_its_turn_and_is_told_its_place():
     async with pipeline(bounds=one_at_a_time()) as gateway:
         gateway.generator.close_gates(0)
@@ -42,7 +38,7 @@ async def test_a_run_waits_for_its_turn_and_is_told_its_place():
         gateway.generator.gates[0].set()
         await run_finished(gateway, first)
         await run_finished(gateway, second)
-        events = await log_of(gateway, second)
+        events = await whole_log(gateway, second)
         assert kinds(events)[:4] == ["state", "queued", "queued", "state"]
         assert places(events) == [1, 0]
         assert ready(events)
@@ -65,7 +61,7 @@ async def test_the_first_waits_are_not_estimated_and_later_ones_are():
         estimates = []
         for name in names:
             await run_finished(gateway, name)
-            told = [event.queued for event in await log_of(gateway, name) if event.HasField("queued")]
+            told = [event.queued for event in await whole_log(gateway, name) if event.HasField("queued")]
             estimates += [one.HasField("estimated_wait") for one in told if one.position]
         assert estimates[0] is False
         assert estimates[-1] is True
@@ -136,7 +132,7 @@ async def test_a_caller_s_own_limits_hold():
             await begin(gateway, limited)
         bob = await begin(gateway, Caller("bob"))
         gateway.generator.gates[0].set()
-        assert places(await log_of(gateway, bob)) == []
+        assert places(await whole_log(gateway, bob)) == []
 
 
 async def test_a_caller_may_be_allowed_few_pictures_of_a_run(gateway):
@@ -166,7 +162,7 @@ async def test_the_wait_in_a_worker_s_queue_is_measured_as_it_moves(gateway):
         )
 
     gateway.generator._script = move
-    events = await log_of(gateway, await begin(gateway, generate={"count": 1}))
+    events = await whole_log(gateway, await begin(gateway, generate={"count": 1}))
     told = [event.queued for event in events if event.queued.stage == Stage.STAGE_GENERATE]
     assert [(one.position, one.HasField("estimated_wait")) for one in told] == [
         (4, False),

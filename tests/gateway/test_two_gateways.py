@@ -12,7 +12,7 @@ from gateway.callers import Caller, CallerLimits
 from gateway.runs import Bounds
 from services.errors import AlreadyExists, InvalidRequest, NotFound
 from tests.gateway.postgresql import postgresql_server
-from tests.gateway.runs_as_seen import ALL, finished, ready, run_finished, spec
+from tests.gateway.runs_as_seen import ALL, finished, lasting, ready, run_finished, spec
 from tests.gateway.scripted import gateway_over, scripted_stages
 from tests.underway import underway
 from triptych.v1.pipeline_pb2 import RunState, SelectImagesRequest
@@ -51,10 +51,6 @@ async def gateways(stages, database, tmp_path):
             await stack.enter_async_context(gateway_over(stages, tmp_path, journal=database))
             for _ in range(2)
         ]
-
-
-def lasting(events):
-    return [event for event in events if not event.HasField("preview")]
 
 
 async def watch(gateway, name, after_sequence=0):

@@ -145,7 +145,7 @@ def test_what_is_in_s3_already_is_not_sent_again(in_s3, s3, model):
     assert s3.head_object(Bucket=in_s3, Key=key)["LastModified"] == before
 
 
-def test_a_manifest_in_s3_cannot_write_outside_of_its_folder(in_s3, s3, tmp_path):
+def test_a_manifest_in_s3_cannot_write_outside_of_its_folder(in_s3, s3):
     entry = '{"sha256": "%s", "num_bytes": 1}' % ("0" * 64)
     body = f'{{"name": "real-l", "stage": "upscaler", "files": {{"swinir/../../../out": {entry}}}}}'
     s3.put_object(Bucket=in_s3, Key="cache/upscaler/real-l/manifest.json", Body=body.encode())
@@ -183,7 +183,7 @@ def test_removing_a_model_removes_what_was_fetched_and_nothing_else(published, c
     assert published.is_dir()
 
 
-def test_an_attempt_that_was_stopped_goes_on_with_the_parts_that_are_there(published, cache, monkeypatch):
+def test_an_attempt_that_was_stopped_goes_on_with_the_parts_that_are_there(published, cache):
     staging = cache / "models" / "upscaler" / ".real-l.fetching"
     (staging / "swinir").mkdir(parents=True)
     (staging / "swinir" / "config.json").write_text("{}")

@@ -72,7 +72,7 @@ def test_what_arrived_before_a_cut_is_not_asked_for_again(in_s3, through):
     assert proxy.num_bytes_down < NUM_BYTES + 3 * (2**20 + 2**18)
 
 
-def test_two_processes_that_pull_a_model_at_once_download_it_once(in_s3, model, cache, tmp_path):
+def test_two_processes_that_pull_a_model_at_once_download_it_once(in_s3, model, cache):
     with cutting_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         variables = environment(
             TRIPTYCH_CACHE=str(cache), TRIPTYCH_S3_CACHE=f"s3://{in_s3}/cache", AWS_ENDPOINT_URL=proxy.url
@@ -90,7 +90,7 @@ def test_two_processes_that_pull_a_model_at_once_download_it_once(in_s3, model, 
     check_files(find_cached("real-l", "upscaler").folder, read_manifest(model))
 
 
-def test_an_object_that_was_replaced_by_another_model_s_is_noticed(in_s3, s3, tmp_path):
+def test_an_object_that_was_replaced_by_another_model_s_is_noticed(in_s3, s3):
     s3.put_object(Bucket=in_s3, Key=KEY, Body=bytes(NUM_BYTES), Metadata={"sha256": "0" * 64})
     with pytest.raises(ModelError, match=rf"s3://{in_s3}/{KEY} is damaged: expected sha256 .* got"):
         fetch("real-l", "upscaler")

@@ -8,7 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 
 from gateway.runs import Bounds
-from tests.gateway.runs_as_seen import spec
+from tests.gateway.runs_as_seen import lasting, spec
 from tests.gateway.scripted import gateway_over, pipeline, png, scripted_stages
 from tests.triptych.relay import relay
 from triptych.client import Client, DeadlineExceeded, ImageLost, NotFound, RunFailed, Unreachable
@@ -34,11 +34,6 @@ async def poor_network(gateway, *, seed: int, **more):
         Client(between.address, backoff=QUICK) as client,
     ):
         yield client, between
-
-
-def lasting(events):
-    """What every watcher is told: previews may be left out on replay."""
-    return [event for event in events if not event.HasField("preview")]
 
 
 @pytest.mark.parametrize(("seed", "num_images", "num_cuts"), [(0, 8, 4), (1, 8, 4), (2, 64, 50)])
