@@ -43,12 +43,8 @@ class Options:
     output_folder: Path = OUTPUT_FOLDER
 
 
-def parse_options(description: str | None, **defaults: object) -> argparse.Namespace:
-    """The command line of a recipe; `defaults` are the recipe's own for the fields of Options."""
-    return option_parser(description, **defaults).parse_args()
-
-
 def option_parser(description: str | None, **defaults: object) -> argparse.ArgumentParser:
+    """The command line of a recipe; `defaults` are the recipe's own for the fields of Options."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

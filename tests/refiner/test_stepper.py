@@ -79,7 +79,7 @@ def test_the_init_seed_picks_the_latent(model, job, alone):
     assert np.abs(refine(model, [replace(job, init_seed=8)])[0].astype(int) - alone).mean() > 1
 
 
-def test_the_init_latent_is_not_drawn_with_the_picture_s_noise(model, job):
+def test_the_init_latent_is_not_drawn_with_the_picture_s_noise(model):
     stepper = RefinerStepper(model, num_slots=1)
     assert not np.allclose(stepper._noise(7, 0), stepper._noise(7, 1))
 
@@ -199,8 +199,9 @@ def test_pictures_are_decoded_in_the_order_asked_for(stepper, job):
         assert_same(picture, stepper.decode([view])[0])
 
 
-def test_a_free_slot_may_be_released(stepper):
+def test_a_free_slot_may_be_released_and_taken(stepper, job, alone):
     stepper.release(0)
+    np.testing.assert_array_equal(finish(stepper, 0, stepper.admit(0, job)), alone)
 
 
 def test_warming_up_leaves_all_slots_free(stepper, job, alone):
