@@ -18,12 +18,22 @@ from services.refiner.autoencoder import Autoencoder
 from training.degraded import Degrade
 from training.drawing import Painter
 from training.pictures import to_tensor
-from training.scenes import WORLDS, Scene, sample_scene, without_place
+from training.scenes import (
+    WORLDS,
+    Scene,
+    crowded,
+    is_held_out,
+    of_lookalikes,
+    sample_scene,
+    without_place,
+)
 
 # The generator of the family knows the narrow world only: so does, mostly, what refines its pictures.
 NARROW_SHARE = 0.9
 # Without a place: what objects look like where the world never puts them is learnt from these.
 PLAIN_SHARE = 0.15
+# What is small, and stands beside others or looks like another, is mended into that first of all.
+LOOKALIKE_SHARE = 0.15
 ENCODED_TOGETHER = 16
 
 
@@ -37,15 +47,19 @@ class Pool:
 
 
 def pool_scenes(count: int, seed: int, *, held_out: bool) -> list[Scene]:
-    """As many scenes; of those to train on, some without a place."""
+    """As many scenes; those to train on are crowded, and some of them of lookalikes or without a place."""
     rng = random.Random(seed)
-    scenes = [
-        sample_scene(rng, WORLDS["narrow" if rng.random() < NARROW_SHARE else "wide"], held_out=held_out)
-        for _ in range(count)
-    ]
-    if held_out:
-        return scenes
-    return [without_place(scene, rng) if rng.random() < PLAIN_SHARE else scene for scene in scenes]
+    scenes = []
+    for _ in range(count):
+        world = WORLDS["narrow" if rng.random() < NARROW_SHARE else "wide"]
+        if held_out:
+            scenes.append(sample_scene(rng, world, held_out=True))
+            continue
+        scene = sample_scene(rng, crowded(world))
+        if rng.random() < LOOKALIKE_SHARE and not is_held_out(alike := of_lookalikes(scene, rng)):
+            scene = alike
+        scenes.append(without_place(scene, rng) if rng.random() < PLAIN_SHARE else scene)
+    return scenes
 
 
 @torch.no_grad()
@@ -68,7 +82,7 @@ def encode_scenes(
 def cached_pool(path: Path, count: int, autoencoder: Autoencoder, painter: Painter, degrade: Degrade) -> Pool:
     """The pool in the file at `path`, if it was made with this autoencoder; else makes it and writes it there."""
     scenes = pool_scenes(count, 0, held_out=False)
-    key = f"{count} {PLAIN_SHARE} {fingerprint(autoencoder)} {degrade.__qualname__}"
+    key = f"{count} {PLAIN_SHARE} {LOOKALIKE_SHARE} {fingerprint(autoencoder)} {degrade.__qualname__}"
     if path.exists():
         state = torch.load(path, weights_only=True)
         if state["key"] == key:
