@@ -21,6 +21,7 @@ from torch import Tensor
 from services.generator.model import Model, load_model
 from services.generator.sampling import SamplingDefaults
 from services.generator.stepper import generate
+from training import checkpoint
 from training.captions import caption
 from training.drawing import Painter
 from training.export import model_folder
@@ -79,25 +80,22 @@ def cached_pool(path: Path, painter: Painter, count: int) -> CandidatePool | Non
     if not (folder / "manifest.json").exists():
         return None
     key = f"{count} {SAMPLING} {hashlib.sha256((folder / 'manifest.json').read_bytes()).hexdigest()}"
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        if state["key"] == key:
-            return CandidatePool(
-                [_scene(s) for s in json.loads(state["wanted"])],
-                state["pictures"],
-                [[_scene(s) for s in row] for row in json.loads(state["shown"])],
-                state["fits"],
-            )
+    if state := checkpoint.load_if(path, key):
+        return CandidatePool(
+            [_scene(s) for s in json.loads(state["wanted"])],
+            state["pictures"],
+            [[_scene(s) for s in row] for row in json.loads(state["shown"])],
+            state["fits"],
+        )
     pool = make_pool(load_model(folder), painter, count)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        "key": key,
-        "wanted": json.dumps([asdict(scene) for scene in pool.wanted]),
-        "pictures": pool.pictures,
-        "shown": json.dumps([[asdict(scene) for scene in row] for row in pool.shown]),
-        "fits": pool.fits,
-    }
-    torch.save(state, path)
+    checkpoint.save(
+        path,
+        key=key,
+        wanted=json.dumps([asdict(scene) for scene in pool.wanted]),
+        pictures=pool.pictures,
+        shown=json.dumps([[asdict(scene) for scene in row] for row in pool.shown]),
+        fits=pool.fits,
+    )
     return pool
 
 

@@ -32,6 +32,12 @@ def load(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
+def load_if(path: Path, key: str) -> dict[str, Any] | None:
+    """What `save` wrote with this `key`; None if nothing, or if it was made of something else."""
+    state = load(path) if path.exists() else {}
+    return state if state.get("key") == key else None
+
+
 def flax_tensors(network: nn.Module) -> dict[str, NDArray[np.float32]]:
     """The network's weights in the layout of the JAX services: HWIO and (in, out) kernels, `scale` for norms."""
     return {ours: turn(tensor).numpy() for ours, tensor, turn in _renamed(network)}

@@ -6,6 +6,7 @@ ratios; both enlarged. Every picture is read by the attribute measure. `python -
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from services.refiner.model import RefinerModel
 from services.refiner.rank import rank
 from services.refiner.stepper import RefineJob, refine
 from services.upscaler.swinir import SwinIR
+from training.candidates import NUM_CANDIDATES, fit
 from training.captions import caption
 from training.drawing import Painter
 from training.measure import Reader, Reading, score
@@ -28,7 +30,6 @@ from training.scenes import World, sample_scenes
 from training.sprites import SpriteSource
 from training.swinir import enlarge, enlarge_with, make_corpus, measure
 
-NUM_CANDIDATES = 8
 NUM_VARIATIONS = 4
 NUM_STEPS = 25
 GUIDANCE_SCALE = 1.5
@@ -59,11 +60,6 @@ class Candidates:
         """The measure's attributes of one picture for each prompt."""
         return score(self.reader, self.scenes, readings, self._mentions)
 
-    def score_of_one(self, index: int, reading: Reading) -> float:
-        """How much of one prompt a picture got right: names and colours first."""
-        found = score(self.reader, [self.scenes[index]], [reading], [self._mentions[index]])
-        return found["name"] + found.get("name and colour", 0) + 0.1 * found["count"]
-
 
 def rerank_table(candidates: Candidates, refiner: RefinerModel) -> str:
     """One sample, the best by CLIP, and the best by the measure itself, which no ranking can beat."""
@@ -71,11 +67,11 @@ def rerank_table(candidates: Candidates, refiner: RefinerModel) -> str:
         candidates.score([row[column] for row in candidates.readings]) for column in range(NUM_CANDIDATES)
     ]
     by_clip, by_measure = [], []
-    for i, (prompt, pictures, readings) in enumerate(
-        zip(candidates.prompts, candidates.pictures, candidates.readings, strict=True)
+    for scene, prompt, pictures, readings in zip(
+        candidates.scenes, candidates.prompts, candidates.pictures, candidates.readings, strict=True
     ):
         by_clip.append(readings[int(np.argmax(rank(refiner, prompt, pictures)))])
-        by_measure.append(max(readings, key=lambda reading: candidates.score_of_one(i, reading)))
+        by_measure.append(max(readings, key=partial(fit, candidates.reader, scene)))
     mean = {name: float(np.mean([single[name] for single in singles])) for name in singles[0]}
     return _table(
         f"{len(candidates.prompts)} prompts, {NUM_CANDIDATES} candidates each",

@@ -14,20 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from training.drawing import Painter
-from training.scenes import (
-    Scene,
-    World,
-    in_every_slot,
-    is_held_out,
-    of_lookalikes,
-    sample_scene,
-    without_place,
-)
+from training.scenes import Scene, World, in_every_slot, sample_lesson
 from training.vqgan import STRIDE, to_pixels
 from training.vqgan_network import Vqgan
-
-# So many scenes show their objects alone: else a network learns where an object is never seen, and draws no other.
-PLAIN_SHARE = 0.15
 
 
 class TokenPool:
@@ -109,7 +98,4 @@ class TokenPool:
 
     def _scene(self, index: int) -> Scene:
         rng = random.Random(f"{self._seed} {index}")
-        scene = sample_scene(rng, self._world)
-        if rng.random() < self._lookalike_share and not is_held_out(alike := of_lookalikes(scene, rng)):
-            scene = alike
-        return without_place(scene, rng) if rng.random() < PLAIN_SHARE else scene
+        return sample_lesson(rng, self._world, lookalike_share=self._lookalike_share)

@@ -15,23 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from services.refiner.autoencoder import Autoencoder
+from training import checkpoint
 from training.degraded import Degrade
 from training.drawing import Painter
 from training.pictures import to_tensor
-from training.scenes import (
-    WORLDS,
-    Scene,
-    crowded,
-    is_held_out,
-    of_lookalikes,
-    sample_scene,
-    without_place,
-)
+from training.scenes import PLAIN_SHARE, WORLDS, Scene, crowded, sample_lesson, sample_scene
 
 # The generator of the family knows the narrow world only: so does, mostly, what refines its pictures.
 NARROW_SHARE = 0.9
-# Without a place: what objects look like where the world never puts them is learnt from these.
-PLAIN_SHARE = 0.15
 # What is small, and stands beside others or looks like another, is mended into that first of all.
 LOOKALIKE_SHARE = 0.15
 ENCODED_TOGETHER = 16
@@ -49,17 +40,10 @@ class Pool:
 def pool_scenes(count: int, seed: int, *, held_out: bool) -> list[Scene]:
     """As many scenes; those to train on are crowded, and some of them of lookalikes or without a place."""
     rng = random.Random(seed)
-    scenes = []
-    for _ in range(count):
-        world = WORLDS["narrow" if rng.random() < NARROW_SHARE else "wide"]
-        if held_out:
-            scenes.append(sample_scene(rng, world, held_out=True))
-            continue
-        scene = sample_scene(rng, crowded(world))
-        if rng.random() < LOOKALIKE_SHARE and not is_held_out(alike := of_lookalikes(scene, rng)):
-            scene = alike
-        scenes.append(without_place(scene, rng) if rng.random() < PLAIN_SHARE else scene)
-    return scenes
+    worlds = [WORLDS["narrow" if rng.random() < NARROW_SHARE else "wide"] for _ in range(count)]
+    if held_out:
+        return [sample_scene(rng, world, held_out=True) for world in worlds]
+    return [sample_lesson(rng, crowded(world), lookalike_share=LOOKALIKE_SHARE) for world in worlds]
 
 
 @torch.no_grad()
@@ -83,13 +67,10 @@ def cached_pool(path: Path, count: int, autoencoder: Autoencoder, painter: Paint
     """The pool in the file at `path`, if it was made with this autoencoder; else makes it and writes it there."""
     scenes = pool_scenes(count, 0, held_out=False)
     key = f"{count} {PLAIN_SHARE} {LOOKALIKE_SHARE} {fingerprint(autoencoder)} {degrade.__qualname__}"
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        if state["key"] == key:
-            return Pool(scenes, state["true"].float(), state["degraded"].float())
+    if state := checkpoint.load_if(path, key):
+        return Pool(scenes, state["true"].float(), state["degraded"].float())
     pool = encode_scenes(scenes, autoencoder, painter, degrade, 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"key": key, "true": pool.true.half(), "degraded": pool.degraded.half()}, path)
+    checkpoint.save(path, key=key, true=pool.true.half(), degraded=pool.degraded.half())
     return pool
 
 

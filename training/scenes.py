@@ -16,6 +16,9 @@ from training.vocabulary import NARROW_OBJECTS, OBJECTS, PLACES, SIZES, SLOTS, T
 HELD_OUT_ONE_IN = 16
 # Of a scene that shows objects and nothing else, on a ground that is no place.
 PLAIN = "plain"
+# So many scenes show their objects alone: else a network learns where an object is never seen, and draws no other.
+PLAIN_SHARE = 0.15
+# Few pixels tell these apart; dogs, whose black ones are held out by the sea, need the most lessons.
 LOOKALIKES = (("dog", "cat"), ("dog", "cat"), ("cactus", "tree"))
 
 
@@ -96,6 +99,14 @@ def of_lookalikes(scene: Scene, rng: random.Random) -> Scene:
         scene,
         objects=tuple(replace(o, name=rng.choice(pair), colour=colour, size=size) for o in scene.objects),
     )
+
+
+def sample_lesson(rng: random.Random, world: World, *, lookalike_share: float) -> Scene:
+    """A scene to learn from: as `sample_scene`, but some of lookalikes, and some without a place."""
+    scene = sample_scene(rng, world)
+    if rng.random() < lookalike_share and not is_held_out(alike := of_lookalikes(scene, rng)):
+        scene = alike
+    return without_place(scene, rng) if rng.random() < PLAIN_SHARE else scene
 
 
 def in_every_slot(scene: Scene) -> Scene:
