@@ -6,6 +6,7 @@ has the same window neighbours in a tile as in the whole picture. This module kn
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import UInt8
@@ -109,7 +110,7 @@ def _spans(size: int, tile_size: int, tile_overlap: int, window_size: int) -> li
     # As few tiles as it takes, and then as small as they can be.
     length = min(size, _round_up(-(-(size + (count - 1) * overlap) // count), window_size))
     starts = [i * (size - length) // max(1, count - 1) // window_size * window_size for i in range(count)]
-    cuts = [(start + previous + length) // 2 for previous, start in zip(starts, starts[1:], strict=False)]
+    cuts = [(start + previous + length) // 2 for previous, start in pairwise(starts)]
     return [
         Span(start, start + length, keep_start, keep_stop)
         for start, keep_start, keep_stop in zip(starts, [0, *cuts], [*cuts, size], strict=True)

@@ -209,7 +209,6 @@ async def stop_reading(engine: Engine[GenerateJob], stop_s: float) -> None:
     tickets = [Ticket(index, job, preview_every=1) for index in range(MAX_IMAGES)]
     before_mb = resident_mb()
     async with engine.submit(tickets, caller="stopped") as unread:
-        await asyncio.sleep(0)
         other = await serve(engine, [0.0], 1)
         await asyncio.sleep(max(0.0, stop_s / 2 - other.elapsed_s))
         half_mb = resident_mb() - before_mb

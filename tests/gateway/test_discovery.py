@@ -15,6 +15,15 @@ def named(port, resolve):
     )
 
 
+def resolving(hosts):
+    """To whatever the list holds by then."""
+
+    async def resolve(name, port):
+        return list(hosts)
+
+    return resolve
+
+
 def addresses(workers):
     return sorted(worker.address for worker in workers)
 
@@ -83,10 +92,7 @@ async def test_a_name_has_a_worker_at_each_of_its_addresses(worker):
 async def test_a_name_is_resolved_again(worker):
     hosts = ["127.0.0.3"]
 
-    async def resolve(name, port):
-        return list(hosts)
-
-    async with named(worker.port, resolve) as discovery:
+    async with named(worker.port, resolving(hosts)) as discovery:
         await discovery.refresh()
         assert discovery.healthy == []
         hosts[:] = ["127.0.0.1"]
@@ -97,10 +103,7 @@ async def test_a_name_is_resolved_again(worker):
 async def test_a_worker_whose_name_is_gone_finishes_its_work_first(worker):
     hosts = ["127.0.0.1"]
 
-    async def resolve(name, port):
-        return list(hosts)
-
-    async with named(worker.port, resolve) as discovery:
+    async with named(worker.port, resolving(hosts)) as discovery:
         await discovery.refresh()
         [found] = discovery.healthy
         found.outstanding = 1

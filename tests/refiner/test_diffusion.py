@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -59,9 +60,7 @@ def recorded(request, plms):
 
 
 def ends_of_steps(samplers):
-    return [
-        after for before, after in zip(samplers, samplers[1:], strict=False) if after.index < before.index
-    ]
+    return [after for before, after in pairwise(samplers) if after.index < before.index]
 
 
 def test_the_network_is_asked_at_the_reference_s_timesteps(recorded):

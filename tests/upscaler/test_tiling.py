@@ -1,5 +1,7 @@
 """Cutting and padding: which pixels the network sees, and that nothing is left out or kept twice."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
@@ -43,7 +45,7 @@ def test_neighbours_share_at_least_the_overlap_and_each_drops_half_of_it(
 ) -> None:
     overlap = data.draw(st.integers(0, tile_size - 8))
     spans = [tile.rows for tile in cut(size, 8, tile_size=tile_size, tile_overlap=overlap, window_size=8)]
-    for one, other in zip(spans, spans[1:], strict=False):
+    for one, other in pairwise(spans):
         assert one.stop - other.start >= overlap
         assert min(one.stop - one.keep_stop, other.keep_start - other.start) >= overlap // 2
 
