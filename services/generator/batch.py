@@ -16,6 +16,7 @@ from jax import Array
 from jaxtyping import Float, Int, UInt32
 
 from services.generator import dalle, sampling
+from services.generator.dalle_parameters import DalleConfig, Params
 
 # B lanes, V image tokens.
 
@@ -69,8 +70,8 @@ class Batch:
 
 
 def next_tokens(
-    params: dalle.Params,
-    config: dalle.DalleConfig,
+    params: Params,
+    config: DalleConfig,
     batch: Batch,
     uncond_prompt: dalle.Prompt,
     image_tokens: Int[np.ndarray, " B"],
@@ -92,8 +93,8 @@ def next_tokens(
 
 @partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def read_tokens(
-    params: dalle.Params,
-    config: dalle.DalleConfig,
+    params: Params,
+    config: DalleConfig,
     cache: dalle.Cache,
     image_tokens: Int[Array, " B"],
     positions: Int[Array, " B"],
@@ -120,7 +121,7 @@ def draw_tokens(
 
 
 def lay_out(
-    config: dalle.DalleConfig,
+    config: DalleConfig,
     members: Sequence[tuple[int | None, Sketch]],
     length: int,
     text_length: int,

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.errors import ModelError
-from services.generator import dalle, vqgan
+from services.generator import dalle_parameters, vqgan
+from services.generator.dalle_parameters import DalleConfig
 from services.generator.flax_file import FlaxArray, read_flax_file
 from services.generator.text import WORD_LIST_NAME
 from services.generator.weights import FILE_NAME, TensorSpec, write_parameters
@@ -50,7 +51,7 @@ def convert(source: Path, part_folder: Path, part: str) -> None:
     _check_size(raw_config, path.parent)
     arrays = read_flax_file(path)
     if part == "dalle":
-        shapes = dalle.parameter_shapes(dalle.DalleConfig.from_json(raw_config))
+        shapes = dalle_parameters.parameter_shapes(DalleConfig.from_json(raw_config))
         sources = dalle_sources(arrays)
     else:
         shapes = vqgan.parameter_shapes(vqgan.VqganConfig.from_json(raw_config))

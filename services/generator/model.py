@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from services.errors import ModelError
-from services.generator import dalle, vqgan
+from services.generator import dalle_parameters, vqgan
+from services.generator.dalle_parameters import DalleConfig, Params
 from services.generator.device import freed_arrays_are_given_back
 from services.generator.sampling import SamplingDefaults
 from services.generator.text import WORD_LIST_NAME, TextNormalizer, read_word_costs
@@ -22,8 +23,8 @@ from services.model_folder import read_config
 class Model:
     """What it takes to turn prompts into pictures."""
 
-    dalle_params: dalle.Params
-    dalle_config: dalle.DalleConfig
+    dalle_params: Params
+    dalle_config: DalleConfig
     vqgan_params: vqgan.Params
     vqgan_config: vqgan.VqganConfig
     tokenizer: Tokenizer
@@ -61,10 +62,10 @@ def load_model(folder: Path) -> Model:
     )
 
 
-def load_dalle(part_folder: Path) -> tuple[dalle.Params, dalle.DalleConfig]:
+def load_dalle(part_folder: Path) -> tuple[Params, DalleConfig]:
     """Raises ModelError when the part's files are missing, damaged or do not fit each other."""
-    config = dalle.DalleConfig.from_json(read_config(part_folder))
-    params = dalle.prepare(load_parameters(part_folder, dalle.parameter_shapes(config)))
+    config = DalleConfig.from_json(read_config(part_folder))
+    params = dalle_parameters.prepare(load_parameters(part_folder, dalle_parameters.parameter_shapes(config)))
     return to_device(params), config
 
 

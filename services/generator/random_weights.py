@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tokenizers import pre_tokenizers
 
 from services.errors import ModelError
-from services.generator import dalle, vqgan
+from services.generator import dalle_parameters, vqgan
+from services.generator.dalle_parameters import DalleConfig
 from services.generator.weights import FILE_NAME, TensorSpec, write_parameters
 from services.model_folder import write_atomically
 
@@ -103,7 +104,7 @@ def write_random_dalle(
     part_folder: Path, raw_config: Mapping[str, Any], *, dtype: str = "float16", seed: int = 0
 ) -> None:
     """A part `dalle` of the given config.json, with a tokenizer that knows single bytes."""
-    shapes = dalle.parameter_shapes(dalle.DalleConfig.from_json(raw_config))
+    shapes = dalle_parameters.parameter_shapes(DalleConfig.from_json(raw_config))
     _write_part(part_folder, raw_config, shapes, dtype, seed)
     pieces = ["<s>", "<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     vocab = {piece: index for index, piece in enumerate(pieces)}

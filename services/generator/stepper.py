@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from services.generator import dalle, vqgan
 from services.generator.batch import Batch, GenerateJob as GenerateJob, Sketch, lay_out, next_tokens
+from services.generator.dalle_parameters import DalleConfig, Params
 from services.generator.device import num_processors, out_of_memory_is_the_jobs
 from services.generator.model import Model
 from services.generator.sampling import SamplingDefaults
@@ -240,7 +241,7 @@ def generate(
 
 @partial(jax.jit, static_argnames="config")
 def _encoded(
-    params: dalle.Params, config: dalle.DalleConfig, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
+    params: Params, config: DalleConfig, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> dalle.Prompt:
     return dalle.remember(params, config, dalle.encode(params, config, ids, mask), mask)
 
@@ -255,7 +256,7 @@ def _sizes(largest: int) -> list[int]:
     return [size for size in (2**i for i in range(largest.bit_length())) if size < largest] + [largest]
 
 
-def _cache_lengths(config: dalle.DalleConfig, num_slots: int) -> list[int]:
+def _cache_lengths(config: DalleConfig, num_slots: int) -> list[int]:
     """The lengths that a batch's cache can have: attending to a long one costs as much as reading the weights."""
     floats = 2 * config.decoder_layers * 2 * num_slots * config.image_length * config.d_model
     parts = 4 if 4 * floats > SMALL_CACHE_BYTES else 2

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from services.errors import ModelError
 from services.generator import dalle, vqgan
+from services.generator.dalle_parameters import DalleConfig, Params
 from services.generator.model import load_dalle, load_vqgan
 from services.generator.sampling import guide
 from services.model_folder import Difference
@@ -59,8 +60,8 @@ def _compare_dalle(part_folder: Path, vectors: Vectors) -> list[Difference]:
 
 
 def greedy(
-    params: dalle.Params,
-    config: dalle.DalleConfig,
+    params: Params,
+    config: DalleConfig,
     prompt: dalle.Prompt,
     uncond_prompt: dalle.Prompt,
     *,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from services.errors import ModelError
-from services.generator import dalle
+from services.generator import dalle, dalle_parameters
+from services.generator.dalle_parameters import DalleConfig
 from tests.generator.conftest import DALLE_CONFIG
 
 
@@ -56,9 +57,9 @@ def test_what_stands_behind_the_text_mask_is_never_read(model):
 
 def test_the_codes_are_what_comes_before_the_start_token():
     # mega has 16384 codes, 16415 image tokens and a start token in between.
-    config = dalle.DalleConfig.from_json(DALLE_CONFIG)
+    config = DalleConfig.from_json(DALLE_CONFIG)
     assert (config.num_codes, config.image_vocab_size) == (64, 70)
-    assert dalle.parameter_shapes(config)["lm_head.kernel"] == (32, 71)
+    assert dalle_parameters.parameter_shapes(config)["lm_head.kernel"] == (32, 71)
 
 
 @pytest.mark.parametrize(
@@ -74,4 +75,4 @@ def test_the_codes_are_what_comes_before_the_start_token():
 )
 def test_a_configuration_that_does_not_fit_is_refused(change, message):
     with pytest.raises(ModelError, match=message):
-        dalle.DalleConfig.from_json(DALLE_CONFIG | change)
+        DalleConfig.from_json(DALLE_CONFIG | change)

@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from services.errors import ModelError
-from services.generator import dalle, vqgan
+from services.generator import dalle_parameters, vqgan
+from services.generator.dalle_parameters import DalleConfig
 from services.generator.model import load_model
 from services.generator.random_weights import FAMILIES, write_random, write_random_dalle, write_random_vqgan
 from services.generator.weights import TensorSpec, write_parameters
@@ -76,7 +77,7 @@ def test_a_loaded_model_lies_in_memory_once(copied, tmp_path):
     large = config | {"d_model": 768, "decoder_layers": 6, "decoder_ffn_dim": 2048, "image_vocab_size": 8192}
     write_random_dalle(tmp_path / "large" / "dalle", large, dtype="float16")
     write_random_vqgan(tmp_path / "large" / "vqgan", vqgan_config)
-    shapes = dalle.parameter_shapes(dalle.DalleConfig.from_json(large))
+    shapes = dalle_parameters.parameter_shapes(DalleConfig.from_json(large))
     num_bytes = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
 
     done = subprocess.run(
@@ -147,7 +148,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path):
 )
 def test_known_families_have_as_many_parameters_as_the_published_ones(name, num_parameters):
     raw_dalle, raw_vqgan, _ = FAMILIES[name]
-    dalle_shapes = dalle.parameter_shapes(dalle.DalleConfig.from_json(raw_dalle))
+    dalle_shapes = dalle_parameters.parameter_shapes(DalleConfig.from_json(raw_dalle))
     vqgan_shapes = vqgan.parameter_shapes(vqgan.VqganConfig.from_json(raw_vqgan))
     assert sum(int(np.prod(shape)) for shape in dalle_shapes.values()) == num_parameters
     assert sum(int(np.prod(shape)) for shape in vqgan_shapes.values()) == 76_073_859

@@ -8,8 +8,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from services.catalog import KNOWN
-from services.generator import dalle, vqgan
+from services.generator import dalle_parameters, vqgan
 from services.generator.convert import dalle_sources
+from services.generator.dalle_parameters import DalleConfig
 from services.generator.flax_file import FlaxArray
 from services.generator.random_weights import FAMILIES
 from services.tensor_file import LazyTensor
@@ -142,12 +143,12 @@ def test_a_pull_takes_less_disk_than_twice_the_model_and_a_fifth(tmp_path, meter
 def test_the_published_names_are_those_of_our_dalle(name):
     recorded, _, _ = layouts.DALLES[name]
     sources = dalle_sources(unread(published("generator", recorded)["params"]))
-    config = dalle.DalleConfig.from_json(FAMILIES[name][0])
+    config = DalleConfig.from_json(FAMILIES[name][0])
     found = {
         ours: tuple(published("generator", recorded)["params"][source.name])[source.layer is not None :]
         for ours, source in sources.items()
     }
-    assert found == dalle.parameter_shapes(config)
+    assert found == dalle_parameters.parameter_shapes(config)
 
 
 def test_the_published_names_are_those_of_our_vqgan():
