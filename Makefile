@@ -76,16 +76,16 @@ bench-full: ## The same at length (an hour)
 
 # In this order: each network learns from those before it. Every recipe can be stopped and started again with --resume.
 tiny: $(VENV)/dev ## Train the built-in models from nothing (many hours; needs npm for the sprites)
-	$(TEST_ENV) $(BIN)/python -m training.text_tokenizer
-	$(TEST_ENV) $(BIN)/python -m training.vqgan
-	$(TEST_ENV) $(BIN)/python -m training.generator
-	$(TEST_ENV) $(BIN)/python -m training.generator_export
-	for recipe in autoencoder text_encoder unet clip swinir; do \
+	$(TEST_ENV) $(BIN)/python -m training.generator.train_tokenizer
+	$(TEST_ENV) $(BIN)/python -m training.generator.train_vqgan
+	$(TEST_ENV) $(BIN)/python -m training.generator.train_dalle
+	$(TEST_ENV) $(BIN)/python -m training.generator.export
+	for recipe in refiner.train_autoencoder refiner.train_text_encoder refiner.train_unet refiner.train_clip upscaler.train_swinir; do \
 		$(TEST_ENV) $(BIN)/python -m training.$$recipe --export || exit 1; \
 	done
 
 quality: $(VENV)/dev ## Measure the built-in models on held-out prompts: make quality ARGS="--seed 7"
-	$(TEST_ENV) $(BIN)/python -m training.quality $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m training.evaluation.generator_report $(ARGS)
 
 check: $(VENV)/dev ## Lint, types, protos, stubs
 	$(BIN)/ruff check .

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from services.model_folder import BUILT_IN_FOLDER, read_config, write_atomically, write_manifest
-from training.scenes import NARROW
-from training.sprites import NOTICE
+from training.world.scenes import NARROW
+from training.world.sprites import NOTICE
 
 NAME = "tiny"
 ORIGIN = "trained by this repository's recipes (training/) on scenes that they draw"
@@ -50,7 +50,7 @@ def write_part(
 
 def write_stage_manifest(stage: str, folder: Path) -> None:
     # Imported late: it brings the generator's framework along, which training itself does not need.
-    from training.generator_export import EXAMPLE_PROMPTS, vocabulary
+    from training.generator.export import EXAMPLE_PROMPTS, vocabulary
 
     write_manifest(
         folder,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.pictures import Picture
+from training.images import Picture
 
 CACHE = Path("build/training/photographs")
 WHEELS = {

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from services.refiner.clip import Clip
-from training import candidates, clip, wordpieces
-from training.candidates import NUM_CANDIDATES, CandidatePool
-from training.drawing import Painter
-from training.measure import Reader, Reading
-from training.pictures import to_tensor
-from training.scenes import NARROW, SceneObject, sample_scenes
-from training.sprites import stand_in_sprites
+from training.images import to_tensor
+from training.refiner import candidate_pool, train_clip, train_wordpieces
+from training.refiner.candidate_pool import NUM_CANDIDATES, CandidatePool
+from training.world.drawing import Painter
+from training.world.scene_reader import Reader, Reading
+from training.world.scenes import NARROW, SceneObject, sample_scenes
+from training.world.sprites import stand_in_sprites
 
 
 def painted_pool(count: int) -> CandidatePool:
@@ -23,7 +23,8 @@ def painted_pool(count: int) -> CandidatePool:
     painter, rng = Painter(stand_in_sprites(), size=32), random.Random(1)
     wanted = sample_scenes(count, 1)
     shown = [
-        [scene, *(clip.near_miss(scene, rng, NARROW) for _ in range(NUM_CANDIDATES - 1))] for scene in wanted
+        [scene, *(train_clip.near_miss(scene, rng, NARROW) for _ in range(NUM_CANDIDATES - 1))]
+        for scene in wanted
     ]
     pictures = [((to_tensor([painter.paint(s) for s in row]) + 1) * 127.5).byte() for row in shown]
     fits = torch.zeros(count, NUM_CANDIDATES)
@@ -31,20 +32,20 @@ def painted_pool(count: int) -> CandidatePool:
     return CandidatePool(wanted, torch.stack(pictures), shown, fits)
 
 
-def small_clip() -> tuple[clip.ProbedClip, clip.Tokenizer]:
-    merges = wordpieces.learn_merges(200)
-    config = clip.make_config(len(wordpieces.clip_vocab(merges)))
+def small_clip() -> tuple[train_clip.ProbedClip, train_clip.Tokenizer]:
+    merges = train_wordpieces.learn_merges(200)
+    config = train_clip.make_config(len(train_wordpieces.clip_vocab(merges)))
     small = replace(config, image_size=32, vision_patch_size=8, vision_layers=1)
     torch.manual_seed(0)
-    return clip.ProbedClip(Clip(small)), clip.make_tokenizer(merges)
+    return train_clip.ProbedClip(Clip(small)), train_clip.make_tokenizer(merges)
 
 
 def test_a_pool_is_kept_as_the_built_in_generator_drew_it(tmp_path: Path):
     painter, path = Painter(stand_in_sprites()), tmp_path / "candidates.pt"
 
-    drawn = candidates.cached_pool(path, painter, 1)
+    drawn = candidate_pool.cached_pool(path, painter, 1)
     written_at = path.stat().st_mtime_ns
-    kept = candidates.cached_pool(path, painter, 1)
+    kept = candidate_pool.cached_pool(path, painter, 1)
 
     assert drawn is not None
     assert kept is not None
@@ -58,9 +59,9 @@ def test_a_pool_is_kept_as_the_built_in_generator_drew_it(tmp_path: Path):
 
 
 def test_without_a_generator_there_are_no_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(candidates, "model_folder", lambda stage: tmp_path / stage)
+    monkeypatch.setattr(candidate_pool, "model_folder", lambda stage: tmp_path / stage)
 
-    assert candidates.cached_pool(tmp_path / "candidates.pt", Painter(stand_in_sprites()), 1) is None
+    assert candidate_pool.cached_pool(tmp_path / "candidates.pt", Painter(stand_in_sprites()), 1) is None
 
 
 def test_what_a_prompt_names_fits_better_the_more_of_it_is_seen():
@@ -68,7 +69,7 @@ def test_what_a_prompt_names_fits_better_the_more_of_it_is_seen():
     reader = Reader(Painter(stand_in_sprites()), NARROW)
 
     def fit(*objects: SceneObject) -> float:
-        return candidates.fit(reader, scene, Reading(replace(scene, objects=objects), 0.0))
+        return candidate_pool.fit(reader, scene, Reading(replace(scene, objects=objects), 0.0))
 
     car = scene.objects[0]
     right, twice = fit(car), fit(car, replace(car, slot="left"))
@@ -81,13 +82,13 @@ def test_nothing_is_lost_where_the_best_of_a_prompts_own_candidates_stands_out()
     logits = torch.zeros(2, 16)
     logits[0, 0] = logits[1, 8] = logits[1, 9] = 100.0
 
-    assert clip.ranking_loss(logits, fits) == pytest.approx(0, abs=1e-4)
-    assert clip.ranking_loss(logits.roll(1, 1), fits) > 40
+    assert train_clip.ranking_loss(logits, fits) == pytest.approx(0, abs=1e-4)
+    assert train_clip.ranking_loss(logits.roll(1, 1), fits) > 40
 
 
 def test_clip_takes_steps_on_candidates_and_gets_better_at_choosing():
     probed, tokenizer = small_clip()
-    ranking = clip.Ranking(painted_pool(clip.NUM_PROMPTS_KEPT + 2), tokenizer)
+    ranking = train_clip.Ranking(painted_pool(train_clip.NUM_PROMPTS_KEPT + 2), tokenizer)
     optimizer = torch.optim.AdamW(probed.parameters(), lr=2e-3)
     lost = []
     for _ in range(12):
@@ -102,9 +103,9 @@ def test_clip_takes_steps_on_candidates_and_gets_better_at_choosing():
 
 def test_a_clip_that_knows_nothing_gains_as_little_as_chance():
     probed, tokenizer = small_clip()
-    pool = painted_pool(clip.NUM_PROMPTS_KEPT + 1)
+    pool = painted_pool(train_clip.NUM_PROMPTS_KEPT + 1)
 
-    gain = clip.Ranking(pool, tokenizer).measure(probed.clip)["ranking_gain"]
+    gain = train_clip.Ranking(pool, tokenizer).measure(probed.clip)["ranking_gain"]
 
     # All but the first candidate fit not at all: never choosing it is the worst that can be.
     assert -1 / 7 - 1e-4 <= gain < 0.4

@@ -5,12 +5,12 @@ import pytest
 from services.generator.model import load_model as load_generator
 from services.refiner.model import load_model as load_refiner
 from services.upscaler.swinir import SwinIR, SwinIRConfig
-from training import family_quality
-from training.drawing import Painter
+from training.evaluation import pipeline_report
 from training.export import load_exported, model_folder
-from training.measure import Reader
-from training.scenes import World
-from training.sprites import stand_in_sprites
+from training.world.drawing import Painter
+from training.world.scene_reader import Reader
+from training.world.scenes import World
+from training.world.sprites import stand_in_sprites
 
 WORLD = World(("house", "cat", "balloon"), num_variants=1)
 
@@ -19,7 +19,7 @@ WORLD = World(("house", "cat", "balloon"), num_variants=1)
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     sprites = stand_in_sprites()
     painter = Painter(sprites, 128)
-    return family_quality.report(
+    return pipeline_report.report(
         load_generator(model_folder("generator")),
         load_refiner(model_folder("refiner")),
         load_exported("upscaler", "swinir", SwinIR, SwinIRConfig),

@@ -13,21 +13,22 @@ from tokenizers import Tokenizer
 from services.generator import dalle, vqgan
 from services.generator.model import load_model
 from services.model_folder import open_model
-from training import checkpoint, dalle_network, generator, vqgan as vqgan_recipe, vqgan_network
-from training.dalle_network import Dalle, text_mask
-from training.degraded import retell_tokens
-from training.drawing import Painter
-from training.generator_export import export
-from training.image_tokens import TokenPool
-from training.scenes import NARROW, sample_scenes
-from training.slot_probe import SlotProbe
-from training.sprites import stand_in_sprites
-from training.text_pretraining import pretrain
-from training.text_tokenizer import encode, train_tokenizer
-from training.vqgan_network import Vqgan
+from training import checkpoint
+from training.generator import dalle_torch, train_dalle, train_vqgan as vqgan_recipe, vqgan_torch
+from training.generator.dalle_torch import Dalle, text_mask
+from training.generator.export import export
+from training.generator.pretrain_text_encoder import pretrain
+from training.generator.slot_probe import SlotProbe
+from training.generator.token_pool import TokenPool
+from training.generator.train_tokenizer import encode, train_tokenizer
+from training.generator.vqgan_torch import Vqgan
+from training.refiner.degradations import retell_tokens
+from training.world.drawing import Painter
+from training.world.scenes import NARROW, sample_scenes
+from training.world.sprites import stand_in_sprites
 
 DALLE = replace(
-    dalle_network.TINY,
+    dalle_torch.TINY,
     d_model=32,
     encoder_layers=1,
     decoder_layers=1,
@@ -39,7 +40,7 @@ DALLE = replace(
     decoder_start_token_id=64,
     image_length=64,
 )
-VQGAN = replace(vqgan_network.TINY, n_embed=64, ch_mult=(1, 1, 1, 1), resolution=64)
+VQGAN = replace(vqgan_torch.TINY, n_embed=64, ch_mult=(1, 1, 1, 1), resolution=64)
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +67,11 @@ def vqgan_trainer(painter: Painter, network: Vqgan, *, steps: int = 4) -> vqgan_
 
 def generator_trainer(
     painter: Painter, tokenizer: Tokenizer, networks: tuple[Dalle, Vqgan]
-) -> generator.Trainer:
+) -> train_dalle.Trainer:
     network, codes = networks
     pool = TokenPool(codes, painter, NARROW, seed=0, capacity=8)
-    recipe = generator.Recipe(steps=4, batch=4, fresh=2, probe_layer=0)
-    return generator.Trainer(network, tokenizer, pool, NARROW, recipe)
+    recipe = train_dalle.Recipe(steps=4, batch=4, fresh=2, probe_layer=0)
+    return train_dalle.Trainer(network, tokenizer, pool, NARROW, recipe)
 
 
 def test_the_vqgan_trains_from_a_plain_autoencoder_to_codes(painter: Painter, networks: tuple[Dalle, Vqgan]):

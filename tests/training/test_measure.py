@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from training.drawing import Painter
-from training.measure import Reader, score
-from training.scenes import World, sample_scenes
-from training.sprites import stand_in_sprites
+from training.world.drawing import Painter
+from training.world.scene_reader import Reader, score
+from training.world.scenes import World, sample_scenes
+from training.world.sprites import stand_in_sprites
 
 # Few objects, so that the templates are made in a second.
 WORLD = World(("house", "cat", "balloon"), num_variants=1)

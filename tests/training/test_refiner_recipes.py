@@ -17,16 +17,24 @@ from services.refiner.text_encoder import TextEncoder
 from services.refiner.tokenizer import Tokenizer, read_tokenizer
 from services.refiner.unet import UNet
 from services.upscaler.swinir import SwinIR
-from training import autoencoder, clip, latents, swinir, text_encoder, unet, wordpieces
-from training.degraded import soften
-from training.drawing import Painter
 from training.export import load_exported, write_part
+from training.images import sample_either
 from training.loop import Measures, Options, rng_of_step, train
-from training.pictures import sample_either
-from training.scenes import NARROW, SceneObject, sample_scene, sample_scenes
-from training.sprites import stand_in_sprites
+from training.refiner import (
+    latent_pool,
+    train_autoencoder,
+    train_clip,
+    train_text_encoder,
+    train_unet,
+    train_wordpieces,
+)
+from training.refiner.degradations import soften
+from training.upscaler import train_swinir
+from training.world.drawing import Painter
+from training.world.scenes import NARROW, SceneObject, sample_scene, sample_scenes
+from training.world.sprites import stand_in_sprites
 
-SMALL_AUTOENCODER = replace(autoencoder.CONFIG, ch=32, ch_mult=(1, 1, 1), image_size=32)
+SMALL_AUTOENCODER = replace(train_autoencoder.CONFIG, ch=32, ch_mult=(1, 1, 1), image_size=32)
 
 
 @pytest.fixture
@@ -55,10 +63,10 @@ def test_the_autoencoder_takes_two_steps_and_measures_objects(painter: Painter, 
     train(
         "autoencoder",
         network,
-        partial(autoencoder.losses_of_step, network, crops, options),
+        partial(train_autoencoder.losses_of_step, network, crops, options),
         options,
-        measure=partial(autoencoder.measure, painter, scenes),
-        sheet=partial(autoencoder.draw_sheet, painter, scenes),
+        measure=partial(train_autoencoder.measure, painter, scenes),
+        sheet=partial(train_autoencoder.draw_sheet, painter, scenes),
     )
     assert logged(options, "autoencoder")[-1]["object_psnr_db"] > 0
     assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
@@ -75,7 +83,7 @@ def test_an_interrupted_run_ends_where_an_unbroken_one_does(painter: Painter, tw
             train(
                 name,
                 network,
-                partial(autoencoder.losses_of_step, network, painter, replace(two_steps, steps=4)),
+                partial(train_autoencoder.losses_of_step, network, painter, replace(two_steps, steps=4)),
                 options,
                 measure=lambda _: {},
             )
@@ -90,35 +98,35 @@ def test_an_interrupted_run_ends_where_an_unbroken_one_does(painter: Painter, tw
 
 
 def test_the_text_encoder_takes_two_steps(two_steps: Options):
-    vocab = wordpieces.learn_wordpieces(200)
-    tokenizer = Tokenizer(wordpieces.bert_tokenizer(vocab), text_encoder.NUM_TOKENS)
-    reader = text_encoder.Reader(TextEncoder(replace(text_encoder.CONFIG, n_embed=32, n_layer=1)))
+    vocab = train_wordpieces.learn_wordpieces(200)
+    tokenizer = Tokenizer(train_wordpieces.bert_tokenizer(vocab), train_text_encoder.NUM_TOKENS)
+    reader = train_text_encoder.Reader(TextEncoder(replace(train_text_encoder.CONFIG, n_embed=32, n_layer=1)))
     train(
         "text_encoder",
         reader,
-        partial(text_encoder.losses_of_step, reader, tokenizer, 4),
+        partial(train_text_encoder.losses_of_step, reader, tokenizer, 4),
         two_steps,
-        measure=partial(text_encoder.measure, tokenizer),
+        measure=partial(train_text_encoder.measure, tokenizer),
     )
     assert 0 <= logged(two_steps, "text_encoder")[-1]["place"] <= 1
 
 
 def test_clip_takes_two_steps_and_ranks_eight(two_steps: Options):
-    merges = wordpieces.learn_merges(200)
-    tokenizer = clip.make_tokenizer(merges)
+    merges = train_wordpieces.learn_merges(200)
+    tokenizer = train_clip.make_tokenizer(merges)
     config = replace(
-        clip.make_config(len(wordpieces.clip_vocab(merges))),
+        train_clip.make_config(len(train_wordpieces.clip_vocab(merges))),
         image_size=32,
         vision_patch_size=8,
         vision_layers=1,
     )
-    probed, painter = clip.ProbedClip(Clip(config)), Painter(stand_in_sprites(), size=32)
+    probed, painter = train_clip.ProbedClip(Clip(config)), Painter(stand_in_sprites(), size=32)
     train(
         "clip",
         probed,
-        partial(clip.losses_of_step, probed, tokenizer, painter, 4),
+        partial(train_clip.losses_of_step, probed, tokenizer, painter, 4),
         two_steps,
-        measure=lambda average: clip.measure(tokenizer, painter, 2, average.clip),
+        measure=lambda average: train_clip.measure(tokenizer, painter, 2, average.clip),
     )
     assert 0 <= logged(two_steps, "clip")[-1]["best_of_8_near"] <= 1
 
@@ -126,7 +134,7 @@ def test_clip_takes_two_steps_and_ranks_eight(two_steps: Options):
 def test_a_near_miss_is_told_by_other_words():
     rng = random.Random(1)
     for scene in sample_scenes(100, seed=4):
-        missed = clip.near_miss(scene, rng, NARROW)
+        missed = train_clip.near_miss(scene, rng, NARROW)
 
         assert sorted(map(str, missed.objects)) != sorted(map(str, scene.objects))
         assert len({o.slot for o in missed.objects}) == len(missed.objects) > 0
@@ -140,7 +148,7 @@ def test_an_embedding_is_asked_for_what_is_there():
         for scene in sample_scenes(1, seed=4)
         for colour in ("red", "blue")
     )
-    probe, embeds = clip.ContentProbe(8), torch.eye(8)[:2]
+    probe, embeds = train_clip.ContentProbe(8), torch.eye(8)[:2]
     optimizer = torch.optim.Adam(probe.parameters(), lr=0.1)
     for _ in range(50):
         optimizer.zero_grad()
@@ -156,17 +164,17 @@ def test_an_embedding_is_asked_for_what_is_there():
 def test_the_unet_takes_two_steps_and_refines(two_steps: Options):
     painter = Painter(stand_in_sprites(), size=32)
     coder = Autoencoder(SMALL_AUTOENCODER).requires_grad_(False)
-    vocab = wordpieces.learn_wordpieces(200)
-    tokenizer = Tokenizer(wordpieces.bert_tokenizer(vocab), text_encoder.NUM_TOKENS)
-    encoder = TextEncoder(replace(text_encoder.CONFIG, n_embed=32, n_layer=1)).requires_grad_(False)
-    pool = latents.encode_scenes(sample_scenes(3, 0), coder, painter, soften, 0)
-    teacher = unet.Teacher(pool, encoder, tokenizer)
-    network = UNet(replace(unet.CONFIG, model_channels=32, context_dim=32))
-    exam = unet.Exam(painter, pool, coder, teacher)
+    vocab = train_wordpieces.learn_wordpieces(200)
+    tokenizer = Tokenizer(train_wordpieces.bert_tokenizer(vocab), train_text_encoder.NUM_TOKENS)
+    encoder = TextEncoder(replace(train_text_encoder.CONFIG, n_embed=32, n_layer=1)).requires_grad_(False)
+    pool = latent_pool.encode_scenes(sample_scenes(3, 0), coder, painter, soften, 0)
+    teacher = train_unet.Teacher(pool, encoder, tokenizer)
+    network = UNet(replace(train_unet.CONFIG, model_channels=32, context_dim=32))
+    exam = train_unet.Exam(painter, pool, coder, teacher)
     train(
         "unet",
         network,
-        partial(unet.losses_of_step, network, teacher, 2),
+        partial(train_unet.losses_of_step, network, teacher, 2),
         two_steps,
         measure=exam.measure,
         sheet=exam.sheet,
@@ -175,33 +183,33 @@ def test_the_unet_takes_two_steps_and_refines(two_steps: Options):
 
 
 def test_swinir_takes_two_steps(two_steps: Options):
-    corpus = swinir.make_corpus(stand_in_sprites(), None, 2, seed=0, held_out=False, sizes=(128, 64))
-    network = SwinIR(replace(swinir.CONFIG, embed_dim=8, depths=(2,), num_heads=(2,)))
+    corpus = train_swinir.make_corpus(stand_in_sprites(), None, 2, seed=0, held_out=False, sizes=(128, 64))
+    network = SwinIR(replace(train_swinir.CONFIG, embed_dim=8, depths=(2,), num_heads=(2,)))
     train(
         "swinir",
         network,
-        partial(swinir.losses_of_step, network, corpus, 2),
+        partial(train_swinir.losses_of_step, network, corpus, 2),
         two_steps,
-        measure=partial(swinir.measure, corpus, {}),
-        sheet=partial(swinir.draw_sheet, corpus),
+        measure=partial(train_swinir.measure, corpus, {}),
+        sheet=partial(train_swinir.draw_sheet, corpus),
     )
     assert "sharp_over_lanczos_db" in logged(two_steps, "swinir")[-1]
 
 
 def test_swinir_starts_no_worse_than_a_linear_filter():
-    corpus = swinir.make_corpus(stand_in_sprites(), None, 6, seed=0, held_out=False, sizes=(128, 64))
-    network = SwinIR(swinir.CONFIG).eval()
-    swinir.start_as_linear_filter(network, corpus)
-    assert swinir.measure(corpus, {}, network)["sharp_over_lanczos_db"] > -1
+    corpus = train_swinir.make_corpus(stand_in_sprites(), None, 6, seed=0, held_out=False, sizes=(128, 64))
+    network = SwinIR(train_swinir.CONFIG).eval()
+    train_swinir.start_as_linear_filter(network, corpus)
+    assert train_swinir.measure(corpus, {}, network)["sharp_over_lanczos_db"] > -1
 
 
 def test_the_noise_to_answer_leads_from_a_degraded_latent_to_the_true_one():
     scenes = sample_scenes(2, 0)
-    pool = latents.Pool(scenes, torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4))
-    teacher = unet.Teacher(pool, None, None)  # type: ignore[arg-type]
+    pool = latent_pool.Pool(scenes, torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4))
+    teacher = train_unet.Teacher(pool, None, None)  # type: ignore[arg-type]
     timesteps = torch.tensor([300, 300])
     x, answer = teacher.noisy([0, 1], timesteps, torch.tensor([True, False]))
-    alpha = torch.tensor(unet.train_alphas_cumprod()[300]).float()
+    alpha = torch.tensor(train_unet.train_alphas_cumprod()[300]).float()
     torch.testing.assert_close((x - (1 - alpha).sqrt() * answer) / alpha.sqrt(), pool.true, atol=1e-4, rtol=0)
 
 
@@ -209,7 +217,7 @@ def test_a_near_miss_changes_only_the_objects():
     rng = random.Random(0)
     for _ in range(50):
         scene = sample_scene(rng, NARROW)
-        missed = clip.near_miss(scene, rng, NARROW)
+        missed = train_clip.near_miss(scene, rng, NARROW)
         assert missed.objects != scene.objects
         assert replace(missed, objects=scene.objects) == scene
 
@@ -225,16 +233,23 @@ def test_an_exported_part_is_what_the_service_loads(tmp_path: Path):
 
 
 def test_the_learned_vocabularies_are_files_that_the_service_reads(tmp_path: Path):
-    vocab, merges = wordpieces.learn_wordpieces(200), wordpieces.learn_merges(200)
-    for part, files in (("bert", wordpieces.bert_files(vocab)), ("clip", wordpieces.clip_files(merges))):
+    vocab, merges = train_wordpieces.learn_wordpieces(200), train_wordpieces.learn_merges(200)
+    for part, files in (
+        ("bert", train_wordpieces.bert_files(vocab)),
+        ("clip", train_wordpieces.clip_files(merges)),
+    ):
         (tmp_path / part).mkdir()
         for name, text in files.items():
             (tmp_path / part / name).write_text(text, "utf-8")
     bert = read_tokenizer(tmp_path / "bert", num_tokens=32, vocab_size=len(vocab))
-    clips = read_tokenizer(tmp_path / "clip", num_tokens=32, vocab_size=len(wordpieces.clip_vocab(merges)))
+    clips = read_tokenizer(
+        tmp_path / "clip", num_tokens=32, vocab_size=len(train_wordpieces.clip_vocab(merges))
+    )
     text = "a red house, by the sea"
-    assert np.array_equal(bert.encode([text]), Tokenizer(wordpieces.bert_tokenizer(vocab), 32).encode([text]))
-    assert np.array_equal(clips.encode([text]), clip.make_tokenizer(merges).encode([text]))
+    assert np.array_equal(
+        bert.encode([text]), Tokenizer(train_wordpieces.bert_tokenizer(vocab), 32).encode([text])
+    )
+    assert np.array_equal(clips.encode([text]), train_clip.make_tokenizer(merges).encode([text]))
 
 
 def test_a_step_draws_the_same_scenes_again():

@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from training.captions import SKY_PHRASES, Caption, caption, plural
-from training.drawing import Painter
-from training.scenes import (
+from training.world.captions import SKY_PHRASES, Caption, caption, plural
+from training.world.drawing import Painter
+from training.world.scenes import (
     LOOKALIKES,
     NARROW,
     WIDE,
@@ -21,8 +21,8 @@ from training.scenes import (
     sample_scenes,
     without_place,
 )
-from training.sprites import stand_in_sprites
-from training.vocabulary import COLOURS, NARROW_OBJECTS, OBJECTS, PLACES, TIMES, WEATHERS
+from training.world.sprites import stand_in_sprites
+from training.world.vocabulary import COLOURS, NARROW_OBJECTS, OBJECTS, PLACES, TIMES, WEATHERS
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from training.drawing import SLOT_X
-from training.scenes import Scene, World
-from training.vocabulary import OBJECTS, SLOTS
+from training.world.drawing import SLOT_X
+from training.world.scenes import Scene, World
+from training.world.vocabulary import OBJECTS, SLOTS
 
 NOTHING = 0
 

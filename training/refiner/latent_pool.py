@@ -16,10 +16,10 @@ from torch import Tensor
 
 from services.refiner.autoencoder import Autoencoder
 from training import checkpoint
-from training.degraded import Degrade
-from training.drawing import Painter
-from training.pictures import to_tensor
-from training.scenes import PLAIN_SHARE, WORLDS, Scene, crowded, sample_lesson, sample_scene
+from training.images import to_tensor
+from training.refiner.degradations import Degrade
+from training.world.drawing import Painter
+from training.world.scenes import PLAIN_SHARE, WORLDS, Scene, crowded, sample_lesson, sample_scene
 
 # The generator of the family knows the narrow world only: so does, mostly, what refines its pictures.
 NARROW_SHARE = 0.9

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 
-from training.drawing import Painter
-from training.scenes import Scene, SceneObject, World, can_be, skies
-from training.vocabulary import OBJECTS, PLACES, SIZES, SLOTS, TIMES, WEATHERS
+from training.world.drawing import Painter
+from training.world.scenes import Scene, SceneObject, World, can_be, skies
+from training.world.vocabulary import OBJECTS, PLACES, SIZES, SLOTS, TIMES, WEATHERS
 
 MAX_OBJECTS = 3
 # Far errors say "different", not how different: a background with an object on it is still that background.

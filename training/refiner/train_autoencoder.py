@@ -1,6 +1,6 @@
 """Trains the built-in family's KL autoencoder: 128 px pictures to 16 x 16 latents and back.
 
-    python -m training.autoencoder --steps 1600 --resume
+    python -m training.refiner.train_autoencoder --steps 1600 --resume
 
 Needs: the sprites (fetched once through npm), 0.6 GB of memory, about 0.3 CPU seconds a step.
 Reached: 22.0 dB on objects, 23.7 dB on whole held-out pictures, in 440 CPU seconds (docs/models.md).
@@ -16,10 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from services.refiner.autoencoder import Attention, Autoencoder, AutoencoderConfig, ResBlock
-from training.drawing import Painter
 from training.export import load_exported, write_part
-from training.loop import Losses, Measures, Options, option_parser, options_from, rng_of_step, train
-from training.pictures import (
+from training.images import (
     contact_sheet,
     crops_on_objects,
     object_psnr,
@@ -28,8 +26,10 @@ from training.pictures import (
     to_pictures,
     to_tensor,
 )
-from training.scenes import Scene, sample_scenes
-from training.sprites import fluent_sprites
+from training.loop import Losses, Measures, Options, option_parser, options_from, rng_of_step, train
+from training.world.drawing import Painter
+from training.world.scenes import Scene, sample_scenes
+from training.world.sprites import fluent_sprites
 
 CONFIG = AutoencoderConfig(
     image_size=128, ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=1, z_channels=8, embed_dim=8, norm_groups=2

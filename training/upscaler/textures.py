@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFilter
 
-from training.pictures import Picture
+from training.images import Picture
 
 NUM_LEAVES = 420
 SMALLEST_RADIUS, LARGEST_RADIUS = 0.012, 0.4  # of the side

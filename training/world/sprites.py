@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.vocabulary import COLOURS, OBJECTS
+from training.world.vocabulary import COLOURS, OBJECTS
 
 PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
 CACHE = Path("build/training/sprites")

@@ -22,11 +22,11 @@ from services.generator.model import Model, load_model
 from services.generator.sampling import SamplingDefaults
 from services.generator.stepper import generate
 from training import checkpoint
-from training.captions import caption
-from training.drawing import Painter
 from training.export import model_folder
-from training.measure import Reader, Reading, score
-from training.scenes import NARROW, Scene, SceneObject, sample_scenes
+from training.world.captions import caption
+from training.world.drawing import Painter
+from training.world.scene_reader import Reader, Reading, score
+from training.world.scenes import NARROW, Scene, SceneObject, sample_scenes
 
 NUM_CANDIDATES = 8
 # One prompt in three has candidates of which some are wrong; as the service draws, one in twelve.

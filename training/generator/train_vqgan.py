@@ -1,4 +1,4 @@
-"""Trains the VQGAN of the built-in generator:  python -m training.vqgan --steps 3000 [--resume | --from-weights]
+"""Trains the VQGAN of the built-in generator:  python -m training.generator.train_vqgan --steps 3000 [--resume | --from-weights]
 
 A plain autoencoder first, then k-means over its vectors, then a codebook that follows by exponential averages: no
 code collapses. Crops of 64 px, most of them around an object, whose pixels weigh five times as much: a picture's PSNR
@@ -21,10 +21,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from training import checkpoint
-from training.drawing import Painter
-from training.scenes import WORLDS, Scene, World, sample_scene, sample_scenes
-from training.sprites import fluent_sprites
-from training.vqgan_network import TINY, Vqgan
+from training.generator.vqgan_torch import TINY, Vqgan
+from training.world.drawing import Painter
+from training.world.scenes import WORLDS, Scene, World, sample_scene, sample_scenes
+from training.world.sprites import fluent_sprites
 
 CHECKPOINT = checkpoint.FOLDER / "vqgan.pt"
 WEIGHTS = Path("services/generator/models/tiny/vqgan/model.safetensors")

@@ -15,11 +15,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from services.generator.dalle import TEXT_PAD_ID
-from training.captions import caption
-from training.dalle_network import Dalle, text_mask
-from training.scenes import Scene, World, sample_scene
-from training.text_tokenizer import encode
-from training.vocabulary import COLOURS, OBJECTS, PLACES, SIZES, SKIES, SLOTS, TIMES, WEATHERS
+from training.generator.dalle_torch import Dalle, text_mask
+from training.generator.train_tokenizer import encode
+from training.world.captions import caption
+from training.world.scenes import Scene, World, sample_scene
+from training.world.vocabulary import COLOURS, OBJECTS, PLACES, SIZES, SKIES, SLOTS, TIMES, WEATHERS
 
 KINDS = tuple(OBJECTS)
 COLOUR_CLASSES = (None, *COLOURS)

@@ -1,4 +1,4 @@
-"""What the built-in family can do, measured:  python -m training.quality --seed 1 [--count 256] [--sheet FILE]
+"""What the built-in family can do, measured:  python -m training.evaluation.generator_report --seed 1 [--count 256] [--sheet FILE]
 
 Held-out combinations in free-ish English, drawn by the networks as the services run them, read by the attribute measure.
 Beside each number: the tokenizer's ceiling (real pictures, only tokenized) and chance (readings of other prompts).
@@ -25,14 +25,14 @@ from services.generator.stepper import generate
 from services.model_folder import open_model
 from services.refiner.model import load_model as load_refiner
 from services.upscaler.swinir import SwinIR, SwinIRConfig
-from training import family_quality
-from training.captions import Caption, caption
-from training.drawing import Painter
+from training.evaluation import pipeline_report
 from training.export import load_exported, model_folder
-from training.measure import ATTRIBUTES, Reader, score
-from training.scenes import WORLDS, sample_scenes
-from training.sprites import fluent_sprites
-from training.vqgan import psnr
+from training.generator.train_vqgan import psnr
+from training.world.captions import Caption, caption
+from training.world.drawing import Painter
+from training.world.scene_reader import ATTRIBUTES, Reader, score
+from training.world.scenes import WORLDS, sample_scenes
+from training.world.sprites import fluent_sprites
 
 COLUMNS, LABEL_PX = 8, 34
 
@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(1)
         refined_sheet = options.sheet.with_name("refined.png")
         print(
-            family_quality.report(
+            pipeline_report.report(
                 model,
                 load_refiner(model_folder("refiner")),
                 load_exported("upscaler", "swinir", SwinIR, SwinIRConfig),

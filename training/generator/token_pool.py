@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from training.drawing import Painter
-from training.scenes import Scene, World, in_every_slot, sample_lesson
-from training.vqgan import STRIDE, to_pixels
-from training.vqgan_network import Vqgan
+from training.generator.train_vqgan import STRIDE, to_pixels
+from training.generator.vqgan_torch import Vqgan
+from training.world.drawing import Painter
+from training.world.scenes import Scene, World, in_every_slot, sample_lesson
 
 
 class TokenPool:

@@ -8,8 +8,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from training.scenes import PLAIN, Scene, SceneObject
-from training.vocabulary import IRREGULAR_PLURALS, OBJECTS
+from training.world.scenes import PLAIN, Scene, SceneObject
+from training.world.vocabulary import IRREGULAR_PLURALS, OBJECTS
 
 
 @dataclass(frozen=True)

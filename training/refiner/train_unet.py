@@ -1,6 +1,6 @@
 """Trains the refiner's UNet: noise in latents, told the timestep and the caption.
 
-    python -m training.unet --steps 4000 --resume --export
+    python -m training.refiner.train_unet --steps 4000 --resume --export
 
 Most of the later timesteps start from a picture that the generator told anew in part, and are to end at the true one:
 so refining mends what the generator broke. The text encoder is the exported one, frozen.
@@ -27,16 +27,16 @@ from services.refiner.diffusion import make_schedule, start_sampler, train_alpha
 from services.refiner.text_encoder import TextEncoder
 from services.refiner.tokenizer import Tokenizer
 from services.refiner.unet import UNet, UNetConfig
-from training.captions import caption
-from training.degraded import generator_degrade
-from training.drawing import Painter
 from training.export import load_exported, write_part
-from training.latents import Pool, cached_pool, encode_scenes, pool_scenes
+from training.generator.train_vqgan import WEIGHTS
+from training.images import contact_sheet, object_psnr, to_pictures
 from training.loop import OUTPUT_FOLDER, Losses, Measures, option_parser, options_from, rng_of_step, train
-from training.pictures import contact_sheet, object_psnr, to_pictures
-from training.sprites import SpriteSource, fluent_sprites
-from training.text_encoder import load_encoder
-from training.vqgan import WEIGHTS
+from training.refiner.degradations import generator_degrade
+from training.refiner.latent_pool import Pool, cached_pool, encode_scenes, pool_scenes
+from training.refiner.train_text_encoder import load_encoder
+from training.world.captions import caption
+from training.world.drawing import Painter
+from training.world.sprites import SpriteSource, fluent_sprites
 
 CONFIG = UNetConfig(
     in_channels=8,

@@ -1,6 +1,6 @@
 """Measures the exported refiner as the service runs it, over settings: what it keeps, sharpens and varies.
 
-    python -m training.refiner_report --num-scenes 32 --skip-ratios 0.5 0.6 0.7 --guidance-scales 1 2
+    python -m training.evaluation.refiner_report --num-scenes 32 --skip-ratios 0.5 0.6 0.7 --guidance-scales 1 2
 
 Starts from what the generator's tokenizer leaves of held-out scenes of the narrow world, so that the truth is
 known. Prints one line a setting, beside the line of the pictures before refining.
@@ -17,15 +17,15 @@ import torch
 
 from services.refiner.model import RefinerModel, load_model
 from services.refiner.stepper import RefineJob, refine
-from training.captions import caption
-from training.degraded import tokenizer_degrade
-from training.drawing import Painter
 from training.export import model_folder
-from training.measure import Reader, score
-from training.pictures import Picture, contact_sheet, object_psnr, psnr, to_pictures, to_tensor
-from training.scenes import NARROW, sample_scenes
-from training.sprites import fluent_sprites
-from training.vqgan import WEIGHTS
+from training.generator.train_vqgan import WEIGHTS
+from training.images import Picture, contact_sheet, object_psnr, psnr, to_pictures, to_tensor
+from training.refiner.degradations import tokenizer_degrade
+from training.world.captions import caption
+from training.world.drawing import Painter
+from training.world.scene_reader import Reader, score
+from training.world.scenes import NARROW, sample_scenes
+from training.world.sprites import fluent_sprites
 
 SHEET_FOLDER = Path("build/training/refiner_report")
 SHEET_COLUMNS = 10

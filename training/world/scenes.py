@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from training.vocabulary import NARROW_OBJECTS, OBJECTS, PLACES, SIZES, SLOTS, TIMES, WEATHERS
+from training.world.vocabulary import NARROW_OBJECTS, OBJECTS, PLACES, SIZES, SLOTS, TIMES, WEATHERS
 
 # One combination in so many is held out.
 HELD_OUT_ONE_IN = 16

@@ -1,4 +1,4 @@
-"""Trains the built-in generator's transformer:  python -m training.generator --steps 4000 [--resume | --from-weights]
+"""Trains the built-in generator's transformer:  python -m training.generator.train_dalle --steps 4000 [--resume | --from-weights]
 
 First its text encoder on captions alone (`text_pretraining`), then all of it on tokens of scenes that are drawn and
 tokenized as it goes, while `slot_probe` asks it what stands where. Logs the loss with the caption, without it and with
@@ -23,17 +23,18 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from services.generator.dalle import TEXT_PAD_ID
-from training import checkpoint, vqgan
-from training.captions import caption
-from training.dalle_network import TINY, UNCONDITIONAL, Dalle
-from training.drawing import Painter
-from training.image_tokens import TokenPool
-from training.scenes import WORLDS, Scene, World, crowded, sample_scenes
-from training.slot_probe import SlotProbe
-from training.sprites import fluent_sprites
-from training.text_pretraining import pretrain
-from training.text_tokenizer import encode
-from training.vqgan_network import Vqgan
+from training import checkpoint
+from training.generator import train_vqgan
+from training.generator.dalle_torch import TINY, UNCONDITIONAL, Dalle
+from training.generator.pretrain_text_encoder import pretrain
+from training.generator.slot_probe import SlotProbe
+from training.generator.token_pool import TokenPool
+from training.generator.train_tokenizer import encode
+from training.generator.vqgan_torch import Vqgan
+from training.world.captions import caption
+from training.world.drawing import Painter
+from training.world.scenes import WORLDS, Scene, World, crowded, sample_scenes
+from training.world.sprites import fluent_sprites
 
 CHECKPOINT = checkpoint.FOLDER / "generator.pt"
 POOL = checkpoint.FOLDER / "tokens.npz"
@@ -171,10 +172,10 @@ def unconditional(length: int) -> Int[Tensor, " T"]:
 def load_vqgan() -> Vqgan:
     """The checkpoint, or the committed weights; its tokens must be those that the transformer learnt."""
     network = Vqgan()
-    if vqgan.CHECKPOINT.exists():
-        network.load_state_dict(checkpoint.load(vqgan.CHECKPOINT)["network"])
+    if train_vqgan.CHECKPOINT.exists():
+        network.load_state_dict(checkpoint.load(train_vqgan.CHECKPOINT)["network"])
     else:
-        checkpoint.load_flax_tensors(network, checkpoint.read_tensors(vqgan.WEIGHTS))
+        checkpoint.load_flax_tensors(network, checkpoint.read_tensors(train_vqgan.WEIGHTS))
     return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
@@ -183,7 +184,7 @@ def pictures(network: Vqgan, image_tokens: Int[Tensor, "B S"]) -> UInt8[np.ndarr
     side = math.isqrt(image_tokens.shape[1])
     grids = image_tokens.unflatten(1, (side, side))
     return np.concatenate(
-        [vqgan.to_pictures(network.decode(network.look_up(grid))) for grid in grids.split(8)]
+        [train_vqgan.to_pictures(network.decode(network.look_up(grid))) for grid in grids.split(8)]
     )
 
 
@@ -193,7 +194,7 @@ def sample_sheet(
     rng = random.Random(seed)
     text_tokens = encode(tokenizer, [caption(s, rng).text for s in scenes], network.config.max_text_length)
     found = pictures(decoder, network.sample(text_tokens, torch.Generator().manual_seed(seed)))
-    return vqgan.sheet([found[i : i + 8] for i in range(0, len(found) // 8 * 8, 8)]), found
+    return train_vqgan.sheet([found[i : i + 8] for i in range(0, len(found) // 8 * 8, 8)]), found
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -277,7 +278,7 @@ def _train(
     scenes = sample_scenes(24, seed=1, world=world, held_out=True)
     held_out = torch.cat(
         [
-            decoder.tokens(decoder.encode(vqgan.to_pixels(painter.paint(scene)[None]))).flatten(1)
+            decoder.tokens(decoder.encode(train_vqgan.to_pixels(painter.paint(scene)[None]))).flatten(1)
             for scene in scenes
         ]
     )

@@ -1,7 +1,7 @@
 """What the three stages do together, measured on the generator's own pictures of held-out prompts.
 
 Candidates of each prompt, ranked by the family's CLIP; variations of the first one by the refiner at several skip
-ratios; both enlarged. Every picture is read by the attribute measure. `python -m training.quality` prints it.
+ratios; both enlarged. Every picture is read by the attribute measure. `python -m training.evaluation.generator_report` prints it.
 """
 
 import random
@@ -20,15 +20,15 @@ from services.refiner.model import RefinerModel
 from services.refiner.rank import rank
 from services.refiner.stepper import RefineJob, refine
 from services.upscaler.swinir import SwinIR
-from training.candidates import NUM_CANDIDATES, fit
-from training.captions import caption
-from training.drawing import Painter
-from training.measure import Reader, Reading, score
+from training.images import Picture, contact_sheet, object_psnr, psnr
 from training.photographs import measured_photographs
-from training.pictures import Picture, contact_sheet, object_psnr, psnr
-from training.scenes import World, sample_scenes
-from training.sprites import SpriteSource
-from training.swinir import enlarge, enlarge_with, make_corpus, measure
+from training.refiner.candidate_pool import NUM_CANDIDATES, fit
+from training.upscaler.train_swinir import enlarge, enlarge_with, make_corpus, measure
+from training.world.captions import caption
+from training.world.drawing import Painter
+from training.world.scene_reader import Reader, Reading, score
+from training.world.scenes import World, sample_scenes
+from training.world.sprites import SpriteSource
 
 NUM_VARIATIONS = 4
 NUM_STEPS = 25

@@ -1,10 +1,10 @@
 """Trains the refiner's CLIP: both towers, so that it can rank the family's own pictures.
 
-    python -m training.clip --steps 1500 --resume --export
+    python -m training.refiner.train_clip --steps 1500 --resume --export
 
 Every batch holds hard negatives: for each scene three near misses with another colour, object or count, for telling
 eight candidates of one prompt apart is all that ranking has to do. Both towers are asked, too, what is there. Every
-other batch is candidates that the built-in generator drew (`training.candidates`), if there is one yet.
+other batch is candidates that the built-in generator drew (`training.refiner.candidate_pool`), if there is one yet.
 Needs: the sprites, 1 GB of memory, about 0.5 CPU seconds a step, and 20 minutes once for the candidates.
 Reached: right one of 8 1.0 against other scenes, .83 against near misses, in 3,020 CPU seconds (docs/models.md).
 """
@@ -21,18 +21,18 @@ from torch import Tensor, nn
 
 from services.refiner.clip import Clip, ClipConfig, normalize_image
 from services.refiner.tokenizer import Tokenizer, clean_clip_text, clip_vocab, read_merges
-from training.candidates import NUM_CANDIDATES, CandidatePool, cached_pool
-from training.captions import caption
-from training.degraded import soften
-from training.drawing import Painter
 from training.export import load_exported, read_files, write_part
+from training.images import either_world, sample_either, to_tensor
 from training.loop import OUTPUT_FOLDER, Losses, Measures, option_parser, options_from, rng_of_step, train
-from training.measure import MAX_OBJECTS
-from training.pictures import either_world, sample_either, to_tensor
-from training.scenes import Scene, SceneObject, World, sample_scene
-from training.sprites import SpriteSource, fluent_sprites
-from training.vocabulary import OBJECTS, SLOTS
-from training.wordpieces import clip_files, clip_tokenizer, learn_merges
+from training.refiner.candidate_pool import NUM_CANDIDATES, CandidatePool, cached_pool
+from training.refiner.degradations import soften
+from training.refiner.train_wordpieces import clip_files, clip_tokenizer, learn_merges
+from training.world.captions import caption
+from training.world.drawing import Painter
+from training.world.scene_reader import MAX_OBJECTS
+from training.world.scenes import Scene, SceneObject, World, sample_scene
+from training.world.sprites import SpriteSource, fluent_sprites
+from training.world.vocabulary import OBJECTS, SLOTS
 
 NUM_TOKENS = 32
 NEAR_MISSES = 3

@@ -1,6 +1,6 @@
 """Trains the built-in upscaler: SwinIR x4 on scenes and on dead leaves, sharp or as the refiner leaves them.
 
-    python -m training.swinir --steps 4000 --resume --export
+    python -m training.upscaler.train_swinir --steps 4000 --resume --export
 
 Needs: the sprites; the exported autoencoder, if there is one, to degrade pictures with; 1 GB of memory; about
 0.2 CPU seconds a step. `python -m training.photographs` fetches the photographs that it also measures on.
@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from services.refiner.autoencoder import Autoencoder, AutoencoderConfig
 from services.upscaler.swinir import SwinIR, SwinIRConfig
-from training.drawing import Painter
 from training.export import load_exported, model_folder, write_part
+from training.images import Picture, contact_sheet, psnr, sample_either, to_pictures, to_tensor
 from training.loop import Losses, Measures, option_parser, options_from, rng_of_step, train
 from training.photographs import measured_photographs
-from training.pictures import Picture, contact_sheet, psnr, sample_either, to_pictures, to_tensor
-from training.sprites import SpriteSource, fluent_sprites
-from training.textures import dead_leaves
+from training.upscaler.textures import dead_leaves
+from training.world.drawing import Painter
+from training.world.sprites import SpriteSource, fluent_sprites
 
 UPSCALE = 4
 CONFIG = SwinIRConfig(

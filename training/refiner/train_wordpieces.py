@@ -12,8 +12,8 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from services.refiner.tokenizer import CLIP_WORDS, byte_pairs, clean_clip_text, clip_vocab, wordpiece
-from training.captions import caption
-from training.pictures import sample_either
+from training.images import sample_either
+from training.world.captions import caption
 
 NUM_CAPTIONS = 20_000
 NUM_WORDPIECES = 640

@@ -13,9 +13,9 @@ from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from training.scenes import PLAIN, Scene, SceneObject
-from training.sprites import SpriteSource
-from training.vocabulary import OBJECTS
+from training.world.scenes import PLAIN, Scene, SceneObject
+from training.world.sprites import SpriteSource
+from training.world.vocabulary import OBJECTS
 
 RGB = tuple[int, int, int]
 # All lengths are fractions of the picture's width.

@@ -1,6 +1,6 @@
 """The built-in generator's tokenizer: byte-level BPE, as BART's, learnt from captions of the whole vocabulary.
 
-`python -m training.text_tokenizer` writes tokenizer.json, vocab.json and merges.txt. Ids 0 to 3 are <s>, <pad>, </s>,
+`python -m training.generator.train_tokenizer` writes tokenizer.json, vocab.json and merges.txt. Ids 0 to 3 are <s>, <pad>, </s>,
 <unk>; any text can be written, for unknown words fall apart into bytes.
 """
 
@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 
 from services.generator.dalle import TEXT_PAD_ID
-from training.captions import caption
-from training.scenes import WIDE, sample_scene
-from training.vocabulary import IRREGULAR_PLURALS
+from training.world.captions import caption
+from training.world.scenes import WIDE, sample_scene
+from training.world.vocabulary import IRREGULAR_PLURALS
 
 FOLDER = Path("services/generator/models/tiny/dalle")
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")

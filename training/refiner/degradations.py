@@ -14,13 +14,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training import checkpoint
-from training.captions import caption
-from training.dalle_network import Dalle
-from training.generator import TOKENIZER, WEIGHTS as TRANSFORMER
-from training.scenes import Scene
-from training.text_tokenizer import encode
-from training.vqgan import WEIGHTS
-from training.vqgan_network import Vqgan
+from training.generator.dalle_torch import Dalle
+from training.generator.train_dalle import TOKENIZER, WEIGHTS as TRANSFORMER
+from training.generator.train_tokenizer import encode
+from training.generator.train_vqgan import WEIGHTS
+from training.generator.vqgan_torch import Vqgan
+from training.world.captions import caption
+from training.world.scenes import Scene
 
 # Pictures NCHW in [-1, 1] of these scenes, and a generator for what is random about it.
 Degrade = Callable[[Tensor, Sequence[Scene], random.Random], Tensor]

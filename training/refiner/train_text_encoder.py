@@ -1,6 +1,6 @@
 """Trains the refiner's text encoder ("BERT") to know what a caption says, before any picture is seen.
 
-    python -m training.text_encoder --steps 2500 --resume --export
+    python -m training.refiner.train_text_encoder --steps 2500 --resume --export
 
 A UNet learns to ignore a text encoder that knows nothing; this one has learned, from text alone, to tell the
 scene's attributes from the caption, and stays frozen while the UNet is trained.
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from services.refiner.text_encoder import TextEncoder, TextEncoderConfig
 from services.refiner.tokenizer import Tokenizer
-from training.captions import caption
 from training.export import load_exported, read_files, write_part
+from training.images import sample_either
 from training.loop import Losses, Measures, Options, option_parser, options_from, rng_of_step, train
-from training.pictures import sample_either
-from training.scenes import Scene
-from training.vocabulary import COLOURS, OBJECTS, PLACES, SIZES, SKIES, SLOTS, TIMES, WEATHERS
-from training.wordpieces import NUM_WORDPIECES, bert_files, bert_tokenizer, learn_wordpieces
+from training.refiner.train_wordpieces import NUM_WORDPIECES, bert_files, bert_tokenizer, learn_wordpieces
+from training.world.captions import caption
+from training.world.scenes import Scene
+from training.world.vocabulary import COLOURS, OBJECTS, PLACES, SIZES, SKIES, SLOTS, TIMES, WEATHERS
 
 NUM_TOKENS = 32
 CONFIG = TextEncoderConfig(

@@ -1,6 +1,6 @@
-"""Writes the trained generator into the repository:  python -m training.generator_export
+"""Writes the trained generator into the repository:  python -m training.generator.export
 
-Takes the newest checkpoints of `training.vqgan` and `training.generator`; float16, configurations as published models
+Takes the newest checkpoints of `training.generator.train_vqgan` and `training.generator.train_dalle`; float16, configurations as published models
 have them, the tokenizer, the manifest with vocabulary, example prompts and the sprites' licence.
 """
 
@@ -12,13 +12,15 @@ from typing import Any
 
 from services.generator.sampling import SamplingDefaults
 from services.model_folder import Manifest, write_atomically, write_manifest
-from training import captions, checkpoint, generator, vqgan
-from training.dalle_network import Dalle
-from training.scenes import WORLDS, World
-from training.sprites import NOTICE
-from training.text_tokenizer import train_tokenizer, write_tokenizer
-from training.vocabulary import COLOURS, OBJECTS, PLACES, TIMES, WEATHERS
-from training.vqgan_network import Vqgan
+from training import checkpoint
+from training.generator import train_dalle, train_vqgan
+from training.generator.dalle_torch import Dalle
+from training.generator.train_tokenizer import train_tokenizer, write_tokenizer
+from training.generator.vqgan_torch import Vqgan
+from training.world import captions
+from training.world.scenes import WORLDS, World
+from training.world.sprites import NOTICE
+from training.world.vocabulary import COLOURS, OBJECTS, PLACES, TIMES, WEATHERS
 
 FOLDER = Path("services/generator/models/tiny")
 # What the built-in model samples best with, by the attribute measure.
@@ -123,8 +125,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--vqgan", type=Path, default=vqgan.CHECKPOINT)
-    parser.add_argument("--dalle", type=Path, default=generator.CHECKPOINT)
+    parser.add_argument("--vqgan", type=Path, default=train_vqgan.CHECKPOINT)
+    parser.add_argument("--dalle", type=Path, default=train_dalle.CHECKPOINT)
     parser.add_argument("--world", choices=sorted(WORLDS), default="narrow")
     options = parser.parse_args(arguments)
     codes, dalle = Vqgan(), Dalle()

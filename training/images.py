@@ -12,8 +12,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from training.drawing import Painter
-from training.scenes import WORLDS, Scene, World, sample_scene
+from training.world.drawing import Painter
+from training.world.scenes import WORLDS, Scene, World, sample_scene
 
 Picture = UInt8[np.ndarray, "H W 3"]
 # Whatever a world calls training data: some narrow, some wide, so that a part outlives the narrow world.
