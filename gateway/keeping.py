@@ -14,7 +14,8 @@ import click
 
 from gateway.journal import Journal, open_journal
 from gateway.retention import DAY_S, Keep, Retention
-from gateway.store import Store, open_store
+from gateway.store import open_store
+from gateway.store.base import Store
 
 NOWHERE = "none"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -31,7 +32,7 @@ class Places:
 
 @asynccontextmanager
 async def kept_at(places: Places) -> AsyncIterator[tuple[Journal, Store]]:
-    """Opens both. Raises BadJournal or BadStore, which say what to do."""
+    """Opens both. Raises BadJournal or InvalidStore, which say what to do."""
     async with AsyncExitStack() as stack:
         folder = data_folder()
         if places.journal == NOWHERE:

@@ -22,7 +22,7 @@ from gateway.run_view import is_finished
 from gateway.runs import Runs, digest_of
 from gateway.stage_errors import as_recorded
 from gateway.stages import STAGES
-from gateway.store import TIMEOUT_S as STORE_TIMEOUT_S
+from gateway.store.base import TIMEOUT_S as STORE_TIMEOUT_S
 from services.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, RunUnderWay, TriptychError
 from triptych.v1.pipeline_pb2 import (
     Event,

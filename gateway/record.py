@@ -13,7 +13,7 @@ from gateway.history import History, image_name
 from gateway.masks import MIME_TYPE
 from gateway.run_view import RunView, is_finished
 from gateway.stages import Job, StageKind
-from gateway.store import Store
+from gateway.store.base import Store
 from services.errors import NotFound, TriptychError
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, Image, ImageTiming, Run, RunError, RunSpec, RunState
 from triptych.v1.stage_pb2 import ImageData, Stage, StageEvent

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway.journal import Journal
-from gateway.store import Store
+from gateway.store.base import Store
 from services.errors import NotFound, TriptychError
 
 log = logging.getLogger(__name__)

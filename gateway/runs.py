@@ -27,7 +27,7 @@ from gateway.pool import Pool
 from gateway.record import Record, first_event
 from gateway.retries import Patience
 from gateway.sharing import Sharing
-from gateway.store import Store
+from gateway.store.base import Store
 from services.errors import NotFound, NotReady, TriptychError
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,

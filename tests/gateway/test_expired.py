@@ -6,7 +6,7 @@ import pytest
 
 from gateway.callers import Caller
 from gateway.retention import EventsExpired
-from gateway.store import ImageExpired
+from gateway.store.base import ImageExpired
 from services.errors import NotFound
 from tests.gateway.runs_as_seen import spec
 

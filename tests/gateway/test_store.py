@@ -13,17 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.bucket import BucketStore
-from gateway.store import (
-    BadStore,
-    FolderStore,
-    ImageCorrupted,
-    ImageExpired,
-    Remembering,
-    StoreFull,
-    StoreUnavailable,
-    open_store,
-)
+from gateway.store import open_store
+from gateway.store.base import ImageCorrupted, ImageExpired, InvalidStore, StoreFull, StoreUnavailable
+from gateway.store.cache import CachedStore
+from gateway.store.folder import FolderStore
+from gateway.store.s3 import S3Store
 from services.errors import NotFound
 
 PICTURE = b"\x89PNG a red house" * 100
@@ -35,7 +29,7 @@ AN_HOUR_S = 3600
 def bucket_store(s3):
     """One for all tests: a client of S3 takes half a second to make."""
     s3.create_bucket(Bucket="for-all-tests")
-    return BucketStore("for-all-tests", "some/where")
+    return S3Store("for-all-tests", "some/where")
 
 
 @pytest.fixture(params=["folder", "bucket", "remembering"])
@@ -44,7 +38,7 @@ async def store(request, tmp_path):
         case "folder":
             opened = FolderStore(tmp_path)
         case "remembering":
-            opened = Remembering(FolderStore(tmp_path))
+            opened = CachedStore(FolderStore(tmp_path))
         case _:
             opened = request.getfixturevalue("bucket_store")
     await opened.check()
@@ -237,14 +231,14 @@ async def test_a_disk_that_hangs_is_an_error_and_not_a_wait_without_end(folder, 
 async def test_a_folder_that_cannot_be_made_is_said_at_the_start(tmp_path):
     (tmp_path / "file").write_text("")
     store = FolderStore(tmp_path / "file" / "pictures")
-    with pytest.raises(BadStore, match="pictures cannot be kept in .*; name a folder"):
+    with pytest.raises(InvalidStore, match="pictures cannot be kept in .*; name a folder"):
         await store.check()
     await store.close()
 
 
 WRITER = """
 import asyncio, pathlib, sys
-from gateway.store import FolderStore
+from gateway.store.folder import FolderStore
 
 async def main():
     store = FolderStore(pathlib.Path(sys.argv[1]))
@@ -280,7 +274,7 @@ async def test_what_a_killed_writer_had_put_is_there_and_whole(folder, tmp_path,
 
 
 async def test_an_object_lies_below_its_prefix(bucket, s3):
-    store = BucketStore(bucket, "some/where")
+    store = S3Store(bucket, "some/where")
     await store.put(PICTURE)
     [found] = s3.list_objects_v2(Bucket=bucket)["Contents"]
     assert found["Key"] == f"some/where/{SHA256[:2]}/{SHA256[2:]}"
@@ -288,7 +282,7 @@ async def test_an_object_lies_below_its_prefix(bucket, s3):
 
 
 async def test_objects_of_others_in_the_bucket_are_no_pictures(bucket, s3):
-    store = BucketStore(bucket, "some")
+    store = S3Store(bucket, "some")
     s3.put_object(Bucket=bucket, Key="some/README", Body=b"")
     s3.put_object(Bucket=bucket, Key=f"some/{SHA256}", Body=b"")
     s3.put_object(Bucket=bucket, Key=f"else/{SHA256[:2]}/{SHA256[2:]}", Body=b"")
@@ -298,14 +292,14 @@ async def test_objects_of_others_in_the_bucket_are_no_pictures(bucket, s3):
 
 async def test_a_bucket_of_more_than_a_page_is_listed_whole(bucket, monkeypatch):
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")
-    store = BucketStore(bucket)
+    store = S3Store(bucket)
     pictures = {await store.put(b"%d" % number) for number in range(5)}
     assert await kept(store) == pictures
     await store.close()
 
 
 async def test_a_damaged_object_is_not_delivered(bucket, s3):
-    store = BucketStore(bucket)
+    store = S3Store(bucket)
     s3.put_object(Bucket=bucket, Key=f"{SHA256[:2]}/{SHA256[2:]}", Body=PICTURE[:-1])
     with pytest.raises(ImageCorrupted, match="damaged in the store"):
         await store.get(SHA256)
@@ -313,8 +307,8 @@ async def test_a_damaged_object_is_not_delivered(bucket, s3):
 
 
 async def test_a_bucket_that_is_not_there_is_said_at_the_start(s3):
-    store = BucketStore("nobody-made-this")
-    with pytest.raises(BadStore, match="there is no bucket 'nobody-made-this' there; make it first"):
+    store = S3Store("nobody-made-this")
+    with pytest.raises(InvalidStore, match="there is no bucket 'nobody-made-this' there; make it first"):
         await store.check()
     await store.close()
 
@@ -324,8 +318,8 @@ async def test_a_bucket_without_credentials_is_said_at_the_start(bucket, monkeyp
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "nothing"))
-    store = BucketStore(bucket)
-    with pytest.raises(BadStore, match="there are no credentials for s3://.*AWS_ACCESS_KEY_ID"):
+    store = S3Store(bucket)
+    with pytest.raises(InvalidStore, match="there are no credentials for s3://.*AWS_ACCESS_KEY_ID"):
         await store.check()
     await store.close()
 
@@ -334,7 +328,7 @@ async def test_a_bucket_whose_server_is_gone_is_unavailable(s3, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    store = BucketStore("pictures")
+    store = S3Store("pictures")
     with pytest.raises(StoreUnavailable, match="does not answer"):
         await store.get(SHA256)
     await store.close()
@@ -345,7 +339,7 @@ async def test_a_bucket_whose_server_is_gone_is_unavailable(s3, monkeypatch):
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///prefix", "ftp://somewhere", "s3://bucket/a?b=c"])
 def test_an_address_of_no_store_says_what_one_is(url):
-    with pytest.raises(BadStore, match="a store is a folder or s3://BUCKET/PREFIX"):
+    with pytest.raises(InvalidStore, match="a store is a folder or s3://BUCKET/PREFIX"):
         open_store(url)
 
 
@@ -368,7 +362,7 @@ async def test_an_s3_address_names_a_bucket_and_a_prefix(bucket, s3):
 
 
 async def test_what_was_put_last_is_read_from_memory(tmp_path):
-    store = Remembering(FolderStore(tmp_path / "pictures"))
+    store = CachedStore(FolderStore(tmp_path / "pictures"))
     await store.put(PICTURE)
     path_in(tmp_path).unlink()
     assert await store.get(SHA256) == PICTURE
@@ -376,7 +370,7 @@ async def test_what_was_put_last_is_read_from_memory(tmp_path):
 
 
 async def test_the_memory_holds_no_more_than_it_may(tmp_path):
-    store = Remembering(FolderStore(tmp_path / "pictures"), max_bytes=len(PICTURE) + 1)
+    store = CachedStore(FolderStore(tmp_path / "pictures"), max_bytes=len(PICTURE) + 1)
     await store.put(PICTURE)
     await store.put(b"a second picture")
     path_in(tmp_path).unlink()

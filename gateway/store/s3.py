@@ -7,15 +7,15 @@ import hashlib
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
-from gateway.store import (
+from gateway.store.base import (
     NUM_THREADS,
-    BadStore,
-    Stored,
+    InvalidStore,
+    StoredImage,
     StoreFull,
     StoreUnavailable,
-    Threads,
-    missing,
-    verified,
+    ThreadedCalls,
+    not_found_error,
+    verify_hash,
 )
 from services.errors import TriptychError
 
@@ -24,7 +24,7 @@ try:
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 except ImportError:
-    raise BadStore("a store in S3 needs boto3; install it with `pip install triptych[s3]`") from None
+    raise InvalidStore("a store in S3 needs boto3; install it with `pip install triptych[s3]`") from None
 
 Result = TypeVar("Result")
 
@@ -43,17 +43,17 @@ _REFUSED = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "Signature
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "EntityTooLarge", "507"}
 
 
-class BucketStore:
+class S3Store:
     """Objects at s3://BUCKET/PREFIX/ab/cdef...; S3 itself makes each appear whole or not at all."""
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
-        self._threads = Threads(f"the bucket {bucket}", TIMEOUT_S)
+        self._threads = ThreadedCalls(f"the bucket {bucket}", TIMEOUT_S)
         try:
             self._client: Any = boto3.session.Session().client("s3", config=Config(**_CONFIG))
         except (BotoCoreError, ValueError) as error:
-            raise BadStore(f"{self} cannot be used: {error}") from None
+            raise InvalidStore(f"{self} cannot be used: {error}") from None
 
     def __str__(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
@@ -62,9 +62,9 @@ class BucketStore:
         try:
             await self._call(lambda: self._client.head_bucket(Bucket=self._bucket))
         except FileNotFoundError:
-            raise BadStore(f"there is no bucket {self._bucket!r} there; make it first") from None
+            raise InvalidStore(f"there is no bucket {self._bucket!r} there; make it first") from None
         except TriptychError as error:
-            raise BadStore(str(error)) from None
+            raise InvalidStore(str(error)) from None
 
     async def put(self, data: bytes) -> str:
         def write() -> str:
@@ -83,12 +83,12 @@ class BucketStore:
         def read() -> bytes:
             body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
             with body:
-                return verified(sha256, body.read())
+                return verify_hash(sha256, body.read())
 
         try:
             return await self._call(read)
         except FileNotFoundError:
-            raise missing(sha256) from None
+            raise not_found_error(sha256) from None
 
     async def delete(self, sha256: str, *, put_before: float | None = None) -> None:
         key = self._key(sha256)
@@ -106,7 +106,7 @@ class BucketStore:
         except FileNotFoundError:
             return
 
-    async def iterate(self) -> AsyncGenerator[Stored]:
+    async def iterate(self) -> AsyncGenerator[StoredImage]:
         pages = iter(
             self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
         )
@@ -114,7 +114,7 @@ class BucketStore:
             for one in page.get("Contents", []):
                 sha256 = one["Key"].removeprefix(self._prefix).replace("/", "")
                 if one["Key"] == self._prefix + f"{sha256[:2]}/{sha256[2:]}" and len(sha256) == 64:
-                    yield Stored(sha256, one["Size"], one["LastModified"].timestamp())
+                    yield StoredImage(sha256, one["Size"], one["LastModified"].timestamp())
 
     async def close(self) -> None:
         self._threads.close()
@@ -122,7 +122,7 @@ class BucketStore:
 
     def _key(self, sha256: str) -> str:
         if len(sha256) != 64 or not sha256.isalnum():
-            raise missing(sha256)
+            raise not_found_error(sha256)
         return f"{self._prefix}{sha256[:2]}/{sha256[2:]}"
 
     async def _call(self, work: Callable[[], Result]) -> Result:
@@ -135,11 +135,11 @@ class BucketStore:
                 "or give this machine a role"
             ) from None
         except ClientError as error:
-            raise self._explain(error) from None
+            raise self._translate_error(error) from None
         except BotoCoreError as error:
             raise StoreUnavailable(f"{self} does not answer: {error}") from None
 
-    def _explain(self, error: ClientError) -> TriptychError | FileNotFoundError:
+    def _translate_error(self, error: ClientError) -> TriptychError | FileNotFoundError:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in _NOT_THERE:
             return FileNotFoundError(code)

@@ -1,0 +1,124 @@
+"""The interface of an image store, its errors, and what every store uses.
+
+An image is addressed by the sha256 of its bytes. It is durable when `put` returns and verified when `get` returns.
+Blocking calls run on threads of the store's own, so that a slow disk delays neither the event loop nor DNS lookups.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import grpc
+
+from services.errors import NotFound, TriptychError
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+NUM_THREADS = 8
+# A disk that takes longer, such as a network folder whose server is gone, is an error and not a wait without end.
+TIMEOUT_S = 60.0
+
+
+class StoreFull(TriptychError):
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "STORE_FULL"
+    retry_after_s = 30.0
+
+
+class StoreUnavailable(TriptychError):
+    status = grpc.StatusCode.UNAVAILABLE
+    reason = "STORE_UNAVAILABLE"
+    retry_after_s = 5.0
+
+
+class ImageExpired(NotFound):
+    reason = "IMAGE_EXPIRED"
+
+
+class ImageCorrupted(TriptychError):
+    status = grpc.StatusCode.DATA_LOSS
+    reason = "IMAGE_CORRUPTED"
+
+
+class InvalidStore(TriptychError):
+    """The address of a store, or what is there, cannot be used; the process does not start."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "BAD_STORE"
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A picture that is kept, without its bytes; `put_at` is the last time that it was put, in seconds since 1970."""
+
+    sha256: str
+    num_bytes: int
+    put_at: float
+
+
+class Store(Protocol):
+    """Pictures by the sha256 of their bytes. All methods raise StoreUnavailable when the store does not answer."""
+
+    async def check(self) -> None:
+        """Finds out now whether pictures can be kept here; raises InvalidStore that says what to do."""
+        ...
+
+    async def put(self, data: bytes) -> str:
+        """Keeps the bytes, durably, and returns their sha256; a second time only renews their date. Raises StoreFull."""
+        ...
+
+    async def get(self, sha256: str) -> bytes:
+        """Raises NotFound, or ImageCorrupted when these are not the bytes that were put."""
+        ...
+
+    async def delete(self, sha256: str, *, put_before: float | None = None) -> None:
+        """Forgets a picture, or none; with `put_before` only where it has not been put since then."""
+        ...
+
+    def iterate(self) -> AsyncGenerator[StoredImage]:
+        """Everything that is kept, in any order."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class ThreadedCalls:
+    """Blocking calls beside the event loop, a bounded number at once."""
+
+    def __init__(self, what: str, timeout_s: float = TIMEOUT_S) -> None:
+        self._what = what
+        self._timeout_s = timeout_s
+        self._executor = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="store")
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Raises StoreUnavailable when the work takes too long; it is then left to end by itself."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        except TimeoutError:
+            raise StoreUnavailable(f"{self._what} did not answer within {self._timeout_s:g} s") from None
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def verify_hash(sha256: str, data: bytes) -> bytes:
+    """The data, if these are the bytes that the sha256 names; raises ImageCorrupted."""
+    if (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise ImageCorrupted(
+            f"the picture {sha256[:12]}… is damaged in the store: its {len(data)} bytes have the sha256 {found[:12]}…; "
+            "make it again with the same seed"
+        )
+    return data
+
+
+def not_found_error(sha256: str) -> ImageExpired:
+    return ImageExpired(
+        f"the picture {sha256[:64]!r} is not kept, or not any more; make it again with the same seed"
+    )

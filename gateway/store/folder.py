@@ -1,0 +1,165 @@
+"""Images as files in a folder."""
+
+import errno
+import hashlib
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+
+from gateway.store.base import (
+    ImageCorrupted,
+    InvalidStore,
+    StoredImage,
+    StoreFull,
+    StoreUnavailable,
+    ThreadedCalls,
+    not_found_error,
+    verify_hash,
+)
+from services.errors import TriptychError
+
+log = logging.getLogger(__name__)
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# The last one is what a limit on the size of files answers with.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class FolderStore:
+    """Files at FOLDER/ab/cdef..., written to FOLDER/incoming under a name of their own, synced, then renamed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._incoming = folder / "incoming"
+        self._threads = ThreadedCalls(f"the folder {folder}")
+
+    def __str__(self) -> str:
+        return str(self._folder)
+
+    async def check(self) -> None:
+        await self._threads.run(self._check)
+
+    async def put(self, data: bytes) -> str:
+        return await self._threads.run(lambda: self._put(data))
+
+    async def get(self, sha256: str) -> bytes:
+        path = self._path(sha256)
+        try:
+            data = await self._threads.run(lambda: verify_hash(sha256, path.read_bytes()))
+        except FileNotFoundError:
+            raise not_found_error(sha256) from None
+        except ImageCorrupted:
+            log.warning("%s is not what was written there; a picture that is put again replaces it", path)
+            raise
+        except OSError as error:
+            raise _translate_error(error, path) from error
+        return data
+
+    async def delete(self, sha256: str, *, put_before: float | None = None) -> None:
+        path = self._path(sha256)
+        await self._threads.run(lambda: _delete(path, put_before))
+
+    async def iterate(self) -> AsyncGenerator[StoredImage]:
+        for place in range(256):
+            folder = self._folder / f"{place:02x}"
+            for stored in await self._threads.run(lambda folder=folder: list(_stored_in(folder))):  # type: ignore[misc]  # a lambda with a default
+                yield stored
+        await self._threads.run(self._drop_unfinished)
+
+    async def close(self) -> None:
+        self._threads.close()
+
+    def _path(self, sha256: str) -> Path:
+        if not _SHA256.fullmatch(sha256):
+            raise not_found_error(sha256)
+        return self._folder / sha256[:2] / sha256[2:]
+
+    def _check(self) -> None:
+        try:
+            self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._incoming) as probe:
+                probe.write(b"a picture could stand here")
+        except OSError as error:
+            raise InvalidStore(
+                f"pictures cannot be kept in {self._folder}: {error.strerror or error}; name a folder that this user "
+                "may write to with --store"
+            ) from None
+
+    def _put(self, data: bytes) -> str:
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = self._path(sha256)
+        try:
+            for folder in (self._incoming, path.parent):
+                if not folder.is_dir():
+                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    _sync(folder.parent)
+            self._write(path, data)
+            _sync(path.parent)
+        except OSError as error:
+            raise _translate_error(error, path) from error
+        return sha256
+
+    def _write(self, path: Path, data: bytes) -> None:
+        descriptor, name = tempfile.mkstemp(dir=self._incoming, prefix=f"{path.name[:16]}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _drop_unfinished(self) -> None:
+        # What a process that was killed while it wrote has left; nobody writes one picture for an hour.
+        for stray in self._incoming.glob("*"):
+            _delete(stray, time.time() - 3600)
+
+
+def _stored_in(folder: Path) -> Iterator[StoredImage]:
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _translate_error(error, folder) from error
+    for entry in entries:
+        if _SHA256.fullmatch(sha256 := folder.name + entry.name):
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:  # it was deleted meanwhile
+                continue
+            yield StoredImage(sha256, status.st_size, status.st_mtime)
+
+
+def _delete(path: Path, put_before: float | None) -> None:
+    try:
+        if put_before is None or path.stat().st_mtime < put_before:
+            path.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _translate_error(error, path) from error
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _translate_error(error: OSError, path: Path) -> TriptychError:
+    log.error("%s: %s", path, error.strerror or error)
+    if error.errno in _FULL:
+        return StoreFull(
+            "the store of pictures is full; free some space, or let the gateway keep less (--keep-bytes)"
+        )
+    return StoreUnavailable(f"the store of pictures cannot be used: {error.strerror or error}")
