@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gateway.callers import CallerLimits
+from gateway.access.caller import CallerLimits
 from gateway.pace import Pace
 from services.errors import QueueFull, RateLimited
 from services.fair_queue import FairQueue

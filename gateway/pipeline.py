@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from gateway.callers import Caller
+from gateway.access.caller import Caller
 from gateway.journal import PATIENCE_S
 from gateway.journal_reading import JournalFailed, RunRow
 from gateway.plan import MAX_REQUEST_ID_CHARS, check_size, make_plan

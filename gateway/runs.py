@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
+from gateway.access.caller import Caller
 from gateway.admission import Admission, Room, Turn
 from gateway.attendance import Attendance
 from gateway.budget import Budget
-from gateway.callers import Caller
 from gateway.flow import Flow
 from gateway.journal import Journal, NewRun
 from gateway.journal_reading import JournalFailed, RunRow

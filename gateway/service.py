@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from gateway.authentication import Authentication, TokenInterceptor, current_caller
+from gateway.access.authentication import Authentication, TokenInterceptor, current_caller
 from gateway.discovery import Discovery
 from gateway.http.api import Api
 from gateway.http.server import serving_http

@@ -118,8 +118,12 @@ COMMANDS = {
         "triptych.models", "models", "What a gateway serves, and which words it understands."
     ),
     "weights": LazyCommand("services.weights", "weights", "Convert, make, check and list models.", "gateway"),
-    "tokens": LazyCommand("gateway.tokens", "tokens", "Say who may call the gateway.", "gateway"),
-    "certs": LazyCommand("gateway.certificates", "certs", "Make certificates of one's own.", "gateway"),
+    "tokens": LazyCommand(
+        "gateway.access.tokens_command", "tokens", "Say who may call the gateway.", "gateway"
+    ),
+    "certs": LazyCommand(
+        "gateway.access.certs_command", "certs", "Make certificates of one's own.", "gateway"
+    ),
     "deploy": LazyCommand("deploy.command", "deploy", "Run and scale the pipeline at a place.", "deploy"),
     "bench": LazyCommand("triptych.bench", "bench", "Measure a deployment; simulate its latency and cost."),
     "completion": LazyCommand("triptych.completion", "completion", "Completion for bash, zsh and fish."),

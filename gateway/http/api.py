@@ -9,8 +9,8 @@ from typing import cast
 
 from starlette.requests import Request
 
-from gateway.authentication import Authentication
-from gateway.callers import Caller
+from gateway.access.authentication import Authentication
+from gateway.access.caller import Caller
 from gateway.http.event_json import EventEncoder
 from gateway.http.links import Links
 from gateway.http.sse import HEARTBEAT_S

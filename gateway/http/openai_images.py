@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.callers import Caller
+from gateway.access.caller import Caller
 from gateway.http.api import Api, api_of, caller_of
 from gateway.http.bodies import read_form, read_json
 from gateway.http.errors import HttpError, openai_body

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import triptych
-from gateway.callers import Caller
+from gateway.access.caller import Caller
 from gateway.http.api import Api, api_of, caller_of
 from gateway.http.formats import MIME_TYPES, convert
 from gateway.stages import STAGES

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.callers import Caller
+from gateway.access.caller import Caller
 from gateway.http.api import Api, api_of, caller_of
 from gateway.http.bodies import query_integer, read_json
 from gateway.http.errors import error_body

@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from gateway.certificates import files_of
+from gateway.access.certs_command import files_of
 from gateway.service import serve as serve_gateway
 from gateway.stages import STAGES
 from services.catalog import KNOWN

@@ -16,7 +16,7 @@ from deploy.meadowrun import environment
 from deploy.meadowrun.asking import Bridge
 from deploy.meadowrun.deployer import MeadowrunDeployer, hourly
 from deploy.meadowrun.jobs import Settings
-from gateway.certificates import certs
+from gateway.access.certs_command import certs
 
 SCRIPTED = Path(__file__).with_name("scripted_bridge.py")
 

@@ -16,7 +16,7 @@ from deploy.deployment import Deployment
 from deploy.machines import Machine, Machines
 from deploy.ssh import SshDeployer
 from deploy.ssh_connection import Unreachable
-from gateway.certificates import certs
+from gateway.access.certs_command import certs
 from tests.deploy.sshd import Sshd, machine_of, make_key, running_sshd
 from triptych.blocking import Client
 from triptych.spec import make_spec

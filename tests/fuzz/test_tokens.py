@@ -5,9 +5,9 @@ import json
 import pytest
 from hypothesis import given, strategies as st
 
-from gateway.authentication import Authentication
-from gateway.callers import Caller
-from gateway.token_file import TokenFileError, new_token, read_tokens, write_tokens
+from gateway.access.authentication import Authentication
+from gateway.access.caller import Caller
+from gateway.access.token_file import TokenFileError, new_token, read_tokens, write_tokens
 from services.errors import PermissionDenied, Unauthenticated
 from tests.fuzz.strategies import fuzzed, texts
 

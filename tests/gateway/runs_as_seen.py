@@ -1,6 +1,6 @@
 """Runs as tests ask for them, and what their events say."""
 
-from gateway.callers import Caller
+from gateway.access.caller import Caller
 from triptych.v1.pipeline_pb2 import RunSpec
 
 ALL = Caller("everybody", sees_all=True)

@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from gateway.authentication import Authentication, TokenInterceptor
+from gateway.access.authentication import Authentication, TokenInterceptor
 from gateway.discovery import Discovery
 from gateway.journal import open_journal
 from gateway.pipeline import Pipeline as Facade

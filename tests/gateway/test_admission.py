@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import pytest
 
+from gateway.access.caller import CallerLimits
 from gateway.admission import RETRY_AFTER_S, Admission, Room
-from gateway.callers import CallerLimits
 from services.errors import QueueFull, RateLimited
 
 

@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from gateway.authentication import Authentication
-from gateway.callers import Caller, CallerLimits
-from gateway.token_file import TokenFileError, new_token, read_tokens, write_tokens
+from gateway.access.authentication import Authentication
+from gateway.access.caller import Caller, CallerLimits
+from gateway.access.token_file import TokenFileError, new_token, read_tokens, write_tokens
 from services.errors import PermissionDenied, Unauthenticated
 
 ALICE = Caller("alice", limits=CallerLimits(max_running_runs=2))

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 from cryptography import x509
 
-from gateway.certificates import CLIENT, SERVERS, certs, hosts_of
+from gateway.access.certs_command import CLIENT, SERVERS, certs, hosts_of
 
 
 @pytest.fixture

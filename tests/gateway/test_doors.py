@@ -11,13 +11,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from starlette.routing import Mount
 
-from gateway.authentication import Authentication
-from gateway.callers import Caller
+from gateway.access.authentication import Authentication
+from gateway.access.caller import Caller
+from gateway.access.token_file import new_token, write_tokens
 from gateway.http.api import Api
 from gateway.http.app import ROUTES
 from gateway.http.server import serving_http
 from gateway.service import SERVICE
-from gateway.token_file import new_token, write_tokens
 from tests.gateway.runs_as_seen import ready, spec
 from tests.gateway.scripted import pipeline
 from triptych.client import Client

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from gateway.callers import Caller
+from gateway.access.caller import Caller
 from gateway.retention import EventsExpired
 from gateway.store.base import ImageExpired
 from services.errors import NotFound

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.callers import Caller
+from gateway.access.caller import Caller
 from gateway.targets import Target
 from services.errors import DeadlineExceeded
 from tests.gateway.runs_as_seen import ALL, run_finished, spec

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gateway.callers import Caller
+from gateway.access.caller import Caller
 from services import errors as services_errors
 from services.errors import NotFound
 from services.images import encode_png

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.callers import Caller
+from gateway.access.caller import Caller
 from services.errors import InvalidRequest, NotFound, RunUnderWay
 from tests.gateway.runs_as_seen import spec
 

@@ -13,9 +13,9 @@ import pytest
 from click import UsageError
 from click.testing import CliRunner
 
-from gateway.certificates import certs
+from gateway.access.certs_command import certs
+from gateway.access.tokens_command import tokens
 from gateway.service import serve
-from gateway.tokens import tokens
 from services.errors import TriptychError
 from services.listening import UnsafeAddress
 from tests.gateway.runs_as_seen import spec

@@ -3,10 +3,10 @@
 import pytest
 from click.testing import CliRunner
 
-from gateway.authentication import Authentication
-from gateway.callers import CallerLimits
-from gateway.token_file import read_tokens
-from gateway.tokens import tokens
+from gateway.access.authentication import Authentication
+from gateway.access.caller import CallerLimits
+from gateway.access.token_file import read_tokens
+from gateway.access.tokens_command import tokens
 from services.errors import PermissionDenied
 
 

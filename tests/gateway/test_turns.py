@@ -2,8 +2,8 @@
 
 import pytest
 
+from gateway.access.caller import Caller, CallerLimits
 from gateway.admission import Room
-from gateway.callers import Caller, CallerLimits
 from gateway.runs import Bounds
 from services.errors import InvalidRequest, QueueFull, RateLimited
 from tests.gateway.runs_as_seen import ALL, collect, kinds, ready, run_finished, spec, whole_log

@@ -8,7 +8,7 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
-from gateway.callers import Caller, CallerLimits
+from gateway.access.caller import Caller, CallerLimits
 from gateway.runs import Bounds
 from services.errors import AlreadyExists, InvalidRequest, NotFound
 from tests.gateway.postgresql import postgresql_server

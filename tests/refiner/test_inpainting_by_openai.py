@@ -10,7 +10,7 @@ import openai
 import pytest
 from PIL import Image
 
-from gateway.authentication import Authentication
+from gateway.access.authentication import Authentication
 from gateway.http.api import Api
 from gateway.http.server import serving_http
 from services.engine import Engine

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.certificates import certs
+from gateway.access.certs_command import certs
 from services.channels import open_channel
 from services.server import serving
 from services.tls import CertificateError, CertificateFiles

@@ -5,10 +5,10 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from gateway.authentication import Authentication, TokenInterceptor
-from gateway.callers import Caller
-from gateway.certificates import certs
-from gateway.token_file import new_token, write_tokens
+from gateway.access.authentication import Authentication, TokenInterceptor
+from gateway.access.caller import Caller
+from gateway.access.certs_command import certs
+from gateway.access.token_file import new_token, write_tokens
 from services.server import serving
 from services.tls import CertificateFiles
 from triptych.client import Client, PermissionDenied, Unauthenticated, Unreachable

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from google.protobuf.json_format import MessageToDict
 
-from gateway.tokens import tokens
+from gateway.access.tokens_command import tokens
 from services.model_folder import write_manifest
 from services.upscaler.random_weights import write_random
 from tests.gateway.runs_as_seen import ready

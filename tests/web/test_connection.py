@@ -3,7 +3,7 @@
 from click.testing import CliRunner
 from playwright.async_api import expect
 
-from gateway.tokens import tokens
+from gateway.access.tokens_command import tokens
 from tests.web.drawing import drawing_stages
 from tests.web.gateway_process import GatewayProcess
 from tests.web.visitor import open_page

@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from gateway.authentication import Authentication
+from gateway.access.authentication import Authentication
 from gateway.http.api import Api
 from gateway.http.server import serving_http
 from tests.gateway.http.description import check_answer

@@ -6,13 +6,13 @@ import httpx
 import openai
 import pytest
 
+from gateway.access.caller import Caller
+from gateway.access.token_file import new_token, write_tokens
 from gateway.admission import Room
-from gateway.callers import Caller
 from gateway.http.openai_fields import Fields
 from gateway.http.openai_models import Family
 from gateway.http.openai_request import GENERATION_FIELDS, generation
 from gateway.runs import Bounds
-from gateway.token_file import new_token, write_tokens
 from services.errors import InvalidRequest
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.http.painting import set_up

@@ -6,9 +6,9 @@ import io
 import pytest
 from PIL import Image
 
-from gateway.callers import Caller
+from gateway.access.caller import Caller
+from gateway.access.token_file import new_token, write_tokens
 from gateway.http.links import LIFETIME_S, LinkInvalid, Links
-from gateway.token_file import new_token, write_tokens
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.runs_as_seen import collect, spec
 from tests.gateway.scripted import png

@@ -2,10 +2,10 @@
 
 import httpx
 
-from gateway.callers import Caller
+from gateway.access.caller import Caller
+from gateway.access.token_file import new_token, write_tokens
 from gateway.http.safety import HEADERS
 from gateway.http.server import serving_http
-from gateway.token_file import new_token, write_tokens
 from tests.gateway.http.conftest import web_gateway
 
 FOREIGN = "https://elsewhere.example"

@@ -13,8 +13,8 @@ from typing import Any
 
 import grpc
 
-from gateway.callers import Caller
-from gateway.token_file import TokenEntry, TokenFileError, hash_token, read_tokens, stamp
+from gateway.access.caller import Caller
+from gateway.access.token_file import TokenEntry, TokenFileError, hash_token, read_tokens, stamp
 from services.errors import PermissionDenied, Unauthenticated
 from services.server import Context, parse
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gateway.callers import Caller, CallerLimits
+from gateway.access.caller import Caller, CallerLimits
 from services.errors import TriptychError
 
 # So that a token is recognised where it does not belong, by people and by scanners of repositories.

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import click
 
-from gateway.callers import Caller
-from gateway.token_file import TokenEntry, TokenFileError, new_token, read_tokens, write_tokens
+from gateway.access.caller import Caller
+from gateway.access.token_file import TokenEntry, TokenFileError, new_token, read_tokens, write_tokens
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
