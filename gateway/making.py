@@ -10,7 +10,7 @@ from functools import partial
 
 from gateway.attempts import Happening, Retrying, Started, Waiting, make_picture
 from gateway.budget import Budget
-from gateway.history import CANCELLED
+from gateway.events.run_state import CANCELLED
 from gateway.plan import MAX_SEED, Plan, StageWork
 from gateway.pool import Pool
 from gateway.record import Record

@@ -12,13 +12,13 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from gateway.access.caller import Caller
-from gateway.journal import PATIENCE_S
-from gateway.journal_reading import JournalFailed, RunRow
+from gateway.events.run_view import is_finished
+from gateway.journal.journal import PATIENCE_S
+from gateway.journal.reader import JournalFailed, RunRow
 from gateway.plan import MAX_REQUEST_ID_CHARS, check_size, make_plan
 from gateway.pool import Pool, models_of
 from gateway.record import MAX_INLINE_BYTES
 from gateway.retention import EventsExpired
-from gateway.run_view import is_finished
 from gateway.runs import Runs, digest_of
 from gateway.stage_errors import as_recorded
 from gateway.stages import STAGES

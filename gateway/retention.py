@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.journal import Journal
+from gateway.journal.journal import Journal
 from gateway.store.base import Store
 from services.errors import NotFound, TriptychError
 

@@ -18,9 +18,9 @@ from gateway.admission import Admission, Room, Turn
 from gateway.attendance import Attendance
 from gateway.budget import Budget
 from gateway.flow import Flow
-from gateway.journal import Journal, NewRun
-from gateway.journal_reading import JournalFailed, RunRow
-from gateway.leases import Leases
+from gateway.journal.journal import Journal, NewRun
+from gateway.journal.leases import Leases
+from gateway.journal.reader import JournalFailed, RunRow
 from gateway.live_run import LiveRun
 from gateway.plan import Plan, restore_plan
 from gateway.pool import Pool

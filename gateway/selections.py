@@ -7,7 +7,7 @@ pools what is served, and starts nothing.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.history import History, image_name
+from gateway.events.run_state import History, image_name
 from gateway.limits import check_against_model, check_parent_size, check_settings, check_skipped
 from gateway.masks import check_mask, tell_by_hash
 from gateway.plan import (

@@ -8,8 +8,8 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from gateway.journal_reading import JournalFailed
-from gateway.leases import LEASE_S, Command, Leases, read_error
+from gateway.journal.leases import LEASE_S, Command, Leases, read_error
+from gateway.journal.reader import JournalFailed
 from services.errors import NotReady, TriptychError
 from triptych.v1.pipeline_pb2 import CancelRunRequest, SelectImagesRequest
 

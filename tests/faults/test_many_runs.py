@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from gateway.access.caller import Caller as KnownCaller
 from gateway.access.token_file import new_token, write_tokens
-from gateway.leases import LEASE_S
+from gateway.journal.leases import LEASE_S
 from tests.faults.processes import Process, cluster, free_port, gateway_command
 from tests.faults.runs_seen import Caller, Watcher, check_whole, spec
 from tests.gateway.postgresql import postgresql_server

@@ -16,7 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gateway.access.authentication import Authentication, TokenInterceptor
 from gateway.discovery import Discovery
-from gateway.journal import open_journal
+from gateway.journal.journal import open_journal
 from gateway.pipeline import Pipeline as Facade
 from gateway.pool import Pool
 from gateway.retries import Patience

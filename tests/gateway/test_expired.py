@@ -55,7 +55,7 @@ async def test_of_the_expired_runs_of_others_nothing_is_told(gateway, finished):
 async def test_a_replay_that_a_run_expires_under_does_not_end_as_if_it_were_whole(
     gateway, finished, monkeypatch
 ):
-    monkeypatch.setattr("gateway.journal_reading.EVENTS_PER_READ", 3)
+    monkeypatch.setattr("gateway.journal.reader.EVENTS_PER_READ", 3)
     events = gateway.facade.watch_run(finished, ANN)
     seen = [await anext(events)]
     await expire(gateway, finished)

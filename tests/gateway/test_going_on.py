@@ -4,8 +4,8 @@ import pytest
 
 from gateway.budget import Budget
 from gateway.discovery import Discovery
+from gateway.events.run_state import CANCELLED
 from gateway.flow import Flow
-from gateway.history import CANCELLED
 from gateway.plan import make_plan, restore_plan
 from gateway.pool import Pool
 from gateway.record import Record, first_event

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from gateway.journal import open_journal
-from gateway.journal_reading import JournalFailed
-from gateway.journal_tables import BadJournal
+from gateway.journal.journal import open_journal
+from gateway.journal.reader import JournalFailed
+from gateway.journal.schema import BadJournal
 from gateway.keeping import Places, kept_at
 from tests.gateway.runs_as_seen import ALL, finished, run_finished, spec
 from tests.gateway.scripted import gateway_over, pipeline, scripted_stages
@@ -130,7 +130,7 @@ async def test_a_journal_that_cannot_be_written_is_an_error_with_a_reason_and_a_
 
 
 async def test_a_journal_that_is_locked_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("gateway.journal_tables.BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("gateway.journal.schema.BUSY_TIMEOUT_S", 0.05)
     async with scripted_stages() as stages, gateway_over(stages, tmp_path) as gateway:
         gateway.generator.close_gates(0)
         run = await gateway.facade.create_run("", spec(**SKETCHES, generate={"count": 1}), ALL)

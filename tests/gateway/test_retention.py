@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.event_log import EventLog
-from gateway.journal import NewRun, open_journal
+from gateway.events.event_log import EventLog
+from gateway.events.run_view import RunView
+from gateway.journal.journal import NewRun, open_journal
 from gateway.record import first_event
 from gateway.retention import DAY_S, UNTOLD_AGE_S, Keep, Retention, Swept
-from gateway.run_view import RunView
 from gateway.store.folder import FolderStore
 from services.errors import NotFound
 from triptych.v1.pipeline_pb2 import Event, Image, RunSpec, RunState

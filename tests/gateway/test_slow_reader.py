@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-from gateway.event_log import EventLog
+from gateway.events.event_log import EventLog
 from tests.gateway.runs_as_seen import run_finished, spec
 from tests.underway import underway
 from triptych.v1.pipeline_pb2 import Event, Image, RunState, StreamRunRequest

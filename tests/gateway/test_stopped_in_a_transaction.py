@@ -4,15 +4,15 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from gateway import journal_tables
-from gateway.journal_tables import gateways, opened
+from gateway.journal import schema
+from gateway.journal.schema import gateways, opened
 from tests.gateway.postgresql import postgresql_server
 
 MINE = sa.update(gateways).where(gateways.c.id == "a gateway").values(until_ms=1)
 
 
 async def test_the_rows_of_a_transaction_that_stands_still_are_free_again(monkeypatch):
-    monkeypatch.setitem(journal_tables._POSTGRESQL_SETTINGS, "idle_in_transaction_session_timeout", "100ms")
+    monkeypatch.setitem(schema._POSTGRESQL_SETTINGS, "idle_in_transaction_session_timeout", "100ms")
     with postgresql_server() as folder:
         address = f"postgresql://postgres@/postgres?host={folder}"
         async with opened(address) as standing, opened(address) as other:

@@ -13,9 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.journal_tables import blocking_engine, events, expired, images, runs
-from gateway.run_view import RunView
-from gateway.sqlite_threads import SqliteThreads
+from gateway.events.run_view import RunView
+from gateway.journal.database import SqliteThreads
+from gateway.journal.schema import blocking_engine, events, expired, images, runs
 from services.errors import TriptychError
 from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
 

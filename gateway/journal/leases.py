@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import sqlalchemy as sa
 
-from gateway.journal import Journal
-from gateway.journal_tables import attendances, commands, gateways, now_ms, runs
+from gateway.journal.journal import Journal
+from gateway.journal.schema import attendances, commands, gateways, now_ms, runs
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import RunState
 
