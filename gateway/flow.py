@@ -14,11 +14,11 @@ from typing import Any
 from gateway.budget import Budget
 from gateway.making import Making
 from gateway.plan import Plan, StagePlan
-from gateway.pool import Pool
-from gateway.ranking import score
 from gateway.record import Record
-from gateway.retries import Patience
 from gateway.stages import REFINE, UPSCALE, StageKind
+from gateway.workers.clip_scores import score
+from gateway.workers.pool import Pool
+from gateway.workers.retry_policy import Patience
 from services.errors import TriptychError
 from triptych.v1.pipeline_pb2 import Event, Image, RunState
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from gateway.admission import Turn
 from gateway.flow import Flow
 from gateway.plan import Plan
-from gateway.pool import Pool
 from gateway.record import Record
 from gateway.selections import (
     Selection,
@@ -20,6 +19,7 @@ from gateway.selections import (
     make_selection,
     number_children,
 )
+from gateway.workers.pool import Pool
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import RunState
 

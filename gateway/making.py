@@ -8,16 +8,16 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import aclosing
 from functools import partial
 
-from gateway.attempts import Happening, Retrying, Started, Waiting, make_picture
 from gateway.budget import Budget
 from gateway.events.run_state import CANCELLED
 from gateway.plan import MAX_SEED, Plan, StageWork
-from gateway.pool import Pool
 from gateway.record import Record
-from gateway.retries import Patience
-from gateway.stage_errors import StageError, as_recorded
 from gateway.stages import UPSCALE, Job, StageKind
-from gateway.worker import Worker
+from gateway.workers.errors import StageError, as_recorded
+from gateway.workers.pool import Pool
+from gateway.workers.retry import Happening, Retrying, Started, Waiting, make_picture
+from gateway.workers.retry_policy import Patience
+from gateway.workers.worker import Worker
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import Image
 from triptych.v1.stage_pb2 import ImageData, StageEvent

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from gateway.pool import Pool
 from gateway.runs import Runs
 from gateway.stages import STAGES, StageKind, kind_of
+from gateway.workers.pool import Pool
 from triptych.v1.pipeline_pb2 import Event, RunState
 
 UNDER_WAY = (

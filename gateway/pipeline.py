@@ -16,13 +16,13 @@ from gateway.events.run_view import is_finished
 from gateway.journal.journal import PATIENCE_S
 from gateway.journal.reader import JournalFailed, RunRow
 from gateway.plan import MAX_REQUEST_ID_CHARS, check_size, make_plan
-from gateway.pool import Pool, models_of
 from gateway.record import MAX_INLINE_BYTES
 from gateway.retention import EventsExpired
 from gateway.runs import Runs, digest_of
-from gateway.stage_errors import as_recorded
 from gateway.stages import STAGES
 from gateway.store.base import TIMEOUT_S as STORE_TIMEOUT_S
+from gateway.workers.errors import as_recorded
+from gateway.workers.pool import Pool, models_of
 from services.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, RunUnderWay, TriptychError
 from triptych.v1.pipeline_pb2 import (
     Event,

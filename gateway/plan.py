@@ -17,8 +17,8 @@ from gateway.limits import (
     check_skipped,
 )
 from gateway.masks import mask_of, take_mask
-from gateway.pool import Pool, models_of
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE, StageKind, kind_of
+from gateway.workers.pool import Pool, models_of
 from services.errors import InvalidRequest, NoWorker
 from services.requests import check_count, check_prompt
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, RunSpec

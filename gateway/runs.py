@@ -23,11 +23,11 @@ from gateway.journal.leases import Leases
 from gateway.journal.reader import JournalFailed, RunRow
 from gateway.live_run import LiveRun
 from gateway.plan import Plan, restore_plan
-from gateway.pool import Pool
 from gateway.record import Record, first_event
-from gateway.retries import Patience
 from gateway.sharing import Sharing
 from gateway.store.base import Store
+from gateway.workers.pool import Pool
+from gateway.workers.retry_policy import Patience
 from services.errors import NotFound, NotReady, TriptychError
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,

@@ -18,8 +18,8 @@ from gateway.plan import (
     choose_model,
     chosen_model,
 )
-from gateway.pool import Pool
 from gateway.stages import REFINE, UPSCALE, StageKind
+from gateway.workers.pool import Pool
 from services.errors import AlreadyExists, InvalidRequest
 from services.requests import check_count
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, RefineStage, SelectImagesRequest

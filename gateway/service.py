@@ -13,17 +13,17 @@ from pathlib import Path
 import click
 
 from gateway.access.authentication import Authentication, TokenInterceptor, current_caller
-from gateway.discovery import Discovery
 from gateway.http.api import Api
 from gateway.http.server import serving_http
 from gateway.keeping import Places, keep_from, kept_at, kept_options
 from gateway.metrics import GatewayMetrics
 from gateway.pipeline import Pipeline, check_after_sequence
-from gateway.pool import Pool
 from gateway.runs import Bounds, Runs
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
-from gateway.targets import Target, parse_target
 from gateway.work_options import Work, work_options
+from gateway.workers.discovery import Discovery
+from gateway.workers.pool import Pool
+from gateway.workers.targets import Target, parse_target
 from services.errors import InvalidRequest
 from services.listening import FILE, certificate_of, check_address, tls_options
 from services.logs import start_logging

@@ -10,9 +10,9 @@ import click
 from click.core import ParameterSource
 
 from gateway.admission import Room
-from gateway.retries import Patience
 from gateway.stages import StageKind
-from gateway.targets import Target, WorkersFile
+from gateway.workers.retry_policy import Patience
+from gateway.workers.targets import Target, WorkersFile
 
 
 @dataclass(frozen=True)

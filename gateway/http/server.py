@@ -11,7 +11,7 @@ import uvicorn
 
 from gateway.http.api import Api
 from gateway.http.app import make_app
-from gateway.targets import join
+from gateway.workers.targets import join
 from services.server import AddressInUse
 from services.tls import CertificateFiles, server_context
 

@@ -15,16 +15,16 @@ import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gateway.access.authentication import Authentication, TokenInterceptor
-from gateway.discovery import Discovery
 from gateway.journal.journal import open_journal
 from gateway.pipeline import Pipeline as Facade
-from gateway.pool import Pool
-from gateway.retries import Patience
 from gateway.runs import Bounds, Runs
 from gateway.service import SERVICE, PipelineService
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
 from gateway.store import open_store
-from gateway.targets import Target
+from gateway.workers.discovery import Discovery
+from gateway.workers.pool import Pool
+from gateway.workers.retry_policy import Patience
+from gateway.workers.targets import Target
 from services.channels import SERVER_OPTIONS
 from services.images import encode_png
 from services.server import ErrorInterceptor, serving

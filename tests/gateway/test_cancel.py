@@ -8,7 +8,7 @@ from gateway.flow import Flow
 from gateway.live_run import LiveRun
 from gateway.plan import make_plan
 from gateway.record import Record, first_event
-from gateway.retries import Patience
+from gateway.workers.retry_policy import Patience
 from tests.gateway.runs_as_seen import collect, finished, ready, run_finished, spec, warnings
 from triptych.client import CallError, InvalidRequest, NotFound
 from triptych.v1.pipeline_pb2 import RunSpec, RunState, StreamRunRequest

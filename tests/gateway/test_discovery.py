@@ -2,9 +2,9 @@
 
 from grpc_health.v1 import health_pb2
 
-from gateway.discovery import Discovery
 from gateway.stages import GENERATE
-from gateway.targets import Target, parse_target
+from gateway.workers.discovery import Discovery
+from gateway.workers.targets import Target, parse_target
 from tests.gateway.scripted import ScriptedUpscaler, discovery_of
 
 

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 
 from gateway.access.certs_command import certs
 from gateway.access.tokens_command import tokens
-from gateway.discovery import Discovery
 from gateway.http.api import Api
 from gateway.http.server import serving_http
-from gateway.pool import Pool
 from gateway.stages import GENERATE, UPSCALE
-from gateway.targets import Target
+from gateway.workers.discovery import Discovery
+from gateway.workers.pool import Pool
+from gateway.workers.targets import Target
 from services.server import serving
 from services.tls import CertificateFiles
 from tests.gateway.runs_as_seen import finished

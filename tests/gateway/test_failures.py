@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.retries import Patience
+from gateway.workers.retry_policy import Patience
 from services.errors import DeviceOutOfMemory, InvalidRequest as StageInvalidRequest, QueueFull
 from tests.gateway.runs_as_seen import attempts, collect, finished, ready, spec, warnings
 from tests.gateway.scripted import image, pipeline, png

@@ -3,17 +3,17 @@
 import pytest
 
 from gateway.budget import Budget
-from gateway.discovery import Discovery
 from gateway.events.run_state import CANCELLED
 from gateway.flow import Flow
 from gateway.plan import make_plan, restore_plan
-from gateway.pool import Pool
 from gateway.record import Record, first_event
-from gateway.retries import Patience
 from gateway.selections import Selection, make_selection, number_children
 from gateway.stages import STAGES
 from gateway.store import open_store
-from gateway.targets import Target
+from gateway.workers.discovery import Discovery
+from gateway.workers.pool import Pool
+from gateway.workers.retry_policy import Patience
+from gateway.workers.targets import Target
 from tests.gateway.runs_as_seen import spec
 from tests.gateway.scripted import scripted_stages
 from triptych.v1.pipeline_pb2 import Event, RunState

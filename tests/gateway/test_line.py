@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.access.caller import Caller
-from gateway.targets import Target
+from gateway.workers.targets import Target
 from services.errors import DeadlineExceeded
 from tests.gateway.runs_as_seen import ALL, run_finished, spec
 from tests.gateway.scripted import ScriptedGenerator, gateway_over, pipeline, scripted_stages

@@ -5,9 +5,16 @@ import asyncio
 import pytest
 from grpc_health.v1 import health_pb2
 
-from gateway.pool import LONGEST_PAUSE_S, LOST_PAUSE_S, MAX_BROKEN_ANSWERS, STALL_PAUSE_S, Pool, models_of
-from gateway.stage_errors import StageError
 from gateway.stages import GENERATE
+from gateway.workers.errors import StageError
+from gateway.workers.pool import (
+    LONGEST_PAUSE_S,
+    LOST_PAUSE_S,
+    MAX_BROKEN_ANSWERS,
+    STALL_PAUSE_S,
+    Pool,
+    models_of,
+)
 from services.errors import NoWorker, WorkerEvicted
 from tests.gateway.runs_as_seen import collect, spec
 from tests.gateway.scripted import discovery_of, pipeline

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from gateway.retries import Patience
-from gateway.targets import Target
+from gateway.workers.retry_policy import Patience
+from gateway.workers.targets import Target
 from services.errors import WorkerEvicted
 from tests.gateway.runs_as_seen import attempts, collect, finished, ready, spec, warnings
 from tests.gateway.scripted import ScriptedGenerator, image, pipeline

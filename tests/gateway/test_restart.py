@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.retries import Patience
 from gateway.runs import Bounds
+from gateway.workers.retry_policy import Patience
 from services.errors import AlreadyExists, NotFound
 from tests.gateway.runs_as_seen import ALL, collect, finished, lasting, ready, run_finished, spec, whole_log
 from tests.gateway.scripted import Stages, gateway_over, image, png, scripted_stages

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from gateway.stages import GENERATE, REFINE
-from gateway.targets import Resolver, Target, WorkersFile, parse_target, parse_workers
+from gateway.workers.targets import Resolver, Target, WorkersFile, parse_target, parse_workers
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_another_target_says_what_was_expected(text):
 
 
 async def test_a_name_server_that_does_not_answer_is_asked_once_at_a_time(monkeypatch):
-    monkeypatch.setattr("gateway.targets.RESOLVE_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("gateway.workers.targets.RESOLVE_TIMEOUT_S", 0.0)
     answer, questions = asyncio.get_running_loop().create_future(), []
 
     async def resolve(name, port):
@@ -44,7 +44,7 @@ async def test_a_name_server_that_does_not_answer_is_asked_once_at_a_time(monkey
     assert [await resolver.addresses(target) for _ in range(3)] == [[], [], []]
     assert resolver.problems[target] == "the name server does not answer"
     answer.set_result(["127.0.0.1"])
-    monkeypatch.setattr("gateway.targets.RESOLVE_TIMEOUT_S", 5.0)
+    monkeypatch.setattr("gateway.workers.targets.RESOLVE_TIMEOUT_S", 5.0)
     assert await resolver.addresses(target) == ["127.0.0.1:50051"]
     assert questions == ["generators"]
 

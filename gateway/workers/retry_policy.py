@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import grpc
 
-from gateway.line import Waiter
-from gateway.pool import ModelGone, Pool
-from gateway.stage_errors import StageError
-from gateway.worker import Worker
+from gateway.workers.errors import StageError
+from gateway.workers.image_queue import Waiter
+from gateway.workers.pool import ModelGone, Pool
+from gateway.workers.worker import Worker
 from services.errors import DeadlineExceeded, NoWorker
 
 # Of one picture in all, those included that no worker is to blame for, such as its drain.

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from gateway.discovery import Discovery
-from gateway.line import Line, Look, Waiter
-from gateway.worker import Worker
+from gateway.workers.discovery import Discovery
+from gateway.workers.image_queue import Line, Look, Waiter
+from gateway.workers.worker import Worker
 from services.errors import NoWorker, TriptychError
 from triptych.v1.stage_pb2 import ModelInfo
 

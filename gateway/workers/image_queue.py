@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.pace import Pace
-from gateway.worker import Worker
+from gateway.workers.worker import Worker
 from services.errors import DeadlineExceeded
 from services.fair_queue import FairQueue
 

@@ -10,13 +10,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from gateway.line import OnMove, Waiter
-from gateway.pool import Pool
-from gateway.retries import Failures, Patience
-from gateway.stage_errors import StageError
 from gateway.stages import Job
-from gateway.worker import Worker
-from gateway.worker_call import ask_worker
+from gateway.workers.call import ask_worker
+from gateway.workers.errors import StageError
+from gateway.workers.image_queue import OnMove, Waiter
+from gateway.workers.pool import Pool
+from gateway.workers.retry_policy import Failures, Patience
+from gateway.workers.worker import Worker
 from services.errors import DeadlineExceeded, TriptychError
 from triptych.v1.stage_pb2 import StageEvent
 

@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 
-from gateway.pool import Pool
-from gateway.retries import Failures, Patience
-from gateway.stage_errors import StageError, from_rpc
+from gateway.workers.errors import StageError, from_rpc
+from gateway.workers.pool import Pool
+from gateway.workers.retry_policy import Failures, Patience
 from triptych.v1.refiner_pb2 import RankRequest
 from triptych.v1.stage_pb2 import ImageData
 

@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator
 import grpc
 
 from gateway.pace import Pace
-from gateway.pool import Pool
-from gateway.retries import Patience
-from gateway.stage_errors import StageError, from_failure, from_rpc
 from gateway.stages import Job, StageKind
-from gateway.worker import Worker
+from gateway.workers.errors import StageError, from_failure, from_rpc
+from gateway.workers.pool import Pool
+from gateway.workers.retry_policy import Patience
+from gateway.workers.worker import Worker
 from services.images import read_png_size
 from triptych.v1.stage_pb2 import StageEvent
 

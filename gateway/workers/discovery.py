@@ -15,8 +15,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.stages import StageKind
-from gateway.targets import Resolve, Resolver, Target, resolve_name
-from gateway.worker import Worker
+from gateway.workers.targets import Resolve, Resolver, Target, resolve_name
+from gateway.workers.worker import Worker
 from services.channels import open_channel
 from services.tls import CertificateFiles
 
