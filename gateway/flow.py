@@ -13,7 +13,7 @@ from typing import Any
 
 from gateway.budget import Budget
 from gateway.making import Making
-from gateway.plan import Plan, StagePlan
+from gateway.planning.plan import Plan, StagePlan
 from gateway.record import Record
 from gateway.stages import REFINE, UPSCALE, StageKind
 from gateway.workers.clip_scores import score

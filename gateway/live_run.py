@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gateway.admission import Turn
 from gateway.flow import Flow
-from gateway.plan import Plan
-from gateway.record import Record
-from gateway.selections import (
+from gateway.planning.plan import Plan
+from gateway.planning.selections import (
     Selection,
     changed_models,
     check_total,
@@ -19,6 +18,7 @@ from gateway.selections import (
     make_selection,
     number_children,
 )
+from gateway.record import Record
 from gateway.workers.pool import Pool
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import RunState

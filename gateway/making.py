@@ -10,7 +10,7 @@ from functools import partial
 
 from gateway.budget import Budget
 from gateway.events.run_state import CANCELLED
-from gateway.plan import MAX_SEED, Plan, StageWork
+from gateway.planning.plan import MAX_SEED, Plan, StageWork
 from gateway.record import Record
 from gateway.stages import UPSCALE, Job, StageKind
 from gateway.workers.errors import StageError, as_recorded

@@ -15,7 +15,7 @@ from gateway.access.caller import Caller
 from gateway.events.run_view import is_finished
 from gateway.journal.journal import PATIENCE_S
 from gateway.journal.reader import JournalFailed, RunRow
-from gateway.plan import MAX_REQUEST_ID_CHARS, check_size, make_plan
+from gateway.planning.plan import MAX_REQUEST_ID_CHARS, check_size, make_plan
 from gateway.record import MAX_INLINE_BYTES
 from gateway.retention import EventsExpired
 from gateway.runs import Runs, digest_of

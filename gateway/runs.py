@@ -22,7 +22,7 @@ from gateway.journal.journal import Journal, NewRun
 from gateway.journal.leases import Leases
 from gateway.journal.reader import JournalFailed, RunRow
 from gateway.live_run import LiveRun
-from gateway.plan import Plan, restore_plan
+from gateway.planning.plan import Plan, restore_plan
 from gateway.record import Record, first_event
 from gateway.sharing import Sharing
 from gateway.store.base import Store

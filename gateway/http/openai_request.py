@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.http.openai_fields import Fields
 from gateway.http.openai_models import Family
-from gateway.plan import MAX_IMAGES, MAX_SEED
+from gateway.planning.plan import MAX_IMAGES, MAX_SEED
 from gateway.stages import GENERATE, REFINE, UPSCALE
 from services.errors import InvalidRequest
 from services.masks import has_alpha

@@ -20,7 +20,7 @@ from gateway.events.event_log import EventLog
 from gateway.events.run_view import is_at_rest, is_finished
 from gateway.journal.reader import SELECT_RUN, JournalFailed, ReadableJournal, RunRow, as_journal_failed
 from gateway.journal.schema import commands, events, expired, images, opened, runs
-from gateway.masks import masks_told
+from gateway.planning.masks import masks_told
 from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from gateway.admission import Admission, Room
 from gateway.budget import Budget
 from gateway.flow import Flow
 from gateway.live_run import LiveRun
-from gateway.plan import make_plan
+from gateway.planning.plan import make_plan
 from gateway.record import Record, first_event
 from gateway.workers.retry_policy import Patience
 from tests.gateway.runs_as_seen import collect, finished, ready, run_finished, spec, warnings

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.limits import (
+from gateway.planning.masks import mask_of, take_mask
+from gateway.planning.validation import (
     MAX_PROMPT_BYTES,
     check_against_model,
     check_init_images,
@@ -16,7 +17,6 @@ from gateway.limits import (
     check_settings,
     check_skipped,
 )
-from gateway.masks import mask_of, take_mask
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE, StageKind, kind_of
 from gateway.workers.pool import Pool, models_of
 from services.errors import InvalidRequest, NoWorker

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.events.run_state import History, image_name
-from gateway.limits import check_against_model, check_parent_size, check_settings, check_skipped
-from gateway.masks import check_mask, tell_by_hash
-from gateway.plan import (
+from gateway.planning.masks import check_mask, tell_by_hash
+from gateway.planning.plan import (
     DEFAULT_VARIATIONS,
     MAX_IMAGES,
     MAX_REQUEST_ID_CHARS,
@@ -18,6 +17,7 @@ from gateway.plan import (
     choose_model,
     chosen_model,
 )
+from gateway.planning.validation import check_against_model, check_parent_size, check_settings, check_skipped
 from gateway.stages import REFINE, UPSCALE, StageKind
 from gateway.workers.pool import Pool
 from services.errors import AlreadyExists, InvalidRequest
