@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from gateway.journal.journal import Journal, open_journal
-from gateway.retention import DAY_S, Keep, Retention
+from gateway.runs.retention import DAY_S, Keep, Retention
 from gateway.store import open_store
 from gateway.store.base import Store
 

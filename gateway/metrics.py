@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from gateway.runs import Runs
+from gateway.runs.manager import Runs
 from gateway.stages import STAGES, StageKind, kind_of
 from gateway.workers.pool import Pool
 from triptych.v1.pipeline_pb2 import Event, RunState

@@ -16,9 +16,9 @@ from gateway.events.run_view import is_finished
 from gateway.journal.journal import PATIENCE_S
 from gateway.journal.reader import JournalFailed, RunRow
 from gateway.planning.plan import MAX_REQUEST_ID_CHARS, check_size, make_plan
-from gateway.record import MAX_INLINE_BYTES
-from gateway.retention import EventsExpired
-from gateway.runs import Runs, digest_of
+from gateway.runs.manager import Runs, digest_of
+from gateway.runs.recorder import MAX_INLINE_BYTES
+from gateway.runs.retention import EventsExpired
 from gateway.stages import STAGES
 from gateway.store.base import TIMEOUT_S as STORE_TIMEOUT_S
 from gateway.workers.errors import as_recorded

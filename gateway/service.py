@@ -18,7 +18,7 @@ from gateway.http.server import serving_http
 from gateway.keeping import Places, keep_from, kept_at, kept_options
 from gateway.metrics import GatewayMetrics
 from gateway.pipeline import Pipeline, check_after_sequence
-from gateway.runs import Bounds, Runs
+from gateway.runs.manager import Bounds, Runs
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
 from gateway.work_options import Work, work_options
 from gateway.workers.discovery import Discovery

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from gateway.admission import Room
+from gateway.runs.admission import Room
 from gateway.stages import StageKind
 from gateway.workers.retry_policy import Patience
 from gateway.workers.targets import Target, WorkersFile

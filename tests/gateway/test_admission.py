@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from gateway.access.caller import CallerLimits
-from gateway.admission import RETRY_AFTER_S, Admission, Room
+from gateway.runs.admission import RETRY_AFTER_S, Admission, Room
 from services.errors import QueueFull, RateLimited
 
 
@@ -190,7 +190,7 @@ async def test_a_pause_without_anybody_waiting_is_no_pace(admit):
 
 
 async def test_those_who_wait_are_told_their_new_places_now_and_then(admit, monkeypatch):
-    monkeypatch.setattr("gateway.admission.TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("gateway.runs.admission.TELL_EVERY_S", 0.0)
     admission, told = admit(max_running=1), Told()
     first = admission.enter("ann")
     admission.enter("ann")

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from gateway.flow import CREDITS
+from gateway.runs.flow import CREDITS
 from tests.gateway.runs_as_seen import collect, finished, kinds, ready, spec
 from tests.gateway.scripted import image, png
 from triptych.v1.pipeline_pb2 import RunSpec, RunState

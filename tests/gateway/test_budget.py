@@ -5,8 +5,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from gateway.budget import Budget
 from gateway.pace import Pace
+from gateway.runs.memory_budget import Budget
 from tests.underway import underway
 
 

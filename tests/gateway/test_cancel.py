@@ -2,12 +2,12 @@
 
 import pytest
 
-from gateway.admission import Admission, Room
-from gateway.budget import Budget
-from gateway.flow import Flow
-from gateway.live_run import LiveRun
 from gateway.planning.plan import make_plan
-from gateway.record import Record, first_event
+from gateway.runs.admission import Admission, Room
+from gateway.runs.flow import Flow
+from gateway.runs.memory_budget import Budget
+from gateway.runs.recorder import Record, first_event
+from gateway.runs.run import LiveRun
 from gateway.workers.retry_policy import Patience
 from tests.gateway.runs_as_seen import collect, finished, ready, run_finished, spec, warnings
 from triptych.client import CallError, InvalidRequest, NotFound

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from gateway.access.caller import Caller
-from gateway.retention import EventsExpired
+from gateway.runs.retention import EventsExpired
 from gateway.store.base import ImageExpired
 from services.errors import NotFound
 from tests.gateway.runs_as_seen import spec

@@ -2,12 +2,12 @@
 
 import pytest
 
-from gateway.budget import Budget
 from gateway.events.run_state import CANCELLED
-from gateway.flow import Flow
 from gateway.planning.plan import make_plan, restore_plan
 from gateway.planning.selections import Selection, make_selection, number_children
-from gateway.record import Record, first_event
+from gateway.runs.flow import Flow
+from gateway.runs.memory_budget import Budget
+from gateway.runs.recorder import Record, first_event
 from gateway.stages import STAGES
 from gateway.store import open_store
 from gateway.workers.discovery import Discovery

@@ -7,9 +7,9 @@ import urllib.request
 import pytest
 from prometheus_client import generate_latest
 
-from gateway.admission import Room
 from gateway.metrics import GatewayMetrics
-from gateway.runs import Bounds
+from gateway.runs.admission import Room
+from gateway.runs.manager import Bounds
 from tests.gateway.scripted import pipeline
 from tests.gateway.test_process import gateway_process
 from triptych.spec import make_spec

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.record import MAX_PROGRESS_EVENTS, Record, first_event
+from gateway.runs.recorder import MAX_PROGRESS_EVENTS, Record, first_event
 from gateway.stages import GENERATE
 from gateway.store import open_store
 from services.errors import NotReady

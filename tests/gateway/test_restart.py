@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.runs import Bounds
+from gateway.runs.manager import Bounds
 from gateway.workers.retry_policy import Patience
 from services.errors import AlreadyExists, NotFound
 from tests.gateway.runs_as_seen import ALL, collect, finished, lasting, ready, run_finished, spec, whole_log
@@ -224,6 +224,6 @@ async def test_a_run_whose_caller_does_not_come_back_after_a_restart_is_cancelle
     async with gateway_over(stages, tmp_path) as gateway:
         run = await stream(gateway)
         await stages.generators[0].begun[0].wait()
-    monkeypatch.setattr("gateway.attendance.ARRIVAL_S", 0)
+    monkeypatch.setattr("gateway.runs.abandonment.ARRIVAL_S", 0)
     async with gateway_over(stages, tmp_path) as gateway:
         assert (await run_finished(gateway, run.name)).state == RunState.RUN_STATE_CANCELLED

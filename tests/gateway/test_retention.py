@@ -9,8 +9,8 @@ import pytest
 from gateway.events.event_log import EventLog
 from gateway.events.run_view import RunView
 from gateway.journal.journal import NewRun, open_journal
-from gateway.record import first_event
-from gateway.retention import DAY_S, UNTOLD_AGE_S, Keep, Retention, Swept
+from gateway.runs.recorder import first_event
+from gateway.runs.retention import DAY_S, UNTOLD_AGE_S, Keep, Retention, Swept
 from gateway.store.folder import FolderStore
 from services.errors import NotFound
 from triptych.v1.pipeline_pb2 import Event, Image, RunSpec, RunState
@@ -183,7 +183,7 @@ async def test_of_runs_that_expired_long_ago_nothing_is_left(kept):
 
 
 async def test_more_runs_than_one_question_brings_all_go(kept, monkeypatch):
-    monkeypatch.setattr("gateway.retention.AT_ONCE", 2)
+    monkeypatch.setattr("gateway.runs.retention.AT_ONCE", 2)
     for number in range(5):
         await kept.add(str(number), picture(b"%d" % number), age_s=DAY_S)
     kept.make_old()

@@ -9,8 +9,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from gateway.admission import Room
-from gateway.runs import Bounds
+from gateway.runs.admission import Room
+from gateway.runs.manager import Bounds
 from tests.gateway.runs_as_seen import ALL, collect, finished, ready, run_finished, spec
 from tests.gateway.scripted import pipeline
 from triptych.client import Busy, CallError, InvalidRequest, NotFound, RequestIdReused

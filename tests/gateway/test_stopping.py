@@ -5,7 +5,7 @@ import asyncio
 import grpc
 import pytest
 
-from gateway.runs import Bounds
+from gateway.runs.manager import Bounds
 from services.errors import NotReady
 from tests.gateway.runs_as_seen import ALL, finished, run_finished, spec
 from tests.gateway.scripted import gateway_over, pipeline, scripted_stages

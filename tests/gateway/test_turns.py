@@ -3,8 +3,8 @@
 import pytest
 
 from gateway.access.caller import Caller, CallerLimits
-from gateway.admission import Room
-from gateway.runs import Bounds
+from gateway.runs.admission import Room
+from gateway.runs.manager import Bounds
 from services.errors import InvalidRequest, QueueFull, RateLimited
 from tests.gateway.runs_as_seen import ALL, collect, kinds, ready, run_finished, spec, whole_log
 from tests.gateway.scripted import gateway_over, pipeline, scripted_stages

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from gateway.access.caller import Caller, CallerLimits
-from gateway.runs import Bounds
+from gateway.runs.manager import Bounds
 from services.errors import AlreadyExists, InvalidRequest, NotFound
 from tests.gateway.postgresql import postgresql_server
 from tests.gateway.runs_as_seen import ALL, finished, lasting, ready, run_finished, spec

@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from gateway.runs import Bounds
+from gateway.runs.manager import Bounds
 from tests.gateway.runs_as_seen import lasting, spec
 from tests.gateway.scripted import gateway_over, pipeline, png, scripted_stages
 from tests.triptych.relay import relay

@@ -8,11 +8,11 @@ import pytest
 
 from gateway.access.caller import Caller
 from gateway.access.token_file import new_token, write_tokens
-from gateway.admission import Room
 from gateway.http.openai_fields import Fields
 from gateway.http.openai_models import Family
 from gateway.http.openai_request import GENERATION_FIELDS, generation
-from gateway.runs import Bounds
+from gateway.runs.admission import Room
+from gateway.runs.manager import Bounds
 from services.errors import InvalidRequest
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.http.painting import set_up

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from gateway.admission import Room
-from gateway.runs import Bounds
+from gateway.runs.admission import Room
+from gateway.runs.manager import Bounds
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.runs_as_seen import collect, spec
 from triptych.v1.pipeline_pb2 import RunState

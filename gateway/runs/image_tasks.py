@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import aclosing
 from functools import partial
 
-from gateway.budget import Budget
 from gateway.events.run_state import CANCELLED
 from gateway.planning.plan import MAX_SEED, Plan, StageWork
-from gateway.record import Record
+from gateway.runs.memory_budget import Budget
+from gateway.runs.recorder import Record
 from gateway.stages import UPSCALE, Job, StageKind
 from gateway.workers.errors import StageError, as_recorded
 from gateway.workers.pool import Pool

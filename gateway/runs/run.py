@@ -7,8 +7,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from gateway.admission import Turn
-from gateway.flow import Flow
 from gateway.planning.plan import Plan
 from gateway.planning.selections import (
     Selection,
@@ -18,7 +16,9 @@ from gateway.planning.selections import (
     make_selection,
     number_children,
 )
-from gateway.record import Record
+from gateway.runs.admission import Turn
+from gateway.runs.flow import Flow
+from gateway.runs.recorder import Record
 from gateway.workers.pool import Pool
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import RunState

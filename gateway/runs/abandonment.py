@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from gateway.live_run import LiveRun
+from gateway.runs.run import LiveRun
 
 log = logging.getLogger(__name__)
 

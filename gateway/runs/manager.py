@@ -14,17 +14,17 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from gateway.access.caller import Caller
-from gateway.admission import Admission, Room, Turn
-from gateway.attendance import Attendance
-from gateway.budget import Budget
-from gateway.flow import Flow
 from gateway.journal.journal import Journal, NewRun
 from gateway.journal.leases import Leases
 from gateway.journal.reader import JournalFailed, RunRow
-from gateway.live_run import LiveRun
 from gateway.planning.plan import Plan, restore_plan
-from gateway.record import Record, first_event
-from gateway.sharing import Sharing
+from gateway.runs.abandonment import Attendance
+from gateway.runs.admission import Admission, Room, Turn
+from gateway.runs.flow import Flow
+from gateway.runs.memory_budget import Budget
+from gateway.runs.peers import Sharing
+from gateway.runs.recorder import Record, first_event
+from gateway.runs.run import LiveRun
 from gateway.store.base import Store
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import Patience

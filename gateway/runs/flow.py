@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.budget import Budget
-from gateway.making import Making
 from gateway.planning.plan import Plan, StagePlan
-from gateway.record import Record
+from gateway.runs.image_tasks import Making
+from gateway.runs.memory_budget import Budget
+from gateway.runs.recorder import Record
 from gateway.stages import REFINE, UPSCALE, StageKind
 from gateway.workers.clip_scores import score
 from gateway.workers.pool import Pool
