@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from gateway.access.authentication import Authentication, TokenInterceptor, current_caller
-from gateway.http.api import Api
+from gateway.http.context import Api
 from gateway.http.server import serving_http
 from gateway.keeping import Places, keep_from, kept_at, kept_options
 from gateway.metrics import GatewayMetrics

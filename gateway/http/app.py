@@ -11,22 +11,24 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from gateway.http import dalle, openai_images, openai_models, openapi, page, pictures, runs_routes
-from gateway.http.api import Api
+from gateway.http.context import Api
 from gateway.http.errors import HttpError, to_response
-from gateway.http.safety import Safety, is_openai
+from gateway.http.openai import images as openai_images, models as openai_models
+from gateway.http.openapi import document
+from gateway.http.routes import dalle_playground, images, page, runs
+from gateway.http.security import Safety, is_openai
 from services.errors import TriptychError
 
 log = logging.getLogger(__name__)
 
 # Those of the page, and their description, answer without a token; no others.
 ROUTES: Sequence[BaseRoute] = (
-    *runs_routes.routes,
-    *pictures.routes,
+    *runs.routes,
+    *images.routes,
     *openai_images.routes,
     *openai_models.routes,
-    *dalle.routes,
-    *openapi.routes,
+    *dalle_playground.routes,
+    *document.routes,
     *page.routes,
 )
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from gateway.http.api import Api
 from gateway.http.app import make_app
+from gateway.http.context import Api
 from gateway.workers.targets import join
 from services.server import AddressInUse
 from services.tls import CertificateFiles, server_context

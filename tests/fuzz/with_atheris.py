@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 import atheris
 
 with atheris.instrument_imports(include=["services", "gateway", "PIL", "google.protobuf.json_format"]):
-    from gateway.http.bodies import parse_json
-    from gateway.http.event_json import from_dict
+    from gateway.http.proto_json import from_dict
+    from gateway.http.request_body import parse_json
     from services.errors import TriptychError
     from services.images import ImageLimits, decode_image
     from services.masks import decode_mask, has_alpha

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from gateway.access.certs_command import certs
 from gateway.access.tokens_command import tokens
-from gateway.http.api import Api
+from gateway.http.context import Api
 from gateway.http.server import serving_http
 from gateway.stages import GENERATE, UPSCALE
 from gateway.workers.discovery import Discovery

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from gateway.access.authentication import Authentication
-from gateway.http.api import Api
+from gateway.http.context import Api
 from gateway.http.server import serving_http
 from services.engine import Engine
 from services.images import encode_png

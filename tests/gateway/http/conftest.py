@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from gateway.access.authentication import Authentication
-from gateway.http.api import Api
+from gateway.http.context import Api
 from gateway.http.server import serving_http
 from tests.gateway.http.description import check_answer
 from tests.gateway.http.painting import set_up

@@ -8,9 +8,9 @@ import pytest
 
 from gateway.access.caller import Caller
 from gateway.access.token_file import new_token, write_tokens
-from gateway.http.openai_fields import Fields
-from gateway.http.openai_models import Family
-from gateway.http.openai_request import GENERATION_FIELDS, generation
+from gateway.http.openai.fields import Fields
+from gateway.http.openai.models import Family
+from gateway.http.openai.request import GENERATION_FIELDS, generation
 from gateway.runs.admission import Room
 from gateway.runs.manager import Bounds
 from services.errors import InvalidRequest

@@ -8,13 +8,15 @@ from jsonschema.exceptions import ValidationError
 from starlette.routing import Route
 
 from gateway.http.app import ROUTES
-from gateway.http.openai_request import EDIT_FIELDS, GENERATION_FIELDS, VARIATION_FIELDS
-from gateway.http.openapi import to_text
+from gateway.http.openai.request import EDIT_FIELDS, GENERATION_FIELDS, VARIATION_FIELDS
+from gateway.http.openapi.document import to_text
 from tests.gateway.http.description import DESCRIPTION, FILE, check, operation_of
 
 
 def test_the_committed_file_is_current():
-    assert FILE.read_text("utf-8") == to_text(), "run: python -m gateway.http.openapi > docs/openapi.json"
+    assert FILE.read_text("utf-8") == to_text(), (
+        "run: python -m gateway.http.openapi.document > docs/openapi.json"
+    )
 
 
 def test_it_is_valid():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.http.page import FILES, FOLDER, read_page
+from gateway.http.routes.page import FILES, FOLDER, read_page
 
 HTML = {"accept": "text/html"}
 TYPES = {

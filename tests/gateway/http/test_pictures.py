@@ -8,7 +8,7 @@ from PIL import Image
 
 from gateway.access.caller import Caller
 from gateway.access.token_file import new_token, write_tokens
-from gateway.http.links import LIFETIME_S, LinkInvalid, Links
+from gateway.http.signed_links import LIFETIME_S, LinkInvalid, Links
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.runs_as_seen import collect, spec
 from tests.gateway.scripted import png

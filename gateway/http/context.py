@@ -11,8 +11,8 @@ from starlette.requests import Request
 
 from gateway.access.authentication import Authentication
 from gateway.access.caller import Caller
-from gateway.http.event_json import EventEncoder
-from gateway.http.links import Links
+from gateway.http.proto_json import EventEncoder
+from gateway.http.signed_links import Links
 from gateway.http.sse import HEARTBEAT_S
 from gateway.pipeline import Pipeline
 

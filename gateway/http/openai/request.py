@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.http.openai_fields import Fields
-from gateway.http.openai_models import Family
+from gateway.http.openai.fields import Fields
+from gateway.http.openai.models import Family
 from gateway.planning.plan import MAX_IMAGES, MAX_SEED
 from gateway.stages import GENERATE, REFINE, UPSCALE
 from services.errors import InvalidRequest

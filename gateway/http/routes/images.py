@@ -9,8 +9,8 @@ from starlette.routing import Route
 
 import triptych
 from gateway.access.caller import Caller
-from gateway.http.api import Api, api_of, caller_of
-from gateway.http.formats import MIME_TYPES, convert
+from gateway.http.context import Api, api_of, caller_of
+from gateway.http.image_formats import MIME_TYPES, convert
 from gateway.stages import STAGES
 from services.errors import NotFound
 from triptych.png_text import with_text

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from gateway.http.openai_request import FORMATS, MAX_N, MAX_PARTIAL_IMAGES, QUALITIES, STAGE_ORDER
-from gateway.http.schemas import body, error, json_of, path_parameter, ref
+from gateway.http.openai.request import FORMATS, MAX_N, MAX_PARTIAL_IMAGES, QUALITIES, STAGE_ORDER
+from gateway.http.openapi.schemas import body, error, json_of, path_parameter, ref
 
 _STRING = {"type": "string"}
 _INTEGER = {"type": "integer"}

@@ -1,6 +1,6 @@
 """The OpenAPI description of all routes, served at /openapi.json and kept as docs/openapi.json.
 
-What the contract's messages look like in JSON is read from the messages themselves; `python -m gateway.http.openapi`
+What the contract's messages look like in JSON is read from the messages themselves; `python -m gateway.http.openapi.document`
 prints the file anew. It starts nothing.
 """
 
@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import triptych
-from gateway.http.openapi_images import IMAGE_PATHS, IMAGE_SCHEMAS
-from gateway.http.schemas import answer, body, error, path_parameter, query, ref
+from gateway.http.openapi.openai_paths import IMAGE_PATHS, IMAGE_SCHEMAS
+from gateway.http.openapi.schemas import answer, body, error, path_parameter, query, ref
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
     Event,

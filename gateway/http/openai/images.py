@@ -18,13 +18,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway.access.caller import Caller
-from gateway.http.api import Api, api_of, caller_of
-from gateway.http.bodies import read_form, read_json
+from gateway.http.context import Api, api_of, caller_of
+from gateway.http.disconnect import while_waited_for
 from gateway.http.errors import HttpError, openai_body
-from gateway.http.formats import convert, read_prompt
-from gateway.http.openai_fields import Fields
-from gateway.http.openai_models import Family, find_family
-from gateway.http.openai_request import (
+from gateway.http.image_formats import convert, read_prompt
+from gateway.http.openai.fields import Fields
+from gateway.http.openai.models import Family, find_family
+from gateway.http.openai.request import (
     EDIT_FIELDS,
     GENERATION_FIELDS,
     VARIATION_FIELDS,
@@ -35,9 +35,9 @@ from gateway.http.openai_request import (
     usage_of,
     variation,
 )
-from gateway.http.pictures import file_of
-from gateway.http.presence import while_waited_for
-from gateway.http.results import Partial, Results
+from gateway.http.request_body import read_form, read_json
+from gateway.http.routes.images import file_of
+from gateway.http.run_results import Partial, Results
 from gateway.http.sse import EventStream, message
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-FOLDER = Path(__file__).parent.parent / "web"
+FOLDER = Path(__file__).parents[2] / "web"
 # By themselves: what a machine's own list says of .js may keep a browser from running it.
 MEDIA_TYPES = {
     ".html": "text/html",

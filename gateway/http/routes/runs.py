@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway.access.caller import Caller
-from gateway.http.api import Api, api_of, caller_of
-from gateway.http.bodies import query_integer, read_json
+from gateway.http.context import Api, api_of, caller_of
 from gateway.http.errors import error_body
-from gateway.http.event_json import from_dict, to_dict
+from gateway.http.proto_json import from_dict, to_dict
+from gateway.http.request_body import query_integer, read_json
 from gateway.http.sse import EventStream, message
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import (

@@ -11,7 +11,7 @@ from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from gateway.http.api import api_of
+from gateway.http.context import api_of
 from gateway.http.errors import HttpError
 from services.errors import InvalidRequest
 

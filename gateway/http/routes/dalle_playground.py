@@ -11,13 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.http.api import api_of, caller_of
-from gateway.http.bodies import read_json
+from gateway.http.context import api_of, caller_of
+from gateway.http.disconnect import while_waited_for
 from gateway.http.errors import HttpError
-from gateway.http.formats import USUAL_JPEG_QUALITY, convert
-from gateway.http.pictures import file_of
-from gateway.http.presence import while_waited_for
-from gateway.http.results import Results
+from gateway.http.image_formats import USUAL_JPEG_QUALITY, convert
+from gateway.http.request_body import read_json
+from gateway.http.routes.images import file_of
+from gateway.http.run_results import Results
 from gateway.stages import GENERATE
 from services.errors import InvalidRequest
 from triptych.v1.pipeline_pb2 import RunSpec, RunState

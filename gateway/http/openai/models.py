@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.http.api import api_of, caller_of
+from gateway.http.context import api_of, caller_of
 from gateway.http.errors import HttpError
 from gateway.pipeline import Pipeline
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
