@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.deployer import STAGES, Deployer, DeployError, Leftovers, State, Worker, workers_file
-from services.model_folder import write_atomically
+from services.weights.model_folder import write_atomically
 
 ASK_EVERY_S = 0.5
 # Loading gigabytes and compiling takes minutes.

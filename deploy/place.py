@@ -11,7 +11,7 @@ from deploy.deployer import Deployer
 from deploy.deployment import Deployment
 from deploy.gateway import Gateway, LocalGateway
 from deploy.tagged import TaggedProcesses
-from services.model_cache import user_cache
+from services.weights.cache import user_cache
 
 LIST = "workers.json"
 FOLDER = click.Path(file_okay=False, path_type=Path)

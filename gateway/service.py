@@ -25,11 +25,11 @@ from gateway.workers.discovery import Discovery
 from gateway.workers.pool import Pool
 from gateway.workers.targets import Target, parse_target
 from services.errors import InvalidRequest
-from services.listening import FILE, certificate_of, check_address, tls_options
-from services.logs import start_logging
-from services.metrics import serving_metrics
-from services.server import Context, announce, serving, stop_signal
-from services.tls import CertificateFiles
+from services.serving.listen_options import FILE, certificate_of, check_address, tls_options
+from services.serving.log_format import start_logging
+from services.serving.metrics import serving_metrics
+from services.serving.server import Context, announce, serving, stop_signal
+from services.serving.tls import CertificateFiles
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
     CancelRunResponse,

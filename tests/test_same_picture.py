@@ -19,17 +19,17 @@ import pytest
 import torch
 from PIL import Image
 
-from services.engine import Engine
-from services.events import Event, Finished, Progress
-from services.generator.batch import GenerateJob
-from services.generator.model import load_model as load_generator
-from services.generator.random_weights import write_random_dalle, write_random_vqgan
-from services.generator.stepper import GeneratorStepper
+from services.engine.engine import Engine
+from services.engine.events import Event, Finished, Progress
+from services.engine.stepper import Stepper, Ticket
+from services.generator.dalle.batch import GenerateJob
+from services.generator.dalle.conversion.random_weights import write_random_dalle, write_random_vqgan
+from services.generator.dalle.model import load_model as load_generator
+from services.generator.dalle.stepper import GeneratorStepper
+from services.refiner.conversion.random_weights import write_random_part
 from services.refiner.model import load_model as load_refiner
-from services.refiner.random_weights import write_random_part
 from services.refiner.stepper import RefineJob, RefinerStepper
-from services.stepper import Stepper, Ticket
-from services.upscaler.device import place
+from services.upscaler.model import place
 from services.upscaler.stepper import UpscaleJob, UpscalerStepper
 from tests.generator.conftest import DALLE_CONFIG, VQGAN_CONFIG
 from tests.refiner.conftest import SMALL

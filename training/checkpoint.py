@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save as serialize
 from torch import Tensor, nn
 
-from services.model_folder import write_atomically
+from services.weights.model_folder import write_atomically
 
 FOLDER = Path("build/training")
 

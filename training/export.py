@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from safetensors.torch import load_file, save
 from torch import nn
 
-from services.model_folder import BUILT_IN_FOLDER, read_config, write_atomically, write_manifest
+from services.weights.model_folder import BUILT_IN_FOLDER, read_config, write_atomically, write_manifest
 from training.world.scenes import NARROW
 from training.world.sprites import NOTICE
 

@@ -117,7 +117,9 @@ COMMANDS = {
     "models": LazyCommand(
         "triptych.models", "models", "What a gateway serves, and which words it understands."
     ),
-    "weights": LazyCommand("services.weights", "weights", "Convert, make, check and list models.", "gateway"),
+    "weights": LazyCommand(
+        "services.weights.command", "weights", "Convert, make, check and list models.", "gateway"
+    ),
     "tokens": LazyCommand(
         "gateway.access.tokens_command", "tokens", "Say who may call the gateway.", "gateway"
     ),

@@ -15,7 +15,7 @@ from triptych.v1.pipeline_pb2_grpc import PipelineServiceStub
 if TYPE_CHECKING:
     from triptych.v1.pipeline_pb2_grpc import PipelineServiceAsyncStub
 
-# What a caller needs of the options that services/channels.py explains; the layer above cannot be imported here.
+# What a caller needs of the options that services/serving/channels.py explains; the layer above cannot be imported here.
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 32 * 2**20),
     ("grpc.max_send_message_length", 32 * 2**20),

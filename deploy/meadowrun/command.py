@@ -10,7 +10,7 @@ from deploy.meadowrun.asking import Bridge
 from deploy.meadowrun.deployer import MeadowrunDeployer, bridge_of
 from deploy.meadowrun.jobs import Needs, Settings
 from deploy.place import FOLDER, Place, folder_of, local_gateway, name_option
-from services.model_folder import PARTS
+from services.weights.model_folder import PARTS
 
 
 @click.group(no_args_is_help=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deploy.deployer import DeployError
-from services.download import locked
+from services.weights.download import locked
 
 VERSION = "0.2.16"
 CONSTRAINTS = Path(__file__).with_name("constraints.txt")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.deployer import STAGES, DeployError
-from services.spot import EC2_METADATA
+from services.serving.spot_notices import EC2_METADATA
 
 # One value for all of them: Meadowrun opens ports to machines that were given the same.
 PORTS = "50051-50053"

@@ -16,7 +16,7 @@ import grpc
 from gateway.access.caller import Caller
 from gateway.access.token_file import TokenEntry, TokenFileError, hash_token, read_tokens, stamp
 from services.errors import PermissionDenied, Unauthenticated
-from services.server import Context, parse
+from services.serving.server import Context, parse
 
 log = logging.getLogger(__name__)
 

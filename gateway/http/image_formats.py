@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from services.images import ImageLimits, decode_image
+from services.images.codec import ImageLimits, decode_image
 
 # Our own workers made them: the bound is for memory, not for trust.
 OWN_PICTURES = ImageLimits(max_bytes=128 * 2**20, max_pixels=8192 * 8192)

@@ -12,8 +12,8 @@ import uvicorn
 from gateway.http.app import make_app
 from gateway.http.context import Api
 from gateway.workers.targets import join
-from services.server import AddressInUse
-from services.tls import CertificateFiles, server_context
+from services.serving.server import AddressInUse
+from services.serving.tls import CertificateFiles, server_context
 
 # Event streams are connections: so many people and programs at once, and no more.
 MAX_CONNECTIONS = 1_000

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 
 from gateway.stages import GENERATE, REFINE, StageKind
 from services.errors import InvalidRequest
-from services.masks import decode_mask
+from services.images.masks import decode_mask
 from triptych.v1.pipeline_pb2 import Event, GenerateStage, Image, RefineStage, RunSpec, UpscaleStage
 from triptych.v1.stage_pb2 import INPAINTING_UNSPECIFIED, ImageData, ModelInfo
 

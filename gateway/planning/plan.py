@@ -20,7 +20,7 @@ from gateway.planning.validation import (
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE, StageKind, kind_of
 from gateway.workers.pool import Pool, models_of
 from services.errors import InvalidRequest, NoWorker
-from services.requests import check_count, check_prompt
+from services.serving.request_checks import check_count, check_prompt
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, RunSpec
 from triptych.v1.stage_pb2 import ImageData, ModelInfo
 

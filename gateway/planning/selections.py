@@ -21,7 +21,7 @@ from gateway.planning.validation import check_against_model, check_parent_size, 
 from gateway.stages import REFINE, UPSCALE, StageKind
 from gateway.workers.pool import Pool
 from services.errors import AlreadyExists, InvalidRequest
-from services.requests import check_count
+from services.serving.request_checks import check_count
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, RefineStage, SelectImagesRequest
 from triptych.v1.stage_pb2 import ModelInfo, Stage
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from gateway.stages import GENERATE, REFINE, UPSCALE, StageKind
 from services.errors import ImageTooLarge, InvalidRequest
-from services.images import ImageLimits, decode_image
-from services.requests import check_prompt, integer, number
+from services.images.codec import ImageLimits, decode_image
+from services.serving.request_checks import check_prompt, integer, number
 from triptych.v1.pipeline_pb2 import RunSpec
 from triptych.v1.stage_pb2 import ImageData, ModelInfo
 from triptych.v1.upscaler_pb2 import UpscaleSettings

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.access.caller import CallerLimits
-from gateway.pace import Pace
 from services.errors import QueueFull, RateLimited
-from services.fair_queue import FairQueue
+from services.queues import FairQueue, QueueRate
 
 # Before anything was measured.
 RETRY_AFTER_S = 5.0
@@ -41,7 +40,7 @@ class Admission:
         self._running: Counter[str] = Counter()
         self._waiting: FairQueue[Turn] = FairQueue()
         self._num_waiting: Counter[str] = Counter()
-        self._pace = Pace()
+        self._pace = QueueRate()
         # When the last one began; None where nobody has had to wait since.
         self._began_at: float | None = None
         self._telling: asyncio.TimerHandle | None = None

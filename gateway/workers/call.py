@@ -9,13 +9,13 @@ from collections.abc import AsyncGenerator
 
 import grpc
 
-from gateway.pace import Pace
 from gateway.stages import Job, StageKind
 from gateway.workers.errors import StageError, from_failure, from_rpc
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import Patience
 from gateway.workers.worker import Worker
-from services.images import read_png_size
+from services.images.codec import read_png_size
+from services.queues import QueueRate
 from triptych.v1.stage_pb2 import StageEvent
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ async def ask_worker(pool: Pool, worker: Worker, job: Job, patience: Patience) -
 class Seat:
     """Where a picture is at its worker: on its way, in the queue, or being made; and how long it may be silent there."""
 
-    def __init__(self, patience: Patience, pace: Pace) -> None:
+    def __init__(self, patience: Patience, pace: QueueRate) -> None:
         self._patience = patience
         # Of the queue, which this picture measures as it moves with it.
         self._pace = pace

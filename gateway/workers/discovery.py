@@ -17,8 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gateway.stages import StageKind
 from gateway.workers.targets import Resolve, Resolver, Target, resolve_name
 from gateway.workers.worker import Worker
-from services.channels import open_channel
-from services.tls import CertificateFiles
+from services.serving.channels import open_channel
+from services.serving.tls import CertificateFiles
 
 log = logging.getLogger(__name__)
 

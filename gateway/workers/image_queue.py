@@ -8,10 +8,9 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gateway.pace import Pace
 from gateway.workers.worker import Worker
 from services.errors import DeadlineExceeded
-from services.fair_queue import FairQueue
+from services.queues import FairQueue, QueueRate
 
 # Whoever waits is told a new place no more often: a long line moves with every picture that ends.
 TELL_EVERY_S = 2.0
@@ -59,7 +58,7 @@ class Line:
         self._places: FairQueue[_Place] = FairQueue()
         # What there is for the pictures of each key, which are interchangeable.
         self._looks: dict[str, Callable[[], Look]] = {}
-        self._pace = Pace()
+        self._pace = QueueRate()
         self._served_at: float | None = None
         self._telling: asyncio.TimerHandle | None = None
 

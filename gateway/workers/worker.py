@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from gateway.pace import Pace
-from services.tls import Certificates
+from services.queues import QueueRate
+from services.serving.tls import Certificates
 from triptych.v1.stage_pb2 import ModelInfo
 
 # What a worker is given at once, in batches: the one that it makes, and the next, so that it never stands idle.
@@ -40,7 +40,7 @@ class Worker:
     # For one picture that is to be alone there: it gets nothing else until that is done.
     is_reserved: bool = False
     # Of its queue, as far as this gateway has seen it move.
-    pace: Pace = field(default_factory=Pace)
+    pace: QueueRate = field(default_factory=QueueRate)
     # Called when it stalls, by those who wait in its queue.
     on_stall: set[Callable[[], None]] = field(default_factory=set)
 

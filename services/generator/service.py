@@ -1,6 +1,6 @@
 """The generator as a gRPC service: checks what a caller sends and makes each candidate a job of the engine.
 
-It knows the protocol and the stepper; how the process starts and stops is services/stage_service.py's.
+It knows the protocol and the stepper; how the process starts and stops is services/serving/stage_service.py's.
 """
 
 from collections.abc import AsyncIterator
@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 
 import click
 
-from services.generator.batch import GenerateJob
-from services.generator.device import out_of_memory_is_the_models, set_up_device
-from services.generator.model import load_model
-from services.generator.stepper import GeneratorStepper
-from services.model_cache import open_model
-from services.requests import check_items, check_prompt, integer, number
-from services.server import Context
-from services.stage_service import ServeOptions, StageService, model_info, run_stage, stage_options
-from services.stepper import Ticket
+from services.engine.stepper import Ticket
+from services.generator.dalle.batch import GenerateJob
+from services.generator.dalle.device import oom_as_model_error, set_up_device
+from services.generator.dalle.model import load_model
+from services.generator.dalle.stepper import GeneratorStepper
+from services.serving.request_checks import check_items, check_prompt, integer, number
+from services.serving.server import Context
+from services.serving.stage_service import ServeOptions, StageService, model_info, run_stage, stage_options
+from services.weights.cache import open_model
 from triptych.v1.generator_pb2 import (
     GenerateRequest,
     GenerateResponse,
@@ -81,7 +81,7 @@ def load(options: ServeOptions) -> LoadedGenerator:
     """Raises ModelError when the device is not there or the model is not whole."""
     device = set_up_device(options.device, threads=options.threads)
     folder, manifest = open_model(options.model, "generator")
-    with out_of_memory_is_the_models(manifest.name):
+    with oom_as_model_error(manifest.name):
         model = load_model(folder)
     info = model_info(
         manifest,

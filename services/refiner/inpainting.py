@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from services.images import Picture
-from services.masks import Mask
+from services.images.codec import Picture
+from services.images.masks import Mask
 
 # Of a latent's side in pixels: how far the new picture reaches beyond the mask, and again until it has faded out.
 FEATHER = 1 / 4

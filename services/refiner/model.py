@@ -21,15 +21,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from services.errors import ModelError
-from services.images import Picture
-from services.model_folder import check_names, read_config
-from services.refiner.autoencoder import Autoencoder, AutoencoderConfig
-from services.refiner.clip import Clip, ClipConfig
-from services.refiner.device import find_device, find_dtype, is_faster_with_winograd
-from services.refiner.text_encoder import TextEncoder, TextEncoderConfig
-from services.refiner.tokenizer import Tokenizer, read_tokenizer
-from services.refiner.unet import UNet, UNetConfig
-from services.refiner.winograd import use_winograd
+from services.images.codec import Picture
+from services.pytorch.clip import Clip, ClipConfig
+from services.pytorch.device import find_device, find_dtype, is_faster_with_winograd
+from services.refiner.networks.autoencoder import Autoencoder, AutoencoderConfig
+from services.refiner.networks.text_encoder import TextEncoder, TextEncoderConfig
+from services.refiner.networks.unet import UNet, UNetConfig
+from services.refiner.networks.winograd import use_winograd
+from services.refiner.text.tokenizer import Tokenizer, read_tokenizer
+from services.weights.model_folder import check_names, read_config
 
 Config = TextEncoderConfig | ClipConfig | UNetConfig | AutoencoderConfig
 NETWORKS: dict[str, tuple[type[Any], type[Any]]] = {

@@ -1,6 +1,6 @@
 """The refiner as a gRPC service: checks what a caller sends, makes each variation a job of the engine, ranks pictures.
 
-It knows the protocol and the stepper; how the process starts and stops is services/stage_service.py's.
+It knows the protocol and the stepper; how the process starts and stops is services/serving/stage_service.py's.
 """
 
 import asyncio
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 import click
 import torch
 
+from services.engine.stepper import Ticket
 from services.errors import InvalidRequest
-from services.images import ImageLimits, Picture, decode_image
-from services.masks import decode_mask
-from services.model_cache import open_model
-from services.refiner.device import DTYPES, out_of_memory_is_the_models
-from services.refiner.diffusion import MIN_STEPS, NUM_TRAIN_TIMESTEPS
+from services.images.codec import ImageLimits, Picture, decode_image
+from services.images.masks import decode_mask
+from services.pytorch.device import DTYPES, oom_as_model_error
+from services.refiner.clip_scores import rank
 from services.refiner.model import RefinerModel, load_model
-from services.refiner.rank import rank
+from services.refiner.networks.diffusion import MIN_STEPS, NUM_TRAIN_TIMESTEPS
 from services.refiner.stepper import RefineJob, RefinerStepper
-from services.requests import check_count, check_items, check_prompt, integer, number
-from services.server import Context
-from services.stage_service import (
+from services.serving.request_checks import check_count, check_items, check_prompt, integer, number
+from services.serving.server import Context
+from services.serving.stage_service import (
     MAX_IMAGES,
     MAX_PROMPT_BYTES,
     ServeOptions,
@@ -30,7 +30,7 @@ from services.stage_service import (
     run_stage,
     stage_options,
 )
-from services.stepper import Ticket
+from services.weights.cache import open_model
 from triptych.v1.refiner_pb2 import (
     RankRequest,
     RankResponse,
@@ -128,7 +128,7 @@ def load(options: ServeOptions, dtype: str) -> LoadedRefiner:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     folder, manifest = open_model(options.model, "refiner")
-    with out_of_memory_is_the_models(manifest.name):
+    with oom_as_model_error(manifest.name):
         model = load_model(folder, device=options.device, dtype=dtype)
     config = model.unet.config
     info = model_info(

@@ -17,11 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from services.errors import InvalidRequest
-from services.glimpse import NUM_SAMPLES, Glimpse, random_blocks
-from services.images import Picture
-from services.masks import Mask
-from services.refiner.device import out_of_memory_is_the_jobs
-from services.refiner.diffusion import (
+from services.images.codec import Picture
+from services.images.latent_preview import NUM_SAMPLES, Glimpse, random_blocks
+from services.images.masks import Mask
+from services.pytorch.device import oom_as_job_error
+from services.refiner.inpainting import Inpainting, plan_inpainting
+from services.refiner.model import Conditioning, RefinerModel, stack_conditioning
+from services.refiner.networks.diffusion import (
     CALLS_PER_PRK_STEP,
     MIN_STEPS,
     NUM_PRK_STEPS,
@@ -31,8 +33,6 @@ from services.refiner.diffusion import (
     make_schedule,
     start_sampler,
 )
-from services.refiner.inpainting import Inpainting, plan_inpainting
-from services.refiner.model import Conditioning, RefinerModel, stack_conditioning
 
 # A seed gives several streams, so that a picture's noise is never the noise of its init latent.
 NOISE_STREAM, INIT_STREAM = 0, 1
@@ -153,7 +153,7 @@ class RefinerStepper:
     def admit(self, slot: int, job: RefineJob) -> int:
         """Encodes the prompts and the init image, unless they were just seen, and draws the noise."""
         job.check()
-        with out_of_memory_is_the_jobs():
+        with oom_as_job_error():
             cond, uncond = self._encode_prompt(job.prompt), self._encode_prompt(job.negative_prompt)
             noise = torch.from_numpy(self._noise(job.seed, NOISE_STREAM)).to(self._model.device)
             init, inpainting, image_embed, kept_noise = None, None, None, None
@@ -183,7 +183,7 @@ class RefinerStepper:
     def step(self, slots: Sequence[int]) -> None:
         """Asks the UNet once about all slots, with their prompts and without, in one batch."""
         rows = [self._slots[slot] for slot in slots]
-        with out_of_memory_is_the_jobs():
+        with oom_as_job_error():
             advanced = [row.advance(eps) for row, eps in zip(rows, self._guided_noise(rows), strict=True)]
             if self._model.device.type == "cuda":
                 torch.cuda.synchronize(self._model.device)
@@ -201,7 +201,7 @@ class RefinerStepper:
         """Finished ones by the autoencoder; of the others a glimpse, since it takes longer than a step."""
         finished = [view.latent for view in views if view.is_finished]
         unfinished = [view.latent for view in views if not view.is_finished]
-        with out_of_memory_is_the_jobs():
+        with oom_as_job_error():
             decoded = iter(self._model.decode(torch.stack(finished)) if finished else [])
             glimpses = iter(self._glimpse.pictures(_grids(torch.stack(unfinished))) if unfinished else [])
         return [view.paste(next(decoded if view.is_finished else glimpses)) for view in views]

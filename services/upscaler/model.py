@@ -1,15 +1,16 @@
-"""Opening the `swinir` part of a model folder: a configuration and exactly its weights."""
+"""Loads the `swinir` part of a model folder and places it on a device."""
 
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.errors import ModelError
-from services.model_folder import check_names, read_config
-from services.upscaler.swinir import SwinIR, SwinIRConfig
+from services.pytorch.device import DTYPES
+from services.upscaler.networks.swinir import SwinIR, SwinIRConfig
+from services.weights.model_folder import check_names, read_config
 
 # What the published code saves beside the weights, and computes: files hold them or not.
 BUFFERS = ("attn_mask", "relative_position_index")
@@ -36,6 +37,22 @@ def shapes_of(config: SwinIRConfig) -> dict[str, tuple[int, ...]]:
     """Every name in a file of these weights, with its shape."""
     with torch.device("meta"):
         return {name: tuple(t.shape) for name, t in SwinIR(config).state_dict().items()}
+
+
+def place(network: SwinIR, device: torch.device, dtype: str = "float32") -> SwinIR:
+    """Makes a network ready to serve: moved, in eval mode, without gradients, in the memory layout of its inside.
+
+    bfloat16 is for the matrix products and convolutions alone: norms and the residual stream stay float32.
+    """
+    if dtype not in DTYPES:
+        # The pictures of a SwinIR in float16 are black: its activations overflow.
+        raise ModelError(f"dtype: expected one of {', '.join(DTYPES)}, got '{dtype}'")
+    network = network.eval().requires_grad_(requires_grad=False).to(device)
+    network.fold_biases()
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(DTYPES[dtype])
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

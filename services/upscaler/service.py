@@ -1,6 +1,6 @@
 """The upscaler as a gRPC service: checks what a caller sends, and makes each picture a job of the engine.
 
-It knows the protocol and the stepper; how the process starts and stops is services/stage_service.py's.
+It knows the protocol and the stepper; how the process starts and stops is services/serving/stage_service.py's.
 """
 
 import asyncio
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import click
 import torch
 
-from services.channels import MAX_MESSAGE_BYTES
+from services.engine.stepper import Ticket
 from services.errors import InvalidRequest
-from services.images import ImageLimits, decode_image
-from services.model_cache import open_model
-from services.requests import check_count, check_indexes, integer
-from services.server import Context
-from services.stage_service import (
+from services.images.codec import ImageLimits, decode_image
+from services.pytorch.device import DTYPES, find_device
+from services.serving.channels import MAX_MESSAGE_BYTES
+from services.serving.request_checks import check_count, check_indexes, integer
+from services.serving.server import Context
+from services.serving.stage_service import (
     MAX_IMAGES,
     ServeOptions,
     StageService,
@@ -24,11 +25,10 @@ from services.stage_service import (
     run_stage,
     stage_options,
 )
-from services.stepper import Ticket
-from services.upscaler.device import DTYPES, find_device, place
-from services.upscaler.model import load_swinir
+from services.upscaler.model import load_swinir, place
 from services.upscaler.stepper import UpscaleJob, UpscalerStepper
 from services.upscaler.tiling import DEFAULT_TILE_OVERLAP, DEFAULT_TILE_SIZE
+from services.weights.cache import open_model
 from triptych.v1.stage_pb2 import STAGE_UPSCALE, ModelInfo
 from triptych.v1.upscaler_pb2 import (
     UpscaleRequest,

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from services.errors import ImageTooLarge
-from services.images import Picture
-from services.upscaler.device import out_of_memory_is_the_jobs
-from services.upscaler.swinir import SwinIR
+from services.images.codec import Picture
+from services.pytorch.device import oom_as_job_error
+from services.upscaler.networks.swinir import SwinIR
 from services.upscaler.tiling import (
     DEFAULT_TILE_OVERLAP,
     DEFAULT_TILE_SIZE,
@@ -129,7 +129,7 @@ class UpscalerStepper:
         for slot in slots:
             by_shape[self._slots[slot].tile.shape].append(slot)
         enlarged: dict[int, Enlarged] = {}
-        with out_of_memory_is_the_jobs():
+        with oom_as_job_error("this tile", "use smaller tiles"):
             for group in by_shape.values():
                 tiles = self._enlarge([self._slots[slot].cut_out() for slot in group])
                 enlarged |= zip(group, tiles, strict=True)

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from services.engine import Engine
-from services.events import Finished, Preview
-from services.generator.batch import GenerateJob
-from services.generator.device import set_up_device
-from services.generator.model import load_model
-from services.generator.random_weights import write_random
-from services.generator.stepper import GeneratorStepper
-from services.stepper import Ticket
+from services.engine.engine import Engine
+from services.engine.events import Finished, Preview
+from services.engine.stepper import Ticket
+from services.generator.dalle.batch import GenerateJob
+from services.generator.dalle.conversion.random_weights import write_random
+from services.generator.dalle.device import set_up_device
+from services.generator.dalle.model import load_model
+from services.generator.dalle.stepper import GeneratorStepper
 from tests.bench.compilations import Compilations
 from tests.bench.contending import CACHE, print_conditions, print_table
 

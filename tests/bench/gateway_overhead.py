@@ -20,8 +20,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from services.channels import SERVER_OPTIONS, open_channel
-from services.images import encode_png
+from services.images.codec import encode_png
+from services.serving.channels import SERVER_OPTIONS, open_channel
 from tests.bench.contending import print_conditions, print_table
 from tests.bench.http_streams import Usage
 from tests.gateway.scripted import ScriptedGenerator

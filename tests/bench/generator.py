@@ -9,7 +9,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from services.generator.random_weights import write_random
+from services.generator.dalle.conversion.random_weights import write_random
 from tests.bench.contending import CACHE, Contender, Series, Spread, print_conditions, print_table, ratio
 
 IMAGES = (1, 4, 9)

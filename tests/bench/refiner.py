@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from services.refiner.random_weights import FAMILIES, write_random_part
+from services.refiner.conversion.random_weights import FAMILIES, write_random_part
 from tests.bench.contending import CACHE, Contender, Series, Spread, print_conditions, print_table, ratio
 
 IMAGES = (1, 4)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from services.upscaler.random_weights import write_random
+from services.upscaler.conversion.random_weights import write_random
 from tests.bench.contending import CACHE, Contender, Series, Spread, print_conditions, print_table, ratio
 
 NAMES = {"large": "real-l", "tiny": "tiny"}

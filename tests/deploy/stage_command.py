@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from services.errors import TriptychError
-from services.model_cache import open_model
-from services.model_folder import Manifest
-from services.stage_service import ServeOptions, model_info, run_stage, stage_options
+from services.serving.stage_service import ServeOptions, model_info, run_stage, stage_options
+from services.weights.cache import open_model
+from services.weights.model_folder import Manifest
 from tests.faults.stage_process import SIDE_PX, STAGES, Counting, CountingStepper, Orders
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,10 @@ from prometheus_client import generate_latest
 
 from gateway.metrics import GatewayMetrics
 from gateway.stages import STAGES
-from services.engine import Engine
-from services.events import EncodedPicture, Finished, Timing
-from services.metrics import StageMetrics
-from services.stage_service import StageService
+from services.engine.engine import Engine
+from services.engine.events import EncodedPicture, Finished, Timing
+from services.serving.metrics import StageMetrics
+from services.serving.stage_service import StageService
 from tests.deploy.kustomized import read_documents
 from tests.gateway.scripted import pipeline
 from tests.services.test_engine import Scripted

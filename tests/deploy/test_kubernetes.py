@@ -16,10 +16,10 @@ import yaml
 from gateway.access.certs_command import files_of
 from gateway.service import serve as serve_gateway
 from gateway.stages import STAGES
-from services.catalog import KNOWN
 from services.generator.service import serve as serve_generator
 from services.refiner.service import serve as serve_refiner
 from services.upscaler.service import serve as serve_upscaler
+from services.weights.catalog import KNOWN
 from tests.deploy.kustomized import build, containers_of, key_of, read_documents
 
 ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"

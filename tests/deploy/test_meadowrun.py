@@ -20,7 +20,7 @@ from deploy.deployment import Deployment
 from deploy.meadowrun.asking import Bridge
 from deploy.meadowrun.deployer import MeadowrunDeployer
 from deploy.meadowrun.jobs import Needs
-from services.catalog import known_model
+from services.weights.catalog import known_model
 from tests.deploy.cloud import REGION, Cloud
 from tests.services.test_spot import NOTICE, Metadata
 from triptych.blocking import Client

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import grpc
 
-from services.images import encode_png
+from services.images.codec import encode_png
 from tests.faults.stage_process import SIDE_PX, picture_of
 from triptych.v1 import pipeline_pb2
 from triptych.v1.pipeline_pb2 import Event, RunSpec, RunState

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.model_folder import Manifest
-from services.stage_service import ServeOptions, StageService, model_info, run_stage
-from services.stepper import Ticket
+from services.engine.stepper import Ticket
+from services.serving.stage_service import ServeOptions, StageService, model_info, run_stage
+from services.weights.model_folder import Manifest
 from triptych.v1 import (
     generator_pb2,
     generator_pb2_grpc,

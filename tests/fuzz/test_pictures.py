@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 
 from services.errors import InvalidRequest
-from services.images import ImageLimits, decode_image
-from services.masks import decode_mask, has_alpha
+from services.images.codec import ImageLimits, decode_image
+from services.images.masks import decode_mask, has_alpha
 from tests.fuzz.answers import INSIDE
 from tests.fuzz.strategies import fuzzed, pictures
 

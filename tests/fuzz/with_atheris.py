@@ -15,10 +15,10 @@ with atheris.instrument_imports(include=["services", "gateway", "PIL", "google.p
     from gateway.http.proto_json import from_dict
     from gateway.http.request_body import parse_json
     from services.errors import TriptychError
-    from services.images import ImageLimits, decode_image
-    from services.masks import decode_mask, has_alpha
-    from services.requests import check_prompt
-    from services.server import parse
+    from services.images.codec import ImageLimits, decode_image
+    from services.images.masks import decode_mask, has_alpha
+    from services.serving.request_checks import check_prompt
+    from services.serving.server import parse
 from google.protobuf.json_format import MessageToJson
 
 from tests.fuzz.strategies import BOMBS, WHOLE

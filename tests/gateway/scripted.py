@@ -25,9 +25,9 @@ from gateway.workers.discovery import Discovery
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import Patience
 from gateway.workers.targets import Target
-from services.channels import SERVER_OPTIONS
-from services.images import encode_png
-from services.server import ErrorInterceptor, serving
+from services.images.codec import encode_png
+from services.serving.channels import SERVER_OPTIONS
+from services.serving.server import ErrorInterceptor, serving
 from triptych.client import Client
 from triptych.v1 import (
     generator_pb2,

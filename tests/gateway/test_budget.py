@@ -5,8 +5,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from gateway.pace import Pace
 from gateway.runs.memory_budget import Budget
+from services.queues import QueueRate
 from tests.underway import underway
 
 
@@ -67,17 +67,17 @@ async def test_what_was_given_to_one_who_gave_up_is_not_lost():
 
 
 def test_a_pace_is_unknown_before_it_is_measured():
-    assert Pace().wait_s(3) is None
+    assert QueueRate().wait_s(3) is None
 
 
 def test_a_wait_is_the_measured_time_for_each_place():
-    pace = Pace()
+    pace = QueueRate()
     pace.moved(places=2, seconds=10)
     assert pace.wait_s(3) == 15
 
 
 def test_a_pace_follows_what_is_measured_later():
-    pace = Pace()
+    pace = QueueRate()
     pace.moved(1, 100)
     for _ in range(40):
         pace.moved(1, 1)
@@ -85,7 +85,7 @@ def test_a_pace_follows_what_is_measured_later():
 
 
 def test_a_queue_that_moves_in_bursts_has_the_pace_of_all_of_them():
-    pace = Pace()
+    pace = QueueRate()
     for _ in range(5):
         pace.moved(1, 10)
         for _ in range(7):
@@ -94,6 +94,6 @@ def test_a_queue_that_moves_in_bursts_has_the_pace_of_all_of_them():
 
 
 def test_a_queue_that_grew_before_one_says_nothing():
-    pace = Pace()
+    pace = QueueRate()
     pace.moved(places=-2, seconds=1)
     assert pace.wait_s(1) is None

@@ -18,8 +18,8 @@ from gateway.stages import GENERATE, UPSCALE
 from gateway.workers.discovery import Discovery
 from gateway.workers.pool import Pool
 from gateway.workers.targets import Target
-from services.server import serving
-from services.tls import CertificateFiles
+from services.serving.server import serving
+from services.serving.tls import CertificateFiles
 from tests.gateway.runs_as_seen import finished
 from tests.gateway.scripted import ScriptedGenerator, ScriptedUpscaler, png
 from tests.gateway.test_process import gateway_process

@@ -11,7 +11,7 @@ from PIL import Image
 from gateway.access.caller import Caller
 from services import errors as services_errors
 from services.errors import NotFound
-from services.images import encode_png
+from services.images.codec import encode_png
 from tests.gateway.runs_as_seen import ALL, collect, finished, ready, run_finished, spec
 from tests.gateway.scripted import SIDE_PX, gateway_over, image, png, scripted_stages
 from triptych.errors import InvalidRequest, RequestIdReused

@@ -17,7 +17,7 @@ from gateway.access.certs_command import certs
 from gateway.access.tokens_command import tokens
 from gateway.service import serve
 from services.errors import TriptychError
-from services.listening import UnsafeAddress
+from services.serving.listen_options import UnsafeAddress
 from tests.gateway.runs_as_seen import spec
 from tests.gateway.scripted import scripted_stages
 from triptych.client import Client

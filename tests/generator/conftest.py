@@ -4,10 +4,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from services.generator.convert import convert
-from services.generator.model import load_model
-from services.generator.random_weights import write_random_dalle, write_random_vqgan
-from services.generator.stepper import GeneratorStepper
+from services.generator.dalle.conversion.convert import convert
+from services.generator.dalle.conversion.random_weights import write_random_dalle, write_random_vqgan
+from services.generator.dalle.model import load_model
+from services.generator.dalle.stepper import GeneratorStepper
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "generator"
 DALLES = ("mega_scan", "mini_scan", "mini_bias_ffn_lnscale")

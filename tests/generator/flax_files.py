@@ -3,7 +3,7 @@
 import msgpack
 import numpy as np
 
-from services.generator.flax_file import read_flax_file
+from services.generator.dalle.conversion.flax_file import read_flax_file
 
 
 def rewrite(folder, change):

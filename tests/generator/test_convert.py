@@ -6,10 +6,10 @@ from hypothesis import given, settings, strategies as st
 from safetensors.numpy import load_file
 
 from services.errors import ModelError
-from services.generator.convert import convert
-from services.generator.flax_file import read_flax_file
-from services.generator.model import load_dalle, load_model
-from services.generator.verify import compare
+from services.generator.dalle.conversion.convert import convert
+from services.generator.dalle.conversion.flax_file import read_flax_file
+from services.generator.dalle.conversion.verify import compare
+from services.generator.dalle.model import load_dalle, load_model
 from tests.generator.conftest import GOLDEN
 from tests.generator.flax_files import packed, rewrite, unscanned
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from services.errors import ModelError
-from services.generator import dalle, dalle_parameters
-from services.generator.dalle_parameters import DalleConfig
+from services.generator.dalle.networks import dalle, dalle_parameters
+from services.generator.dalle.networks.dalle_parameters import DalleConfig
 from tests.generator.conftest import DALLE_CONFIG
 
 

@@ -10,7 +10,7 @@ import pytest
 # A process of its own: the device is set up once in each.
 SCRIPT = """
 import json, os
-from services.generator.device import num_processors, set_up_device
+from services.generator.dalle.device import num_processors, set_up_device
 
 set_up_device("cpu", threads=1)
 allowed = {task: sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")}

@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from services.channels import open_channel
-from services.engine import Engine
+from services.engine.engine import Engine
+from services.generator.dalle.stepper import GeneratorStepper
 from services.generator.service import SERVICE_NAME, GeneratorService, LoadedGenerator
-from services.generator.stepper import GeneratorStepper
-from services.server import serving
+from services.serving.channels import open_channel
+from services.serving.server import serving
 from tests.fuzz.stages import answer_any_bytes, answer_any_message, raw
 from tests.fuzz.strategies import fuzzed
 from triptych.v1 import generator_pb2

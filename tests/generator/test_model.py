@@ -8,12 +8,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from services.errors import ModelError
-from services.generator import dalle_parameters, vqgan
-from services.generator.dalle_parameters import DalleConfig
-from services.generator.model import load_model
-from services.generator.random_weights import FAMILIES, write_random, write_random_dalle, write_random_vqgan
-from services.generator.weights import TensorSpec, write_parameters
-from services.tensor_file import LazyTensor, read_safetensors, write_safetensors
+from services.generator.dalle.conversion.random_weights import (
+    FAMILIES,
+    write_random,
+    write_random_dalle,
+    write_random_vqgan,
+)
+from services.generator.dalle.model import load_model
+from services.generator.dalle.networks import dalle_parameters, vqgan
+from services.generator.dalle.networks.dalle_parameters import DalleConfig
+from services.generator.dalle.parameters import TensorSpec, write_parameters
+from services.weights.safetensors_file import LazyTensor, read_safetensors, write_safetensors
 from tests.triptych.command_line import ROOT, environment
 
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from services.engine import Engine
-from services.events import Finished
-from services.generator.batch import GenerateJob
-from services.generator.stepper import GeneratorStepper
-from services.stepper import Ticket
+from services.engine.engine import Engine
+from services.engine.events import Finished
+from services.engine.stepper import Ticket
+from services.generator.dalle.batch import GenerateJob
+from services.generator.dalle.stepper import GeneratorStepper
 from tests.bench.compilations import Compilations
 
 PROMPTS = ["", "a red house", "two cats by the sea, in a style that takes many more tokens than there are"]

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from services.errors import ModelError
-from services.generator.sampling import SamplingDefaults, draw, filter_logits, guide, seed_halves
+from services.generator.dalle.networks.sampling import (
+    SamplingDefaults,
+    draw,
+    filter_logits,
+    guide,
+    seed_halves,
+)
 from tests.generator.conftest import GOLDEN
 
 SAMPLING = GOLDEN / "sampling"

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.channels import open_channel
-from services.engine import Engine
-from services.generator.sampling import SamplingDefaults
+from services.engine.engine import Engine
+from services.generator.dalle.networks.sampling import SamplingDefaults
+from services.generator.dalle.stepper import GeneratorStepper, generate
 from services.generator.service import SERVICE_NAME, GeneratorService, LoadedGenerator
-from services.generator.stepper import GeneratorStepper, generate
-from services.server import serving
+from services.serving.channels import open_channel
+from services.serving.server import serving
 from triptych.v1.generator_pb2 import GenerateRequest, GenerateSettings, GeneratorServiceGetModelRequest
 from triptych.v1.generator_pb2_grpc import GeneratorServiceStub, add_GeneratorServiceServicer_to_server
 from triptych.v1.stage_pb2 import ImageItem, ModelInfo

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from services.generator.batch import draw_tokens, read_tokens
-from services.generator.sampling import SamplingDefaults
-from services.generator.stepper import GenerateJob, GeneratorStepper, generate
-from services.generator.verify import greedy
+from services.generator.dalle.batch import draw_tokens, read_tokens
+from services.generator.dalle.conversion.verify import greedy
+from services.generator.dalle.networks.sampling import SamplingDefaults
+from services.generator.dalle.stepper import GenerateJob, GeneratorStepper, generate
 
 JOB = GenerateJob("a red house", 7, temperature=1.0, top_k=0, top_p=1.0, guidance_scale=3.0)
 OTHER = GenerateJob("two cats by the sea", 8, temperature=0.7, top_k=20, top_p=0.9, guidance_scale=1.0)

@@ -3,7 +3,7 @@ import json
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from services.generator.text import TextNormalizer, read_word_costs
+from services.generator.dalle.text.normalizer import TextNormalizer, read_word_costs
 from tests.generator.conftest import GOLDEN
 
 ROWS = json.loads((GOLDEN / "text" / "normalizer.json").read_text("utf-8"))["rows"]

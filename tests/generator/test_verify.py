@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from services.errors import ModelError
-from services.generator.verify import compare
+from services.generator.dalle.conversion.verify import compare
 from tests.generator.conftest import DALLES, GOLDEN
 
 

@@ -5,10 +5,10 @@ import pytest
 from jax import lax
 
 from services.errors import ModelError
-from services.generator import vqgan, winograd
-from services.generator.model import load_vqgan
-from services.generator.random_weights import write_random_vqgan
-from services.generator.weights import load_parameters
+from services.generator.dalle.conversion.random_weights import write_random_vqgan
+from services.generator.dalle.model import load_vqgan
+from services.generator.dalle.networks import vqgan, winograd
+from services.generator.dalle.parameters import load_parameters
 from tests.generator.conftest import VQGAN_CONFIG
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.model_folder import Difference
+from services.weights.model_folder import Difference
 from tests.parity.__main__ import python_of
 
 ORACLES = Path(__file__).parent / "oracles"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from services.generator.convert import convert
-from services.generator.text import TextNormalizer, read_word_costs
-from services.generator.verify import compare
+from services.generator.dalle.conversion.convert import convert
+from services.generator.dalle.conversion.verify import compare
+from services.generator.dalle.text.normalizer import TextNormalizer, read_word_costs
 from tests.parity.conftest import ask, beyond_tolerance
 
 pytestmark = pytest.mark.parity

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from services.model_folder import Difference
-from services.refiner.convert import convert
+from services.refiner.conversion.convert import convert
 from services.refiner.model import config_from_json, empty_network, load_part, shapes
+from services.weights.model_folder import Difference
 from tests.parity.conftest import ask, beyond_tolerance
 
 pytestmark = pytest.mark.parity

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.upscaler.convert import convert
-from services.upscaler.verify import compare
+from services.upscaler.conversion.convert import convert
+from services.upscaler.conversion.verify import compare
 from tests.parity.conftest import ask, beyond_tolerance
 
 pytestmark = pytest.mark.parity

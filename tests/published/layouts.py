@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from services.catalog import KNOWN
+from services.weights.catalog import KNOWN
 from tests.published.flax import write_flax, write_tokenizer
 from tests.published.pytorch import write_module, write_state_dict, write_swinir, write_torchscript
 

@@ -14,15 +14,17 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from services.weights import weights
+from services.weights.command import weights
+from services.weights.conversion import conversion_module
 
 # What a conversion imports; not its memory.
 LIBRARIES = ("httpx", "filelock", "huggingface_hub", "boto3", "rich.progress")
 
 
 def main(folder: Path, commands: list[list[str]], stage: str) -> None:
-    for library in (*LIBRARIES, f"services.{stage}.convert"):
+    for library in LIBRARIES:
         importlib.import_module(library)
+    conversion_module(stage, "convert")
     load_what_is_loaded_late(stage)
     for command in commands:
         with suppress(PermissionError):
@@ -43,14 +45,14 @@ def main(folder: Path, commands: list[list[str]], stage: str) -> None:
 def load_what_is_loaded_late(stage: str) -> None:
     """A network without memory for its weights takes 800 modules of torch's, sympy among them, when the first is made."""
     if stage == "refiner":
+        from services.refiner.conversion.random_weights import TINY
         from services.refiner.model import empty_network
-        from services.refiner.random_weights import TINY
 
         for part, config in TINY.items():
             empty_network(part, config, Path("tiny"))
     if stage == "upscaler":
+        from services.upscaler.conversion.random_weights import CONFIGS
         from services.upscaler.model import shapes_of
-        from services.upscaler.random_weights import CONFIGS
 
         shapes_of(CONFIGS["tiny"])
 

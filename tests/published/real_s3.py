@@ -15,16 +15,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from services import model_cache
 from services.errors import ModelError
-from services.model_folder import PARTS, check_files, read_manifest, write_manifest
+from services.weights import cache
+from services.weights.model_folder import PARTS, check_files, read_manifest, write_manifest
 from tests.services.cutting_proxy import cutting_proxy
 
 SERVER = (
     "from moto.server import ThreadedMotoServer; import sys; server = ThreadedMotoServer('127.0.0.1', 0, verbose=False); "
     "server.start(); print('http://%s:%d' % server.get_host_and_port(), flush=True); sys.stdin.read(); server.stop()"
 )
-PULL = "from services import model_cache; model_cache.fetch('glid-3-xl', 'refiner')"
+PULL = "from services import model_cache; cache.fetch('glid-3-xl', 'refiner')"
 # Of what crosses the network beside the files: headers, manifests, what was on its way when a connection was cut.
 ALLOWANCE = 1.1
 
@@ -67,9 +67,9 @@ def push_and_pull(folder: Path, target: str, megabytes: int) -> int:
             os.environ["AWS_ENDPOINT_URL"] = proxy.url
             started = time.monotonic()
             if what == "push":
-                model_cache.push(model, "s3://models/cache")
+                cache.push(model, "s3://models/cache")
             else:
-                check_files(model_cache.fetch("glid-3-xl", "refiner").folder, read_manifest(model))
+                check_files(cache.fetch("glid-3-xl", "refiner").folder, read_manifest(model))
             tell(what, num_bytes, time.monotonic() - started, proxy)
         ok &= proxy.num_cut == 3
     os.environ["TRIPTYCH_CACHE"] = str(folder / "both")
@@ -106,7 +106,7 @@ def said_of_a_changed_object(folder: Path, model: Path) -> str:
     )  # fmt: skip
     os.environ["TRIPTYCH_CACHE"] = str(folder / "third")
     try:
-        return f"not noticed, {model_cache.fetch('glid-3-xl', 'refiner').folder}"
+        return f"not noticed, {cache.fetch('glid-3-xl', 'refiner').folder}"
     except ModelError as error:
         return str(error)
 

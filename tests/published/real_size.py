@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from services.catalog import known_model
-from services.channels import open_channel
+from services.serving.channels import open_channel
+from services.weights.catalog import known_model
 from tests.published.layouts import write
 from tests.published.metered import used
 from tests.services.web_server import serving

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from services.catalog import KNOWN
-from services.generator import dalle_parameters, vqgan
-from services.generator.convert import dalle_sources
-from services.generator.dalle_parameters import DalleConfig
-from services.generator.flax_file import FlaxArray
-from services.generator.random_weights import FAMILIES
-from services.tensor_file import LazyTensor
-from services.upscaler.convert import infer_config
+from services.generator.dalle.conversion.convert import dalle_sources
+from services.generator.dalle.conversion.flax_file import FlaxArray
+from services.generator.dalle.conversion.random_weights import FAMILIES
+from services.generator.dalle.networks import dalle_parameters, vqgan
+from services.generator.dalle.networks.dalle_parameters import DalleConfig
+from services.upscaler.conversion.convert import infer_config
+from services.upscaler.conversion.random_weights import CONFIGS
 from services.upscaler.model import BUFFERS, shapes_of
-from services.upscaler.random_weights import CONFIGS
+from services.weights.catalog import KNOWN
+from services.weights.safetensors_file import LazyTensor
 from tests.published import layouts
 from tests.published.layouts import published, write
 from tests.published.pytorch import weight
@@ -82,9 +82,9 @@ def test_the_converted_folder_makes_a_picture(model):
 
 
 def generated(folder: Path) -> np.ndarray:
-    from services.generator.batch import GenerateJob
-    from services.generator.model import load_model
-    from services.generator.stepper import GeneratorStepper
+    from services.generator.dalle.batch import GenerateJob
+    from services.generator.dalle.model import load_model
+    from services.generator.dalle.stepper import GeneratorStepper
 
     stepper = GeneratorStepper(load_model(folder), num_slots=1)
     stepper.admit(0, GenerateJob("a red house", 7, 1.0, 0, 1.0, 3.0))

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from services.errors import ModelError
-from services.generator.convert import convert as convert_generator
-from services.refiner.convert import convert as convert_refiner
-from services.tensor_file import MAX_TENSORS
-from services.upscaler.convert import convert as convert_upscaler
+from services.generator.dalle.conversion.convert import convert as convert_generator
+from services.refiner.conversion.convert import convert as convert_refiner
+from services.upscaler.conversion.convert import convert as convert_upscaler
+from services.weights.safetensors_file import MAX_TENSORS
 from tests.published.hostile import (
     Gullible,
     attacks,

@@ -5,12 +5,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.refiner.autoencoder import AutoencoderConfig
-from services.refiner.clip import ClipConfig
+from services.pytorch.clip import ClipConfig
+from services.refiner.conversion.random_weights import SPELLING, write_random_part
 from services.refiner.model import load_model
-from services.refiner.random_weights import SPELLING, write_random_part
-from services.refiner.text_encoder import TextEncoderConfig
-from services.refiner.unet import UNetConfig
+from services.refiner.networks.autoencoder import AutoencoderConfig
+from services.refiner.networks.text_encoder import TextEncoderConfig
+from services.refiner.networks.unet import UNetConfig
 
 
 class Golden:

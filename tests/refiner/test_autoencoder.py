@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from services.refiner.autoencoder import Autoencoder, AutoencoderConfig
+from services.refiner.networks.autoencoder import Autoencoder, AutoencoderConfig
 
 # Largest difference seen between two float32 implementations here: 4e-6 on values up to 5.
 TOLERANCE = 2e-5

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from services.refiner.clip import Clip, ClipConfig, normalize_image
+from services.pytorch.clip import Clip, ClipConfig, normalize_image
 
 TINY = ClipConfig(
     embed_dim=24, vocab_size=50, context_length=9, transformer_width=32, transformer_layers=1,

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.errors import ModelError
-from services.refiner import infer
-from services.refiner.convert import PARTS, UNUSED, convert
+from services.refiner.conversion import infer_config
+from services.refiner.conversion.convert import PARTS, UNUSED, convert
+from services.refiner.conversion.random_weights import FAMILIES
+from services.refiner.conversion.verify import compare
 from services.refiner.model import config_to_json, empty_network, load_part, shapes
-from services.refiner.random_weights import FAMILIES
-from services.refiner.verify import compare
-from services.tensor_file import LazyTensor
+from services.weights.safetensors_file import LazyTensor
 
 SOURCES = {"bert": "bert_tiny", "clip": "clip_text_tiny", "unet": "unet_tiny", "autoencoder": "vae_tiny"}
 MANIFESTS = [
@@ -124,7 +124,7 @@ def test_the_published_configuration_is_read_off_the_shapes(golden, part, manife
         name: LazyTensor("F16", shape, lambda: np.empty(0))
         for name, shape in published_shapes(golden, part, manifest).items()
     }
-    assert infer.config(part, tensors, {}, manifest) == FAMILIES[family][part]
+    assert infer_config.config(part, tensors, {}, manifest) == FAMILIES[family][part]
 
 
 def published_shapes(golden, part, manifest):
@@ -216,7 +216,7 @@ def test_the_loss_inside_an_autoencoder_s_file_is_left_out(golden, tmp_path):
 
 @pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json"])
 def test_a_tokenizer_beside_the_source_is_taken(model_folder, tmp_path, name):
-    from services.refiner.tokenizer import wordpiece
+    from services.refiner.text.tokenizer import wordpiece
 
     words = (model_folder / "bert" / "vocab.txt").read_text().splitlines()
     (tmp_path / "weights.safetensors").write_bytes((model_folder / "bert" / "model.safetensors").read_bytes())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.refiner.diffusion import (
+from services.refiner.networks.diffusion import (
     MIN_STEPS,
     guide,
     make_schedule,

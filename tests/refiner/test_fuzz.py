@@ -3,12 +3,12 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from services.channels import open_channel
-from services.engine import Engine
-from services.model_folder import write_manifest
+from services.engine.engine import Engine
 from services.refiner.service import SERVICE_NAME, RefinerService, load
-from services.server import serving
-from services.stage_service import ServeOptions
+from services.serving.channels import open_channel
+from services.serving.server import serving
+from services.serving.stage_service import ServeOptions
+from services.weights.model_folder import write_manifest
 from tests.fuzz.stages import answer_any_bytes, answer_any_message, raw
 from tests.fuzz.strategies import fuzzed
 from triptych.v1 import refiner_pb2

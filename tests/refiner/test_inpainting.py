@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from services.refiner.diffusion import add_noise
+from services.refiner.conversion.random_weights import write_random_part
 from services.refiner.inpainting import plan_inpainting
 from services.refiner.model import load_model
-from services.refiner.random_weights import write_random_part
+from services.refiner.networks.diffusion import add_noise
 from services.refiner.stepper import RefineJob, RefinerStepper, refine
 from tests.refiner.conftest import SMALL
 from tests.refiner.stepping import assert_same, finish

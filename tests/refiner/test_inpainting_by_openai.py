@@ -13,12 +13,12 @@ from PIL import Image
 from gateway.access.authentication import Authentication
 from gateway.http.context import Api
 from gateway.http.server import serving_http
-from services.engine import Engine
-from services.images import encode_png
-from services.model_folder import write_manifest
+from services.engine.engine import Engine
+from services.images.codec import encode_png
 from services.refiner.service import SERVICE_NAME, RefinerService, load
-from services.server import serving
-from services.stage_service import ServeOptions
+from services.serving.server import serving
+from services.serving.stage_service import ServeOptions
+from services.weights.model_folder import write_manifest
 from tests.gateway.scripted import gateway_over, scripted_stages
 from triptych.v1.refiner_pb2_grpc import add_RefinerServiceServicer_to_server
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from services.errors import ModelError
 from services.refiner.model import load_model, load_part
+from services.refiner.networks.unet import UNet
 from services.refiner.stepper import RefineJob, refine
-from services.refiner.unet import UNet
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ import pytest
 from safetensors.torch import load_file
 
 from services.errors import ModelError
+from services.refiner.conversion.random_weights import NAMES, write_random
 from services.refiner.model import load_model
-from services.refiner.random_weights import NAMES, write_random
 from services.refiner.stepper import RefineJob, refine
 
 

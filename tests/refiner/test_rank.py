@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from services.errors import ModelError
-from services.refiner.clip import Clip, ClipConfig
-from services.refiner.rank import rank
+from services.pytorch.clip import Clip, ClipConfig
+from services.refiner.clip_scores import rank
 
 
 @pytest.fixture(scope="module")

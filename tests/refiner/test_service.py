@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.channels import open_channel
-from services.engine import Engine
+from services.engine.engine import Engine
 from services.errors import ModelError
-from services.images import encode_png
-from services.model_folder import write_manifest
-from services.refiner.random_weights import write_random_part
-from services.refiner.rank import rank
+from services.images.codec import encode_png
+from services.refiner.clip_scores import rank
+from services.refiner.conversion.random_weights import write_random_part
 from services.refiner.service import SERVICE_NAME, RefinerService, load
 from services.refiner.stepper import RefineJob, refine
-from services.server import serving
-from services.stage_service import ServeOptions
+from services.serving.channels import open_channel
+from services.serving.server import serving
+from services.serving.stage_service import ServeOptions
+from services.weights.model_folder import write_manifest
 from tests.refiner.conftest import SMALL
 from triptych.v1.refiner_pb2 import (
     RankRequest,

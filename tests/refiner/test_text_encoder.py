@@ -1,6 +1,6 @@
 import torch
 
-from services.refiner.text_encoder import TextEncoder, TextEncoderConfig
+from services.refiner.networks.text_encoder import TextEncoder, TextEncoderConfig
 
 
 def test_the_context_agrees_with_the_reference(golden):

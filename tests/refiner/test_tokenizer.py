@@ -3,7 +3,7 @@ import json
 import pytest
 
 from services.errors import ModelError
-from services.refiner.tokenizer import (
+from services.refiner.text.tokenizer import (
     BERT_VOCAB,
     Tokenizer,
     byte_pairs,

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from services.model_cache import push
-from services.model_folder import write_manifest
+from services.weights.cache import push
+from services.weights.model_folder import write_manifest
 
 
 @pytest.fixture

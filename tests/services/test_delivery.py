@@ -5,9 +5,9 @@ import asyncio
 import numpy as np
 import pytest
 
-from services.delivery import PREVIEW_CREDIT_S, PREVIEW_SHARE, Delivery, Request, Work
-from services.events import Mailbox
-from services.stepper import Ticket
+from services.engine.events import Mailbox
+from services.engine.output_processor import PREVIEW_CREDIT_S, PREVIEW_SHARE, Delivery, Request, Work
+from services.engine.stepper import Ticket
 
 NUM_STEPS = 200
 

@@ -9,10 +9,10 @@ from contextlib import closing
 
 import pytest
 
-from services import download as module
-from services.download import download
 from services.errors import ModelError
-from services.remotes import HttpRemote
+from services.weights import download as module
+from services.weights.download import download
+from services.weights.remotes import HttpRemote
 from tests.services.web_server import serving
 
 DATA = random.Random(1).randbytes(300_000)

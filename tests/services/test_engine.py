@@ -10,10 +10,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from services.engine import Engine
+from services.engine.engine import Engine
+from services.engine.events import Accepted, EncodedPicture, Failed, Finished, Mailbox, Preview, Progress
+from services.engine.stepper import Ticket
 from services.errors import DeadlineExceeded, DeviceOutOfMemory, QueueFull, WorkerEvicted
-from services.events import Accepted, EncodedPicture, Failed, Finished, Mailbox, Preview, Progress
-from services.stepper import Ticket
 
 
 @dataclass(frozen=True)

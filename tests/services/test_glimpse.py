@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from services.glimpse import Glimpse, random_blocks
+from services.images.latent_preview import Glimpse, random_blocks
 
 SIDE, FEATURES = 16, 6
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from services.errors import ImageTooLarge, InvalidRequest
-from services.images import ImageLimits, decode_image, encode_png, read_png_size
+from services.images.codec import ImageLimits, decode_image, encode_png, read_png_size
 
 LIMITS = ImageLimits(max_bytes=200_000, max_pixels=512 * 512, max_side_px=1024)
 

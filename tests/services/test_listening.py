@@ -2,8 +2,8 @@
 
 import pytest
 
-from services.listening import UnsafeAddress, check_address, is_loopback
-from services.stage_service import ServeOptions, StageService, run_stage
+from services.serving.listen_options import UnsafeAddress, check_address, is_loopback
+from services.serving.stage_service import ServeOptions, StageService, run_stage
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost", "127.1"])

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from services.logs import LEFT_OUT, DiscreetFormatter
+from services.serving.log_format import LEFT_OUT, DiscreetFormatter
 
 
 def logged(error):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from services.model_cache import open_model, push
-from services.model_folder import read_manifest, write_manifest
-from services.upscaler.convert import convert
+from services.upscaler.conversion.convert import convert
+from services.weights.cache import open_model, push
+from services.weights.model_folder import read_manifest, write_manifest
 from tests.published.layouts import write
 from tests.triptych.command_line import command, environment
 

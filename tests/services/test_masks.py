@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from services.errors import ImageTooLarge, InvalidRequest
-from services.masks import MASK_LIMITS, decode_mask, has_alpha
+from services.images.masks import MASK_LIMITS, decode_mask, has_alpha
 
 # True is repainted: the left half of a picture that is 6 wide and 4 high.
 LEFT = np.zeros((4, 6), bool)

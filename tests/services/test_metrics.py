@@ -4,9 +4,9 @@ import urllib.request
 
 import pytest
 
+from services.engine.events import EncodedPicture, Failed, Finished, Progress, Timing
 from services.errors import DeviceOutOfMemory
-from services.events import EncodedPicture, Failed, Finished, Progress, Timing
-from services.metrics import PortInUse, StageMetrics, serving_metrics
+from services.serving.metrics import PortInUse, StageMetrics, serving_metrics
 
 PICTURE = EncodedPicture(b"png", 8, 8)
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services import download as download_module, model_cache
-from services.catalog import KNOWN
-from services.download import ConnectionLost
 from services.errors import ModelError
-from services.model_cache import fetch, find_cached, open_model, push, remove
-from services.model_folder import PARTS, check_files, read_manifest
-from services.remotes import S3Remote
+from services.weights import download as download_module
+from services.weights.cache import fetch, find_cached, open_model, push, remove
+from services.weights.catalog import KNOWN
+from services.weights.download import ConnectionLost
+from services.weights.model_folder import PARTS, check_files, read_manifest
+from services.weights.remotes import S3Remote
 from tests.services.web_server import serving
 
 NETWORK = Path(__file__).parents[1] / "golden" / "upscaler" / "nearest3conv_x4.safetensors"
@@ -190,6 +190,6 @@ def test_an_attempt_that_was_stopped_goes_on_with_the_parts_that_are_there(publi
     (staging / "swinir" / "model.safetensors").write_bytes(b"from before")
     (published / FILE).unlink()
 
-    found = model_cache.fetch("real-l", "upscaler", origin=str(published))
+    found = cache.fetch("real-l", "upscaler", origin=str(published))
 
     assert (found.folder / "swinir" / "model.safetensors").read_bytes() == b"from before"

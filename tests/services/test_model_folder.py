@@ -5,7 +5,7 @@ import json
 import pytest
 
 from services.errors import ModelError
-from services.model_folder import (
+from services.weights.model_folder import (
     check_files,
     check_names,
     find_model,

@@ -7,10 +7,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from services.errors import ModelError
-from services.generator.text import WORD_LIST_NAME
-from services.model_cache import fetch, models_in_s3
-from services.model_folder import check_files, read_manifest
-from services.remotes import artifact_remotes
+from services.generator.dalle.text.normalizer import WORD_LIST_NAME
+from services.weights.cache import fetch, models_in_s3
+from services.weights.model_folder import check_files, read_manifest
+from services.weights.remotes import artifact_remotes
 from tests.services.web_server import serving
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "generator"

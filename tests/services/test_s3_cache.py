@@ -9,11 +9,11 @@ import sys
 import pytest
 from boto3.exceptions import S3UploadFailedError
 
-from services import download as download_module, model_cache
 from services.errors import ModelError
-from services.model_cache import fetch, find_cached, push
-from services.model_folder import check_files, read_manifest, write_manifest
-from services.remotes import S3Remote
+from services.weights import cache, download as download_module
+from services.weights.cache import fetch, find_cached, push
+from services.weights.model_folder import check_files, read_manifest, write_manifest
+from services.weights.remotes import S3Remote
 from tests.faults.disks import small_disk, why_no_small_disk
 from tests.services.cutting_proxy import cutting_proxy
 from tests.triptych.command_line import command, environment
@@ -107,7 +107,7 @@ def test_a_damaged_object_that_says_it_is_whole_is_replaced_with_force(in_s3, s3
 
 
 def test_an_object_that_changes_during_the_download_is_noticed(in_s3, s3, monkeypatch):
-    from services.remotes import S3Remote
+    from services.weights.remotes import S3Remote
 
     read, replaced = S3Remote.read, []
 
@@ -165,7 +165,7 @@ def test_a_bucket_that_is_not_there_is_named(s3, model, monkeypatch, action):
 def test_an_upload_whose_last_answer_was_lost_counts_if_the_object_is_there(
     bucket, model, monkeypatch, is_whole
 ):
-    client = model_cache.s3_client()
+    client = cache.s3_client()
     upload = client.upload_file
 
     def lose_the_answer(*arguments, **settings):
@@ -174,7 +174,7 @@ def test_an_upload_whose_last_answer_was_lost_counts_if_the_object_is_there(
         raise S3UploadFailedError("NoSuchUpload")
 
     monkeypatch.setattr(client, "upload_file", lose_the_answer)
-    monkeypatch.setattr(model_cache, "s3_client", lambda: client)
+    monkeypatch.setattr(cache, "s3_client", lambda: client)
     if is_whole:
         assert push(model, f"s3://{bucket}/cache") == f"s3://{bucket}/cache/upscaler/real-l"
     else:
@@ -194,7 +194,7 @@ def test_an_s3_that_is_not_there_is_an_error_that_says_so(bucket, model, monkeyp
 PULL = (
     "import sys; from services import download, model_cache; from services.errors import ModelError\n"
     "download.RANGE_BYTES, download.SPARE_BYTES = 2**20, int(sys.argv[1])\n"
-    "try: model_cache.fetch('real-l', 'upscaler')\n"
+    "try: cache.fetch('real-l', 'upscaler')\n"
     "except ModelError as error: print(error)\n"
 )
 
@@ -248,5 +248,5 @@ def test_a_disk_that_fills_up_keeps_what_has_arrived_and_goes_on_with_room(in_s3
 
 def test_a_fetch_says_where_it_came_from_and_how_long_it_took(in_s3, caplog):
     with caplog.at_level(logging.INFO):
-        model_cache.open_model("real-l", "upscaler")
+        cache.open_model("real-l", "upscaler")
     assert f"upscaler real-l: from s3://{in_s3}/cache/upscaler/real-l in " in caplog.text

@@ -11,9 +11,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
-from services.channels import open_channel
 from services.errors import InvalidRequest, QueueFull
-from services.server import AddressInUse, serving, stop_signal
+from services.serving.channels import open_channel
+from services.serving.server import AddressInUse, serving, stop_signal
 from tests.underway import underway
 from triptych.v1 import generator_pb2, generator_pb2_grpc, stage_pb2
 

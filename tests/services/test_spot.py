@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from services import spot
-from services.spot import Notice, SpotNotices
+from services.serving import spot_notices
+from services.serving.spot_notices import Notice, SpotNotices
 
 NOTICE = {"action": "terminate", "time": "2031-05-04T12:00:00Z"}
 
@@ -97,7 +97,7 @@ def test_a_notice_that_cannot_be_read_is_one_all_the_same(metadata, body):
 
 
 async def test_waiting_ends_with_the_notice(metadata, monkeypatch):
-    monkeypatch.setattr(spot, "ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(spot_notices, "ASK_EVERY_S", 0.01)
     notices, asked = SpotNotices(metadata.address), []
     ask = notices.ask
 
@@ -113,7 +113,7 @@ async def test_waiting_ends_with_the_notice(metadata, monkeypatch):
 
 
 async def test_a_service_that_fails_is_asked_again(metadata, monkeypatch):
-    monkeypatch.setattr(spot, "ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(spot_notices, "ASK_EVERY_S", 0.01)
     metadata.body = json.dumps(NOTICE).encode()
     metadata.num_failures = 2
     assert (await SpotNotices(metadata.address).wait()).action == "terminate"

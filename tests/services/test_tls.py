@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.access.certs_command import certs
-from services.channels import open_channel
-from services.server import serving
-from services.tls import CertificateError, CertificateFiles
+from services.serving.channels import open_channel
+from services.serving.server import serving
+from services.serving.tls import CertificateError, CertificateFiles
 from triptych.v1 import generator_pb2, generator_pb2_grpc
 
 SERVICE = "triptych.v1.GeneratorService"

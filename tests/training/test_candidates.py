@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.refiner.clip import Clip
+from services.pytorch.clip import Clip
 from training.images import to_tensor
 from training.refiner import candidate_pool, train_clip, train_wordpieces
 from training.refiner.candidate_pool import NUM_CANDIDATES, CandidatePool

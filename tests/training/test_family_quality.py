@@ -2,9 +2,9 @@
 
 import pytest
 
-from services.generator.model import load_model as load_generator
+from services.generator.dalle.model import load_model as load_generator
 from services.refiner.model import load_model as load_refiner
-from services.upscaler.swinir import SwinIR, SwinIRConfig
+from services.upscaler.networks.swinir import SwinIR, SwinIRConfig
 from training.evaluation import pipeline_report
 from training.export import load_exported, model_folder
 from training.world.drawing import Painter

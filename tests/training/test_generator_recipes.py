@@ -10,9 +10,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from services.generator import dalle, vqgan
-from services.generator.model import load_model
-from services.model_folder import open_model
+from services.generator.dalle.model import load_model
+from services.generator.dalle.networks import dalle, vqgan
+from services.weights.model_folder import open_model
 from training import checkpoint
 from training.generator import dalle_torch, train_dalle, train_vqgan as vqgan_recipe, vqgan_torch
 from training.generator.dalle_torch import Dalle, text_mask

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from services.refiner.autoencoder import Autoencoder, AutoencoderConfig
-from services.refiner.clip import Clip
+from services.pytorch.clip import Clip
 from services.refiner.model import load_part
-from services.refiner.text_encoder import TextEncoder
-from services.refiner.tokenizer import Tokenizer, read_tokenizer
-from services.refiner.unet import UNet
-from services.upscaler.swinir import SwinIR
+from services.refiner.networks.autoencoder import Autoencoder, AutoencoderConfig
+from services.refiner.networks.text_encoder import TextEncoder
+from services.refiner.networks.unet import UNet
+from services.refiner.text.tokenizer import Tokenizer, read_tokenizer
+from services.upscaler.networks.swinir import SwinIR
 from training.export import load_exported, write_part
 from training.images import sample_either
 from training.loop import Measures, Options, rng_of_step, train

@@ -5,9 +5,9 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc.aio import Metadata
 
-from services.channels import MAX_MESSAGE_BYTES, SERVER_OPTIONS
 from services.errors import AlreadyExists, InvalidRequest, NotFound, NoWorker, QueueFull, TriptychError
-from services.server import to_status
+from services.serving.channels import MAX_MESSAGE_BYTES, SERVER_OPTIONS
+from services.serving.server import to_status
 from triptych import client
 from triptych.client import Client, read_details, to_call_error
 from triptych.connection import CHANNEL_OPTIONS

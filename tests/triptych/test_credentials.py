@@ -9,8 +9,8 @@ from gateway.access.authentication import Authentication, TokenInterceptor
 from gateway.access.caller import Caller
 from gateway.access.certs_command import certs
 from gateway.access.token_file import new_token, write_tokens
-from services.server import serving
-from services.tls import CertificateFiles
+from services.serving.server import serving
+from services.serving.tls import CertificateFiles
 from triptych.client import Client, PermissionDenied, Unauthenticated, Unreachable
 from triptych.credentials import Credentials
 from triptych.resume import Backoff

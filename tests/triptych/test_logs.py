@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from google.protobuf.json_format import MessageToDict
 
 from gateway.access.tokens_command import tokens
-from services.model_folder import write_manifest
-from services.upscaler.random_weights import write_random
+from services.upscaler.conversion.random_weights import write_random
+from services.weights.model_folder import write_manifest
 from tests.gateway.runs_as_seen import ready
 from tests.gateway.scripted import scripted_stages
 from tests.triptych.command_line import command, environment

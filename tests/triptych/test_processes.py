@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 import pytest
 
-from services.model_folder import write_manifest
-from services.upscaler.random_weights import write_random
+from services.upscaler.conversion.random_weights import write_random
+from services.weights.model_folder import write_manifest
 from tests.triptych.command_line import Marked, command
 from triptych.processes import running_pipeline
 from triptych.run_spec import STAGES

@@ -1,6 +1,5 @@
 """`triptych weights` on the upscaler, the stage with the smallest networks."""
 
-import importlib
 import itertools
 import json
 import shutil
@@ -12,9 +11,10 @@ import pytest
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 
-from services.catalog import KNOWN
-from services.model_folder import read_manifest
-from services.weights_cache import report_to
+from services.weights.cache_command import report_to
+from services.weights.catalog import KNOWN
+from services.weights.conversion import conversion_module
+from services.weights.model_folder import read_manifest
 from tests.services.web_server import serving
 from tests.triptych.command_line import command, environment
 
@@ -229,4 +229,4 @@ def test_an_s3_cache_that_cannot_be_asked_is_a_warning_beside_the_list(triptych_
 
 def test_every_family_that_is_known_by_name_has_random_weights_under_that_name():
     for stage, name in KNOWN:
-        assert name in importlib.import_module(f"services.{stage}.random_weights").NAMES
+        assert name in conversion_module(stage, "random_weights").NAMES

@@ -1,6 +1,5 @@
 """The whole of it: four real services with networks of random weights, from a prompt to an enlarged picture."""
 
-import importlib
 import json
 import signal
 from collections.abc import Iterator
@@ -10,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from services.model_folder import write_manifest
+from services.weights.conversion import conversion_module
+from services.weights.model_folder import write_manifest
 from tests.triptych.command_line import Marked, command
 from triptych.run_spec import STAGES
 
@@ -24,7 +24,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     options = []
     for stage in STAGES:
         folder = tmp_path_factory.mktemp("models") / stage
-        importlib.import_module(f"services.{stage}.random_weights").write_random("tiny", folder)
+        conversion_module(stage, "random_weights").write_random("tiny", folder)
         write_manifest(folder, name="random-tiny", stage=stage)
         options += [f"--{stage}-model", str(folder)]
     return options

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.upscaler.swinir import SwinIR, SwinIRConfig
+from services.upscaler.networks.swinir import SwinIR, SwinIRConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "upscaler"
 GOLDEN_NAMES = ("nearest3conv_x4", "pixelshuffle_x4", "pixelshuffledirect_x4")

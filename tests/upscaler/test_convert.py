@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from services.errors import ModelError
-from services.model_folder import read_config
-from services.upscaler.convert import convert
+from services.upscaler.conversion.convert import convert
 from services.upscaler.model import BUFFERS, load_swinir
-from services.upscaler.swinir import SwinIRConfig
+from services.upscaler.networks.swinir import SwinIRConfig
+from services.weights.model_folder import read_config
 from tests.upscaler.conftest import Golden, random_swinir
 
 VARIANTS: list[dict[str, Any]] = [

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from services.channels import open_channel
-from services.engine import Engine
-from services.server import serving
-from services.upscaler.device import place
+from services.engine.engine import Engine
+from services.serving.channels import open_channel
+from services.serving.server import serving
+from services.upscaler.model import place
 from services.upscaler.service import SERVICE_NAME, LoadedUpscaler, UpscalerService
 from services.upscaler.stepper import UpscalerStepper
 from tests.fuzz.stages import answer_any_bytes, answer_any_message, raw

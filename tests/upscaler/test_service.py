@@ -11,18 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from services.channels import open_channel
-from services.engine import Engine
+from services.engine.engine import Engine
 from services.errors import ModelError
-from services.images import encode_png
-from services.model_folder import write_manifest
-from services.server import serving
-from services.stage_service import ServeOptions
-from services.upscaler.device import place
-from services.upscaler.random_weights import write_random
+from services.images.codec import encode_png
+from services.serving.channels import open_channel
+from services.serving.server import serving
+from services.serving.stage_service import ServeOptions
+from services.upscaler.conversion.random_weights import write_random
+from services.upscaler.model import place
+from services.upscaler.networks.swinir import SwinIR
 from services.upscaler.service import SERVICE_NAME, LoadedUpscaler, UpscalerService, load, max_pixels_for
 from services.upscaler.stepper import UpscaleJob, UpscalerStepper, upscale
-from services.upscaler.swinir import SwinIR
+from services.weights.model_folder import write_manifest
 from tests.upscaler.conftest import random_picture, random_swinir
 from triptych.v1.stage_pb2 import STAGE_UPSCALE, ImageData, ModelInfo, StageEvent
 from triptych.v1.upscaler_pb2 import UpscaleRequest, UpscalerServiceGetModelRequest, UpscaleSettings

@@ -8,9 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from services.errors import ImageTooLarge, InvalidRequest
-from services.upscaler.device import place
+from services.upscaler.model import place
+from services.upscaler.networks.swinir import SwinIR
 from services.upscaler.stepper import UpscaleJob, UpscalerStepper, upscale
-from services.upscaler.swinir import SwinIR
 from tests.upscaler.conftest import random_picture, random_swinir
 
 # Along an axis, the pixels that can reach a pixel through a group of two blocks with windows of 4: a convolution before

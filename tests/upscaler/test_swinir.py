@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from services.errors import ModelError
-from services.upscaler.attention import partition
-from services.upscaler.swinir import SwinIR, SwinIRConfig
+from services.upscaler.networks.swinir import SwinIR, SwinIRConfig
+from services.upscaler.networks.window_attention import partition
 from tests.upscaler.conftest import Golden, random_swinir
 
 ATOL = 2e-6

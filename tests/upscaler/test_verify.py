@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.errors import ModelError
-from services.upscaler.convert import convert
+from services.upscaler.conversion.convert import convert
+from services.upscaler.conversion.random_weights import CONFIGS, NAMES, write_random
+from services.upscaler.conversion.verify import compare
 from services.upscaler.model import load_swinir
-from services.upscaler.random_weights import CONFIGS, NAMES, write_random
-from services.upscaler.verify import compare
 from tests.upscaler.conftest import GOLDEN, Golden
 
 

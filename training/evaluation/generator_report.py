@@ -18,13 +18,13 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from services.generator import vqgan
-from services.generator.model import Model, load_model
-from services.generator.sampling import SamplingDefaults
-from services.generator.stepper import generate
-from services.model_folder import open_model
+from services.generator.dalle.model import Model, load_model
+from services.generator.dalle.networks import vqgan
+from services.generator.dalle.networks.sampling import SamplingDefaults
+from services.generator.dalle.stepper import generate
 from services.refiner.model import load_model as load_refiner
-from services.upscaler.swinir import SwinIR, SwinIRConfig
+from services.upscaler.networks.swinir import SwinIR, SwinIRConfig
+from services.weights.model_folder import open_model
 from training.evaluation import pipeline_report
 from training.export import load_exported, model_folder
 from training.generator.train_vqgan import psnr

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from services.generator.model import Model
-from services.generator.stepper import generate
+from services.generator.dalle.model import Model
+from services.generator.dalle.stepper import generate
+from services.refiner.clip_scores import rank
 from services.refiner.model import RefinerModel
-from services.refiner.rank import rank
 from services.refiner.stepper import RefineJob, refine
-from services.upscaler.swinir import SwinIR
+from services.upscaler.networks.swinir import SwinIR
 from training.images import Picture, contact_sheet, object_psnr, psnr
 from training.photographs import measured_photographs
 from training.refiner.candidate_pool import NUM_CANDIDATES, fit

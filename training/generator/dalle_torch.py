@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from services.generator.dalle import LAYER_NORM_EPS, TEXT_PAD_ID, DalleConfig
+from services.generator.dalle.networks.dalle import LAYER_NORM_EPS, TEXT_PAD_ID, DalleConfig
 
 TINY = DalleConfig(
     d_model=256,

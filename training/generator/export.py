@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from services.generator.sampling import SamplingDefaults
-from services.model_folder import Manifest, write_atomically, write_manifest
+from services.generator.dalle.networks.sampling import SamplingDefaults
+from services.weights.model_folder import Manifest, write_atomically, write_manifest
 from training import checkpoint
 from training.generator import train_dalle, train_vqgan
 from training.generator.dalle_torch import Dalle

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from services.generator.dalle import TEXT_PAD_ID
+from services.generator.dalle.networks.dalle import TEXT_PAD_ID
 from training.generator.dalle_torch import Dalle, text_mask
 from training.generator.train_tokenizer import encode
 from training.world.captions import caption

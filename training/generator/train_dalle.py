@@ -22,7 +22,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from services.generator.dalle import TEXT_PAD_ID
+from services.generator.dalle.networks.dalle import TEXT_PAD_ID
 from training import checkpoint
 from training.generator import train_vqgan
 from training.generator.dalle_torch import TINY, UNCONDITIONAL, Dalle

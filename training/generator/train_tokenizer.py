@@ -13,7 +13,7 @@ from jaxtyping import Int
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from services.generator.dalle import TEXT_PAD_ID
+from services.generator.dalle.networks.dalle import TEXT_PAD_ID
 from training.world.captions import caption
 from training.world.scenes import WIDE, sample_scene
 from training.world.vocabulary import IRREGULAR_PLURALS

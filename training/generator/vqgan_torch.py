@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from services.generator.vqgan import GROUP_NORM_EPS, VqganConfig
+from services.generator.dalle.networks.vqgan import GROUP_NORM_EPS, VqganConfig
 
 TINY = VqganConfig(
     ch=32,

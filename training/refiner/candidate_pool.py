@@ -18,9 +18,9 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from services.generator.model import Model, load_model
-from services.generator.sampling import SamplingDefaults
-from services.generator.stepper import generate
+from services.generator.dalle.model import Model, load_model
+from services.generator.dalle.networks.sampling import SamplingDefaults
+from services.generator.dalle.stepper import generate
 from training import checkpoint
 from training.export import model_folder
 from training.world.captions import caption

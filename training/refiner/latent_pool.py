@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from services.refiner.autoencoder import Autoencoder
+from services.refiner.networks.autoencoder import Autoencoder
 from training import checkpoint
 from training.images import to_tensor
 from training.refiner.degradations import Degrade

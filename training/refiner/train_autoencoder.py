@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from services.refiner.autoencoder import Attention, Autoencoder, AutoencoderConfig, ResBlock
+from services.refiner.networks.autoencoder import Attention, Autoencoder, AutoencoderConfig, ResBlock
 from training.export import load_exported, write_part
 from training.images import (
     contact_sheet,

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.refiner.text_encoder import TextEncoder, TextEncoderConfig
-from services.refiner.tokenizer import Tokenizer
+from services.refiner.networks.text_encoder import TextEncoder, TextEncoderConfig
+from services.refiner.text.tokenizer import Tokenizer
 from training.export import load_exported, read_files, write_part
 from training.images import sample_either
 from training.loop import Losses, Measures, Options, option_parser, options_from, rng_of_step, train

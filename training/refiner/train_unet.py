@@ -22,11 +22,11 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from services.refiner.autoencoder import Autoencoder, AutoencoderConfig
-from services.refiner.diffusion import make_schedule, start_sampler, train_alphas_cumprod
-from services.refiner.text_encoder import TextEncoder
-from services.refiner.tokenizer import Tokenizer
-from services.refiner.unet import UNet, UNetConfig
+from services.refiner.networks.autoencoder import Autoencoder, AutoencoderConfig
+from services.refiner.networks.diffusion import make_schedule, start_sampler, train_alphas_cumprod
+from services.refiner.networks.text_encoder import TextEncoder
+from services.refiner.networks.unet import UNet, UNetConfig
+from services.refiner.text.tokenizer import Tokenizer
 from training.export import load_exported, write_part
 from training.generator.train_vqgan import WEIGHTS
 from training.images import contact_sheet, object_psnr, to_pictures

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
-from services.refiner.autoencoder import Autoencoder, AutoencoderConfig
-from services.upscaler.swinir import SwinIR, SwinIRConfig
+from services.refiner.networks.autoencoder import Autoencoder, AutoencoderConfig
+from services.upscaler.networks.swinir import SwinIR, SwinIRConfig
 from training.export import load_exported, model_folder, write_part
 from training.images import Picture, contact_sheet, psnr, sample_either, to_pictures, to_tensor
 from training.loop import Losses, Measures, option_parser, options_from, rng_of_step, train

@@ -13,7 +13,7 @@ from gateway.http.openai.models import Family
 from gateway.planning.plan import MAX_IMAGES, MAX_SEED
 from gateway.stages import GENERATE, REFINE, UPSCALE
 from services.errors import InvalidRequest
-from services.masks import has_alpha
+from services.images.masks import has_alpha
 from triptych.v1.pipeline_pb2 import RunSpec
 from triptych.v1.stage_pb2 import ImageData
 

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from answering import answer, in_threads, num_threads
 
-from services.generator.batch import GenerateJob
-from services.generator.device import set_up_device
-from services.generator.model import load_model
-from services.generator.stepper import GeneratorStepper
+from services.generator.dalle.batch import GenerateJob
+from services.generator.dalle.device import set_up_device
+from services.generator.dalle.model import load_model
+from services.generator.dalle.stepper import GeneratorStepper
 
 MOST_IMAGES = 9
 NUM_BYTES = 2**30

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from answering import answer, num_threads
 
-from services.upscaler.device import find_device, place
-from services.upscaler.model import load_swinir
+from services.pytorch.device import find_device
+from services.upscaler.model import load_swinir, place
 from services.upscaler.stepper import upscale
 
 torch.set_num_threads(num_threads())

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from services.images import encode_png
+from services.images.codec import encode_png
 from tests.gateway.scripted import SIDE_PX, image
 from triptych.v1.stage_pb2 import INPAINTING_BLENDED, ImageData, StageEvent
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from gateway.http.server import serving_http
-from services.server import AddressInUse
+from services.serving.server import AddressInUse
 from tests.gateway.scripted import ScriptedGenerator, ScriptedRefiner, ScriptedUpscaler
 
 SKETCHES = {"prompt": "a red house", "seed": "100", "generate": {"count": 2}}

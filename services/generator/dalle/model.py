@@ -1,0 +1,91 @@
+"""A generator's model folder, loaded: both networks' parameters, the tokenizer, the settings it likes best."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from services.errors import ModelError
+from services.generator.dalle.device import return_freed_memory
+from services.generator.dalle.networks import dalle_parameters, vqgan
+from services.generator.dalle.networks.dalle_parameters import DalleConfig, Params
+from services.generator.dalle.networks.sampling import SamplingDefaults
+from services.generator.dalle.parameters import load_parameters
+from services.generator.dalle.text.normalizer import WORD_LIST_NAME, TextNormalizer, read_word_costs
+from services.generator.dalle.text.tokenizer import TextTokens, Tokenizer
+from services.weights.model_folder import read_config
+
+
+@dataclass(frozen=True)
+class Model:
+    """What it takes to turn prompts into pictures."""
+
+    dalle_params: Params
+    dalle_config: DalleConfig
+    vqgan_params: vqgan.Params
+    vqgan_config: vqgan.VqganConfig
+    tokenizer: Tokenizer
+    normalizer: TextNormalizer | None
+    sampling: SamplingDefaults
+
+    def text_tokens(self, prompt: str) -> TextTokens:
+        """Normalizes, if the model was trained so, and tokenizes a prompt."""
+        return self.tokenizer(self.normalizer(prompt) if self.normalizer else prompt)
+
+
+def load_model(folder: Path) -> Model:
+    """Raises ModelError when a part's files are missing, damaged or do not fit each other."""
+    with return_freed_memory():
+        dalle_params, config = load_dalle(folder / "dalle")
+        vqgan_params, vqgan_config = load_vqgan(folder / "vqgan")
+    if vqgan_config.tokens_per_side**2 != config.image_length or vqgan_config.n_embed < config.num_codes:
+        raise ModelError(
+            f"{folder}: the dalle writes {config.image_length} tokens of {config.num_codes} codes, the vqgan reads "
+            f"{vqgan_config.tokens_per_side**2} of {vqgan_config.n_embed}: expected parts that were trained together"
+        )
+    # What is no code must never be drawn, so its logits need not be computed.
+    weight = dalle_params["lm_head"]["weight"]
+    dalle_params["lm_head"]["weight"] = weight[: config.num_codes]
+    return Model(
+        dalle_params,
+        config,
+        vqgan_params,
+        vqgan_config,
+        Tokenizer(
+            folder / "dalle", max_text_length=config.max_text_length, vocab_size=config.encoder_vocab_size
+        ),
+        _normalizer(folder / "dalle") if config.normalize_text else None,
+        SamplingDefaults.from_json(read_config(folder / "dalle")),
+    )
+
+
+def load_dalle(part_folder: Path) -> tuple[Params, DalleConfig]:
+    """Raises ModelError when the part's files are missing, damaged or do not fit each other."""
+    config = DalleConfig.from_json(read_config(part_folder))
+    params = dalle_parameters.prepare(load_parameters(part_folder, dalle_parameters.parameter_shapes(config)))
+    return to_device(params), config
+
+
+def load_vqgan(part_folder: Path) -> tuple[vqgan.Params, vqgan.VqganConfig]:
+    """Raises ModelError when the part's files are missing, damaged or do not fit each other."""
+    config = vqgan.VqganConfig.from_json(read_config(part_folder))
+    params = vqgan.group_norms(load_parameters(part_folder, vqgan.parameter_shapes(config)), config)
+    if jax.default_backend() == "cpu":
+        params = vqgan.halve_products(params, config)
+    return to_device(params), config
+
+
+def to_device(params: Any) -> Any:
+    """Puts numpy arrays on the device where they stand, one after another: a copy of all would be gigabytes more."""
+    for key in range(len(params)) if isinstance(params, list) else list(params):
+        is_leaf = isinstance(params[key], np.ndarray)
+        params[key] = jnp.asarray(params[key]) if is_leaf else to_device(params[key])
+    return params
+
+
+def _normalizer(part_folder: Path) -> TextNormalizer:
+    path = part_folder / WORD_LIST_NAME
+    return TextNormalizer(read_word_costs(path) if path.is_file() else None)

@@ -1,0 +1,263 @@
+"""Many pictures at once, an image token of each at a time: the generator as steps.
+
+The batch is no larger and no longer than the pictures that are under way need, so one picture costs little and a full
+house is served together. Knows no queue, no callers and no protocol.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax import Array
+from jaxtyping import Bool, Float, Int, UInt8
+
+from services.generator.dalle.batch import Batch, GenerateJob as GenerateJob, Sketch, lay_out, next_tokens
+from services.generator.dalle.device import num_processors, oom_as_job_error
+from services.generator.dalle.model import Model
+from services.generator.dalle.networks import dalle, vqgan
+from services.generator.dalle.networks.dalle_parameters import DalleConfig, Params
+from services.generator.dalle.networks.sampling import SamplingDefaults
+from services.generator.dalle.text.tokenizer import TextTokens
+from services.images.codec import Picture
+from services.images.latent_preview import NUM_SAMPLES, Glimpse, random_blocks
+
+# B prompts or pictures, T text tokens.
+
+# A caller asks for many pictures of one prompt in a row; more than these few would only hold memory.
+MAX_CACHED_PROMPTS = 8
+# Pictures are decoded each by itself, at most these many at a time: each takes 130 MB meanwhile at 256 px.
+PICTURES_DECODED_TOGETHER = 4
+# Most prompts are shorter. In the largest batch, where it gains 6 %, they are cut to this; in smaller ones it gains less
+# than the programs would cost to compile.
+SHORT_TEXT_LENGTH = 24
+# Below this, a cache is read so fast that shorter ones are not worth the seconds that their programs take to compile.
+SMALL_CACHE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The image tokens of a picture, and whether these are all."""
+
+    image_tokens: list[int]
+    is_finished: bool
+
+
+class GeneratorStepper:
+    """A Stepper with room for `num_slots` pictures."""
+
+    def __init__(
+        self, model: Model, *, num_slots: int = 8, short_text_length: int = SHORT_TEXT_LENGTH
+    ) -> None:
+        self.num_slots = num_slots
+        self._short_text_length = short_text_length
+        self.model = model
+        self._config = model.dalle_config
+        self._lengths = _cache_lengths(self._config, num_slots)
+        self._sketches: dict[int, Sketch] = {}
+        self._batch: Batch | None = None
+        self._prompts: OrderedDict[bytes, dalle.Prompt] = OrderedDict()
+        uncond = self._encode(model.tokenizer.uncond_tokens)
+        # Its padding is never attended to: two tokens are all there is.
+        self._uncond_prompt: dalle.Prompt = dalle.first_tokens(uncond, 2)
+
+    def warm_up(self) -> None:
+        """Compiles every program that serving can need: each number of lanes with each length."""
+        self._decode([[0] * self._config.image_length])
+        _ = self._glimpse
+        job = GenerateJob("", 0, 1.0, 0, 1.0, 1.0)
+        sketch = Sketch(job, self._prompt_of(job.prompt))
+        for lanes in _sizes(self.num_slots):
+            for length in self._lengths:
+                for text_length in self._text_lengths(lanes):
+                    members = [(None, sketch)] * lanes
+                    self._forward(lay_out(self._config, members, length, text_length, None))
+
+    def admit(self, slot: int, job: GenerateJob) -> int:
+        """Encodes the prompt; there are as many steps as image tokens."""
+        with oom_as_job_error():
+            self._sketches[slot] = Sketch(job, self._prompt_of(job.prompt))
+        return self._config.image_length
+
+    def step(self, slots: Sequence[int]) -> None:
+        """Draws one more token for each slot."""
+        goals = {slot: len(self._sketches[slot].image_tokens) + 1 for slot in slots}
+        # One forward, unless a failed step took the cache with it: then what was drawn is read again first.
+        while behind := [slot for slot in slots if self._sketches[slot].num_cached < goals[slot]]:
+            try:
+                with oom_as_job_error():
+                    batch = self._arranged()
+                    drawn = self._forward(batch)
+            except BaseException:
+                self._batch = None
+                for sketch in self._sketches.values():
+                    sketch.num_cached = 0
+                raise
+            for slot in behind:
+                sketch = self._sketches[slot]
+                if sketch.num_cached == len(sketch.image_tokens):
+                    sketch.image_tokens.append(int(drawn[batch.slots.index(slot)]))
+                sketch.num_cached += 1
+
+    def preview(self, slot: int) -> Drawn:
+        """What there is; the rest will be in the mean colour of that."""
+        return Drawn(list(self._sketches[slot].image_tokens), is_finished=False)
+
+    def result(self, slot: int) -> Drawn:
+        return Drawn(self._sketches[slot].image_tokens, is_finished=True)
+
+    def decode(self, views: Sequence[Drawn]) -> list[Picture]:
+        """Finished ones by the VQGAN; of the others a glimpse, since it takes as long as a hundred steps."""
+        finished = iter(self._decode([view.image_tokens for view in views if view.is_finished]))
+        glimpses = iter(self._glimpses([view.image_tokens for view in views if not view.is_finished]))
+        return [next(finished if view.is_finished else glimpses) for view in views]
+
+    def release(self, slot: int) -> None:
+        """Frees the slot; its lane idles until the batch is laid out anew."""
+        self._sketches.pop(slot, None)
+        if self._batch is not None:
+            self._batch.slots = [None if lane == slot else lane for lane in self._batch.slots]
+
+    def _prompt_of(self, text: str) -> dalle.Prompt:
+        tokens = self.model.text_tokens(text)
+        name = tokens.ids.tobytes()
+        if name not in self._prompts:
+            self._prompts[name] = self._encode(tokens)
+        self._prompts.move_to_end(name)
+        while len(self._prompts) > MAX_CACHED_PROMPTS:
+            self._prompts.popitem(last=False)
+        return self._prompts[name]
+
+    def _encode(self, tokens: TextTokens) -> dalle.Prompt:
+        ids, mask = jnp.asarray(tokens.ids[None]), jnp.asarray(tokens.mask[None])
+        return _encoded(self.model.dalle_params, self._config, ids, mask)
+
+    def _arranged(self) -> Batch:
+        """The batch with all sketches in it, neither larger nor longer than it must be."""
+        lanes = next(size for size in _sizes(self.num_slots) if size >= len(self._sketches))
+        # A finished sketch has filled the longest cache; it is not stepped again.
+        filled = max(sketch.num_cached for sketch in self._sketches.values())
+        length = next((length for length in self._lengths if length > filled), self._lengths[-1])
+        batch = self._batch
+        if (
+            batch is None
+            or (len(batch.slots), batch.length) != (lanes, length)
+            or not self._sketches.keys() <= set(batch.slots)
+        ):
+            members: list[tuple[int | None, Sketch]] = list(self._sketches.items())
+            members += [(None, members[0][1])] * (lanes - len(members))
+            longest = max(sketch.num_text_tokens for sketch in self._sketches.values())
+            text_length = next(size for size in self._text_lengths(lanes) if size >= longest)
+            batch = self._batch = lay_out(self._config, members, length, text_length, batch)
+        return batch
+
+    def _text_lengths(self, lanes: int) -> list[int]:
+        """How many text tokens of the prompts a batch of this size can hold."""
+        lengths = {self._config.max_text_length}
+        if lanes == self.num_slots:
+            lengths.add(min(self._short_text_length, self._config.max_text_length))
+        return sorted(lengths)
+
+    def _forward(self, batch: Batch) -> Int[np.ndarray, " B"]:
+        """One token for every lane; has finished when it returns."""
+        tokens = np.full(len(batch.slots), self._config.decoder_start_token_id, np.int32)
+        positions = np.zeros(len(batch.slots), np.int32)
+        for lane, slot in enumerate(batch.slots):
+            if slot is not None and (sketch := self._sketches[slot]).num_cached:
+                tokens[lane] = sketch.image_tokens[sketch.num_cached - 1]
+                positions[lane] = min(sketch.num_cached, batch.length - 1)
+        return next_tokens(
+            self.model.dalle_params, self._config, batch, self._uncond_prompt, tokens, positions
+        )
+
+    def _decode(self, pictures_tokens: Sequence[Sequence[int]]) -> list[Picture]:
+        # A picture a processor: two threads that share each picture of a batch wait for one another, 200 times.
+        threads = min(PICTURES_DECODED_TOGETHER, num_processors())
+        with oom_as_job_error(), ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self._decode_one, pictures_tokens))
+
+    def _decode_one(self, image_tokens: Sequence[int]) -> Picture:
+        return np.asarray(_pixels(self.model.vqgan_params, jnp.asarray([image_tokens], jnp.int32)))[0]
+
+    @cached_property
+    def _codebook(self) -> Float[np.ndarray, "codes E"]:
+        return np.asarray(self.model.vqgan_params["quantize"]["embedding"]["embedding"])
+
+    @cached_property
+    def _glimpse(self) -> Glimpse:
+        side = self.model.vqgan_config.tokens_per_side
+        count = -(-NUM_SAMPLES // side**2)
+        rng = np.random.default_rng(0)
+        draws = rng.integers(0, self._config.num_codes, count * side**2)
+        tokens = draws[random_blocks(rng, count, side, side)]
+        pictures = self._decode(tokens.reshape(count, -1).tolist())
+        return Glimpse.fit(self._codebook[tokens], np.stack(pictures))
+
+    def _glimpses(self, pictures_tokens: Sequence[Sequence[int]]) -> list[Picture]:
+        if not pictures_tokens:
+            return []
+        side = self.model.vqgan_config.tokens_per_side
+        grids = np.zeros((len(pictures_tokens), side**2, self._codebook.shape[1]), np.float32)
+        for grid, tokens in zip(grids, pictures_tokens, strict=True):
+            codes = self._codebook[tokens]
+            grid[: len(tokens)] = codes
+            if tokens:
+                grid[len(tokens) :] = codes.mean(0)
+        return self._glimpse.pictures(rearrange(grids, "b (h w) e -> b h w e", h=side))
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    sampling: SamplingDefaults | None = None,
+    num_slots: int = 8,
+) -> list[Picture]:
+    """One picture for each prompt and its seed, as the service would make it; `sampling` replaces the model's own."""
+    settings = asdict(sampling or model.sampling)
+    waiting = deque(enumerate(zip(prompts, seeds, strict=True)))
+    stepper = GeneratorStepper(model, num_slots=num_slots)
+    running: dict[int, tuple[int, int]] = {}  # slot: which picture, and how many steps it still takes
+    pictures: dict[int, Picture] = {}
+    while waiting or running:
+        for slot in set(range(num_slots)) - running.keys():
+            if waiting:
+                index, (prompt, seed) = waiting.popleft()
+                running[slot] = index, stepper.admit(slot, GenerateJob(prompt, seed, **settings))
+        stepper.step(list(running))
+        running = {slot: (index, steps - 1) for slot, (index, steps) in running.items()}
+        done = [slot for slot, (_, steps) in running.items() if steps == 0]
+        for slot, picture in zip(done, stepper.decode([stepper.result(slot) for slot in done]), strict=True):
+            pictures[running.pop(slot)[0]] = picture
+            stepper.release(slot)
+    return [pictures[index] for index in range(len(prompts))]
+
+
+@partial(jax.jit, static_argnames="config")
+def _encoded(
+    params: Params, config: DalleConfig, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> dalle.Prompt:
+    return dalle.remember(params, config, dalle.encode(params, config, ids, mask), mask)
+
+
+@jax.jit
+def _pixels(params: vqgan.Params, image_tokens: Int[Array, "B tokens"]) -> UInt8[Array, "B H W 3"]:
+    return vqgan.to_uint8(vqgan.decode(params, vqgan.look_up(params, image_tokens)))
+
+
+def _sizes(largest: int) -> list[int]:
+    """1, 2, 4, ... and `largest` itself: the numbers of lanes, or of pictures, that programs are compiled for."""
+    return [size for size in (2**i for i in range(largest.bit_length())) if size < largest] + [largest]
+
+
+def _cache_lengths(config: DalleConfig, num_slots: int) -> list[int]:
+    """The lengths that a batch's cache can have: attending to a long one costs as much as reading the weights."""
+    floats = 2 * config.decoder_layers * 2 * num_slots * config.image_length * config.d_model
+    parts = 4 if 4 * floats > SMALL_CACHE_BYTES else 2
+    return [-(-config.image_length * part // parts) for part in range(1, parts + 1)]

@@ -1,0 +1,62 @@
+"""Devices, precisions and out-of-memory errors of every PyTorch stage."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+
+from services.errors import DeviceOutOfMemory, ModelError
+
+# float16 is missing on purpose: a CPU is no faster with it.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """ "auto" is the first CUDA device, else the CPU; raises ModelError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelError(f"device: expected auto, cpu, cuda or cuda:N, got '{name}'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ModelError(f"device: expected auto, cpu, cuda or cuda:N, got '{name}'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"device '{name}' is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
+        )
+    return device
+
+
+def find_dtype(name: str = "float32") -> torch.dtype:
+    """Raises ModelError for any other than float32 and bfloat16."""
+    if name not in DTYPES:
+        raise ModelError(f"dtype: expected one of {', '.join(DTYPES)}, got '{name}'")
+    return DTYPES[name]
+
+
+def is_faster_with_winograd(device: torch.device) -> bool:
+    """A GPU's libraries choose for themselves."""
+    return device.type == "cpu"
+
+
+def oom_as_job_error(
+    what: str = "this picture", remedy: str = "use fewer slots"
+) -> AbstractContextManager[None]:
+    """Raises DeviceOutOfMemory in place of what torch raises when a device is full."""
+    return _translate_out_of_memory(what, remedy)
+
+
+def oom_as_model_error(name: str) -> AbstractContextManager[None]:
+    """The same for a model that is being loaded."""
+    return _translate_out_of_memory(f"the model {name}", "bfloat16 takes half of float32's")
+
+
+@contextmanager
+def _translate_out_of_memory(what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            raise DeviceOutOfMemory(f"the device has no memory for {what}: {error}; {remedy}") from error
+        raise

@@ -1,0 +1,51 @@
+"""How well pictures fit a prompt: the cosine of their CLIP embeddings."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import UInt8
+from PIL import Image
+
+from services.errors import ModelError
+from services.images.codec import Picture
+from services.pytorch.clip import normalize_image
+from services.pytorch.device import oom_as_job_error
+from services.refiner.model import RefinerModel
+
+BATCH_SIZE = 8
+
+
+@torch.inference_mode()
+def rank(model: RefinerModel, prompt: str, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[float]:
+    """A score in [-1, 1] for each picture, of any size. Raises ModelError if CLIP has no image tower here."""
+    clip = model.clip
+    if clip.visual is None:
+        raise ModelError(
+            "this refiner's clip part has no image tower, so it cannot rank; convert a whole CLIP"
+        )
+    tokens = torch.from_numpy(model.clip_tokenizer.encode([prompt])).to(model.device)
+    scores: list[float] = []
+    with oom_as_job_error():
+        text = F.normalize(clip.encode_text(tokens).float(), dim=-1)
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = [
+                _preprocess(image, clip.config.image_size) for image in images[start : start + BATCH_SIZE]
+            ]
+            pixels = rearrange(torch.from_numpy(np.stack(batch)), "b h w c -> b c h w").to(model.device)
+            inputs = normalize_image(pixels.float() / 255).to(model.dtype)
+            embeddings = F.normalize(clip.encode_image(inputs).float(), dim=-1)
+            scores += (embeddings @ text[0]).tolist()
+    return scores
+
+
+def _preprocess(image: Picture, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """The middle square resized to `size`, bicubic, as OpenAI's pictures were."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    # The middle first: a picture of 8192 x 1 pixels, resized as a whole, would be a gigabyte.
+    box = (left, top, left + side, top + side)
+    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box))

@@ -1,0 +1,83 @@
+"""Every gRPC option of our servers, and of the channels between them, with its reason.
+
+The defaults of gRPC suit calls of milliseconds. Ours are streams that last minutes, are silent while a
+device computes, and carry pictures; so a peer that hangs must be told apart from one that is busy.
+This module knows no service.
+"""
+
+from collections.abc import Sequence
+
+import grpc
+
+from services.serving.tls import Certificates, channel_credentials
+
+# A 2048 px RGB picture is 12 MiB at worst as PNG: room for two, for several sketches, or for the 10 MB
+# prompt that deserves a better answer than "message too large". gRPC's own limit is 4 MiB.
+MAX_MESSAGE_BYTES = 32 * 2**20
+
+# A peer that was stopped or unplugged keeps its connection open. With both at their defaults that shows after
+# more than a minute; so: ask after 4 s of silence, wait 5 s for the answer, and notice within 10 s.
+PING_AFTER_MS = 4_000
+PING_TIMEOUT_MS = 5_000
+
+# What both ends of a connection set.
+_KEEPALIVE = (
+    ("grpc.keepalive_time_ms", PING_AFTER_MS),
+    ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+    # Since gRPC 1.63 every ping has a timeout of its own, 60 s, and the longer of the two is the one that counts.
+    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
+    # Otherwise gRPC stops asking after two pings without data, in the middle of a long silent step.
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+_MESSAGE_SIZES = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+)
+
+# No grpc.max_connection_age_ms: it cuts streams unless its grace outlasts the longest of them.
+SERVER_OPTIONS: Sequence[tuple[str, int]] = (
+    *_MESSAGE_SIZES,
+    # A server pings, too: a caller that vanished without a word must not keep a device busy.
+    *_KEEPALIVE,
+    # A server that is not told to permit pings answers the third one with "too many pings" and hangs up.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", PING_AFTER_MS // 2),
+    ("grpc.http2.max_ping_strikes", 0),
+    # Two processes on one port would share its callers between them; a port in use is a mistake that must show.
+    ("grpc.so_reuseport", 0),
+)
+
+# No keepalive_permit_without_calls here: the gateway asks for each worker's health often enough.
+CLIENT_OPTIONS: Sequence[tuple[str, int]] = (
+    *_MESSAGE_SIZES,
+    *_KEEPALIVE,
+    # A name's TXT record could otherwise bring retry policies and timeouts that nobody here wrote.
+    ("grpc.service_config_disable_resolution", 1),
+    # A retry policy acts only before the first message, so it saves no stream; replay is the gateway's own work.
+    ("grpc.enable_retries", 0),
+    # Workers are neighbours: http_proxy in the environment is meant for the world outside.
+    ("grpc.enable_http_proxy", 0),
+    # A worker that comes back should be found within seconds; the default waits up to two minutes between tries.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Channels to one address would share a connection, and its backoff, with an older channel of the process.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+def open_channel(
+    address: str, certificates: Certificates | None = None, *, server_name: str | None = None
+) -> grpc.aio.Channel:
+    """A channel to one server at "host:port"; it connects at the first call and must be closed.
+
+    With `certificates` both ends prove who they are. `server_name` is whom the server's certificate must be for, where
+    that is not the host.
+    """
+    if certificates is None:
+        return grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
+    name = [("grpc.ssl_target_name_override", server_name)] if server_name else []
+    return grpc.aio.secure_channel(
+        address, channel_credentials(certificates), options=[*CLIENT_OPTIONS, *name]
+    )
