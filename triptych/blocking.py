@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from triptych import client, run_stream
+from triptych import _run_stream, client
+from triptych._reconnect import Backoff
 from triptych.result import Picture, RunResult
-from triptych.resume import Backoff
 from triptych.v1.pipeline_pb2 import Event, ListModelsResponse, RefineStage, Run, RunSpec, UpscaleStage
 
 Answer = TypeVar("Answer")
@@ -112,7 +112,7 @@ class Client:
 class RunStream:
     """Iterate over it for the events, or ask for the `result()`; either, once."""
 
-    def __init__(self, stream: run_stream.RunStream, loop: "LoopThread") -> None:
+    def __init__(self, stream: _run_stream.RunStream, loop: "LoopThread") -> None:
         self._stream = stream
         self._loop = loop
 

@@ -14,9 +14,12 @@ from weakref import WeakSet
 
 import grpc
 
-from triptych.connection import Connection
+from triptych._connection import Connection
+from triptych._download import download
+from triptych._reconnect import Backoff, Persistence, deadline, left, repeated
+from triptych._run_stream import RunStream
+from triptych._selection import image_names, selected_stage
 from triptych.credentials import Credentials
-from triptych.download import download
 from triptych.errors import (
     Busy,
     CallError,
@@ -36,9 +39,6 @@ from triptych.errors import (
     to_call_error,
 )
 from triptych.result import Picture, RunResult
-from triptych.resume import Backoff, Persistence, deadline, left, repeated
-from triptych.run_stream import RunStream
-from triptych.selection import image_names, selected_stage
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
     CreateRunRequest,

@@ -12,8 +12,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from triptych.bench import read_times
-from triptych.simulation import (
+from triptych.cli.bench import read_times
+from triptych.cli.simulation import (
     STAGES,
     Eviction,
     Load,

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image as Picture
 
 from tests.triptych.command_line import ROOT, command, environment
-from triptych.cli import main
+from triptych.cli.main import main
 from triptych.v1.generator_pb2 import GenerateSettings
 from triptych.v1.pipeline_pb2 import (
     Event,

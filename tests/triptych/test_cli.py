@@ -54,7 +54,7 @@ def test_a_service_that_is_not_there_is_not_healthy(triptych):
 
 
 def test_every_option_of_every_command_can_be_set_in_the_environment():
-    from triptych.cli import COMMANDS, cli
+    from triptych.cli.main import COMMANDS, cli
 
     with cli.make_context("triptych", ["--help"], resilient_parsing=True) as above:
         for name in COMMANDS:

@@ -9,8 +9,8 @@ from services.errors import AlreadyExists, InvalidRequest, NotFound, NoWorker, Q
 from services.serving.channels import MAX_MESSAGE_BYTES, SERVER_OPTIONS
 from services.serving.server import to_status
 from triptych import client
+from triptych._connection import CHANNEL_OPTIONS
 from triptych.client import Client, read_details, to_call_error
-from triptych.connection import CHANNEL_OPTIONS
 
 
 def from_server(error: TriptychError) -> grpc.aio.AioRpcError:

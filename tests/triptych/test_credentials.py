@@ -11,9 +11,9 @@ from gateway.access.certs_command import certs
 from gateway.access.token_file import new_token, write_tokens
 from services.serving.server import serving
 from services.serving.tls import CertificateFiles
+from triptych._reconnect import Backoff
 from triptych.client import Client, PermissionDenied, Unauthenticated, Unreachable
 from triptych.credentials import Credentials
-from triptych.resume import Backoff
 from triptych.v1.pipeline_pb2 import ListModelsResponse
 from triptych.v1.pipeline_pb2_grpc import PipelineServiceServicer, add_PipelineServiceServicer_to_server
 

@@ -5,10 +5,10 @@ import hashlib
 import grpc
 import pytest
 
+from triptych._download import download
+from triptych._reconnect import Backoff, Persistence
 from triptych.client import DamagedImage, Unreachable
-from triptych.download import download
 from triptych.errors import ErrorDetails
-from triptych.resume import Backoff, Persistence
 from triptych.v1.pipeline_pb2 import DownloadImageResponse
 
 FILE = bytes(range(200))

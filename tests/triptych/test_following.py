@@ -11,8 +11,8 @@ from gateway.runs.manager import Bounds
 from tests.gateway.runs_as_seen import lasting, spec
 from tests.gateway.scripted import gateway_over, pipeline, png, scripted_stages
 from tests.triptych.relay import relay
+from triptych._reconnect import Backoff
 from triptych.client import Client, DeadlineExceeded, ImageLost, NotFound, RunFailed, Unreachable
-from triptych.resume import Backoff
 from triptych.v1.pipeline_pb2 import RunState
 
 QUICK = Backoff(first_s=0.001, longest_s=0.01, give_up_after_s=30)

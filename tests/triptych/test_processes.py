@@ -14,14 +14,14 @@ import pytest
 from services.upscaler.conversion.random_weights import write_random
 from services.weights.model_folder import write_manifest
 from tests.triptych.command_line import Marked, command
-from triptych.processes import running_pipeline
-from triptych.run_spec import STAGES
+from triptych.cli.processes import running_pipeline
+from triptych.cli.run_options import STAGES
 
 # What `triptych up` does, with two services: the upscaler is the stage that starts quickest.
 PARENT = """
 import sys
-from triptych.foreground import run_in_foreground
-from triptych.up import keep_running
+from triptych.cli.signals import run_in_foreground
+from triptych.cli.up import keep_running
 run_in_foreground(keep_running({"upscaler": ["--port", "0", "--model", sys.argv[1]]}, ["--port", "0"]))
 """
 

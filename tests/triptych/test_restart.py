@@ -12,8 +12,8 @@ import pytest_asyncio
 from tests.gateway.runs_as_seen import spec
 from tests.gateway.scripted import scripted_stages
 from tests.triptych.command_line import ROOT, environment
+from triptych._reconnect import Backoff
 from triptych.client import Client
-from triptych.resume import Backoff
 
 # Starting a gateway takes longer than these tests: they share one, and its event loop.
 pytestmark = pytest.mark.asyncio(loop_scope="module")

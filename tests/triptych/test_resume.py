@@ -6,8 +6,8 @@ import grpc
 import pytest
 from hypothesis import given, strategies as st
 
+from triptych._reconnect import Backoff, repeated, resumed
 from triptych.errors import CallError, ErrorDetails, NoWorker, Unreachable
-from triptych.resume import Backoff, repeated, resumed
 from triptych.v1.pipeline_pb2 import Event, RunState
 
 AT_ONCE = Backoff(first_s=0, longest_s=0, give_up_after_s=60)

@@ -5,9 +5,9 @@ import pytest
 from tests.gateway.runs_as_seen import spec
 from tests.gateway.scripted import pipeline
 from tests.triptych.relay import relay
+from triptych._reconnect import Backoff
+from triptych._selection import image_names, selected_stage
 from triptych.client import Client, InvalidRequest, RequestIdReused
-from triptych.resume import Backoff
-from triptych.selection import image_names, selected_stage
 from triptych.spec import make_spec
 from triptych.v1.pipeline_pb2 import RefineStage, RunState, SelectImagesRequest, UpscaleStage
 

@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from tests.gateway.scripted import gateway_over, scripted_stages
-from triptych.bench import bench, fitted, measured
+from triptych.cli.bench import bench, fitted, measured
+from triptych.cli.simulation import Eviction, Load, StageModel, fewest_replicas, scale_next, simulate
 from triptych.credentials import Credentials
-from triptych.simulation import Eviction, Load, StageModel, fewest_replicas, scale_next, simulate
 
 INSTANT = StageModel(replicas=1, slots=1, fixed_s=0.0, each_s=1e-6)
 TIMES = {

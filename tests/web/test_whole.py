@@ -12,8 +12,8 @@ from PIL import Image
 from playwright.async_api import expect
 
 from tests.web.visitor import READY, open_page
-from triptych.processes import running_pipeline
-from triptych.run_spec import STAGES
+from triptych.cli.processes import running_pipeline
+from triptych.cli.run_options import STAGES
 
 PROMPT = "a green tent in the desert at sunset"
 SEED = 3

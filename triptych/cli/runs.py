@@ -8,17 +8,17 @@ from typing import Any
 import click
 from google.protobuf import json_format
 
-from triptych.album import Album
+from triptych._run_stream import RunStream
+from triptych.cli.credential_options import credential_options
+from triptych.cli.display import choose_display
+from triptych.cli.follow_run import Output, conclude, decide_show, follow, lost, words
+from triptych.cli.output_folder import Album
+from triptych.cli.run_tables import print_run, print_runs
+from triptych.cli.signals import run_in_foreground
 from triptych.client import Client, ImageLost, NotFound
 from triptych.credentials import Credentials
-from triptych.display import choose_display
-from triptych.following import Output, conclude, decide_show, follow, lost, words
-from triptych.foreground import run_in_foreground
-from triptych.gateway_options import credential_options
 from triptych.progress import RunProgress
 from triptych.result import Picture
-from triptych.run_stream import RunStream
-from triptych.run_tables import print_run, print_runs
 from triptych.v1.pipeline_pb2 import Image, Run, RunSpec
 
 DEFAULT_GATEWAY = "127.0.0.1:50050"
@@ -115,7 +115,7 @@ async def show(client: Client, run: str, out: Path | None, show: bool | None, as
         if images and not as_json:
             click.echo(f"all on one sheet: {album.write_contact_sheet()}")
     if shows_pictures:
-        from triptych.terminal_pictures import Shown, show_pictures
+        from triptych.cli.terminal_images import Shown, show_pictures
 
         show_pictures([Shown(image.data, words(Picture.of(image))) for image in images])
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 from google.protobuf import json_format
 
-from triptych.album import Album
+from triptych._run_stream import RunStream
+from triptych.cli.display import Display
+from triptych.cli.output_folder import Album
 from triptych.client import CallError
-from triptych.display import Display
 from triptych.progress import RunProgress
 from triptych.result import STAGE_TITLES, Picture, RunResult
-from triptych.run_stream import RunStream
 from triptych.v1.pipeline_pb2 import Event
 
 
@@ -105,7 +105,7 @@ def show(result: RunResult, output: Output) -> None:
     """Every stage's pictures in the terminal, but those that were shown before."""
     if not output.shows_pictures:
         return
-    from triptych.terminal_pictures import Shown, show_pictures
+    from triptych.cli.terminal_images import Shown, show_pictures
 
     for stage in STAGE_TITLES:
         pictures = [each for each in result.of_stage(stage) if each.data and each.name not in output.shown]
@@ -126,7 +126,7 @@ def decide_show(show: bool | None, *, as_json: bool) -> bool:
         return False
     if show is not None:
         return show
-    from triptych.terminal_pictures import can_ask_terminal
+    from triptych.cli.terminal_images import can_ask_terminal
 
     return can_ask_terminal()
 

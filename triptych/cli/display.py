@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from triptych.processes import ServiceReady
+from triptych.cli.processes import ServiceReady
 from triptych.progress import RunProgress, StageProgress
 from triptych.v1.pipeline_pb2 import Event
 

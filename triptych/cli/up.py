@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
-from triptych.foreground import run_in_foreground
-from triptych.gateway_options import FILE
-from triptych.processes import ServiceReady, running_pipeline
-from triptych.run_spec import STAGES, model_options, models_of
+from triptych.cli.credential_options import FILE
+from triptych.cli.processes import ServiceReady, running_pipeline
+from triptych.cli.run_options import STAGES, model_options, models_of
+from triptych.cli.signals import run_in_foreground
 
 GATEWAY_PORT = 50050
 HTTP_PORT = 8080

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
+from triptych._reconnect import Persistence
 from triptych.errors import CallError, DamagedImage, ErrorDetails
-from triptych.resume import Persistence
 from triptych.v1.pipeline_pb2 import DownloadImageResponse
 
 

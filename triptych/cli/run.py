@@ -7,19 +7,19 @@ from typing import Any
 
 import click
 
-from triptych.album import Album, slug
-from triptych.choosing import ask, can_ask
+from triptych._reconnect import Backoff
+from triptych.cli.choose_images import ask, can_ask
+from triptych.cli.credential_options import credential_options
+from triptych.cli.display import Display, choose_display
+from triptych.cli.follow_run import Output, conclude, decide_show, follow, show
+from triptych.cli.output_folder import Album, slug
+from triptych.cli.processes import Pipeline, running_pipeline
+from triptych.cli.run_options import RunOptions, check_options, model_options, models_of, run_options, to_spec
+from triptych.cli.signals import run_in_foreground
 from triptych.client import Client, Unreachable
 from triptych.credentials import Credentials
-from triptych.display import Display, choose_display
-from triptych.following import Output, conclude, decide_show, follow, show
-from triptych.foreground import run_in_foreground
-from triptych.gateway_options import credential_options
-from triptych.processes import Pipeline, running_pipeline
 from triptych.progress import RunProgress
 from triptych.result import RunResult
-from triptych.resume import Backoff
-from triptych.run_spec import RunOptions, check_options, model_options, models_of, run_options, to_spec
 from triptych.v1 import stage_pb2
 from triptych.v1.pipeline_pb2 import RefineStage, RunSpec
 from triptych.vocabulary import unknown_words

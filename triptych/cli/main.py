@@ -111,11 +111,13 @@ serve = with_environment(
 )
 
 COMMANDS = {
-    "run": LazyCommand("triptych.run", "run", "Make pictures from a prompt."),
-    "up": LazyCommand("triptych.up", "up", "Start all four services and keep them running."),
-    "runs": LazyCommand("triptych.runs", "runs", "List, show, watch, go on with, cancel and delete runs."),
+    "run": LazyCommand("triptych.cli.run", "run", "Make pictures from a prompt."),
+    "up": LazyCommand("triptych.cli.up", "up", "Start all four services and keep them running."),
+    "runs": LazyCommand(
+        "triptych.cli.runs", "runs", "List, show, watch, go on with, cancel and delete runs."
+    ),
     "models": LazyCommand(
-        "triptych.models", "models", "What a gateway serves, and which words it understands."
+        "triptych.cli.models", "models", "What a gateway serves, and which words it understands."
     ),
     "weights": LazyCommand(
         "services.weights.command", "weights", "Convert, make, check and list models.", "gateway"
@@ -127,9 +129,11 @@ COMMANDS = {
         "gateway.access.certs_command", "certs", "Make certificates of one's own.", "gateway"
     ),
     "deploy": LazyCommand("deploy.command", "deploy", "Run and scale the pipeline at a place.", "deploy"),
-    "bench": LazyCommand("triptych.bench", "bench", "Measure a deployment; simulate its latency and cost."),
-    "completion": LazyCommand("triptych.completion", "completion", "Completion for bash, zsh and fish."),
-    "health": LazyCommand("triptych.health", "health", "Ask a service whether it serves.", "gateway"),
+    "bench": LazyCommand(
+        "triptych.cli.bench", "bench", "Measure a deployment; simulate its latency and cost."
+    ),
+    "completion": LazyCommand("triptych.cli.completion", "completion", "Completion for bash, zsh and fish."),
+    "health": LazyCommand("triptych.cli.health", "health", "Ask a service whether it serves.", "gateway"),
 }
 
 

@@ -3,7 +3,7 @@
 import click
 from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
 
-from triptych.cli import COMPLETE_VARIABLE, PROGRAM, cli
+from triptych.cli.main import COMPLETE_VARIABLE, PROGRAM, cli
 
 SHELLS: dict[str, type[ShellComplete]] = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 HOW_TO = """\b

@@ -12,13 +12,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from triptych.client import Client
-from triptych.credentials import Credentials
-from triptych.foreground import run_in_foreground
-from triptych.gateway_options import credential_options
-from triptych.result import Picture
-from triptych.run_stream import RunStream
-from triptych.simulation import (
+from triptych._run_stream import RunStream
+from triptych.cli.credential_options import credential_options
+from triptych.cli.signals import run_in_foreground
+from triptych.cli.simulation import (
     STAGES,
     Eviction,
     Load,
@@ -28,6 +25,9 @@ from triptych.simulation import (
     scale_next,
     simulate,
 )
+from triptych.client import Client
+from triptych.credentials import Credentials
+from triptych.result import Picture
 from triptych.spec import make_spec
 from triptych.v1.stage_pb2 import Stage
 

@@ -4,8 +4,8 @@ import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from triptych.cli.credential_options import credential_options
 from triptych.credentials import SCHEME, Credentials
-from triptych.gateway_options import credential_options
 
 
 @click.command()

@@ -3,8 +3,8 @@
 import click
 from google.protobuf import json_format
 
+from triptych.cli.runs import asks_gateway
 from triptych.client import Client
-from triptych.runs import asks_gateway
 from triptych.v1.pipeline_pb2 import ListModelsResponse
 from triptych.v1.stage_pb2 import Stage
 

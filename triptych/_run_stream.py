@@ -9,10 +9,10 @@ from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Self
 
+from triptych._reconnect import Backoff, resumed
 from triptych.errors import CallError, to_run_error
 from triptych.notebook import choose_sheet
 from triptych.result import RunResult
-from triptych.resume import Backoff, resumed
 from triptych.v1.pipeline_pb2 import Event, RunError, RunState
 
 
