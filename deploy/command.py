@@ -16,7 +16,7 @@ import click
 
 from deploy.deployer import STAGES, DeployError, Worker, check_name
 from deploy.gateway import GATEWAY, LocalGateway
-from deploy.local import LocalDeployer
+from deploy.local.deployer import LocalDeployer
 from deploy.meadowrun.command import meadowrun
 from deploy.place import FILE, FOLDER, LIST, Place, folder_of, local_gateway, name_option
 
@@ -48,8 +48,8 @@ def local(ctx: click.Context, name: str) -> None:
 @click.pass_context
 def ssh(ctx: click.Context, name: str, machines: Path, certificates: Path | None) -> None:
     """On machines of one's own, by ssh; the gateway runs here."""
-    from deploy.machines import read_machines
-    from deploy.ssh import SshDeployer
+    from deploy.ssh.deployer import SshDeployer
+    from deploy.ssh.machine_list import read_machines
 
     warn = partial(click.echo, err=True)
     listed = read_machines(machines)
@@ -75,7 +75,7 @@ def compose(
     ctx: click.Context, name: str, files: tuple[Path, ...], gpu: bool, build: bool, monitoring: bool
 ) -> None:  # fmt: skip
     """As containers of a Docker engine, by docker-compose.yml; the gateway is one of them."""
-    from deploy.compose import COMPOSE_FILE, GPU_FILE, ComposeDeployer, ComposeGateway
+    from deploy.compose.deployer import COMPOSE_FILE, GPU_FILE, ComposeDeployer, ComposeGateway
 
     deployer = ComposeDeployer(check_name(name), [*(files or [COMPOSE_FILE]), *([GPU_FILE] if gpu else [])])
     gateway = ComposeGateway(deployer.engine, monitoring=monitoring)

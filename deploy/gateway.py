@@ -8,7 +8,7 @@ from typing import Protocol
 import psutil
 
 from deploy.deployer import DeployError
-from deploy.tagged import TaggedProcesses
+from deploy.tagged_processes import TaggedProcesses
 
 GATEWAY = "gateway"
 START_TIMEOUT_S = 300.0

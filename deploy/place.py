@@ -10,7 +10,7 @@ import click
 from deploy.deployer import Deployer
 from deploy.deployment import Deployment
 from deploy.gateway import Gateway, LocalGateway
-from deploy.tagged import TaggedProcesses
+from deploy.tagged_processes import TaggedProcesses
 from services.weights.cache import user_cache
 
 LIST = "workers.json"

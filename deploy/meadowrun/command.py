@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from deploy.deployer import STAGES, check_name
-from deploy.meadowrun.asking import Bridge
+from deploy.meadowrun.bridge_client import Bridge
 from deploy.meadowrun.deployer import MeadowrunDeployer, bridge_of
 from deploy.meadowrun.jobs import Needs, Settings
 from deploy.place import FOLDER, Place, folder_of, local_gateway, name_option

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.answering import trouble_with
 from deploy.deployer import STAGES, DeployError, Leftovers, Offer, State, Worker
-from deploy.meadowrun.asking import Bridge
+from deploy.health_check import trouble_with
+from deploy.meadowrun.bridge_client import Bridge
 from deploy.meadowrun.jobs import PORT, Needs, Settings, files_of, job_of, started_from
 from triptych.credentials import Credentials
 
@@ -285,9 +285,9 @@ def bridge_of(folder: Path, tell: Callable[[str], None]) -> Bridge:
     """The real one, in Meadowrun's environment, which is made at its first use."""
 
     def command() -> Sequence[str]:
-        from deploy.meadowrun.environment import ensure_environment
+        from deploy.meadowrun.virtualenv import ensure_environment
 
-        return [str(ensure_environment(tell)), "-u", str(Path(__file__).with_name("bridge.py"))]
+        return [str(ensure_environment(tell)), "-u", str(Path(__file__).with_name("bridge") / "main.py")]
 
     return Bridge(command, folder / "meadowrun.log", tell)
 

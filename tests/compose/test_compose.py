@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from deploy.compose import Container, Engine
+from deploy.compose.deployer import Container, Engine
 from deploy.deployer import STAGES
 from tests.deploy.kustomized import read_documents
 from triptych.blocking import Client

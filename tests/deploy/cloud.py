@@ -22,10 +22,10 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from moto.server import ThreadedMotoServer
 
-from deploy.meadowrun.asking import Bridge
+from deploy.meadowrun.bridge_client import Bridge
 from deploy.meadowrun.deployer import MeadowrunDeployer
-from deploy.meadowrun.environment import ensure_environment
 from deploy.meadowrun.jobs import Settings
+from deploy.meadowrun.virtualenv import ensure_environment
 from tests.deploy import stage_command
 from tests.deploy.sshd import Sshd, running_sshd
 
@@ -106,7 +106,7 @@ class Cloud:
     def bridge(self) -> Bridge:
         """One with a process of its own."""
         patches = {
-            "folder": str(ROOT / "deploy" / "meadowrun"),
+            "folder": str(ROOT / "deploy" / "meadowrun" / "bridge"),
             "port": self.sshd.port,
             "prices": PRICES,
         }

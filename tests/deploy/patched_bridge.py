@@ -17,8 +17,8 @@ sys.path.insert(0, SETTINGS["folder"])
 
 import asyncssh  # noqa: E402 - of Meadowrun's environment, as all below
 import boto3  # noqa: E402
-import bridge  # noqa: E402
 import ec2 as machines  # noqa: E402
+import main as bridge  # noqa: E402
 import meadowrun.ssh  # noqa: E402
 import psutil  # noqa: E402
 from meadowrun.aws_integration import aws_install_uninstall, ec2, ec2_pricing  # noqa: E402

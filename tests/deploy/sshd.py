@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from deploy.machines import Machine
+from deploy.ssh.machine_list import Machine
 from tests.deploy.stage_command import write_command
 
 HOST = "127.0.0.1"

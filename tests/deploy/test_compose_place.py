@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from deploy.command import deploy
-from deploy.compose import ComposeDeployer
+from deploy.compose.deployer import ComposeDeployer
 from deploy.deployer import DeployError
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy.compose import COMPOSE_FILE, ComposeDeployer
+from deploy.compose.deployer import COMPOSE_FILE, ComposeDeployer
 from deploy.deployer import Deployer, DeployError, State, Worker, workers_file
 from deploy.deployment import Deployment
-from deploy.local import LocalDeployer
-from deploy.machines import Machines
-from deploy.ssh import SshDeployer
+from deploy.local.deployer import LocalDeployer
+from deploy.ssh.deployer import SshDeployer
+from deploy.ssh.machine_list import Machines
 from tests.deploy.sshd import machine_of
 
 Make = Callable[..., Deployer]

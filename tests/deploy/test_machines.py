@@ -3,7 +3,7 @@
 import pytest
 
 from deploy.deployer import DeployError
-from deploy.machines import read_machines
+from deploy.ssh.machine_list import read_machines
 
 WHOLE = """
 [[machine]]

@@ -17,7 +17,7 @@ import deploy.meadowrun.command as meadowrun_command
 from deploy.command import deploy
 from deploy.deployer import DeployError, State
 from deploy.deployment import Deployment
-from deploy.meadowrun.asking import Bridge
+from deploy.meadowrun.bridge_client import Bridge
 from deploy.meadowrun.deployer import MeadowrunDeployer
 from deploy.meadowrun.jobs import Needs
 from services.weights.catalog import known_model
@@ -28,7 +28,7 @@ from triptych.spec import make_spec
 
 pytestmark = [pytest.mark.meadowrun, pytest.mark.timeout(600)]
 
-BRIDGE = Path(__file__).parents[2] / "deploy" / "meadowrun" / "bridge.py"
+BRIDGE = Path(__file__).parents[2] / "deploy" / "meadowrun" / "bridge" / "main.py"
 NETWORK = Path(__file__).parents[1] / "golden" / "upscaler" / "nearest3conv_x4.safetensors"
 
 Make = Callable[..., MeadowrunDeployer]

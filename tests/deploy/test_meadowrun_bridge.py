@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from deploy.deployer import DeployError, Offer, State
 from deploy.deployment import Deployment
-from deploy.meadowrun import environment
-from deploy.meadowrun.asking import Bridge
+from deploy.meadowrun import virtualenv
+from deploy.meadowrun.bridge_client import Bridge
 from deploy.meadowrun.deployer import MeadowrunDeployer, hourly
 from deploy.meadowrun.jobs import Settings
 from gateway.access.certs_command import certs
@@ -239,7 +239,7 @@ def test_evictions_a_month_are_offered_as_evictions_an_hour(start: Start):
 
 
 def test_meadowruns_environment_is_pinned_to_the_last_library():
-    lines = environment.CONSTRAINTS.read_text().splitlines()
+    lines = virtualenv.CONSTRAINTS.read_text().splitlines()
     pins = [line for line in lines if not line.startswith("#")]
-    assert f"meadowrun=={environment.VERSION}" in pins
+    assert f"meadowrun=={virtualenv.VERSION}" in pins
     assert all("==" in line for line in pins)

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from deploy.command import deploy
 from deploy.deployer import DeployError, State
 from deploy.deployment import Deployment
-from deploy.machines import Machine, Machines
-from deploy.ssh import SshDeployer
-from deploy.ssh_connection import Unreachable
+from deploy.ssh.connection import Unreachable
+from deploy.ssh.deployer import SshDeployer
+from deploy.ssh.machine_list import Machine, Machines
 from gateway.access.certs_command import certs
 from tests.deploy.sshd import Sshd, machine_of, make_key, running_sshd
 from triptych.blocking import Client

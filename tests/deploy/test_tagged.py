@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from deploy.tagged import TaggedProcesses
+from deploy.tagged_processes import TaggedProcesses
 
 
 def test_a_process_is_found_by_its_number_as_soon_as_it_is_started(tmp_path: Path):

@@ -20,7 +20,7 @@ from typing import Any
 from deploy.deployer import STAGES, DeployError, Leftovers, Offer, State, Worker
 from deploy.gateway import GATEWAY
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
 GPU_FILE = ROOT / "docker-compose.gpu.yml"
 PROJECT = "com.docker.compose.project"

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deploy.deployer import DeployError
-from deploy.machines import Machine
+from deploy.ssh.machine_list import Machine
 
 CONNECT_TIMEOUT_S = 10
 # Of a whole command; the longest waits for workers that end.

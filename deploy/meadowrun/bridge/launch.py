@@ -13,12 +13,12 @@ import boto3
 import botocore.exceptions
 import meadowrun
 import meadowrun.ssh
-from connections import connected  # type: ignore[import-not-found]  # beside this file
 from instances import TAG, described, release, tag, tags_of  # type: ignore[import-not-found]  # as that one
 from meadowrun.aws_integration import ec2_instance_allocation as allocation
 from meadowrun.aws_integration.ec2_ssh_keys import get_meadowrun_ssh_key
 from meadowrun.instance_allocation import allocate_single_job_to_instance
 from meadowrun.run_job_core import WaitOption
+from ssh_connections import connected  # type: ignore[import-not-found]  # beside this file
 
 # On machines, for all jobs of one.
 FOLDER = "/var/meadowrun"

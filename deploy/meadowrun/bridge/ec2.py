@@ -1,6 +1,6 @@
 """What is done on EC2 through Meadowrun, and with its tags. Runs in Meadowrun's own environment, behind the bridge.
 
-With `account.py`, `launching.py`, `instances.py` and `connections.py` all that imports Meadowrun and speaks to AWS. Of
+With `aws_account.py`, `launch.py`, `instances.py` and `ssh_connections.py` all that imports Meadowrun and speaks to AWS. Of
 Triptych they know tags, and commands that they are given; nothing of it can be imported here.
 """
 
@@ -9,14 +9,13 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-import account  # type: ignore[import-not-found]  # beside this file, as those below
 import asyncssh
+import aws_account  # type: ignore[import-not-found]  # beside this file, as those below
 import boto3
 import botocore.exceptions
 import meadowrun
 import meadowrun.ssh
-from account import Refused, prepare_session
-from connections import connected, shell  # type: ignore[import-not-found]
+from aws_account import Refused, prepare_session
 from instances import (  # type: ignore[import-not-found]
     KEPT,
     TAG,
@@ -26,11 +25,12 @@ from instances import (  # type: ignore[import-not-found]
     tag,
     tags_of,
 )
-from launching import FOLDER, TaggedMachine  # type: ignore[import-not-found]
+from launch import FOLDER, TaggedMachine  # type: ignore[import-not-found]
 from meadowrun.aws_integration import ec2_pricing
 from meadowrun.aws_integration.aws_core import MeadowrunAWSAccessError, MeadowrunNotInstalledError
 from meadowrun.meadowrun_pb2 import ProcessState
 from meadowrun.run_job_core import MeadowrunException
+from ssh_connections import connected, shell  # type: ignore[import-not-found]
 
 __all__ = ["DO", "EXPECTED", "followed", "in_words", "prepare_session"]
 
@@ -191,7 +191,7 @@ async def give_back(region: str, instances: Sequence[str]) -> list[str]:
 
 
 DO: dict[str, Callable[..., Awaitable[Any]]] = {
-    "check": account.check,
+    "check": aws_account.check,
     "offers": offers,
     "launch": launch,
     "machines": machines,
@@ -200,8 +200,8 @@ DO: dict[str, Callable[..., Awaitable[Any]]] = {
     "drain": drain,
     "log": log,
     "give_back": give_back,
-    "install": account.install,
-    "grant": account.grant,
-    "clean": account.clean,
-    "uninstall": account.uninstall,
+    "install": aws_account.install,
+    "grant": aws_account.grant,
+    "clean": aws_account.clean,
+    "uninstall": aws_account.uninstall,
 }

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from deploy import ssh_scripts
-from deploy.answering import trouble_with
 from deploy.deployer import STAGES, DeployError, Leftovers, Offer, State, Worker
-from deploy.machines import Machine, Machines
-from deploy.ssh_connection import Connection, Unreachable
+from deploy.health_check import trouble_with
+from deploy.ssh import scripts
+from deploy.ssh.connection import Connection, Unreachable
+from deploy.ssh.machine_list import Machine, Machines
 from triptych.credentials import Credentials
 
 STOP_TIMEOUT_S = 10
@@ -145,7 +145,7 @@ class SshDeployer:
 
     def logs(self, worker_id: str, *, num_lines: int = 50) -> str:
         machine, number = self._of(worker_id)
-        lines = self._run(machine, ssh_scripts.LOGS, number, str(num_lines)) if machine else []
+        lines = self._run(machine, scripts.LOGS, number, str(num_lines)) if machine else []
         if not lines:
             raise DeployError(f"there is no log of {worker_id} on {', '.join(self._machines)}")
         return "\n".join(lines)
@@ -153,19 +153,19 @@ class SshDeployer:
     def drain(self, worker_id: str) -> None:
         machine, number = self._of(worker_id)
         if machine:
-            self._run(machine, ssh_scripts.DRAIN, number)
+            self._run(machine, scripts.DRAIN, number)
 
     def stop(self, worker_id: str) -> None:
         machine, number = self._of(worker_id)
         if machine:
-            self._run(machine, ssh_scripts.STOP, number, str(STOP_TIMEOUT_S))
+            self._run(machine, scripts.STOP, number, str(STOP_TIMEOUT_S))
 
     def teardown(self) -> Leftovers:
         """A machine that cannot be reached may still run what it ran, so it counts as left."""
 
         def end(machine: Machine) -> list[str]:
             try:
-                left = self._run(machine, ssh_scripts.TEARDOWN, str(STOP_TIMEOUT_S))
+                left = self._run(machine, scripts.TEARDOWN, str(STOP_TIMEOUT_S))
             except DeployError as error:
                 return [f"whatever runs on {machine.name} ({error})"]
             return [f"{thing} on {machine.name}" for thing in left]
@@ -200,7 +200,7 @@ class SshDeployer:
             )
         self._run(
             machine,
-            ssh_scripts.LAUNCH,
+            scripts.LAUNCH,
             *(worker.folder, machine.triptych),
             *(f"{name}={value}" for name, value in settings.items()),
             *("--", "yes" if files else "no", stage, *options),
@@ -236,7 +236,7 @@ class SshDeployer:
 
         def ask(machine: Machine) -> list[Found] | Unreachable:
             try:
-                return _listed(machine, self._run(machine, ssh_scripts.LIST))
+                return _listed(machine, self._run(machine, scripts.LIST))
             except Unreachable as error:
                 return error
 

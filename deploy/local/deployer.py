@@ -7,9 +7,9 @@ from pathlib import Path
 
 import psutil
 
-from deploy.answering import trouble_with
 from deploy.deployer import STAGES, DeployError, Leftovers, Offer, State, Worker
-from deploy.tagged import TaggedProcesses, kill
+from deploy.health_check import trouble_with
+from deploy.tagged_processes import TaggedProcesses, kill
 
 
 class LocalDeployer:
