@@ -1,12 +1,12 @@
 /** Puts the page together: the form begins runs, the address says which is open, the models say what can be asked for. */
 
-import { Ask } from "./ask.js";
+import { Ask } from "./prompt_form.js";
 import { byId, make, prefersStillness } from "./dom.js";
-import { createRun, insist, listModels, newRequestId } from "./gateway.js";
-import { Past } from "./past.js";
-import { calm, say, trouble } from "./says.js";
-import { Session } from "./session.js";
-import { WORKERS } from "./words.js";
+import { createRun, insist, listModels, newRequestId } from "./api.js";
+import { Past } from "./run_history.js";
+import { calm, say, trouble } from "./notifications.js";
+import { Session } from "./run_controller.js";
+import { WORKERS } from "./labels.js";
 
 const MODELS_EVERY_MS = 5_000;
 const MODELS_SELDOM_MS = 10_000;

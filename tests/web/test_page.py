@@ -208,7 +208,7 @@ async def test_a_run_that_waits_for_a_choice_can_be_deleted(visitor):
 
 async def test_a_page_that_lacks_a_file_says_so(browser, gateway):
     visitor = await open_page(browser, gateway.url)
-    await visitor.page.route("**/web/words.js", lambda route: route.abort())
+    await visitor.page.route("**/web/labels.js", lambda route: route.abort())
     await visitor.page.goto(gateway.url)
     await expect(visitor.page.get_by_text("The page did not load as a whole")).to_be_visible()
 
@@ -226,7 +226,7 @@ async def test_a_place_in_the_queue_is_told(visitor, stages):
 async def test_the_time_that_is_left_is_measured_from_the_pace(visitor):
     seconds = await visitor.page.evaluate(
         """async () => {
-            const { Pace } = await import("./web/pace.js");
+            const { Pace } = await import("./web/eta.js");
             const pace = new Pace();
             const told = [pace.secondsFor(2)];
             for (let second = 0; second <= 8; second++) pace.note("generate", second * 1000, second / 4);

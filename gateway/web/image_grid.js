@@ -1,11 +1,11 @@
 /** A panel of pictures to choose from: the sketches, or the variations of one of them. */
 
 import { arrange, make, moveByArrows, set } from "./dom.js";
-import { Card } from "./card.js";
-import { MANY } from "./words.js";
+import { Card } from "./image_card.js";
+import { MANY } from "./labels.js";
 
-/** @typedef {import("./run.js").Picture} Picture */
-/** @typedef {import("./run.js").Run} Run */
+/** @typedef {import("./run_state.js").Picture} Picture */
+/** @typedef {import("./run_state.js").Run} Run */
 
 /**
  * @typedef {object} Shown

@@ -1,11 +1,11 @@
 /** One picture of a panel: a blur that sharpens, then something to click. */
 
 import { make, set } from "./dom.js";
-import { show } from "./pictures.js";
-import { doneOf } from "./run.js";
-import { capital, nameOf, scoreText } from "./words.js";
+import { show } from "./image_urls.js";
+import { doneOf } from "./run_state.js";
+import { capital, nameOf, scoreText } from "./labels.js";
 
-/** @typedef {import("./run.js").Picture} Picture */
+/** @typedef {import("./run_state.js").Picture} Picture */
 
 /**
  * @typedef {object} Look what a card needs to know beside its picture

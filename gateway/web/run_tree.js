@@ -1,11 +1,11 @@
 /** The whole run as a tree: each sketch that was taken further, what became of it, and of that. One click goes there. */
 
 import { arrange, byId, make, moveByArrows, set } from "./dom.js";
-import { show } from "./pictures.js";
-import { capital, nameOf, scoreText } from "./words.js";
+import { show } from "./image_urls.js";
+import { capital, nameOf, scoreText } from "./labels.js";
 
-/** @typedef {import("./run.js").Picture} Picture */
-/** @typedef {import("./run.js").Run} Run */
+/** @typedef {import("./run_state.js").Picture} Picture */
+/** @typedef {import("./run_state.js").Run} Run */
 
 export class Tree {
   /** @param {(name: string) => void} onPick */

@@ -1,6 +1,6 @@
 /** What is known of a run, from its events: its pictures, how far each is, and what came of what. No element, no fetch. */
 
-import { Pace } from "./pace.js";
+import { Pace } from "./eta.js";
 
 /**
  * @typedef {"generate"|"refine"|"upscale"} StageName

@@ -1,6 +1,6 @@
 /** The page's words: what stages, states and errors are called, and what to do about them. */
 
-/** @typedef {import("./run.js").Picture} Picture */
+/** @typedef {import("./run_state.js").Picture} Picture */
 
 /** @type {Object<string, string>} one picture of a stage, and several */
 export const ONE = { generate: "sketch", refine: "variation", upscale: "enlargement" };
@@ -43,7 +43,7 @@ export function stateInWords(state) {
   return STATES[/** @type {keyof typeof STATES} */ (state)] ?? state;
 }
 
-/** @param {import("./gateway.js").GatewayError|{reason: string, message: string}} error @returns {string} */
+/** @param {import("./api.js").GatewayError|{reason: string, message: string}} error @returns {string} */
 export function errorInWords(error) {
   const violations = Object.entries(/** @type {any} */ (error).violations ?? {});
   if (violations.length) {

@@ -1,18 +1,18 @@
 /** The run that is open: followed, shown in the panels, chosen from. One is open at a time. */
 
 import { byId, make, prefersStillness, set } from "./dom.js";
-import { Easel } from "./easel.js";
-import { Follower } from "./follow.js";
-import { GatewayError, cancelRun, getRun, insist, newRequestId, selectImages } from "./gateway.js";
-import { Panel, bestOf } from "./panel.js";
-import { download } from "./pictures.js";
-import { Run } from "./run.js";
-import { calm, connection, say, trouble } from "./says.js";
-import { Tree } from "./tree.js";
-import { Viewer } from "./viewer.js";
-import { MANY, WORKERS, capital, duration, errorInWords, fileName, nameOf, stateInWords } from "./words.js";
+import { Easel } from "./image_detail.js";
+import { Follower } from "./event_stream.js";
+import { GatewayError, cancelRun, getRun, insist, newRequestId, selectImages } from "./api.js";
+import { Panel, bestOf } from "./image_grid.js";
+import { download } from "./image_urls.js";
+import { Run } from "./run_state.js";
+import { calm, connection, say, trouble } from "./notifications.js";
+import { Tree } from "./run_tree.js";
+import { Viewer } from "./image_viewer.js";
+import { MANY, WORKERS, capital, duration, errorInWords, fileName, nameOf, stateInWords } from "./labels.js";
 
-/** @typedef {import("./run.js").Picture} Picture */
+/** @typedef {import("./run_state.js").Picture} Picture */
 
 export class Session {
   /**

@@ -1,11 +1,11 @@
 /** The third panel: the picture that is looked at, beside what it was made from, and what can be done with it. */
 
 import { make, set } from "./dom.js";
-import { Compare } from "./compare.js";
-import { capital, duration, nameOf, scoreText } from "./words.js";
+import { Compare } from "./compare_slider.js";
+import { capital, duration, nameOf, scoreText } from "./labels.js";
 
-/** @typedef {import("./run.js").Picture} Picture */
-/** @typedef {import("./run.js").Run} Run */
+/** @typedef {import("./run_state.js").Picture} Picture */
+/** @typedef {import("./run_state.js").Run} Run */
 
 /**
  * @typedef {object} Actions

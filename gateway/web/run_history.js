@@ -1,11 +1,11 @@
 /** The runs that there were: they outlive this page and the gateway's process. */
 
 import { byId, make, set } from "./dom.js";
-import { GatewayError, cancelRun, deleteRun, listRuns } from "./gateway.js";
-import { addressOf } from "./pictures.js";
-import { STAGE_NAMES, stateOf } from "./run.js";
-import { ask, say, trouble } from "./says.js";
-import { ago, stateInWords } from "./words.js";
+import { GatewayError, cancelRun, deleteRun, listRuns } from "./api.js";
+import { addressOf } from "./image_urls.js";
+import { STAGE_NAMES, stateOf } from "./run_state.js";
+import { ask, say, trouble } from "./notifications.js";
+import { ago, stateInWords } from "./labels.js";
 
 const PAGE_SIZE = 12;
 

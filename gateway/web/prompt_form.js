@@ -2,7 +2,7 @@
 
 import { byId, make } from "./dom.js";
 import { knownTo, unknownWords } from "./vocabulary.js";
-import { STAGE_NAMES } from "./run.js";
+import { STAGE_NAMES } from "./run_state.js";
 
 const NUM_EXAMPLES = 5;
 // So many previews of a picture are worth their decoding.

@@ -1,11 +1,11 @@
 /** Two pictures on top of each other and a line to drag between them: what a picture was, and what became of it. */
 
 import { make, set } from "./dom.js";
-import { show } from "./pictures.js";
-import { doneOf } from "./run.js";
-import { capital, nameOf } from "./words.js";
+import { show } from "./image_urls.js";
+import { doneOf } from "./run_state.js";
+import { capital, nameOf } from "./labels.js";
 
-/** @typedef {import("./run.js").Picture} Picture */
+/** @typedef {import("./run_state.js").Picture} Picture */
 
 export class Compare {
   constructor() {

@@ -1,6 +1,6 @@
 /** Follows a run's events over connections that may break: what has come is never asked for again. */
 
-import { GatewayError, fetchFrom } from "./gateway.js";
+import { GatewayError, fetchFrom } from "./api.js";
 
 // The gateway shows a sign of life every 15 s: silence of more than two of them is a dead connection.
 const SILENCE_MS = 35_000;

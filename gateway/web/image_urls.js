@@ -1,8 +1,8 @@
 /** Where an <img> finds its picture: previews from the events, finished ones from the gateway, with the token if need be. */
 
-import { fetchFrom, token } from "./gateway.js";
+import { fetchFrom, token } from "./api.js";
 
-/** @typedef {import("./run.js").Picture} Picture */
+/** @typedef {import("./run_state.js").Picture} Picture */
 
 // Files fetched with a token, by their sha256, the oldest forgotten first.
 const MAX_FETCHED = 256;

@@ -1,8 +1,8 @@
 /** What the page says aside from the pictures: troubles with a way out, the state of the connection, news for ears. */
 
 import { byId, make } from "./dom.js";
-import { GatewayError, keepToken } from "./gateway.js";
-import { errorInWords } from "./words.js";
+import { GatewayError, keepToken } from "./api.js";
+import { errorInWords } from "./labels.js";
 
 const MIN_BETWEEN_MS = 3_000;
 

@@ -1,8 +1,8 @@
 /** A picture at full size, over everything: zoom by wheel, pinch, keys or buttons; drag or arrow keys to move it. */
 
 import { byId, make, set } from "./dom.js";
-import { addressOf } from "./pictures.js";
-import { capital, nameOf } from "./words.js";
+import { addressOf } from "./image_urls.js";
+import { capital, nameOf } from "./labels.js";
 
 const MIN_SCALE = 0.1;
 const MAX_SCALE = 32;
@@ -10,7 +10,7 @@ const KEY_STEP = 1.25;
 const KEY_MOVE_PX = 60;
 
 export class Viewer {
-  /** @param {(picture: import("./run.js").Picture) => void} onDownload */
+  /** @param {(picture: import("./run_state.js").Picture) => void} onDownload */
   constructor(onDownload) {
     this.dialog = byId("viewer");
     this.img = make("img", { alt: "", draggable: false });
@@ -65,7 +65,7 @@ export class Viewer {
     addEventListener("resize", () => this.dialog.open && this.fit());
   }
 
-  /** @param {import("./run.js").Picture} picture @param {string} prompt */
+  /** @param {import("./run_state.js").Picture} picture @param {string} prompt */
   async open(picture, prompt) {
     this.picture = picture;
     const { width, height, sha256 } = picture.image;
