@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from gateway.access.certs_command import files_of
-from gateway.service import serve as serve_gateway
+from gateway.command import serve as serve_gateway
 from gateway.stages import STAGES
 from services.generator.service import serve as serve_generator
 from services.refiner.service import serve as serve_refiner

@@ -15,10 +15,10 @@ import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gateway.access.authentication import Authentication, TokenInterceptor
+from gateway.grpc_service import SERVICE, PipelineService
 from gateway.journal.journal import open_journal
 from gateway.pipeline import Pipeline as Facade
 from gateway.runs.manager import Bounds, Runs
-from gateway.service import SERVICE, PipelineService
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
 from gateway.store import open_store
 from gateway.workers.discovery import Discovery

@@ -14,10 +14,10 @@ from starlette.routing import Mount
 from gateway.access.authentication import Authentication
 from gateway.access.caller import Caller
 from gateway.access.token_file import new_token, write_tokens
+from gateway.grpc_service import SERVICE
 from gateway.http.app import ROUTES
 from gateway.http.context import Api
 from gateway.http.server import serving_http
-from gateway.service import SERVICE
 from tests.gateway.runs_as_seen import ready, spec
 from tests.gateway.scripted import pipeline
 from triptych.client import Client

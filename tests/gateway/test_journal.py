@@ -11,7 +11,7 @@ import pytest
 from gateway.journal.journal import open_journal
 from gateway.journal.reader import JournalFailed
 from gateway.journal.schema import BadJournal
-from gateway.keeping import Places, kept_at
+from gateway.server import StorageLocations, open_storage
 from tests.gateway.runs_as_seen import ALL, finished, run_finished, spec
 from tests.gateway.scripted import gateway_over, pipeline, scripted_stages
 from triptych.errors import CallError
@@ -91,7 +91,7 @@ async def test_a_database_that_nobody_serves_is_refused(tmp_path):
 
 
 async def test_nothing_is_left_of_a_journal_that_is_none():
-    async with kept_at(Places("none")) as (journal, store):
+    async with open_storage(StorageLocations("none")) as (journal, store):
         folder = journal.engine.url.database.rpartition("/")[0]
         sha256 = await store.put(b"a picture")
         assert await store.get(sha256) == b"a picture"

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from gateway.access.certs_command import certs
 from gateway.access.tokens_command import tokens
-from gateway.service import serve
+from gateway.command import serve
 from services.errors import TriptychError
 from services.serving.listen_options import UnsafeAddress
 from tests.gateway.runs_as_seen import spec

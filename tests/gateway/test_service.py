@@ -222,6 +222,6 @@ async def test_a_finished_run_that_failed_is_watched_to_its_end(gateway):
 
 
 def test_the_gateway_imports_no_network():
-    script = "import gateway.service, sys; print([m for m in ('jax', 'torch') if m in sys.modules])"
+    script = "import gateway.command, sys; print([m for m in ('jax', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

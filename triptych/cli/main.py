@@ -103,7 +103,7 @@ SERVICES = {
     "upscaler": LazyCommand(
         "services.upscaler.service", "serve", "Pictures 4x as large (SwinIR, PyTorch).", "upscaler"
     ),
-    "gateway": LazyCommand("gateway.service", "serve", "The pipeline over the three stages.", "gateway"),
+    "gateway": LazyCommand("gateway.command", "serve", "The pipeline over the three stages.", "gateway"),
 }
 
 serve = with_environment(

@@ -1,0 +1,296 @@
+"""`triptych serve gateway`: its options, checked and handed to server.py."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from gateway.access.authentication import Authentication
+from gateway.runs.admission import Room
+from gateway.runs.retention import DAY_S, Keep
+from gateway.server import GatewayOptions, StorageLocations, run_gateway
+from gateway.stages import STAGES
+from gateway.workers.retry_policy import Patience
+from gateway.workers.targets import Target, WorkersFile, parse_target
+from services.serving.listen_options import FILE, certificate_of, check_address, tls_options
+from services.serving.log_format import start_logging
+from services.serving.tls import CertificateFiles
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class ByteSize(click.ParamType[int, str | int]):
+    name = "BYTES"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        number, unit = value[:-1], value[-1:].upper()
+        if unit not in _UNITS:
+            number, unit = value, ""
+        if not number.isdecimal():
+            self.fail(f"expected a number of bytes, such as 500M or 20G, got {value!r}", param, ctx)
+        return int(number) * _UNITS[unit]
+
+
+class TargetType(click.ParamType[Target, str | Target]):
+    name = "HOST:PORT"
+
+    def convert(
+        self, value: str | Target, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Target:
+        if isinstance(value, Target):
+            return value
+        try:
+            return parse_target(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--journal, --store, --keep-days and --keep-bytes."""
+    journal = click.option(
+        "--journal",
+        default="",
+        metavar="PATH|URL|none",
+        help="What keeps the runs: a SQLite file, or postgresql://... for several gateways; none: they end with the "
+        "process.  [default: journal.db in ~/.local/share/triptych]",
+    )
+    store = click.option(
+        "--store",
+        default="",
+        metavar="FOLDER|URL",
+        help="What keeps the pictures: a folder, or s3://BUCKET/PREFIX.  [default: pictures in the same place]",
+    )
+    keep_days = click.option(
+        "--keep-days",
+        type=click.FloatRange(0, min_open=True),
+        help="Runs that ended longer ago are let go, with their pictures.  [default: none]",
+    )
+    keep_bytes = click.option(
+        "--keep-bytes",
+        type=ByteSize(),
+        help="Where all pictures take more, the oldest finished runs are let go: 500M, 20G.  [default: no limit]",
+    )
+    return journal(store(keep_days(keep_bytes(command))))
+
+
+_WORK_OPTIONS = (
+    click.option(
+        "--workers-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help='More workers, as JSON: {"generator": ["HOST:PORT"], "refiner": [], "upscaler": []}; read again when it changes.',
+    ),
+    click.option(
+        "--max-runs", type=click.IntRange(1), default=64, show_default=True, help="Runs under way at once."
+    ),
+    click.option(
+        "--max-queued-runs",
+        type=click.IntRange(0),
+        default=256,
+        show_default=True,
+        help="Runs that wait for their turn; further ones are refused with QUEUE_FULL.",
+    ),
+    click.option(
+        "--max-runs-per-caller",
+        type=click.IntRange(1),
+        help="Runs of one caller under way at once, unless its token says otherwise.  [default: all]",
+    ),
+    click.option(
+        "--max-queued-runs-per-caller",
+        type=click.IntRange(0),
+        default=64,
+        show_default=True,
+        help="Runs of one caller that wait, likewise; further ones are refused with RATE_LIMITED.",
+    ),
+    click.option(
+        "--stall-timeout",
+        type=click.FloatRange(1),
+        default=300.0,
+        show_default=True,
+        help="Seconds of silence after which a worker that makes a picture is taken for lost.",
+    ),
+    click.option(
+        "--worker-timeout",
+        type=click.FloatRange(0),
+        default=300.0,
+        show_default=True,
+        help="Seconds that an image waits for a worker when there is none.",
+    ),
+    click.option(
+        "--max-workers-per-image",
+        type=click.IntRange(1),
+        default=3,
+        show_default=True,
+        help="Workers that may fail of an image before it is given up as their cause.",
+    ),
+)
+
+
+def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of how much is done at once and how long a worker is waited for."""
+    for option in reversed(_WORK_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command("gateway")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=50050, show_default=True, help="0: any free one."
+)
+@click.option(
+    "--generator",
+    type=TargetType(),
+    multiple=True,
+    default=["127.0.0.1:50051"],
+    show_default=True,
+    help="A generator; repeat it for more. dns:NAME:PORT: one at every address of the name.",
+)
+@click.option(
+    "--refiner",
+    type=TargetType(),
+    multiple=True,
+    default=["127.0.0.1:50052"],
+    show_default=True,
+    help="A refiner, as above.",
+)
+@click.option(
+    "--upscaler",
+    type=TargetType(),
+    multiple=True,
+    default=["127.0.0.1:50053"],
+    show_default=True,
+    help="An upscaler, as above.",
+)
+@click.option(
+    "--http-port",
+    type=click.IntRange(0, 65535),
+    help="Serve the page, HTTP and server-sent events here, too; 0: any free port.  [default: no HTTP]",
+)
+@click.option(
+    "--http-allowed-host",
+    multiple=True,
+    help="A name that HTTP may be asked by, such as that of a proxy in front; repeat it for more.",
+)
+@click.option(
+    "--stage-ca",
+    type=FILE,
+    help="The authority that stages' certificates must come from; without it, no TLS there.",
+)
+@click.option("--stage-cert", type=FILE, help="The certificate that this gateway shows to the stages.")
+@click.option("--stage-key", type=FILE, help="Its key.")
+@tls_options
+@click.option(
+    "--tokens",
+    type=FILE,
+    help="The file of tokens that `triptych tokens add` makes; without it everybody may call and sees all runs.",
+)
+@storage_options
+@work_options
+@click.option(
+    "--abandon-grace",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    help="Seconds after which a run that lives for its caller is cancelled when nobody streams or watches it.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    help="Seconds that runs have to finish when the process is asked to stop; the rest goes on at its next start.",
+)
+@click.option("--exit-with-parent", is_flag=True, help="Stop when standard input ends.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="Answer GET /metrics for Prometheus on it; 0: any free one.  [default: no metrics]",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+def serve(
+    host: str,
+    port: int,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    insecure: bool,
+    tokens: Path | None,
+    log_level: str,
+    **values: Any,
+) -> None:
+    """Serve the pipeline over the three stages."""
+    start_logging(log_level)
+    workers_file = _open_workers_file(values["workers_file"])
+    certificate = certificate_of(tls_cert, tls_key, tls_client_ca)
+    check_address(
+        host, options={"--tls-cert": tls_cert, "--tls-key": tls_key, "--tokens": tokens}, insecure=insecure
+    )
+    keep_days = values["keep_days"]
+    options = GatewayOptions(
+        targets={stage.name: _named_targets(stage.worker, values, workers_file) for stage in STAGES},
+        workers_file=workers_file,
+        host=host,
+        port=port,
+        http_port=values["http_port"],
+        http_allowed_hosts=values["http_allowed_host"],
+        storage=StorageLocations(
+            values["journal"],
+            values["store"],
+            Keep(None if keep_days is None else keep_days * DAY_S, values["keep_bytes"]),
+        ),
+        admission=Room(
+            values["max_runs"],
+            values["max_queued_runs"],
+            values["max_runs_per_caller"],
+            values["max_queued_runs_per_caller"],
+        ),
+        retry_policy=Patience(
+            stall_timeout_s=values["stall_timeout"],
+            worker_timeout_s=values["worker_timeout"],
+            max_workers=values["max_workers_per_image"],
+        ),
+        authentication=Authentication(tokens),
+        certificate=certificate,
+        health_port=values["health_port"],
+        stage_certificates=stage_certificates_of(
+            values["stage_cert"], values["stage_key"], values["stage_ca"]
+        ),
+        abandon_grace_s=values["abandon_grace"],
+        grace_s=values["grace"],
+        exit_with_parent=values["exit_with_parent"],
+        metrics_port=values["metrics_port"],
+    )
+    asyncio.run(run_gateway(options))
+
+
+def stage_certificates_of(cert: Path | None, key: Path | None, ca: Path | None) -> CertificateFiles | None:
+    """What the options name; None without an authority. Raises CertificateError when it cannot be used."""
+    if ca is None and (cert is not None or key is not None):
+        raise click.UsageError("--stage-cert and --stage-key need --stage-ca beside them")
+    return CertificateFiles(cert, key, ca) if ca is not None else None
+
+
+def _named_targets(
+    worker: str, values: dict[str, Any], workers_file: WorkersFile | None
+) -> tuple[Target, ...]:
+    """The workers that an option names; with a file of workers, the option's default does not count."""
+    source = click.get_current_context().get_parameter_source(worker)
+    named: tuple[Target, ...] = values[worker]
+    return () if workers_file is not None and source is ParameterSource.DEFAULT else named
+
+
+def _open_workers_file(path: Path | None) -> WorkersFile | None:
+    try:
+        return None if path is None else WorkersFile(path)
+    except ValueError as error:
+        raise click.UsageError(f"--workers-file: {error}") from None

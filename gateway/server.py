@@ -1,0 +1,159 @@
+"""The gateway's composition root: opens the storage, builds the pools, serves gRPC and HTTP."""
+
+import asyncio
+import functools
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from gateway.access.authentication import Authentication, TokenInterceptor
+from gateway.grpc_service import SERVICE, PipelineService
+from gateway.http.context import Api
+from gateway.http.server import serving_http
+from gateway.journal.journal import Journal, open_journal
+from gateway.metrics import GatewayMetrics
+from gateway.pipeline import Pipeline
+from gateway.runs.admission import Room
+from gateway.runs.manager import Bounds, Runs
+from gateway.runs.retention import Keep, Retention
+from gateway.stages import STAGES
+from gateway.store import open_store
+from gateway.store.base import Store
+from gateway.workers.discovery import Discovery
+from gateway.workers.pool import Pool
+from gateway.workers.retry_policy import Patience
+from gateway.workers.targets import Target, WorkersFile
+from services.serving.metrics import serving_metrics
+from services.serving.server import announce, serving, stop_signal
+from services.serving.tls import CertificateFiles
+from triptych.v1.pipeline_pb2_grpc import add_PipelineServiceServicer_to_server
+
+log = logging.getLogger(__name__)
+
+NOWHERE = "none"
+
+
+@dataclass(frozen=True)
+class StorageLocations:
+    """A journal's path or URL, or "none" for one that ends with the process; a store's, "" beside the journal."""
+
+    journal: str = ""
+    store: str = ""
+    keep: Keep = Keep()
+
+
+@asynccontextmanager
+async def open_storage(locations: StorageLocations) -> AsyncIterator[tuple[Journal, Store]]:
+    """Opens both. Raises BadJournal or InvalidStore, which say what to do."""
+    async with AsyncExitStack() as stack:
+        folder = data_folder()
+        if locations.journal == NOWHERE:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="triptych-")))
+        journal = locations.journal if locations.journal not in ("", NOWHERE) else str(folder / "journal.db")
+        store = open_store(locations.store or str(folder / "pictures"))
+        stack.push_async_callback(store.close)
+        await store.check()
+        opened = await stack.enter_async_context(open_journal(journal, secrets.token_hex(8)))
+        sweeping = asyncio.create_task(
+            Retention(locations.keep, opened, store).sweep_forever(), name="retention"
+        )
+        stack.callback(sweeping.cancel)
+        yield opened, store
+
+
+def data_folder() -> Path:
+    """The user's own, where XDG has it."""
+    base = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    return Path(base) / "triptych"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayOptions:
+    """What `triptych serve gateway` is told; `targets` maps a stage's name to its workers."""
+
+    targets: Mapping[str, tuple[Target, ...]]
+    workers_file: WorkersFile | None
+    host: str
+    port: int
+    http_port: int | None
+    http_allowed_hosts: Collection[str]
+    storage: StorageLocations
+    admission: Room
+    retry_policy: Patience
+    authentication: Authentication
+    certificate: CertificateFiles | None
+    health_port: int | None
+    stage_certificates: CertificateFiles | None
+    abandon_grace_s: float
+    grace_s: float
+    exit_with_parent: bool
+    metrics_port: int | None
+
+
+async def run_gateway(options: GatewayOptions) -> None:
+    """Serves until it is told to stop. Runs then have `grace_s` to finish; the rest continues at the next start."""
+    workers = options.workers_file
+    async with AsyncExitStack() as stack:
+        stop = await stack.enter_async_context(stop_signal(with_parent=options.exit_with_parent))
+        pools = {
+            kind.name: await stack.enter_async_context(
+                Pool(
+                    Discovery(
+                        kind,
+                        options.targets[kind.name],
+                        certificates=options.stage_certificates,
+                        more_targets=functools.partial(workers.targets, kind) if workers else None,
+                    )
+                )
+            )
+            for kind in STAGES
+        }
+        journal, store = await stack.enter_async_context(open_storage(options.storage))
+        bounds = Bounds(room=options.admission, abandon_grace_s=options.abandon_grace_s)
+        runs = await stack.enter_async_context(
+            Runs(pools, options.retry_policy, bounds, journal, store).running()
+        )
+        metrics = GatewayMetrics(pools, runs)
+        stack.enter_context(serving_metrics(metrics.registry, options.host, options.metrics_port))
+        pipeline = Pipeline(pools, runs)
+        service = PipelineService(pipeline)
+        web = None
+        if options.http_port is not None:
+            web = await stack.enter_async_context(
+                serving_http(
+                    Api(pipeline, options.authentication),
+                    host=options.host,
+                    port=options.http_port,
+                    grace_s=options.grace_s,
+                    hosts=options.http_allowed_hosts,
+                    certificate=options.certificate,
+                )
+            )
+        running = await stack.enter_async_context(
+            serving(
+                lambda server: add_PipelineServiceServicer_to_server(service, server),
+                services=[SERVICE],
+                interceptors=[TokenInterceptor(options.authentication)],
+                certificate=options.certificate,
+                health_port=options.health_port,
+                host=options.host,
+                port=options.port,
+                grace_s=options.grace_s,
+            )
+        )
+        # Before the server ends its calls, whichever way it comes to that: they must not take their runs along.
+        stack.push_async_callback(runs.close)
+        await running.set_serving(True)
+        log.info("serving on %s", running.address)
+        announce("gateway", running.address, **({"http": web.address} if web else {}))
+        await stop.wait()
+        log.info("stopping; runs have %.0f s to finish", options.grace_s)
+        await running.set_serving(False)
+        await runs.close(options.grace_s)
+        if web:
+            web.stop()
