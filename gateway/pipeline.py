@@ -4,8 +4,6 @@ It knows who may see what. How a run is carried out is in flow.py, what is kept 
 """
 
 import asyncio
-import base64
-import binascii
 import logging
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -15,6 +13,7 @@ from gateway.access.caller import Caller
 from gateway.events.run_view import is_finished
 from gateway.journal.journal import PATIENCE_S
 from gateway.journal.reader import JournalFailed, RunRow
+from gateway.pagination import NUL, check_page_size, read_page_token, write_page_token
 from gateway.planning.plan import MAX_REQUEST_ID_CHARS, check_size, make_plan
 from gateway.runs.manager import Runs, digest_of
 from gateway.runs.recorder import MAX_INLINE_BYTES
@@ -38,10 +37,6 @@ log = logging.getLogger(__name__)
 
 # How often a run of another gateway is looked at.
 POLL_EVERY_S = 0.25
-DEFAULT_PAGE_SIZE = 50
-MAX_PAGE_SIZE = 1_000
-# The one character that PostgreSQL's texts cannot have, not even to look for it.
-NUL = "\0"
 
 
 class Pipeline:
@@ -328,32 +323,3 @@ def check_after_sequence(after_sequence: int) -> int:
     if after_sequence < 0:
         raise InvalidRequest("after_sequence", f"must not be negative, got {after_sequence}")
     return after_sequence
-
-
-def check_page_size(page_size: int) -> int:
-    if not 0 <= page_size <= MAX_PAGE_SIZE:
-        raise InvalidRequest(
-            "page_size", f"must be 0 (takes {DEFAULT_PAGE_SIZE}) to {MAX_PAGE_SIZE}, got {page_size}"
-        )
-    return page_size or DEFAULT_PAGE_SIZE
-
-
-def write_page_token(create_time_ns: int, name: str) -> str:
-    """Where a page ends: the time and name of its last run."""
-    return base64.urlsafe_b64encode(f"{create_time_ns} {name}".encode()).decode()
-
-
-def read_page_token(token: str) -> tuple[int, str] | None:
-    """Raises InvalidRequest for what no page ended with."""
-    if not token:
-        return None
-    wrong = InvalidRequest("page_token", "must be a next_page_token of ListRuns, or empty")
-    try:
-        text, _, name = base64.urlsafe_b64decode(token.encode()).decode().partition(" ")
-        time_ns = int(text)
-    except (ValueError, binascii.Error):
-        raise wrong from None
-    # What a journal can look for.
-    if not 0 <= time_ns < 2**63 or NUL in name:
-        raise wrong
-    return time_ns, name

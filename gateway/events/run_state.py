@@ -6,12 +6,21 @@ missing. It knows nothing but events.
 
 from collections.abc import Iterable
 
-from triptych.v1.pipeline_pb2 import Event, Image, RunError, RunState
+from triptych.v1.pipeline_pb2 import (
+    Event,
+    GenerateStage,
+    Image,
+    RefineStage,
+    RunError,
+    RunState,
+    UpscaleStage,
+)
 from triptych.v1.stage_pb2 import Stage
 
 STAGE_NAMES = {Stage.STAGE_GENERATE: "generate", Stage.STAGE_REFINE: "refine", Stage.STAGE_UPSCALE: "upscale"}
 # What an image is given up for when nobody wants it any more: no failure.
 CANCELLED = "CANCELLED"
+MIME_TYPE = "image/png"
 
 
 def image_name(run: str, stage: Stage.ValueType, index: int) -> str:
@@ -114,3 +123,20 @@ class History:
             self.given_up[warning.image] = warning.reason
         if warning.reason != CANCELLED:
             self.failures.append(RunError(reason=warning.reason, message=warning.message))
+
+
+def mask_of(stage: RefineStage | UpscaleStage | GenerateStage) -> str:
+    """The sha256 of a stage's mask; "" for none."""
+    return stage.mask.sha256 if isinstance(stage, RefineStage) else ""
+
+
+def masks_in_event(event: Event, run: str) -> list[Image]:
+    """The masks that this event adds to a run, as images of it, so that the journal keeps their files."""
+    stages = [event.state.spec.refine] if event.HasField("state") else []
+    if event.HasField("selected"):
+        stages += [choice.selection.refine for choice in event.selected.choices]
+    hashes = {stage.mask.sha256 for stage in stages if stage.mask.sha256}
+    return [
+        Image(name=f"{run}/images/mask-{sha256[:16]}", mime_type=MIME_TYPE, sha256=sha256)
+        for sha256 in sorted(hashes)
+    ]

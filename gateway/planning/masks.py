@@ -1,19 +1,15 @@
-"""The masks of a run, of its spec and of its selections: checked, kept beside its pictures, told of by their sha256.
-
-It knows a mask as a file and the sizes that it must have; who repaints, and how, is the refiner's.
-"""
+"""Checks the masks of specs and selections, and replaces each by its sha256."""
 
 import asyncio
 import hashlib
 from collections.abc import Collection, Mapping
 
+from gateway.events.run_state import MIME_TYPE
 from gateway.stages import GENERATE, REFINE, StageKind
 from services.errors import InvalidRequest
 from services.images.masks import decode_mask
-from triptych.v1.pipeline_pb2 import Event, GenerateStage, Image, RefineStage, RunSpec, UpscaleStage
+from triptych.v1.pipeline_pb2 import RefineStage, RunSpec
 from triptych.v1.stage_pb2 import INPAINTING_UNSPECIFIED, ImageData, ModelInfo
-
-MIME_TYPE = "image/png"
 
 
 async def take_mask(spec: RunSpec, models: Mapping[StageKind, ModelInfo]) -> tuple[ImageData, ...]:
@@ -60,20 +56,3 @@ def tell_by_hash(refine: RefineStage) -> None:
     """Replaces the file of a mask, as a caller sent it, by its sha256; a sha256 that the caller sent counts for nothing."""
     if refine.HasField("mask"):
         refine.mask.CopyFrom(ImageData(sha256=hashlib.sha256(refine.mask.data).hexdigest()))
-
-
-def mask_of(stage: RefineStage | UpscaleStage | GenerateStage) -> str:
-    """The sha256 of the mask that a stage was told of with; "" for none."""
-    return stage.mask.sha256 if isinstance(stage, RefineStage) else ""
-
-
-def masks_told(event: Event, run: str) -> list[Image]:
-    """The masks that a run has from this event on, as pictures of it: the journal keeps their files like any other's."""
-    stages = [event.state.spec.refine] if event.HasField("state") else []
-    if event.HasField("selected"):
-        stages += [choice.selection.refine for choice in event.selected.choices]
-    hashes = {stage.mask.sha256 for stage in stages if stage.mask.sha256}
-    return [
-        Image(name=f"{run}/images/mask-{sha256[:16]}", mime_type=MIME_TYPE, sha256=sha256)
-        for sha256 in sorted(hashes)
-    ]

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.planning.masks import mask_of, take_mask
+from gateway.events.run_state import mask_of
+from gateway.planning.masks import take_mask
 from gateway.planning.validation import (
     MAX_PROMPT_BYTES,
     check_against_model,

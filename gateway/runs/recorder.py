@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from google.protobuf.duration_pb2 import Duration
 
 from gateway.events.event_log import EventLog
-from gateway.events.run_state import History, image_name
+from gateway.events.run_state import MIME_TYPE, History, image_name
 from gateway.events.run_view import RunView, is_finished
-from gateway.planning.masks import MIME_TYPE
 from gateway.stages import Job, StageKind
 from gateway.store.base import Store
 from services.errors import NotFound, TriptychError

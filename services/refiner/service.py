@@ -21,14 +21,13 @@ from services.refiner.networks.diffusion import MIN_STEPS, NUM_TRAIN_TIMESTEPS
 from services.refiner.stepper import RefineJob, RefinerStepper
 from services.serving.request_checks import check_count, check_items, check_prompt, integer, number
 from services.serving.server import Context
+from services.serving.stage_command import run_stage, stage_options
 from services.serving.stage_service import (
     MAX_IMAGES,
     MAX_PROMPT_BYTES,
     ServeOptions,
     StageService,
     model_info,
-    run_stage,
-    stage_options,
 )
 from services.weights.cache import open_model
 from triptych.v1.refiner_pb2 import (

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from services.errors import TriptychError
-from services.serving.stage_service import ServeOptions, model_info, run_stage, stage_options
+from services.serving.stage_command import run_stage, stage_options
+from services.serving.stage_service import ServeOptions, model_info
 from services.weights.cache import open_model
 from services.weights.model_folder import Manifest
 from tests.faults.stage_process import SIDE_PX, STAGES, Counting, CountingStepper, Orders

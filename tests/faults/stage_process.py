@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.engine.stepper import Ticket
-from services.serving.stage_service import ServeOptions, StageService, model_info, run_stage
+from services.serving.stage_command import run_stage
+from services.serving.stage_service import ServeOptions, StageService, model_info
 from services.weights.model_folder import Manifest
 from triptych.v1 import (
     generator_pb2,

@@ -3,7 +3,8 @@
 import pytest
 
 from services.serving.listen_options import UnsafeAddress, check_address, is_loopback
-from services.serving.stage_service import ServeOptions, StageService, run_stage
+from services.serving.stage_command import run_stage
+from services.serving.stage_service import ServeOptions, StageService
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost", "127.1"])
