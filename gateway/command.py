@@ -9,11 +9,11 @@ import click
 from click.core import ParameterSource
 
 from gateway.access.authentication import Authentication
-from gateway.runs.admission import Room
-from gateway.runs.retention import DAY_S, Keep
+from gateway.runs.admission import AdmissionLimits
+from gateway.runs.retention import DAY_S, RetentionLimits
 from gateway.server import GatewayOptions, StorageLocations, run_gateway
 from gateway.stages import STAGES
-from gateway.workers.retry_policy import Patience
+from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target, WorkersFile, parse_target
 from services.serving.listen_options import FILE, certificate_of, check_address, tls_options
 from services.serving.log_format import start_logging
@@ -246,15 +246,15 @@ def serve(
         storage=StorageLocations(
             values["journal"],
             values["store"],
-            Keep(None if keep_days is None else keep_days * DAY_S, values["keep_bytes"]),
+            RetentionLimits(None if keep_days is None else keep_days * DAY_S, values["keep_bytes"]),
         ),
-        admission=Room(
+        admission=AdmissionLimits(
             values["max_runs"],
             values["max_queued_runs"],
             values["max_runs_per_caller"],
             values["max_queued_runs_per_caller"],
         ),
-        retry_policy=Patience(
+        retry_policy=RetryPolicy(
             stall_timeout_s=values["stall_timeout"],
             worker_timeout_s=values["worker_timeout"],
             max_workers=values["max_workers_per_image"],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from gateway.runs.manager import Runs
+from gateway.runs.manager import RunManager
 from gateway.stages import STAGES, StageKind, kind_of
 from gateway.workers.pool import Pool
 from triptych.v1.pipeline_pb2 import Event, RunState
@@ -28,7 +28,7 @@ ENDS = (
 class GatewayMetrics:
     """Of one gateway's process: what its own runs do, and the workers as it sees them."""
 
-    def __init__(self, pools: Mapping[str, Pool], runs: Runs) -> None:
+    def __init__(self, pools: Mapping[str, Pool], runs: RunManager) -> None:
         self.registry = CollectorRegistry()
         self._ended = Counter(
             "triptych_ended_runs", "Runs, by how they ended.", ["state"], registry=self.registry
@@ -57,7 +57,7 @@ class GatewayMetrics:
             case "finished":
                 self._ended.labels(_name(event.finished.state)).inc()
 
-    def _watch(self, pools: Mapping[str, Pool], runs: Runs) -> None:
+    def _watch(self, pools: Mapping[str, Pool], runs: RunManager) -> None:
         states = Gauge(
             "triptych_runs", "Runs that have not ended, by state.", ["state"], registry=self.registry
         )
@@ -84,7 +84,7 @@ class GatewayMetrics:
             waiting_images.labels(kind.worker).set_function(_num_waiting(pools[kind.name]))
 
 
-def _count(runs: Runs, state: RunState.ValueType) -> Callable[[], float]:
+def _count(runs: RunManager, state: RunState.ValueType) -> Callable[[], float]:
     return lambda: runs.num_in(state)
 
 

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from gateway.access.caller import Caller
 from gateway.events.run_view import is_finished
 from gateway.journal.journal import PATIENCE_S
-from gateway.journal.reader import JournalFailed, RunRow
+from gateway.journal.reader import JournalUnavailable, RunRow
 from gateway.pagination import NUL, check_page_size, read_page_token, write_page_token
 from gateway.planning.plan import MAX_REQUEST_ID_CHARS, check_size, make_plan
-from gateway.runs.manager import Runs, digest_of
+from gateway.runs.manager import RunManager, digest_of
 from gateway.runs.recorder import MAX_INLINE_BYTES
 from gateway.runs.retention import EventsExpired
 from gateway.stages import STAGES
@@ -45,7 +45,7 @@ class Pipeline:
     Errors are TriptychErrors; a run of others is not found. Whatever is told is in the journal.
     """
 
-    def __init__(self, pools: Mapping[str, Pool], runs: Runs) -> None:
+    def __init__(self, pools: Mapping[str, Pool], runs: RunManager) -> None:
         self._pools = pools
         self._runs = runs
         self._journal = runs.journal
@@ -285,7 +285,7 @@ class Pipeline:
                 # In this order: what has ended has no event after those that are read then.
                 row = await self._journal.find_run(name)
                 return row, await self._journal.read_events(name, after_sequence)
-            except JournalFailed:
+            except JournalUnavailable:
                 if time.monotonic() > until:
                     raise
                 await asyncio.sleep(POLL_EVERY_S)

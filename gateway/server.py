@@ -13,20 +13,20 @@ from tempfile import TemporaryDirectory
 
 from gateway.access.authentication import Authentication, TokenInterceptor
 from gateway.grpc_service import SERVICE, PipelineService
-from gateway.http.context import Api
+from gateway.http.context import RequestContext
 from gateway.http.server import serving_http
 from gateway.journal.journal import Journal, open_journal
 from gateway.metrics import GatewayMetrics
 from gateway.pipeline import Pipeline
-from gateway.runs.admission import Room
-from gateway.runs.manager import Bounds, Runs
-from gateway.runs.retention import Keep, Retention
+from gateway.runs.admission import AdmissionLimits
+from gateway.runs.manager import RunLimits, RunManager
+from gateway.runs.retention import Retention, RetentionLimits
 from gateway.stages import STAGES
 from gateway.store import open_store
 from gateway.store.base import Store
 from gateway.workers.discovery import Discovery
 from gateway.workers.pool import Pool
-from gateway.workers.retry_policy import Patience
+from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target, WorkersFile
 from services.serving.metrics import serving_metrics
 from services.serving.server import announce, serving, stop_signal
@@ -44,7 +44,7 @@ class StorageLocations:
 
     journal: str = ""
     store: str = ""
-    keep: Keep = Keep()
+    keep: RetentionLimits = RetentionLimits()
 
 
 @asynccontextmanager
@@ -83,8 +83,8 @@ class GatewayOptions:
     http_port: int | None
     http_allowed_hosts: Collection[str]
     storage: StorageLocations
-    admission: Room
-    retry_policy: Patience
+    admission: AdmissionLimits
+    retry_policy: RetryPolicy
     authentication: Authentication
     certificate: CertificateFiles | None
     health_port: int | None
@@ -114,9 +114,9 @@ async def run_gateway(options: GatewayOptions) -> None:
             for kind in STAGES
         }
         journal, store = await stack.enter_async_context(open_storage(options.storage))
-        bounds = Bounds(room=options.admission, abandon_grace_s=options.abandon_grace_s)
+        bounds = RunLimits(room=options.admission, abandon_grace_s=options.abandon_grace_s)
         runs = await stack.enter_async_context(
-            Runs(pools, options.retry_policy, bounds, journal, store).running()
+            RunManager(pools, options.retry_policy, bounds, journal, store).running()
         )
         metrics = GatewayMetrics(pools, runs)
         stack.enter_context(serving_metrics(metrics.registry, options.host, options.metrics_port))
@@ -126,7 +126,7 @@ async def run_gateway(options: GatewayOptions) -> None:
         if options.http_port is not None:
             web = await stack.enter_async_context(
                 serving_http(
-                    Api(pipeline, options.authentication),
+                    RequestContext(pipeline, options.authentication),
                     host=options.host,
                     port=options.http_port,
                     grace_s=options.grace_s,

@@ -21,7 +21,7 @@ from PIL import Image
 
 from services.engine.engine import Engine
 from services.engine.events import Event, Finished, Progress
-from services.engine.stepper import Stepper, Ticket
+from services.engine.stepper import JobRequest, Stepper
 from services.generator.dalle.batch import GenerateJob
 from services.generator.dalle.conversion.random_weights import write_random_dalle, write_random_vqgan
 from services.generator.dalle.model import load_model as load_generator
@@ -98,7 +98,7 @@ async def picture_of(events: AsyncIterator[Event]) -> np.ndarray:
 
 
 async def make(engine: Engine[Any], job: Any, caller: str = "watched") -> np.ndarray:
-    async with engine.submit([Ticket(0, job)], caller=caller) as events:
+    async with engine.submit([JobRequest(0, job)], caller=caller) as events:
         return await picture_of(events)
 
 
@@ -134,7 +134,7 @@ async def test_the_same_picture_in_a_full_batch(stage, alone):
 async def test_the_same_picture_where_it_joined_late(stage, alone):
     async with Engine(stage.stepper(), max_queue=8) as engine, AsyncExitStack() as stack:
         for i, job in enumerate(stage.others):
-            events = await stack.enter_async_context(engine.submit([Ticket(0, job)], caller=str(i)))
+            events = await stack.enter_async_context(engine.submit([JobRequest(0, job)], caller=str(i)))
             await steps_made(events, 1 + i)
         assert_same(await make(engine, stage.job), alone)
 
@@ -142,8 +142,8 @@ async def test_the_same_picture_where_it_joined_late(stage, alone):
 async def test_the_same_picture_after_others_were_cancelled(stage, alone):
     async with Engine(stage.stepper(), max_queue=8) as engine, AsyncExitStack() as stack:
         for i, job in enumerate(stage.others):
-            await stack.enter_async_context(engine.submit([Ticket(0, job)], caller=str(i)))
-        async with engine.submit([Ticket(0, stage.job)], caller="watched") as events:
+            await stack.enter_async_context(engine.submit([JobRequest(0, job)], caller=str(i)))
+        async with engine.submit([JobRequest(0, stage.job)], caller="watched") as events:
             await steps_made(events, 2)
             await stack.aclose()
             assert_same(await picture_of(events), alone)

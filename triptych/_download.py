@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from triptych._reconnect import Persistence
+from triptych._reconnect import RetryState
 from triptych.errors import CallError, DamagedImage, ErrorDetails
 from triptych.v1.pipeline_pb2 import DownloadImageResponse
 
 
 async def download(
-    name: str, read_from: Callable[[int], AsyncIterator[DownloadImageResponse]], persistence: Persistence
+    name: str, read_from: Callable[[int], AsyncIterator[DownloadImageResponse]], persistence: RetryState
 ) -> bytes:
     """`read_from` reads the parts from an offset on. Raises DamagedImage when they are not what was meant to come."""
     data, sha256 = bytearray(), ""

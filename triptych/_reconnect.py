@@ -37,7 +37,7 @@ class Backoff:
         return whole * random.uniform(0.5, 1)  # noqa: S311 - no secret
 
 
-class Persistence:
+class RetryState:
     """What one call has left of its backoff; what arrives renews it, up to the caller's own deadline."""
 
     def __init__(self, backoff: Backoff, deadline_s: float | None = None) -> None:
@@ -62,7 +62,7 @@ class Persistence:
 
 async def repeated(call: Callable[[], Awaitable[Answer]], backoff: Backoff) -> Answer:
     """The answer of a call that may be made twice, such as one with a request_id."""
-    persistence = Persistence(backoff)
+    persistence = RetryState(backoff)
     while True:
         try:
             return await call()
@@ -82,7 +82,7 @@ async def resumed(
     `follow` streams the events after a sequence number. Raises CallError when a stream ends with an error that is no
     broken connection, and when nothing has come for as long as the backoff allows.
     """
-    persistence, state = Persistence(backoff, deadline_s), RunState.RUN_STATE_UNSPECIFIED
+    persistence, state = RetryState(backoff, deadline_s), RunState.RUN_STATE_UNSPECIFIED
     while True:
         try:
             async with aclosing(follow(after_sequence)) as events:

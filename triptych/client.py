@@ -16,7 +16,7 @@ import grpc
 
 from triptych._connection import Connection
 from triptych._download import download
-from triptych._reconnect import Backoff, Persistence, deadline, left, repeated
+from triptych._reconnect import Backoff, RetryState, deadline, left, repeated
 from triptych._run_stream import RunStream
 from triptych._selection import image_names, selected_stage
 from triptych.credentials import Credentials
@@ -323,7 +323,7 @@ class Client:
                 async for part in self._stub.DownloadImage(request, timeout=left(deadline_s)):
                     yield part
 
-        return await download(name, read_from, Persistence(self._backoff, deadline_s))
+        return await download(name, read_from, RetryState(self._backoff, deadline_s))
 
     @property
     def _stub(self) -> "PipelineServiceAsyncStub":

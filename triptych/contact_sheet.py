@@ -26,7 +26,7 @@ CHOSEN = (214, 84, 40)
 
 
 @dataclass(frozen=True)
-class Panel:
+class SheetCell:
     """One picture of a band, with up to CAPTION_LINES lines of caption."""
 
     # A file, or one that is in memory.
@@ -36,11 +36,11 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Band:
+class SheetRow:
     """The pictures of one stage."""
 
     title: str
-    panels: Sequence[Panel]
+    panels: Sequence[SheetCell]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Grid:
         return self.cell + CAPTION_LINES * LINE + GAP
 
 
-def draw_contact_sheet(title: str, bands: Sequence[Band]) -> Image.Image:
+def draw_contact_sheet(title: str, bands: Sequence[SheetRow]) -> Image.Image:
     """All pictures of all bands on one sheet, the bands one below the other."""
     bands = [band for band in bands if band.panels]
     columns = min(MAX_COLUMNS, max((len(band.panels) for band in bands), default=1))
@@ -81,7 +81,7 @@ def draw_contact_sheet(title: str, bands: Sequence[Band]) -> Image.Image:
     return sheet
 
 
-def lay_out(band: Band, width: int) -> Grid:
+def lay_out(band: SheetRow, width: int) -> Grid:
     """As many columns as there are pictures, up to what fits; the fewer they are, the larger they may be shown."""
     num = len(band.panels)
     most = (width - GAP) // (CELL + GAP)
@@ -92,7 +92,7 @@ def lay_out(band: Band, width: int) -> Grid:
     return Grid(num_columns, math.ceil(num / num_columns), max(CELL, min(room, largest, MAX_CELL)))
 
 
-def draw_band(sheet: Image.Image, draw: ImageDraw.ImageDraw, band: Band, grid: Grid, top: int) -> None:
+def draw_band(sheet: Image.Image, draw: ImageDraw.ImageDraw, band: SheetRow, grid: Grid, top: int) -> None:
     font = ImageFont.load_default(CAPTION_SIZE)
     draw.text((GAP, top + LINE // 2), band.title, FAINT, font)
     for position, panel in enumerate(band.panels):

@@ -16,7 +16,8 @@ from triptych.v1.pipeline_pb2 import Event, Image, RunError, RunState
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-    from triptych.contact_sheet import Band
+    from triptych.contact_sheet import SheetRow
+
 
 STAGE_TITLES: Mapping[str, str] = {"generate": "sketches", "refine": "variations", "upscale": "enlarged"}
 
@@ -205,18 +206,18 @@ class RunResult:
         draw_contact_sheet(self.prompt, bands).save(drawn, "PNG")
         return drawn.getvalue()
 
-    def _band(self, stage: str, previews: Mapping[tuple[str, int], bytes]) -> "Band":
-        from triptych.contact_sheet import Band, Panel
+    def _band(self, stage: str, previews: Mapping[tuple[str, int], bytes]) -> "SheetRow":
+        from triptych.contact_sheet import SheetCell, SheetRow
 
         panels = {
-            each.index: Panel(io.BytesIO(each.data), caption_of(each), each.is_chosen)
+            each.index: SheetCell(io.BytesIO(each.data), caption_of(each), each.is_chosen)
             for each in self.of_stage(stage)
             if each.data
         }
         for (of_stage, index), data in previews.items():
             if of_stage == stage and index not in panels:
-                panels[index] = Panel(io.BytesIO(data), f"{stage}-{index}\n...")
-        return Band(STAGE_TITLES[stage], [panels[index] for index in sorted(panels)])
+                panels[index] = SheetCell(io.BytesIO(data), f"{stage}-{index}\n...")
+        return SheetRow(STAGE_TITLES[stage], [panels[index] for index in sorted(panels)])
 
     def _repr_png_(self) -> bytes:
         return self.contact_sheet()

@@ -11,12 +11,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from gateway.http.context import Api
+from gateway.http.context import RequestContext
 from gateway.http.errors import HttpError, to_response
 from gateway.http.openai import images as openai_images, models as openai_models
 from gateway.http.openapi import document
 from gateway.http.routes import dalle_playground, images, page, runs
-from gateway.http.security import Safety, is_openai
+from gateway.http.security import SecurityMiddleware, is_openai
 from services.errors import TriptychError
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ ROUTES: Sequence[BaseRoute] = (
 )
 
 
-def make_app(api: Api, *, hosts: Collection[str] | None = None) -> ASGIApp:
+def make_app(api: RequestContext, *, hosts: Collection[str] | None = None) -> ASGIApp:
     """`hosts`: the names that we may be asked by; None: any."""
     app = Starlette(
         routes=ROUTES,
@@ -44,7 +44,7 @@ def make_app(api: Api, *, hosts: Collection[str] | None = None) -> ASGIApp:
         },
     )
     app.state.api = api
-    return Safety(app, hosts=hosts)
+    return SecurityMiddleware(app, hosts=hosts)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from gateway.access.authentication import Authentication
 from gateway.access.caller import Caller
 from gateway.http.proto_json import EventEncoder
-from gateway.http.signed_links import Links
+from gateway.http.signed_links import LinkSigner
 from gateway.http.sse import HEARTBEAT_S
 from gateway.pipeline import Pipeline
 
@@ -32,7 +32,7 @@ class Limits:
 
 
 @dataclass
-class Api:
+class RequestContext:
     pipeline: Pipeline
     authentication: Authentication = field(default_factory=Authentication)
     limits: Limits = field(default_factory=Limits)
@@ -43,11 +43,11 @@ class Api:
     # For answers that have an end of their own, which they are given the time to reach.
     never: asyncio.Event = field(default_factory=asyncio.Event)
     events: EventEncoder = field(default_factory=EventEncoder)
-    links: Links = field(default_factory=Links)
+    links: LinkSigner = field(default_factory=LinkSigner)
 
 
-def api_of(request: Request) -> Api:
-    return cast(Api, request.app.state.api)
+def api_of(request: Request) -> RequestContext:
+    return cast(RequestContext, request.app.state.api)
 
 
 def caller_of(request: Request) -> Caller:

@@ -15,7 +15,7 @@ STAGE_OF = {kind.name: kind.stage for kind in STAGES}
 
 
 @dataclass
-class Line:
+class ImageProgress:
     """A picture on its way, from the first stage of the spine to the last."""
 
     # Partial images that have been told.
@@ -24,7 +24,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Partial:
+class PartialImage:
     """A true preview of picture `image_index`."""
 
     image_index: int
@@ -33,7 +33,7 @@ class Partial:
 
 
 @dataclass
-class Results:
+class RunResults:
     """`add` every event of a run, in order."""
 
     # Its stages, in order, and the steps that each takes for a picture.
@@ -46,9 +46,9 @@ class Results:
     steps: dict[tuple[int, int], int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     _parents: dict[tuple[Stage.ValueType, int], str] = field(default_factory=dict)
-    _lines: dict[int, Line] = field(default_factory=dict)
+    _lines: dict[int, ImageProgress] = field(default_factory=dict)
 
-    def add(self, event: Event) -> Image | Partial | None:
+    def add(self, event: Event) -> Image | PartialImage | None:
         """What of the event is for the caller."""
         match event.WhichOneof("kind"):
             case "stage_started":
@@ -90,7 +90,9 @@ class Results:
     def best_first(self) -> list[Image]:
         return sorted(self.images, key=lambda image: (-(self.score_of(image) or 0.0), image.index))
 
-    def _partial(self, stage: Stage.ValueType, index: int, done: float, picture: ImageData) -> Partial | None:
+    def _partial(
+        self, stage: Stage.ValueType, index: int, done: float, picture: ImageData
+    ) -> PartialImage | None:
         """The picture as it looks now, if the next partial image is due: they are spread evenly over all steps."""
         name = next((name for name in self.spine if STAGE_OF[name] == stage), None)
         if name is None or not picture.data:
@@ -98,9 +100,9 @@ class Results:
         before = list(self.spine)[: list(self.spine).index(name)]
         steps = sum(self.spine[earlier] for earlier in before) + done * self.spine[name]
         image_index = self.line_of(stage, index)
-        line = self._lines.setdefault(image_index, Line())
+        line = self._lines.setdefault(image_index, ImageProgress())
         due = (line.num_partial + 1) / (self.num_partials + 1) * sum(self.spine.values())
         if line.num_partial == self.num_partials or steps < due - 1e-9 or picture.data == line.last:
             return None
         line.num_partial, line.last = line.num_partial + 1, picture.data
-        return Partial(image_index, line.num_partial - 1, picture)
+        return PartialImage(image_index, line.num_partial - 1, picture)

@@ -31,7 +31,7 @@ CORS_METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
 EXPOSED_HEADERS = "retry-after, retry-after-ms, x-should-retry"
 
 
-class Safety:
+class SecurityMiddleware:
     """Adds the headers to every answer of `app`, and answers preflights itself.
 
     `hosts`: names under which we may be asked beside "localhost" and addresses; None: any. A site that has its own name

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import uvicorn
 
 from gateway.http.app import make_app
-from gateway.http.context import Api
+from gateway.http.context import RequestContext
 from gateway.workers.targets import join
 from services.serving.server import AddressInUse
 from services.serving.tls import CertificateFiles, server_context
@@ -53,7 +53,7 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serving_http(
-    api: Api,
+    api: RequestContext,
     *,
     host: str = "127.0.0.1",
     port: int = 0,

@@ -22,7 +22,7 @@ class LinkInvalid(PermissionDenied):
     reason = "LINK_INVALID"
 
 
-class Links:
+class LinkSigner:
     def __init__(self, key: bytes | None = None, clock: Callable[[], float] = time.time) -> None:
         self._key = key or secrets.token_bytes(32)
         self._clock = clock

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.events.event_log import EventLog
 from gateway.events.run_state import masks_in_event
 from gateway.events.run_view import is_at_rest, is_finished
-from gateway.journal.reader import SELECT_RUN, JournalFailed, ReadableJournal, RunRow, as_journal_failed
+from gateway.journal.reader import SELECT_RUN, JournalUnavailable, ReadableJournal, RunRow, as_journal_failed
 from gateway.journal.schema import commands, events, expired, images, opened, runs
 from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
 
@@ -123,7 +123,7 @@ class Journal(ReadableJournal):
             async with asyncio.timeout(PATIENCE_S):
                 await run.log.settled()
         except TimeoutError:
-            raise JournalFailed(self._problem or "the journal is written too slowly") from None
+            raise JournalUnavailable(self._problem or "the journal is written too slowly") from None
 
     @property
     def is_behind(self) -> bool:
@@ -167,7 +167,7 @@ class Journal(ReadableJournal):
             try:
                 lost = await self._commit(group)
             except Exception as error:
-                if not isinstance(error, JournalFailed):
+                if not isinstance(error, JournalUnavailable):
                     log.exception("a bug keeps events from being written")
                 elif str(error) != self._problem:
                     log.error("%s (%s); trying again until it can be written", error, error.cause)  # noqa: TRY400 - as above

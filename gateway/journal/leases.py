@@ -26,7 +26,7 @@ _OPEN = (RunState.RUN_STATE_QUEUED, RunState.RUN_STATE_RUNNING)
 
 
 @dataclass(frozen=True)
-class Command:
+class PeerCommand:
     """What a caller asked another gateway: "cancel" or "select", with the request's message.
 
     `max_images` is what the caller may have of one run, which only the gateway that it asked knows.
@@ -100,7 +100,7 @@ class Leases:
         async with self._journal.writing() as connection:
             await connection.execute(sa.delete(commands).where(commands.c.id == command))
 
-    async def commands(self) -> Sequence[Command]:
+    async def commands(self) -> Sequence[PeerCommand]:
         """What is asked of this gateway's runs, in order."""
         query = (
             sa.select(commands.c.id, commands.c.run, commands.c.kind, commands.c.payload)
@@ -113,7 +113,7 @@ class Leases:
         asked = []
         for number, run, kind, payload in rows:
             kind, _, most = kind.partition("/")
-            asked.append(Command(number, run, kind, payload, int(most) if most else None))
+            asked.append(PeerCommand(number, run, kind, payload, int(most) if most else None))
         return asked
 
     async def answer(self, command: int, error: TriptychError | None) -> None:

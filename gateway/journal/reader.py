@@ -22,7 +22,7 @@ from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
 EVENTS_PER_READ = 1_000
 
 
-class JournalFailed(TriptychError):
+class JournalUnavailable(TriptychError):
     """The journal cannot be written or read now. What was told stands, and runs go on when it can."""
 
     status = grpc.StatusCode.UNAVAILABLE
@@ -191,7 +191,7 @@ def as_journal_failed() -> Iterator[None]:
         yield
     except (SQLAlchemyError, OSError) as error:
         cause = str(getattr(error, "orig", None) or error).partition("\n")[0]
-        raise JournalFailed(f"the journal cannot be used: {_explain(error, cause)}", cause) from error
+        raise JournalUnavailable(f"the journal cannot be used: {_explain(error, cause)}", cause) from error
 
 
 def _explain(error: Exception, cause: str) -> str:

@@ -126,7 +126,7 @@ attendances = sa.Table(
 )
 
 
-class BadJournal(TriptychError):
+class InvalidJournal(TriptychError):
     """The address of a journal, or what is there, cannot be used; the process does not start."""
 
     reason = "BAD_JOURNAL"
@@ -169,7 +169,7 @@ def _postgresql(address: str) -> AsyncEngine:
         url = None
     if url is None or not address.startswith(("postgresql://", "postgres://")):
         scheme = address.partition(":")[0]
-        raise BadJournal(
+        raise InvalidJournal(
             f"a journal is a path or postgresql://USER:PASSWORD@HOST/DATABASE, got one of {scheme[:40]!r}"
         )
     try:
@@ -181,7 +181,7 @@ def _postgresql(address: str) -> AsyncEngine:
             connect_args={"server_settings": _POSTGRESQL_SETTINGS},
         )
     except ImportError:
-        raise BadJournal("a journal in PostgreSQL needs: pip install 'triptych[postgres]'") from None
+        raise InvalidJournal("a journal in PostgreSQL needs: pip install 'triptych[postgres]'") from None
 
 
 def _sqlite(path: Path) -> AsyncEngine:
@@ -222,7 +222,7 @@ def _lock(path: Path) -> int:
             path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
     except OSError as error:
-        raise BadJournal(
+        raise InvalidJournal(
             f"the journal {path} cannot be written: {error.strerror or error}; name a file in a folder that this "
             "user may write to with --journal"
         ) from None
@@ -230,7 +230,7 @@ def _lock(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        raise BadJournal(
+        raise InvalidJournal(
             f"another gateway uses the journal {path}; stop that one, or name another file with --journal: several "
             "gateways share a journal in PostgreSQL"
         ) from None
@@ -246,7 +246,9 @@ async def _prepare(engine: AsyncEngine, where: str) -> None:
                 await connection.execute(sa.text("SELECT pg_advisory_xact_lock(7374726970747963)"))
             names = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
             if about.name not in names and {runs.name, events.name} & set(names):
-                raise BadJournal(f"{where} has tables of another program; name another one with --journal")
+                raise InvalidJournal(
+                    f"{where} has tables of another program; name another one with --journal"
+                )
             await connection.run_sync(metadata.create_all)
             query = sa.select(about.c.value).where(about.c.key == "version")
             found = (await connection.execute(query)).scalar_one_or_none()
@@ -254,11 +256,11 @@ async def _prepare(engine: AsyncEngine, where: str) -> None:
                 await connection.execute(sa.insert(about).values(key="version", value=str(VERSION)))
     except (SQLAlchemyError, OSError) as error:
         cause = getattr(error, "orig", None) or error
-        raise BadJournal(
+        raise InvalidJournal(
             f"the journal in {where} cannot be used: {cause}; mend that, or name another one with --journal"
         ) from None
     if found not in (None, str(VERSION)):
-        raise BadJournal(
+        raise InvalidJournal(
             f"the journal in {where} is of version {found}, and this gateway writes version {VERSION}; use the "
             "gateway that wrote it, or name another journal with --journal"
         )

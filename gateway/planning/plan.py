@@ -41,7 +41,7 @@ MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
-class StageWork:
+class StageSettings:
     """What pictures are made with: a stage, its settings, a model."""
 
     kind: StageKind
@@ -52,10 +52,10 @@ class StageWork:
 
 
 @dataclass(frozen=True)
-class StagePlan:
+class PlannedStage:
     """One stage of a run. `count` is per parent; `top_k` pictures go on, 0: all, each as soon as it is there."""
 
-    work: StageWork
+    work: StageSettings
     count: int
     top_k: int
     # Over all parents, as far as the plan can know; 0 where what goes on is chosen by hand.
@@ -71,7 +71,7 @@ class Plan:
     """What a run will do. `spec` is the caller's with everything filled in, and without the init images' data."""
 
     spec: RunSpec
-    stages: tuple[StagePlan, ...]
+    stages: tuple[PlannedStage, ...]
     # Of all stages, and the one that ranks.
     models: tuple[ChosenModel, ...]
     init_images: tuple[ImageData, ...]
@@ -94,11 +94,11 @@ class Plan:
         """How many pictures the stage makes without a selection, at most."""
         return next((stage.max_images for stage in self.stages if stage.kind is kind), 0)
 
-    def work_of(self, choice: Event.Selected.Choice) -> StageWork:
+    def work_of(self, choice: Event.Selected.Choice) -> StageSettings:
         """What the pictures of a selection are made with."""
         kind = kind_of(choice.model.stage)
         stage = getattr(choice.selection, kind.name)
-        return StageWork(kind, stage.settings, choice.model, mask_of(stage))
+        return StageSettings(kind, stage.settings, choice.model, mask_of(stage))
 
 
 async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
@@ -143,8 +143,8 @@ def restore_plan(spec: RunSpec, models: Sequence[ChosenModel], init_images: Sequ
     sizes = _count_images(spec, kinds)
     by_stage = {model.stage: model for model in models}
     stages = tuple(
-        StagePlan(
-            work=StageWork(
+        PlannedStage(
+            work=StageSettings(
                 kind,
                 getattr(spec, kind.name).settings,
                 by_stage[kind.stage],

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from gateway.runs.run import LiveRun
+from gateway.runs.run import ActiveRun
 
 log = logging.getLogger(__name__)
 
@@ -16,12 +16,12 @@ log = logging.getLogger(__name__)
 ARRIVAL_S = 10.0
 
 
-class Attendance:
+class AbandonmentMonitor:
     """`find` gives a run that is carried out here; None for any other, and for all of them once the gateway stops."""
 
     def __init__(
         self,
-        find: Callable[[str], LiveRun | None],
+        find: Callable[[str], ActiveRun | None],
         is_attended_elsewhere: Callable[[str], Awaitable[bool]],
         *,
         grace_s: float,
@@ -79,7 +79,7 @@ class Attendance:
                 return
             await asyncio.sleep(after_s or ARRIVAL_S)
 
-    def _left(self, name: str) -> LiveRun | None:
+    def _left(self, name: str) -> ActiveRun | None:
         """The run, if it needs somebody and nobody is there."""
         live = self._find(name)
         if live is None or name in self or live.is_detached or live.is_finished:

@@ -22,7 +22,7 @@ OnMove = Callable[[int, float | None], None]
 
 
 @dataclass(frozen=True)
-class Room:
+class AdmissionLimits:
     """How many runs there are at once, of all callers and of each; a caller's own limits come before."""
 
     max_running: int = 64
@@ -33,12 +33,12 @@ class Room:
 
 
 class Admission:
-    def __init__(self, room: Room, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, room: AdmissionLimits, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._room = room
         self._clock = clock
         self._limits: dict[str, CallerLimits] = {}
         self._running: Counter[str] = Counter()
-        self._waiting: FairQueue[Turn] = FairQueue()
+        self._waiting: FairQueue[AdmissionTicket] = FairQueue()
         self._num_waiting: Counter[str] = Counter()
         self._pace = QueueRate()
         # When the last one began; None where nobody has had to wait since.
@@ -51,11 +51,11 @@ class Admission:
         limits: CallerLimits | None = None,
         *,
         was_accepted: bool = False,
-    ) -> "Turn":
+    ) -> "AdmissionTicket":
         """Takes a place for a run. Raises QueueFull or RateLimited, but for one that `was_accepted` before."""
         if not was_accepted:
             self.check(caller, limits)
-        turn = Turn(self, caller)
+        turn = AdmissionTicket(self, caller)
         self._waiting.push(turn, caller)
         self._num_waiting[caller] += 1
         self._begin_next()
@@ -76,7 +76,7 @@ class Admission:
         if self._telling is not None:
             self._telling.cancel()
 
-    def leave(self, turn: "Turn") -> None:
+    def leave(self, turn: "AdmissionTicket") -> None:
         if turn.is_waiting:
             self._waiting.remove(lambda one: one is turn)
             self._forget(self._num_waiting, turn.caller)
@@ -126,7 +126,7 @@ class Admission:
             self._begin(turn)
         self._tell_soon()
 
-    def _begin(self, turn: "Turn") -> None:
+    def _begin(self, turn: "AdmissionTicket") -> None:
         if turn.was_told:
             now = self._clock()
             if self._began_at is not None:
@@ -155,7 +155,7 @@ class Admission:
             del counter[caller]
 
 
-class Turn:
+class AdmissionTicket:
     """A run's place: it waits, then runs, until it leaves."""
 
     def __init__(self, admission: Admission, caller: str) -> None:

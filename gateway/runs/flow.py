@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.planning.plan import Plan, StagePlan
-from gateway.runs.image_tasks import Making
-from gateway.runs.memory_budget import Budget
-from gateway.runs.recorder import Record
+from gateway.planning.plan import Plan, PlannedStage
+from gateway.runs.image_tasks import ImageTasks
+from gateway.runs.memory_budget import WeightedSemaphore
+from gateway.runs.recorder import RunRecorder
 from gateway.stages import REFINE, UPSCALE, StageKind
 from gateway.workers.clip_scores import score
 from gateway.workers.pool import Pool
-from gateway.workers.retry_policy import Patience
+from gateway.workers.retry_policy import RetryPolicy
 from services.errors import TriptychError
 from triptych.v1.pipeline_pb2 import Event, Image, RunState
 
@@ -39,7 +39,7 @@ class Parent:
 
 
 # None ends it. It needs no bound of its own: whoever puts a parent holds a credit until it is taken.
-Lane = asyncio.Queue[Parent | None]
+ParentQueue = asyncio.Queue[Parent | None]
 
 
 class Flow:
@@ -48,18 +48,18 @@ class Flow:
     def __init__(
         self,
         plan: Plan,
-        record: Record,
+        record: RunRecorder,
         pools: Mapping[str, Pool],
-        patience: Patience,
+        patience: RetryPolicy,
         caller: str,
-        memory: Budget,
+        memory: WeightedSemaphore,
     ) -> None:
         self._plan = plan
         self._record = record
         self._history = record.history
         self._pools = pools
         self._patience = patience
-        self._making = Making(plan, record, pools, patience, caller, memory)
+        self._making = ImageTasks(plan, record, pools, patience, caller, memory)
         self._work = asyncio.TaskGroup()
         # Of the work group's tasks those that are not done; with none left no other can join them.
         self._num_working = 0
@@ -153,7 +153,7 @@ class Flow:
         await self._score(work.kind, [self._record.image_name(work.kind, index) for index in choice.indexes])
 
     async def _run_plan(self) -> None:
-        inbox: Lane = asyncio.Queue()
+        inbox: ParentQueue = asyncio.Queue()
         for parent in self._first_parents():
             inbox.put_nowait(parent)
         inbox.put_nowait(None)
@@ -161,7 +161,7 @@ class Flow:
         planned = self._plan.stages[:1] if self._plan.is_manual else self._plan.stages
         async with asyncio.TaskGroup() as stages:
             for stage in planned:
-                outbox: Lane = asyncio.Queue()
+                outbox: ParentQueue = asyncio.Queue()
                 stages.create_task(self._run_stage(stage, inbox, outbox, is_last=stage is planned[-1]))
                 inbox = outbox
 
@@ -169,7 +169,9 @@ class Flow:
         names = self._record.init_names
         return [Parent(place, name) for place, name in enumerate(names)] or [Parent(0)]
 
-    async def _run_stage(self, stage: StagePlan, inbox: Lane, outbox: Lane, *, is_last: bool) -> None:
+    async def _run_stage(
+        self, stage: PlannedStage, inbox: ParentQueue, outbox: ParentQueue, *, is_last: bool
+    ) -> None:
         credits = asyncio.Semaphore(CREDITS)
         # Where the best go on, all wait here for their scores; those credits are given back, or nobody could be last.
         waiting: list[Image] = []
@@ -197,7 +199,7 @@ class Flow:
             outbox.put_nowait(Parent(rank, name))
         outbox.put_nowait(None)
 
-    async def _rank(self, stage: StagePlan, images: list[Image]) -> list[str]:
+    async def _rank(self, stage: PlannedStage, images: list[Image]) -> list[str]:
         """Names of the best of a stage's pictures, best first; none where all have gone on already."""
         ranker = self._plan.ranker
         if not stage.top_k or not images or ranker is None:

@@ -9,14 +9,14 @@ from contextlib import aclosing
 from functools import partial
 
 from gateway.events.run_state import CANCELLED
-from gateway.planning.plan import MAX_SEED, Plan, StageWork
-from gateway.runs.memory_budget import Budget
-from gateway.runs.recorder import Record
+from gateway.planning.plan import MAX_SEED, Plan, StageSettings
+from gateway.runs.memory_budget import WeightedSemaphore
+from gateway.runs.recorder import RunRecorder
 from gateway.stages import UPSCALE, Job, StageKind
 from gateway.workers.errors import StageError, as_recorded
 from gateway.workers.pool import Pool
-from gateway.workers.retry import Happening, Retrying, Started, Waiting, make_picture
-from gateway.workers.retry_policy import Patience
+from gateway.workers.retry import AttemptEvent, AttemptFailed, AttemptStarted, NoWorkerYet, make_picture
+from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.worker import Worker
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import Image
@@ -28,17 +28,17 @@ SKETCH_PIXELS = 256 * 256
 ENLARGED = 4 * 4
 
 
-class Making:
+class ImageTasks:
     """`failures` are what was given up, first the earliest, since the run was accepted or taken up again."""
 
     def __init__(
         self,
         plan: Plan,
-        record: Record,
+        record: RunRecorder,
         pools: Mapping[str, Pool],
-        patience: Patience,
+        patience: RetryPolicy,
         caller: str,
-        memory: Budget,
+        memory: WeightedSemaphore,
     ) -> None:
         self.failures: list[TriptychError] = [as_recorded(error) for error in record.history.failures]
         self._plan = plan
@@ -53,7 +53,7 @@ class Making:
 
     async def make(
         self,
-        work: StageWork,
+        work: StageSettings,
         index: int,
         parent: str,
         deliver: Callable[[Image], None],
@@ -117,15 +117,19 @@ class Making:
             if not is_delivered:
                 give_up()
 
-    def _tell(self, work: StageWork, job: Job, parent: str, happening: Happening, watch: "Watch") -> None:
+    def _tell(
+        self, work: StageSettings, job: Job, parent: str, happening: AttemptEvent, watch: "Watch"
+    ) -> None:
         """Records what happened to a picture on its way."""
         kind, record = work.kind, self._record
-        if isinstance(happening, Retrying | Waiting):
-            then = f"trying another {kind.worker}" if isinstance(happening, Retrying) else "waiting for one"
+        if isinstance(happening, AttemptFailed | NoWorkerYet):
+            then = (
+                f"trying another {kind.worker}" if isinstance(happening, AttemptFailed) else "waiting for one"
+            )
             name = record.image_name(kind, job.index)
             record.warn(happening.error.reason, f"{happening.error}; {then}", name)
             return
-        if isinstance(happening, Started):
+        if isinstance(happening, AttemptStarted):
             watch.start()
             watch.worker = happening.worker
             if not happening.is_again:
@@ -155,7 +159,7 @@ class Making:
             if task := self._making.get(name):
                 task.cancel()
 
-    def _bytes_of(self, work: StageWork, parent: str) -> int:
+    def _bytes_of(self, work: StageSettings, parent: str) -> int:
         """What a picture and its parent may take in memory: no file is larger than its pixels."""
         image = self._record.find_image(parent) or self._record.find_init_image(parent)
         if image is None:
@@ -163,7 +167,7 @@ class Making:
         num_pixels = image.width * image.height
         return BYTES_PER_PIXEL * num_pixels * (1 + (ENLARGED if work.kind is UPSCALE else 1))
 
-    async def _job(self, work: StageWork, index: int, parent: str) -> Job:
+    async def _job(self, work: StageSettings, index: int, parent: str) -> Job:
         spec = self._plan.spec
         return Job(
             index=index,

@@ -16,18 +16,18 @@ from weakref import WeakValueDictionary
 from gateway.access.caller import Caller
 from gateway.journal.journal import Journal, NewRun
 from gateway.journal.leases import Leases
-from gateway.journal.reader import JournalFailed, RunRow
+from gateway.journal.reader import JournalUnavailable, RunRow
 from gateway.planning.plan import Plan, restore_plan
-from gateway.runs.abandonment import Attendance
-from gateway.runs.admission import Admission, Room, Turn
+from gateway.runs.abandonment import AbandonmentMonitor
+from gateway.runs.admission import Admission, AdmissionLimits, AdmissionTicket
 from gateway.runs.flow import Flow
-from gateway.runs.memory_budget import Budget
-from gateway.runs.peers import Sharing
-from gateway.runs.recorder import Record, first_event
-from gateway.runs.run import LiveRun
+from gateway.runs.memory_budget import WeightedSemaphore
+from gateway.runs.peers import PeerCoordinator
+from gateway.runs.recorder import RunRecorder, first_event
+from gateway.runs.run import ActiveRun
 from gateway.store.base import Store
 from gateway.workers.pool import Pool
-from gateway.workers.retry_policy import Patience
+from gateway.workers.retry_policy import RetryPolicy
 from services.errors import NotFound, NotReady, TriptychError
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
@@ -45,10 +45,10 @@ MAX_FAILURES = 256
 
 
 @dataclass(frozen=True)
-class Bounds:
+class RunLimits:
     """What this process does at once, and how long it waits for a caller to come back."""
 
-    room: Room = Room()
+    room: AdmissionLimits = AdmissionLimits()
     # Of the pictures that are asked of the stages, as they are decoded there.
     max_bytes_under_way: int = 2**30
     # Runs that wait to be given images and stay in memory for it; more of them are in the journal alone.
@@ -56,11 +56,16 @@ class Bounds:
     abandon_grace_s: float = 10.0
 
 
-class Runs:
+class RunManager:
     """Use as a context: from entry on it carries out what the journal says is not done."""
 
     def __init__(
-        self, pools: Mapping[str, Pool], patience: Patience, bounds: Bounds, journal: Journal, store: Store
+        self,
+        pools: Mapping[str, Pool],
+        patience: RetryPolicy,
+        bounds: RunLimits,
+        journal: Journal,
+        store: Store,
     ) -> None:
         self.journal = journal
         self.store = store
@@ -72,24 +77,24 @@ class Runs:
         self._patience = patience
         self._bounds = bounds
         self._admission = Admission(bounds.room)
-        self._memory = Budget(bounds.max_bytes_under_way)
+        self._memory = WeightedSemaphore(bounds.max_bytes_under_way)
         self._leases = Leases(journal)
-        self._live: dict[str, LiveRun] = {}
+        self._live: dict[str, ActiveRun] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Runs that were taken up again when they had come to rest: with their end alone they would stay this gateway's.
         self._claimed: set[str] = set()
         # A gateway that stops ends its calls itself: that callers went away says nothing then.
-        self.attendance = Attendance(
+        self.attendance = AbandonmentMonitor(
             lambda name: None if self.is_stopping else self._live.get(name),
             self._is_attended_elsewhere,
             grace_s=bounds.abandon_grace_s,
         )
-        self._sharing = Sharing(self._leases, self)
+        self._sharing = PeerCoordinator(self._leases, self)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._tending: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["Runs"]:
+    async def running(self) -> AsyncIterator["RunManager"]:
         """Takes up what is left to do, and leaves at the end what is not done."""
         if self.journal.is_shared:
             await self._leases.renew()
@@ -101,7 +106,7 @@ class Runs:
         finally:
             await self.close()
 
-    def live(self, name: str) -> LiveRun | None:
+    def live(self, name: str) -> ActiveRun | None:
         """The run, if this gateway carries it out."""
         live = self._live.get(name)
         return None if live is None or live.record.log.is_abandoned else live
@@ -143,7 +148,7 @@ class Runs:
         # Not to be left half done when the caller goes away: an accepted run is begun.
         return await asyncio.shield(self._start(self._accept(name, new, plan, turn)))
 
-    async def _accept(self, name: str, new: NewRun, plan: Plan, turn: Turn) -> RunRow:
+    async def _accept(self, name: str, new: NewRun, plan: Plan, turn: AdmissionTicket) -> RunRow:
         try:
             row = await self._write_down(name, new, plan, turn)
         except BaseException:
@@ -153,11 +158,11 @@ class Runs:
             turn.leave()
         return row
 
-    def _write(self, record: Record, event: Event) -> None:
+    def _write(self, record: RunRecorder, event: Event) -> None:
         self.on_event(event)
         self.journal.write(record, event)
 
-    async def _write_down(self, name: str, new: NewRun, plan: Plan, turn: Turn) -> RunRow:
+    async def _write_down(self, name: str, new: NewRun, plan: Plan, turn: AdmissionTicket) -> RunRow:
         init_images = {}
         for place, picture in enumerate(plan.init_images):
             image = Image(
@@ -174,12 +179,12 @@ class Runs:
         first = first_event(name, plan.spec, plan.models)
         row = await self.journal.add_run(name, new, first, init_images)
         if row.name == name:
-            record = Record([first], self._write, self.store, init_images)
+            record = RunRecorder([first], self._write, self.store, init_images)
             self._carry_out(record, plan, row, turn)
             log.info("%s is accepted", name)
         return row
 
-    async def _open(self, name: str) -> LiveRun | None:
+    async def _open(self, name: str) -> ActiveRun | None:
         """The run, carried out here from now on; None where another living gateway has it. Raises NotFound.
 
         Its lock is held.
@@ -202,7 +207,7 @@ class Runs:
             self._claimed.add(name)
         return live
 
-    async def settled(self, live: LiveRun) -> None:
+    async def settled(self, live: ActiveRun) -> None:
         """Returns when all that has happened so far is in the journal. Raises JournalFailed."""
         await self.journal.settled(live.record)
 
@@ -280,22 +285,24 @@ class Runs:
         try:
             await asyncio.gather(*(self.settled(live) for live in self._live.values()))
             await self._leases.leave()
-        except JournalFailed as error:
+        except JournalUnavailable as error:
             log.error("%s", error)  # noqa: TRY400 - says all there is
         for live in self._live.values():
             live.record.log.abandon()
         self._live.clear()
 
-    def _carry_out(self, record: Record, plan: Plan, row: RunRow, turn: Turn | None = None) -> LiveRun:
+    def _carry_out(
+        self, record: RunRecorder, plan: Plan, row: RunRow, turn: AdmissionTicket | None = None
+    ) -> ActiveRun:
         reserved = [turn] if turn is not None else []
 
         def make_flow() -> Flow:
             return Flow(plan, record, self._pools, self._patience_of(row), row.caller, self._memory)
 
-        def take_turn() -> Turn:
+        def take_turn() -> AdmissionTicket:
             return reserved.pop() if reserved else self._admission.enter(row.caller, was_accepted=True)
 
-        live = LiveRun(
+        live = ActiveRun(
             record,
             plan,
             make_flow,
@@ -325,31 +332,31 @@ class Runs:
                     log.info("%s goes on", name)
                     try:
                         await self._take_up(name)
-                    except JournalFailed:
+                    except JournalUnavailable:
                         raise
                     except Exception:  # one run that cannot go on keeps no other from it
                         log.exception("%s cannot go on", name)
         self._drop_lost()
 
-    async def _take_up(self, name: str) -> LiveRun:
+    async def _take_up(self, name: str) -> ActiveRun:
         """Makes a run live from what the journal says of it; it is this gateway's already."""
         row = await self.journal.find_run(name)
         events = await self.journal.read_log(name)
         if row is None or not events:
             raise NotFound(f"there is no run {name[:80]!r} here")
-        record = Record(events, self._write, self.store, await self.journal.init_images(name))
+        record = RunRecorder(events, self._write, self.store, await self.journal.init_images(name))
         began = events[0].state
         plan = restore_plan(began.spec, began.models, ())
         return self._carry_out(record, plan, row)
 
-    def _patience_of(self, row: RunRow) -> Patience:
+    def _patience_of(self, row: RunRow) -> RetryPolicy:
         deadline = None
         if row.deadline_ns is not None and not row.is_detached:
             left_s = (row.deadline_ns - time.time_ns()) / 1e9
             deadline = asyncio.get_running_loop().time() + left_s
         return self._patience.until(deadline)
 
-    def _rest(self, live: LiveRun) -> None:
+    def _rest(self, live: ActiveRun) -> None:
         if live.error is not None:
             self.failures[live.name] = live.error
             while len(self.failures) > MAX_FAILURES:
@@ -363,7 +370,7 @@ class Runs:
             if oldest is not None:
                 self._start(self.put_away(oldest))
 
-    async def put_away(self, live: LiveRun) -> None:
+    async def put_away(self, live: ActiveRun) -> None:
         """What is at rest and in the journal need not be in memory."""
         async with self._lock_of(live.name):
             if self._live.get(live.name) is live and live.is_at_rest:
@@ -372,7 +379,7 @@ class Runs:
                     self._claimed.discard(live.name)
                     await self._leases.release([live.name])
 
-    async def _drop(self, live: LiveRun) -> None:
+    async def _drop(self, live: ActiveRun) -> None:
         await live.record.log.settled()
         if live.is_at_rest:
             del self._live[live.name]

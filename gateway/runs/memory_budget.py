@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Budget:
+class WeightedSemaphore:
     def __init__(self, total: int) -> None:
         self._total = total
         self._left = total

@@ -8,8 +8,8 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from gateway.journal.leases import LEASE_S, Command, Leases, read_error
-from gateway.journal.reader import JournalFailed
+from gateway.journal.leases import LEASE_S, Leases, PeerCommand, read_error
+from gateway.journal.reader import JournalUnavailable
 from services.errors import NotReady, TriptychError
 from triptych.v1.pipeline_pb2 import CancelRunRequest, SelectImagesRequest
 
@@ -44,7 +44,7 @@ class Carrier(Protocol):
         """Runs of other gateways that somebody lives on here."""
 
 
-class Sharing:
+class PeerCoordinator:
     def __init__(self, leases: Leases, carrier: Carrier) -> None:
         self._leases = leases
         self._carrier = carrier
@@ -80,7 +80,7 @@ class Sharing:
                         if command.id not in self._obeying:
                             # Beside the next renewal: what a command waits for may take longer than the lease.
                             self._obeying[command.id] = asyncio.create_task(self._answer(command))
-                except JournalFailed as error:
+                except JournalUnavailable as error:
                     log.warning("%s", error)
                 except Exception:
                     log.exception("looking after the runs of this gateway failed")
@@ -89,13 +89,13 @@ class Sharing:
             for task in self._obeying.values():
                 task.cancel()
 
-    async def _answer(self, command: Command) -> None:
+    async def _answer(self, command: PeerCommand) -> None:
         try:
             await self._leases.answer(command.id, await self._obey(command))
         finally:
             del self._obeying[command.id]
 
-    async def _obey(self, command: Command) -> TriptychError | None:
+    async def _obey(self, command: PeerCommand) -> TriptychError | None:
         try:
             if command.kind == "cancel":
                 cancel = CancelRunRequest.FromString(command.payload)

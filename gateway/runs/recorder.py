@@ -23,13 +23,13 @@ MAX_PROGRESS_EVENTS = 64
 MAX_INLINE_BYTES = 3 * 2**20
 
 
-class Record:
+class RunRecorder:
     """The record of the run that `events` began, and that goes on from there; `write` has new ones written down."""
 
     def __init__(
         self,
         events: Sequence[Event],
-        write: Callable[["Record", Event], None],
+        write: Callable[["RunRecorder", Event], None],
         store: Store,
         init_images: Mapping[str, Image] | None = None,
     ) -> None:

@@ -32,7 +32,7 @@ class EventsExpired(NotFound):
 
 
 @dataclass(frozen=True)
-class Keep:
+class RetentionLimits:
     """None: without an end."""
 
     age_s: float | None = None
@@ -40,7 +40,7 @@ class Keep:
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepResult:
     """What one round has let go."""
 
     num_runs: int = 0
@@ -51,7 +51,7 @@ class Swept:
 class Retention:
     """Lets go of what is older, or more, than is to be kept. Of runs that are under way nothing ever goes."""
 
-    def __init__(self, keep: Keep, journal: Journal, store: Store) -> None:
+    def __init__(self, keep: RetentionLimits, journal: Journal, store: Store) -> None:
         self._keep = keep
         self._journal = journal
         self._store = store
@@ -68,7 +68,7 @@ class Retention:
             except Exception:
                 log.exception("sweeping failed")
             else:
-                if swept != Swept():
+                if swept != SweepResult():
                     log.info(
                         "let go of %d runs and %d pictures (%d bytes)",
                         swept.num_runs,
@@ -76,10 +76,10 @@ class Retention:
                         swept.num_bytes,
                     )
 
-    async def sweep(self) -> Swept:
+    async def sweep(self) -> SweepResult:
         """One round. Raises JournalFailed or StoreUnavailable, and then goes on next time."""
         if self._journal.is_behind:
-            return Swept()  # runs have pictures that the journal does not know yet
+            return SweepResult()  # runs have pictures that the journal does not know yet
         now = time.time()
         pictures = {one.sha256: one async for one in self._store.iterate()}
         sizes = {sha256: one.num_bytes for sha256, one in pictures.items()}
@@ -88,7 +88,7 @@ class Retention:
         num_runs += await self._expire_largest(now, sizes)
         await self._drop_unwanted([*sizes], now, sizes)
         await self._journal.forget_expired(now - REMEMBERED_S)
-        return Swept(num_runs, len(pictures) - len(sizes), before - sum(sizes.values()))
+        return SweepResult(num_runs, len(pictures) - len(sizes), before - sum(sizes.values()))
 
     async def _expire_old(self, now: float, sizes: dict[str, int]) -> int:
         if self._keep.age_s is None:

@@ -16,9 +16,9 @@ from gateway.planning.selections import (
     make_selection,
     number_children,
 )
-from gateway.runs.admission import Turn
+from gateway.runs.admission import AdmissionTicket
 from gateway.runs.flow import Flow
-from gateway.runs.recorder import Record
+from gateway.runs.recorder import RunRecorder
 from gateway.workers.pool import Pool
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import RunState
@@ -26,7 +26,7 @@ from triptych.v1.pipeline_pb2 import RunState
 log = logging.getLogger(__name__)
 
 
-class LiveRun:
+class ActiveRun:
     """`make_flow` gives a flow that begins from where the record stands; it is begun unless the run is at rest.
 
     `take_turn` gives a place among the runs that may be carried out, and `check_room` raises QueueFull where a run that
@@ -35,15 +35,15 @@ class LiveRun:
 
     def __init__(
         self,
-        record: Record,
+        record: RunRecorder,
         plan: Plan,
         make_flow: Callable[[], Flow],
         *,
         caller: str,
         is_detached: bool,
-        take_turn: Callable[[], Turn],
+        take_turn: Callable[[], AdmissionTicket],
         check_room: Callable[[], None],
-        on_rest: Callable[["LiveRun"], None],
+        on_rest: Callable[["ActiveRun"], None],
     ) -> None:
         self.record = record
         self.caller = caller
@@ -163,7 +163,7 @@ class LiveRun:
         self._task.add_done_callback(lambda _: turn.leave())
         self._task.add_done_callback(self._conclude)
 
-    async def _carry_out(self, turn: Turn, flow: Flow) -> None:
+    async def _carry_out(self, turn: AdmissionTicket, flow: Flow) -> None:
         await turn.wait()
         await flow.run()
 

@@ -12,7 +12,7 @@ import grpc
 from gateway.stages import Job, StageKind
 from gateway.workers.errors import StageError, from_failure, from_rpc
 from gateway.workers.pool import Pool
-from gateway.workers.retry_policy import Patience
+from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.worker import Worker
 from services.images.codec import read_png_size
 from services.queues import QueueRate
@@ -21,11 +21,13 @@ from triptych.v1.stage_pb2 import StageEvent
 log = logging.getLogger(__name__)
 
 
-async def ask_worker(pool: Pool, worker: Worker, job: Job, patience: Patience) -> AsyncGenerator[StageEvent]:
+async def ask_worker(
+    pool: Pool, worker: Worker, job: Job, patience: RetryPolicy
+) -> AsyncGenerator[StageEvent]:
     """The events of one picture from one worker; raises StageError."""
     where = f"{pool.kind.worker} {worker.address}"
     stream = pool.kind.start(worker.channel, job, patience.timeout_s())
-    seat = Seat(patience, worker.pace)
+    seat = CallMonitor(patience, worker.pace)
     has_picture = False
     worker.on_stall.add(seat.leave)
     try:
@@ -62,10 +64,10 @@ async def ask_worker(pool: Pool, worker: Worker, job: Job, patience: Patience) -
         stream.cancel()
 
 
-class Seat:
+class CallMonitor:
     """Where a picture is at its worker: on its way, in the queue, or being made; and how long it may be silent there."""
 
-    def __init__(self, patience: Patience, pace: QueueRate) -> None:
+    def __init__(self, patience: RetryPolicy, pace: QueueRate) -> None:
         self._patience = patience
         # Of the queue, which this picture measures as it moves with it.
         self._pace = pace

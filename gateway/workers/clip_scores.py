@@ -7,7 +7,7 @@ import grpc
 
 from gateway.workers.errors import StageError, from_rpc
 from gateway.workers.pool import Pool
-from gateway.workers.retry_policy import Failures, Patience
+from gateway.workers.retry_policy import FailureHistory, RetryPolicy
 from triptych.v1.refiner_pb2 import RankRequest
 from triptych.v1.stage_pb2 import ImageData
 
@@ -21,7 +21,7 @@ async def score(
     names: Sequence[str],
     read: Callable[[str], Awaitable[ImageData]],
     digest: str,
-    patience: Patience,
+    patience: RetryPolicy,
 ) -> list[float]:
     """One score for each picture, in order. Raises NoWorker, DeadlineExceeded or StageError."""
     scores: list[float] = []
@@ -31,8 +31,8 @@ async def score(
     return scores
 
 
-async def _ask(pool: Pool, request: RankRequest, digest: str, patience: Patience) -> list[float]:
-    failures = Failures(patience.max_workers)
+async def _ask(pool: Pool, request: RankRequest, digest: str, patience: RetryPolicy) -> list[float]:
+    failures = FailureHistory(patience.max_workers)
     while True:
         worker = await failures.choose(pool, digest, patience)
         where = f"{pool.kind.worker} {worker.address}"

@@ -19,7 +19,7 @@ OnMove = Callable[[int, float | None], None]
 
 
 @dataclass(frozen=True)
-class Waiter:
+class WaitRequest:
     """A picture that has to wait: whose it is, for how long at most, and who is told its place, from 1, and its wait."""
 
     caller: str = ""
@@ -28,7 +28,7 @@ class Waiter:
 
 
 @dataclass(frozen=True)
-class Look:
+class Availability:
     """What there is for a picture now: a worker with room, or none that could ever have it, or else the line.
 
     `num_ahead` is how many wait at a worker before it, and `wait_s` how long they will, where that is known.
@@ -41,23 +41,23 @@ class Look:
 
 
 @dataclass(eq=False)
-class _Place:
+class Ticket:
     key: str
-    look: Callable[[], Look]
+    look: Callable[[], Availability]
     on_move: OnMove
     turn: asyncio.Future[Worker | None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
 
-class Line:
+class ImageQueue:
     """`serve` has to be called whenever a worker may have room that had none, or may be given no work any more."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._places: FairQueue[_Place] = FairQueue()
+        self._places: FairQueue[Ticket] = FairQueue()
         # What there is for the pictures of each key, which are interchangeable.
-        self._looks: dict[str, Callable[[], Look]] = {}
+        self._looks: dict[str, Callable[[], Availability]] = {}
         self._pace = QueueRate()
         self._served_at: float | None = None
         self._telling: asyncio.TimerHandle | None = None
@@ -65,13 +65,13 @@ class Line:
     def __len__(self) -> int:
         return len(self._places)
 
-    async def wait(self, waiter: Waiter, kind: str, look: Callable[[], Look]) -> Worker | None:
+    async def wait(self, waiter: WaitRequest, kind: str, look: Callable[[], Availability]) -> Worker | None:
         """The worker that has room for it, at its turn; None once there is no worker that it could wait for.
 
         `kind` tells pictures apart that may not be given the same workers. The room is counted in `Worker.promised` until
         the picture takes it away from there. Raises DeadlineExceeded.
         """
-        place = _Place(f"{waiter.caller}\n{kind}", look, waiter.on_move)
+        place = Ticket(f"{waiter.caller}\n{kind}", look, waiter.on_move)
         self._places.push(place, place.key)
         self._looks[place.key] = look
         if self._served_at is None:
@@ -112,14 +112,14 @@ class Line:
     def _may_go(self, key: str) -> bool:
         return not self._looks[key]().has_to_wait
 
-    def _leave(self, place: _Place) -> None:
+    def _leave(self, place: Ticket) -> None:
         self._places.remove(lambda one: one is place)
         has_had_turn = place.turn.done() and not place.turn.cancelled()
         if has_had_turn and (worker := place.turn.result()) is not None:
             worker.promised -= 1
         self.serve()
 
-    def _tell_one(self, place: _Place, position: int) -> None:
+    def _tell_one(self, place: Ticket, position: int) -> None:
         look = place.look()
         here_s, there_s = self._pace.wait_s(position), look.wait_s
         wait_s = here_s + there_s if here_s is not None and there_s is not None else here_s

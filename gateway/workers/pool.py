@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from gateway.workers.discovery import Discovery
-from gateway.workers.image_queue import Line, Look, Waiter
+from gateway.workers.image_queue import Availability, ImageQueue, WaitRequest
 from gateway.workers.worker import Worker
 from services.errors import NoWorker, TriptychError
 from triptych.v1.stage_pb2 import ModelInfo
@@ -25,7 +25,7 @@ LOST_PAUSE_S, STALL_PAUSE_S, LONGEST_PAUSE_S = 1.0, 5.0, 300.0
 MAX_BROKEN_ANSWERS = 3
 
 
-class ModelGone(NoWorker):
+class ModelUnavailable(NoWorker):
     """There are workers, and none has the model that the run began with."""
 
     reason = "MODEL_GONE"
@@ -38,7 +38,7 @@ class Pool:
         self.kind = discovery.kind
         self.discovery = discovery
         self._clock = discovery.clock
-        self._line = Line(self._clock)
+        self._line = ImageQueue(self._clock)
         # Set, and replaced, when a worker may be given work that could not before, or none any more.
         self._changed = asyncio.Event()
         discovery.on_change = self._tell_changed
@@ -72,7 +72,7 @@ class Pool:
         rather_not: Collection[str] = (),
         alone: bool = False,
         patience_s: float = 0.0,
-        waiter: Waiter | None = None,
+        waiter: WaitRequest | None = None,
     ) -> Worker:
         """The worker with that model and the fewest images to do, none of the addresses `but`.
 
@@ -112,7 +112,7 @@ class Pool:
         return bool(self._candidates(digest, but))
 
     async def _take_room(
-        self, digest: str, but: Collection[str], rather_not: Collection[str], waiter: Waiter
+        self, digest: str, but: Collection[str], rather_not: Collection[str], waiter: WaitRequest
     ) -> Worker | None:
         """The worker with room that has least to do, at the waiter's turn; None where none may be given the picture."""
         look = functools.partial(self._look, digest, but, rather_not)
@@ -126,17 +126,17 @@ class Pool:
                 self._line.serve()
         return found.worker
 
-    def _look(self, digest: str, but: Collection[str], rather_not: Collection[str]) -> Look:
+    def _look(self, digest: str, but: Collection[str], rather_not: Collection[str]) -> Availability:
         found = self._candidates(digest, but)
         better = [worker for worker in found if worker.address not in rather_not] or found
         free = [worker for worker in better if not worker.is_full]
         if free or not found:
-            return Look(min(free, key=lambda worker: worker.load, default=None))
+            return Availability(min(free, key=lambda worker: worker.load, default=None))
         # One that becomes free as soon as any: what waits there already goes first.
         num_ahead = min(worker.load - worker.model.limits.num_slots for worker in better)
         waits = [worker.pace.wait_s(num_ahead) for worker in better]
         known = [wait_s for wait_s in waits if wait_s is not None]
-        return Look(has_to_wait=True, num_ahead=num_ahead, wait_s=min(known, default=None))
+        return Availability(has_to_wait=True, num_ahead=num_ahead, wait_s=min(known, default=None))
 
     async def _empty(self, worker: Worker) -> bool:
         """Reserves the worker and waits until its work is done; false where it is lost over that."""
@@ -159,7 +159,7 @@ class Pool:
 
     def _none_for(self, digest: str) -> NoWorker:
         if self.healthy and not any(worker.model.digest == digest for worker in self.discovery.workers):
-            return ModelGone(
+            return ModelUnavailable(
                 f"no {self.kind.worker} has the model that this run began with any more ({digest[:12]}); start one "
                 "that has it, or start the run again"
             )

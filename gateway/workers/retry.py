@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from gateway.stages import Job
 from gateway.workers.call import ask_worker
 from gateway.workers.errors import StageError
-from gateway.workers.image_queue import OnMove, Waiter
+from gateway.workers.image_queue import OnMove, WaitRequest
 from gateway.workers.pool import Pool
-from gateway.workers.retry_policy import Failures, Patience
+from gateway.workers.retry_policy import FailureHistory, RetryPolicy
 from gateway.workers.worker import Worker
 from services.errors import DeadlineExceeded, TriptychError
 from triptych.v1.stage_pb2 import StageEvent
@@ -27,7 +27,7 @@ QUEUE_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
-class Started:
+class AttemptStarted:
     """The picture has been asked of a worker, for the `attempt`-th time; again where its queue was full before."""
 
     worker: Worker
@@ -36,31 +36,31 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Retrying:
+class AttemptFailed:
     """The attempt failed, and another worker is asked."""
 
     error: TriptychError
 
 
 @dataclass(frozen=True)
-class Waiting:
+class NoWorkerYet:
     """There is no worker that the picture could be asked of now, after an attempt or before the first."""
 
     error: TriptychError
 
 
-Happening = Started | Retrying | Waiting | StageEvent
+AttemptEvent = AttemptStarted | AttemptFailed | NoWorkerYet | StageEvent
 
 
 async def make_picture(
     pool: Pool,
     job: Job,
     digest: str,
-    patience: Patience,
+    patience: RetryPolicy,
     *,
     num_attempts: int = 0,
     on_move: OnMove = lambda position, wait_s: None,
-) -> AsyncGenerator[Happening]:
+) -> AsyncGenerator[AttemptEvent]:
     """Yields what happens until the picture and its timing are there; closing it cancels the work.
 
     `num_attempts` were made before. `on_move` is told its place while it waits for a worker to have room. Raises
@@ -68,15 +68,15 @@ async def make_picture(
     """
     full: Worker | None = None
     untold: StageError | None = None
-    failures = Failures(patience.max_workers, picture=f"{pool.kind.name}-{job.index}")
+    failures = FailureHistory(patience.max_workers, picture=f"{pool.kind.name}-{job.index}")
     queue_until = asyncio.get_running_loop().time() + QUEUE_PATIENCE_S
     while True:
         alone = failures.must_be_alone
         if untold is not None and alone:
             # It may have to wait until a worker has nothing else to do.
-            yield Retrying(untold)
+            yield AttemptFailed(untold)
             untold = None
-        waiter = Waiter(job.caller, patience.timeout_s(), on_move)
+        waiter = WaitRequest(job.caller, patience.timeout_s(), on_move)
         try:
             worker = await failures.choose(pool, digest, waiter=waiter, alone=alone)
         except DeadlineExceeded:
@@ -84,7 +84,7 @@ async def make_picture(
         except TriptychError as error:
             if not (patience.worker_timeout_s and failures.may_wait):
                 raise
-            yield Waiting(error)
+            yield NoWorkerYet(error)
             untold = None
             worker = await failures.choose(pool, digest, patience, waiter=waiter, alone=alone)
         # Nothing may come between here and the block that the worker is counted in.
@@ -94,9 +94,9 @@ async def make_picture(
         try:
             with pool.working(worker, alone=alone):
                 if untold is not None:
-                    yield Retrying(untold)
+                    yield AttemptFailed(untold)
                     untold = None
-                yield Started(worker, num_attempts, is_again)
+                yield AttemptStarted(worker, num_attempts, is_again)
                 async with aclosing(ask_worker(pool, worker, job, patience)) as events:
                     async for event in events:
                         if event.HasField("image"):

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import grpc
 
 from gateway.workers.errors import StageError
-from gateway.workers.image_queue import Waiter
-from gateway.workers.pool import ModelGone, Pool
+from gateway.workers.image_queue import WaitRequest
+from gateway.workers.pool import ModelUnavailable, Pool
 from gateway.workers.worker import Worker
 from services.errors import DeadlineExceeded, NoWorker
 
@@ -25,7 +25,7 @@ _GOING_AWAY = {"WORKER_EVICTED", "NOT_READY"}
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a call to a stage may take. `deadline` is the caller's, on the event loop's clock."""
 
     # Silence of a picture that is being made: a worker that hangs although its machine answers. One step of a full
@@ -41,7 +41,7 @@ class Patience:
     # A picture that so many workers were lost on as they made it is taken for the cause.
     max_workers: int = 3
 
-    def until(self, deadline: float | None) -> "Patience":
+    def until(self, deadline: float | None) -> "RetryPolicy":
         return replace(self, deadline=deadline)
 
     def timeout_s(self) -> float:
@@ -54,7 +54,7 @@ class Patience:
         return min(self.call_timeout_s, left_s)
 
 
-class Failures:
+class FailureHistory:
     """What one piece of work failed of so far, and where; raises it when enough has been tried.
 
     `picture` is what it makes, and what is named as the cause where worker after worker fails of it.
@@ -113,9 +113,9 @@ class Failures:
         self,
         pool: Pool,
         digest: str,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
         *,
-        waiter: Waiter | None = None,
+        waiter: WaitRequest | None = None,
         alone: bool = False,
     ) -> Worker:
         """A worker that may do better, now or with patience. Raises the last failure where there is none, else NoWorker."""
@@ -129,7 +129,7 @@ class Failures:
                 patience_s=wait_s,
                 waiter=waiter,
             )
-        except ModelGone:
+        except ModelUnavailable:
             raise
         except NoWorker:
             # That nobody else is there says less than what the one who was there failed of.

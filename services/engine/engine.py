@@ -15,9 +15,9 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from services.engine.events import Accepted, Event, Mailbox, Progress
-from services.engine.output_processor import Delivery, Request, Work
-from services.engine.stepper import Stepper, Ticket
+from services.engine.events import Accepted, Event, EventMailbox, Progress
+from services.engine.output_processor import OutputProcessor, Request, Work
+from services.engine.stepper import JobRequest, Stepper
 from services.errors import DeadlineExceeded, QueueFull, WorkerEvicted
 from services.queues import FairQueue
 
@@ -45,7 +45,7 @@ class Engine(Generic[Job]):
         self._seconds_per_job = 1.0  # moving average between finished jobs while busy; starts as a guess
         self._last_finished_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
-        self._delivery = Delivery(stepper.decode, clock)
+        self._delivery = OutputProcessor(stepper.decode, clock)
         self._num_undecoded = 0  # finished pictures that hold memory without a slot
         self._loop: asyncio.AbstractEventLoop | None = None
         self.failed = asyncio.Event()  # set when the device thread died of a bug: the process should end
@@ -70,7 +70,7 @@ class Engine(Generic[Job]):
 
     @asynccontextmanager
     async def submit(
-        self, tickets: Sequence[Ticket[Job]], *, caller: str, timeout_s: float | None = None
+        self, tickets: Sequence[JobRequest[Job]], *, caller: str, timeout_s: float | None = None
     ) -> AsyncIterator[AsyncIterator[Event]]:
         """Queues all jobs of a request, or none, and gives their events; leaving the block cancels what is not done.
 
@@ -79,7 +79,7 @@ class Engine(Generic[Job]):
         now = self._clock()
         request = Request(
             caller,
-            Mailbox(len(tickets)),
+            EventMailbox(len(tickets)),
             asyncio.get_running_loop(),
             None if timeout_s is None else now + timeout_s,
         )

@@ -63,7 +63,7 @@ class Failed:
 Event = Accepted | Progress | Preview | Finished | Failed
 
 
-class Mailbox:
+class EventMailbox:
     """One request's events on their way to its reader. Lives on the event loop.
 
     Its memory is bounded whatever the reader does: a newer progress, preview or queue position replaces the one that

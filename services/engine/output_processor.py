@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from services.engine.events import EncodedPicture, Event, Failed, Finished, Mailbox, Preview, Timing
-from services.engine.stepper import Ticket
+from services.engine.events import EncodedPicture, Event, EventMailbox, Failed, Finished, Preview, Timing
+from services.engine.stepper import JobRequest
 from services.errors import DeviceOutOfMemory, TriptychError
 from services.images.codec import Picture, encode_png, encode_preview
 
@@ -32,7 +32,7 @@ class Request:
     """The jobs that one call asked for, and where their events go."""
 
     caller: str
-    mailbox: Mailbox
+    mailbox: EventMailbox
     loop: asyncio.AbstractEventLoop
     deadline: float | None
     cancelled: bool = False
@@ -49,7 +49,7 @@ class Request:
 class Work(Generic[Job]):
     """A job from acceptance to delivery; written by the device thread once it is admitted."""
 
-    ticket: Ticket[Job]
+    ticket: JobRequest[Job]
     request: Request
     accepted_at: float
     admitted_at: float = 0.0
@@ -74,7 +74,7 @@ class Work(Generic[Job]):
         self.request.post(Failed(self.index, error))
 
 
-class Delivery:
+class OutputProcessor:
     """Turns what a stepper shows of its slots into events. Its methods are called on the device thread."""
 
     def __init__(

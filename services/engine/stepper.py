@@ -54,7 +54,7 @@ class Stepper(Protocol[Job_contra, View]):
 
 
 @dataclass(frozen=True)
-class Ticket(Generic[Job]):
+class JobRequest(Generic[Job]):
     """One image of a request: its index there, what to make, and a preview every so many steps (0: none)."""
 
     index: int

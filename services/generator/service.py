@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import click
 
-from services.engine.stepper import Ticket
+from services.engine.stepper import JobRequest
 from services.generator.dalle.batch import GenerateJob
 from services.generator.dalle.device import oom_as_model_error, set_up_device
 from services.generator.dalle.model import load_model
@@ -54,7 +54,7 @@ class GeneratorService(StageService[LoadedGenerator, GenerateJob], GeneratorServ
         return GeneratorServiceGetModelResponse(model=self.loaded.info)
 
 
-def read_request(request: GenerateRequest, info: ModelInfo) -> list[Ticket[GenerateJob]]:
+def read_request(request: GenerateRequest, info: ModelInfo) -> list[JobRequest[GenerateJob]]:
     """Checks the whole request; raises InvalidRequest naming the field."""
     settings, defaults = request.settings, info.defaults
     check_items(request.images, info.limits)
@@ -69,7 +69,7 @@ def read_request(request: GenerateRequest, info: ModelInfo) -> list[Ticket[Gener
     )
     preview_every = integer(settings, "preview_every", 0, low=0, high=MAX_INT32)
     return [
-        Ticket(
+        JobRequest(
             item.index,
             GenerateJob(prompt, item.seed, temperature, top_k, top_p, guidance_scale),
             preview_every,

@@ -25,14 +25,14 @@ Grids = Float[np.ndarray, "B h w F"]
 
 
 @dataclass(frozen=True)
-class Glimpse:
+class LatentPreview:
     """First a latent gives a patch by itself; then its neighbours' patches correct it."""
 
     own: Float[np.ndarray, "F1 P"]
     neighbours: Float[np.ndarray, "P9 P"]
 
     @classmethod
-    def fit(cls, grids: Grids, pictures: UInt8[np.ndarray, "B H W 3"]) -> "Glimpse":
+    def fit(cls, grids: Grids, pictures: UInt8[np.ndarray, "B H W 3"]) -> "LatentPreview":
         """From what a decoder made of the grids."""
         per_latent = pictures.shape[1] // grids.shape[1]
         side = next(side for side in PATCH_SIDES if per_latent % side == 0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import click
 import torch
 
-from services.engine.stepper import Ticket
+from services.engine.stepper import JobRequest
 from services.errors import InvalidRequest
 from services.images.codec import ImageLimits, Picture, decode_image
 from services.images.masks import decode_mask
@@ -72,7 +72,7 @@ class RefinerService(StageService[LoadedRefiner, RefineJob], RefinerServiceServi
         return RefinerServiceGetModelResponse(model=self.loaded.info)
 
 
-def read_request(request: RefineRequest, info: ModelInfo) -> list[Ticket[RefineJob]]:
+def read_request(request: RefineRequest, info: ModelInfo) -> list[JobRequest[RefineJob]]:
     """Checks the whole request and decodes its picture; raises InvalidRequest naming the field."""
     settings, defaults = request.settings, info.defaults
     check_items(request.images, info.limits)
@@ -111,7 +111,9 @@ def read_request(request: RefineRequest, info: ModelInfo) -> list[Ticket[RefineJ
         for item in request.images
     ]
     jobs[0].check()
-    return [Ticket(item.index, job, preview_every) for item, job in zip(request.images, jobs, strict=True)]
+    return [
+        JobRequest(item.index, job, preview_every) for item, job in zip(request.images, jobs, strict=True)
+    ]
 
 
 def read_rank_request(request: RankRequest) -> tuple[str, list[Picture]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from services.errors import InvalidRequest
 from services.images.codec import Picture
-from services.images.latent_preview import NUM_SAMPLES, Glimpse, random_blocks
+from services.images.latent_preview import NUM_SAMPLES, LatentPreview, random_blocks
 from services.images.masks import Mask
 from services.pytorch.device import oom_as_job_error
 from services.refiner.inpainting import Inpainting, plan_inpainting
@@ -243,14 +243,14 @@ class RefinerStepper:
         return torch.stack([nothing if row.image_embed is None else row.image_embed for row in rows])
 
     @cached_property
-    def _glimpse(self) -> Glimpse:
+    def _glimpse(self) -> LatentPreview:
         channels, height, width = self._model.latent_shape
         count = -(-NUM_SAMPLES // (height * width))
         rng = np.random.default_rng(0)
         draws = rng.standard_normal((count * height * width, channels), np.float32)
         grids = draws[random_blocks(rng, count, height, width)]
         latents = torch.from_numpy(rearrange(grids, "b h w z -> b z h w")).to(self._model.device)
-        return Glimpse.fit(grids, np.stack(self._model.decode(latents)))
+        return LatentPreview.fit(grids, np.stack(self._model.decode(latents)))
 
     def _sample_init_latent(self, key: _InitLatentKey) -> Float[Tensor, "Z H W"]:
         return self._model.encode_image(key.image, self._noise(key.init_seed, INIT_STREAM))

@@ -12,7 +12,7 @@ from google.protobuf import duration_pb2
 
 from services.engine.engine import Engine
 from services.engine.events import Accepted, EncodedPicture, Event, Failed, Finished, Preview, Progress
-from services.engine.stepper import Stepper, Ticket
+from services.engine.stepper import JobRequest, Stepper
 from services.errors import NotReady
 from services.serving.metrics import StageMetrics
 from services.serving.server import Context
@@ -99,7 +99,7 @@ class StageService(Generic[Loaded, Job]):
         return self._ready
 
     async def stream(
-        self, tickets: Sequence[Ticket[Job]], *, seeds: dict[int, int], caller: str, context: Context
+        self, tickets: Sequence[JobRequest[Job]], *, seeds: dict[int, int], caller: str, context: Context
     ) -> AsyncIterator[StageEvent]:
         """Runs the jobs of one call and gives its events; the caller's going away cancels them.
 

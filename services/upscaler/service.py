@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import click
 import torch
 
-from services.engine.stepper import Ticket
+from services.engine.stepper import JobRequest
 from services.errors import InvalidRequest
 from services.images.codec import ImageLimits, decode_image
 from services.pytorch.device import DTYPES, find_device
@@ -56,7 +56,7 @@ class UpscalerService(StageService[LoadedUpscaler, UpscaleJob], UpscalerServiceS
         return UpscalerServiceGetModelResponse(model=self.loaded.info)
 
 
-def read_request(request: UpscaleRequest, stepper: UpscalerStepper) -> list[Ticket[UpscaleJob]]:
+def read_request(request: UpscaleRequest, stepper: UpscalerStepper) -> list[JobRequest[UpscaleJob]]:
     """Decodes and checks every picture, so that nothing is queued of a request that cannot be served whole.
 
     Raises InvalidRequest naming the field.
@@ -79,7 +79,7 @@ def read_request(request: UpscaleRequest, stepper: UpscalerStepper) -> list[Tick
         except InvalidRequest as error:
             # The pixels were checked as the picture was decoded: it is the tiling.
             raise InvalidRequest(f"settings.{error.field}", error.description) from None
-        tickets.append(Ticket(one.index, job, preview_every))
+        tickets.append(JobRequest(one.index, job, preview_every))
     return tickets
 
 

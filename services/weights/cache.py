@@ -18,7 +18,7 @@ from typing import Any
 from services.errors import ModelError
 from services.weights import model_folder
 from services.weights.catalog import KNOWN, known_model
-from services.weights.download import Meter, Report, locked
+from services.weights.download import ProgressMeter, Report, locked
 from services.weights.fetch import pull_model, pull_published, read_manifest_at
 from services.weights.model_folder import BUILT_IN_FOLDER, MANIFEST, PARTS, FileEntry, Manifest
 from services.weights.remotes import NotThere, S3Remote, check_bucket, s3_client, s3_errors, split_s3
@@ -29,7 +29,7 @@ LOG_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
-class Found:
+class CachedModel:
     """A model folder, and where it was taken from."""
 
     folder: Path
@@ -54,11 +54,11 @@ def s3_cache() -> str | None:
     return location.rstrip("/") if location else None
 
 
-def find_cached(name: str, stage: str) -> Found | None:
+def find_cached(name: str, stage: str) -> CachedModel | None:
     """A model that was fetched before."""
     for place, root in (("the user's cache", user_cache()), ("the machine's cache", machine_cache())):
         if root is not None and (root / "models" / stage / name / MANIFEST).is_file():
-            return Found(root / "models" / stage / name, place)
+            return CachedModel(root / "models" / stage / name, place)
     return None
 
 
@@ -69,7 +69,7 @@ def open_model(name_or_folder: str, stage: str) -> tuple[Path, Manifest]:
     """
     started = time.monotonic()
     try:
-        found = Found(model_folder.find_model(name_or_folder, stage), "its folder")
+        found = CachedModel(model_folder.find_model(name_or_folder, stage), "its folder")
     except ModelError:
         cached = find_cached(name_or_folder, stage)
         if cached is None and (stage, name_or_folder) not in KNOWN and not s3_cache():
@@ -96,7 +96,7 @@ def _logged(name: str) -> Report:
     return show
 
 
-def fetch(name: str, stage: str, *, origin: str = "", show: Report = lambda done, total: None) -> Found:
+def fetch(name: str, stage: str, *, origin: str = "", show: Report = lambda done, total: None) -> CachedModel:
     """Brings a model into the cache, from S3 or from its origin, and tells where it came from and how long it took.
 
     `origin` names another place than the published one: a folder or address with a model, or with the files that were
@@ -134,7 +134,7 @@ def fetch(name: str, stage: str, *, origin: str = "", show: Report = lambda done
         if folder.exists():
             shutil.rmtree(folder)
         staging.rename(folder)
-    found = Found(folder, place, time.monotonic() - started)
+    found = CachedModel(folder, place, time.monotonic() - started)
     log.info("%s %s: from %s in %.0f s", stage, name, found.place, found.seconds)
     return found
 
@@ -149,7 +149,7 @@ def push(folder: Path, bucket: str, *, force: bool = False, show: Report = lambd
     place = f"{bucket.rstrip('/')}/{manifest.stage}/{manifest.name}"
     name, prefix = split_s3(place)
     client = s3_client()
-    meter = Meter(sum(entry.num_bytes for entry in manifest.files.values()), show)
+    meter = ProgressMeter(sum(entry.num_bytes for entry in manifest.files.values()), show)
     for file, entry in manifest.files.items():
         location = f"{place}/{file}"
         if force or not _is_there(location, client, entry):

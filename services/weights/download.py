@@ -258,7 +258,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class Meter:
+class ProgressMeter:
     """Adds up the reports of several files for one line of progress."""
 
     def __init__(self, total: int, show: Callable[[int, int], None]) -> None:

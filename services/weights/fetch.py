@@ -17,7 +17,7 @@ from services.weights.catalog import KnownModel, Source
 from services.weights.conversion import conversion_module
 from services.weights.download import (
     ConnectionLost,
-    Meter,
+    ProgressMeter,
     Remote,
     Report,
     download,
@@ -51,7 +51,7 @@ def pull_model(place: str, manifest: tuple[bytes, Manifest], staging: Path, show
     raw, parsed = manifest
     staging.mkdir(parents=True, exist_ok=True)
     (staging / MANIFEST).unlink(missing_ok=True)
-    meter = Meter(sum(entry.num_bytes for entry in parsed.files.values()), show)
+    meter = ProgressMeter(sum(entry.num_bytes for entry in parsed.files.values()), show)
     for file, entry in parsed.files.items():
         path = staging / file
         if path.exists() and sha256_of(path) != entry.sha256:  # left by an attempt at another version
@@ -64,7 +64,7 @@ def pull_model(place: str, manifest: tuple[bytes, Manifest], staging: Path, show
 
 def pull_published(known: KnownModel, origin: str, staging: Path, show: Report) -> None:
     """Part by part, so that the disk never holds more than the model and the published files of one part."""
-    meter = Meter(known.num_bytes, show)
+    meter = ProgressMeter(known.num_bytes, show)
     convert = _converter(known.stage)
     for source in known.sources:
         part = staging / source.part
@@ -100,7 +100,7 @@ def _converter(stage: str) -> Any:
         ) from None
 
 
-def _published(source: Source, origin: str, folder: Path, meter: Meter) -> Path:
+def _published(source: Source, origin: str, folder: Path, meter: ProgressMeter) -> Path:
     """The file or folder to convert: downloaded, or where it lies when `origin` is a folder of this machine."""
     names = source.files or (source.location.rpartition("/")[2],)
     if origin and "://" not in origin:
@@ -125,7 +125,7 @@ def _published(source: Source, origin: str, folder: Path, meter: Meter) -> Path:
     return into if source.files else into / names[0]
 
 
-def _download(remote: Remote, path: Path, meter: Meter, *, sha256: str = "") -> None:
+def _download(remote: Remote, path: Path, meter: ProgressMeter, *, sha256: str = "") -> None:
     with closing(remote):
         download(remote, path, sha256=sha256, report=meter.report)
     meter.next_file()

@@ -18,7 +18,7 @@ import numpy as np
 
 from services.engine.engine import Engine
 from services.engine.events import Finished, Preview
-from services.engine.stepper import Ticket
+from services.engine.stepper import JobRequest
 from services.generator.dalle.batch import GenerateJob
 from services.generator.dalle.conversion.random_weights import write_random
 from services.generator.dalle.device import set_up_device
@@ -173,7 +173,7 @@ async def serve(
         request = Request()
         async with turn if one_at_a_time else nullcontext():
             jobs = [GenerateJob(f"a red house, number {number}", seed, **SAMPLING) for seed in range(images)]
-            tickets = [Ticket(index, job, preview_every) for index, job in enumerate(jobs)]
+            tickets = [JobRequest(index, job, preview_every) for index, job in enumerate(jobs)]
             async with engine.submit(tickets, caller=str(number)) as events:
                 async for event in events:
                     since_s = time.monotonic() - asked_at
@@ -206,7 +206,7 @@ async def stop_reading(engine: Engine[GenerateJob], stop_s: float) -> None:
     """A caller asks for a great deal and reads nothing for a while; another one comes meanwhile."""
     undisturbed = await serve(engine, [0.0], 1)
     job = GenerateJob("a red house", 0, **SAMPLING)
-    tickets = [Ticket(index, job, preview_every=1) for index in range(MAX_IMAGES)]
+    tickets = [JobRequest(index, job, preview_every=1) for index in range(MAX_IMAGES)]
     before_mb = resident_mb()
     async with engine.submit(tickets, caller="stopped") as unread:
         other = await serve(engine, [0.0], 1)

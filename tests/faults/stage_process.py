@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.engine.stepper import Ticket
+from services.engine.stepper import JobRequest
 from services.serving.stage_command import run_stage
 from services.serving.stage_service import ServeOptions, StageService, model_info
 from services.weights.model_folder import Manifest
@@ -144,7 +144,7 @@ class CountingService(StageService[Counting, Drawing]):
 
     async def _answer(self, items, request, context) -> AsyncIterator[StageEvent]:
         every = request.settings.preview_every
-        tickets = [Ticket(index, Drawing(index, seed, parent), every) for index, seed, parent in items]
+        tickets = [JobRequest(index, Drawing(index, seed, parent), every) for index, seed, parent in items]
         seeds = {index: seed for index, seed, _ in items}
         events = self.stream(tickets, seeds=seeds, caller=request.caller, context=context)
         async for event in events:

@@ -18,12 +18,12 @@ from gateway.access.authentication import Authentication, TokenInterceptor
 from gateway.grpc_service import SERVICE, PipelineService
 from gateway.journal.journal import open_journal
 from gateway.pipeline import Pipeline as Facade
-from gateway.runs.manager import Bounds, Runs
+from gateway.runs.manager import RunLimits, RunManager
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
 from gateway.store import open_store
 from gateway.workers.discovery import Discovery
 from gateway.workers.pool import Pool
-from gateway.workers.retry_policy import Patience
+from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target
 from services.images.codec import encode_png
 from services.serving.channels import SERVER_OPTIONS
@@ -41,7 +41,7 @@ from triptych.v1.pipeline_pb2_grpc import PipelineServiceStub, add_PipelineServi
 from triptych.v1.stage_pb2 import ImageData, ModelInfo, StageEvent
 
 # Tests that lose a worker do not wait for it to come back.
-IMPATIENT = Patience(worker_timeout_s=0.0)
+IMPATIENT = RetryPolicy(worker_timeout_s=0.0)
 NUM_STEPS = 3
 SIDE_PX = 8
 
@@ -209,7 +209,7 @@ class Pipeline:
     stub: PipelineServiceStub
     client: Client
     facade: Facade
-    runs: Runs
+    runs: RunManager
     pools: dict[str, Pool]
     generators: Sequence[ScriptedGenerator]
     refiners: Sequence[ScriptedRefiner]
@@ -276,8 +276,8 @@ async def gateway_over(
     folder: Path,
     *,
     journal: str = "",
-    patience: Patience = IMPATIENT,
-    bounds: Bounds = Bounds(abandon_grace_s=0),  # noqa: B008 - frozen
+    patience: RetryPolicy = IMPATIENT,
+    bounds: RunLimits = RunLimits(abandon_grace_s=0),  # noqa: B008 - frozen
     tokens: Path | None = None,
 ) -> AsyncIterator[Pipeline]:
     """A gateway that keeps its pictures, and its journal unless another is named, in that folder."""
@@ -292,7 +292,7 @@ async def gateway_over(
         kept = await stack.enter_async_context(
             open_journal(journal or str(folder / "journal.db"), secrets.token_hex(4))
         )
-        runs = await stack.enter_async_context(Runs(pools, patience, bounds, kept, store).running())
+        runs = await stack.enter_async_context(RunManager(pools, patience, bounds, kept, store).running())
         facade = Facade(pools, runs)
         service = PipelineService(facade)
         running = await stack.enter_async_context(
@@ -327,8 +327,8 @@ async def pipeline(
     generators: int = 1,
     refiners: int = 1,
     upscalers: int = 1,
-    patience: Patience = IMPATIENT,
-    bounds: Bounds = Bounds(abandon_grace_s=0),  # noqa: B008 - frozen
+    patience: RetryPolicy = IMPATIENT,
+    bounds: RunLimits = RunLimits(abandon_grace_s=0),  # noqa: B008 - frozen
     tokens: Path | None = None,
     generator: type[ScriptedGenerator] = ScriptedGenerator,
 ) -> AsyncIterator[Pipeline]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from gateway.access.caller import CallerLimits
-from gateway.runs.admission import RETRY_AFTER_S, Admission, Room
+from gateway.runs.admission import RETRY_AFTER_S, Admission, AdmissionLimits
 from services.errors import QueueFull, RateLimited
 
 
@@ -36,7 +36,7 @@ async def admit():
     made = []
 
     def make(clock=None, **room):
-        made.append(Admission(Room(**room), clock=clock or Clock()))
+        made.append(Admission(AdmissionLimits(**room), clock=clock or Clock()))
         return made[-1]
 
     yield make

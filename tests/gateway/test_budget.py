@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from gateway.runs.memory_budget import Budget
+from gateway.runs.memory_budget import WeightedSemaphore
 from services.queues import QueueRate
 from tests.underway import underway
 
@@ -17,7 +17,7 @@ async def take(budget, amount):
 
 
 async def test_what_does_not_fit_waits_until_it_does():
-    budget = Budget(10)
+    budget = WeightedSemaphore(10)
     first = await take(budget, 6)
     second = await underway(take(budget, 6))
     assert not second.done()
@@ -26,7 +26,7 @@ async def test_what_does_not_fit_waits_until_it_does():
 
 
 async def test_a_small_one_does_not_overtake_a_large_one():
-    budget = Budget(10)
+    budget = WeightedSemaphore(10)
     first = await take(budget, 6)
     large, small = await underway(take(budget, 10)), await underway(take(budget, 1))
     assert (large.done(), small.done()) == (False, False)
@@ -36,7 +36,7 @@ async def test_a_small_one_does_not_overtake_a_large_one():
 
 
 async def test_what_is_more_than_there_is_has_all_for_itself():
-    budget = Budget(10)
+    budget = WeightedSemaphore(10)
     large = await take(budget, 1000)
     small = await underway(take(budget, 1))
     assert not small.done()
@@ -45,7 +45,7 @@ async def test_what_is_more_than_there_is_has_all_for_itself():
 
 
 async def test_whoever_gives_up_waiting_lets_others_through():
-    budget = Budget(10)
+    budget = WeightedSemaphore(10)
     first = await take(budget, 6)
     large, small = await underway(take(budget, 10)), await underway(take(budget, 4))
     large.cancel()
@@ -56,7 +56,7 @@ async def test_whoever_gives_up_waiting_lets_others_through():
 
 
 async def test_what_was_given_to_one_who_gave_up_is_not_lost():
-    budget = Budget(10)
+    budget = WeightedSemaphore(10)
     first = await take(budget, 10)
     second = await underway(take(budget, 10))
     await first.aclose()

@@ -3,12 +3,12 @@
 import pytest
 
 from gateway.planning.plan import make_plan
-from gateway.runs.admission import Admission, Room
+from gateway.runs.admission import Admission, AdmissionLimits
 from gateway.runs.flow import Flow
-from gateway.runs.memory_budget import Budget
-from gateway.runs.recorder import Record, first_event
-from gateway.runs.run import LiveRun
-from gateway.workers.retry_policy import Patience
+from gateway.runs.memory_budget import WeightedSemaphore
+from gateway.runs.recorder import RunRecorder, first_event
+from gateway.runs.run import ActiveRun
+from gateway.workers.retry_policy import RetryPolicy
 from tests.gateway.runs_as_seen import collect, finished, ready, run_finished, spec, warnings
 from triptych.client import CallError, InvalidRequest, NotFound
 from triptych.v1.pipeline_pb2 import RunSpec, RunState, StreamRunRequest
@@ -201,13 +201,13 @@ async def test_cancelling_a_run_that_is_not_there_is_not_found(gateway):
 async def test_a_run_cancelled_before_its_first_step_ends(gateway):
     plan = await make_plan(RunSpec(prompt="x", generate={}), gateway.pools)
     first = first_event("runs/1", plan.spec, plan.models)
-    record = Record([first], lambda run, event: run.log.publish(event.sequence), gateway.runs.store)
+    record = RunRecorder([first], lambda run, event: run.log.publish(event.sequence), gateway.runs.store)
 
     def make_flow():
-        return Flow(plan, record, gateway.pools, Patience(), "me", Budget(1))
+        return Flow(plan, record, gateway.pools, RetryPolicy(), "me", WeightedSemaphore(1))
 
-    admission = Admission(Room())
-    run = LiveRun(
+    admission = Admission(AdmissionLimits())
+    run = ActiveRun(
         record,
         plan,
         make_flow,

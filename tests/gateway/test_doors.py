@@ -16,7 +16,7 @@ from gateway.access.caller import Caller
 from gateway.access.token_file import new_token, write_tokens
 from gateway.grpc_service import SERVICE
 from gateway.http.app import ROUTES
-from gateway.http.context import Api
+from gateway.http.context import RequestContext
 from gateway.http.server import serving_http
 from tests.gateway.runs_as_seen import ready, spec
 from tests.gateway.scripted import pipeline
@@ -48,7 +48,7 @@ async def opened(folder):
     write_tokens(folder / "tokens.json", [entry for _, entry in made.values()])
     tokens = {name: token for name, (token, _) in made.items()}
     async with pipeline(tokens=folder / "tokens.json") as gateway:
-        api = Api(gateway.facade, Authentication(folder / "tokens.json"))
+        api = RequestContext(gateway.facade, Authentication(folder / "tokens.json"))
         async with (
             serving_http(api, grace_s=1) as web,
             Client(gateway.address, token=tokens["alice"]) as alice,

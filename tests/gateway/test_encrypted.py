@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from gateway.access.certs_command import certs
 from gateway.access.tokens_command import tokens
-from gateway.http.context import Api
+from gateway.http.context import RequestContext
 from gateway.http.server import serving_http
 from gateway.stages import GENERATE, UPSCALE
 from gateway.workers.discovery import Discovery
@@ -133,13 +133,16 @@ def https(folder, name=None):
 
 async def test_http_has_the_certificate_of_the_gateway(made):
     certificate = CertificateFiles(made / "gateway.crt", made / "gateway.key")
-    async with serving_http(Api(pipeline=None), certificate=certificate) as web, https(made) as client:
+    async with (
+        serving_http(RequestContext(pipeline=None), certificate=certificate) as web,
+        https(made) as client,
+    ):
         answer = await client.get(f"https://{web.address}/")
     assert answer.json() == {"success": True}
 
 
 async def test_http_takes_up_a_changed_certificate(folder):
-    async with serving_http(Api(pipeline=None), certificate=files_of_server(folder)) as web:
+    async with serving_http(RequestContext(pipeline=None), certificate=files_of_server(folder)) as web:
         where = ("127.0.0.1", web.port)
         before = await asyncio.to_thread(ssl.get_server_certificate, where)
         CliRunner().invoke(certs, [str(folder), "--renew"], catch_exceptions=False)
@@ -153,7 +156,7 @@ def files_of_server(folder):
 
 @pytest.mark.parametrize("renewed", [False, True])
 async def test_where_callers_need_certificates_http_refuses_those_without(folder, renewed):
-    async with serving_http(Api(pipeline=None), certificate=files(folder, "gateway")) as web:
+    async with serving_http(RequestContext(pipeline=None), certificate=files(folder, "gateway")) as web:
         if renewed:
             CliRunner().invoke(certs, [str(folder), "--renew"], catch_exceptions=False)
         async with https(folder, "gateway-client") as client:

@@ -6,13 +6,13 @@ from gateway.events.run_state import CANCELLED
 from gateway.planning.plan import make_plan, restore_plan
 from gateway.planning.selections import Selection, make_selection, number_children
 from gateway.runs.flow import Flow
-from gateway.runs.memory_budget import Budget
-from gateway.runs.recorder import Record, first_event
+from gateway.runs.memory_budget import WeightedSemaphore
+from gateway.runs.recorder import RunRecorder, first_event
 from gateway.stages import STAGES
 from gateway.store import open_store
 from gateway.workers.discovery import Discovery
 from gateway.workers.pool import Pool
-from gateway.workers.retry_policy import Patience
+from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target
 from tests.gateway.runs_as_seen import spec
 from tests.gateway.scripted import scripted_stages
@@ -30,14 +30,14 @@ class Workshop:
         self.stages = stages
         self.pools = pools
         self.store = store
-        self.memory = Budget(2**20)
+        self.memory = WeightedSemaphore(2**20)
 
     async def begin(self, asked):
         plan = await make_plan(asked, self.pools)
         return self.record([first_event(RUN, plan.spec, plan.models)])
 
     def record(self, events):
-        return Record(events, lambda record, event: record.log.publish(event.sequence), self.store)
+        return RunRecorder(events, lambda record, event: record.log.publish(event.sequence), self.store)
 
     async def carry_out(self, record, selections=(), cancelled=()):
         """Carries the run out to its end, and takes images on by hand whenever it rests."""
@@ -46,7 +46,7 @@ class Workshop:
         history = record.history
         while True:
             if history.is_open:
-                flow = Flow(plan, record, self.pools, Patience(worker_timeout_s=0), "me", self.memory)
+                flow = Flow(plan, record, self.pools, RetryPolicy(worker_timeout_s=0), "me", self.memory)
                 flow.cancel_images(cancelled)
                 await flow.run()
                 state, error = flow.outcome

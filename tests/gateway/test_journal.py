@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 
 from gateway.journal.journal import open_journal
-from gateway.journal.reader import JournalFailed
-from gateway.journal.schema import BadJournal
+from gateway.journal.reader import JournalUnavailable
+from gateway.journal.schema import InvalidJournal
 from gateway.server import StorageLocations, open_storage
 from tests.gateway.runs_as_seen import ALL, finished, run_finished, spec
 from tests.gateway.scripted import gateway_over, pipeline, scripted_stages
@@ -22,7 +22,7 @@ SKETCHES = {"refine": None, "upscale": None}
 
 async def opening(address) -> str:
     """What is said of a journal that cannot be opened."""
-    with pytest.raises(BadJournal) as raised:
+    with pytest.raises(InvalidJournal) as raised:
         async with open_journal(str(address), "me"):
             pass
     return str(raised.value)
@@ -116,7 +116,7 @@ async def test_a_run_is_not_told_of_what_cannot_be_written(gateway):
 
 
 async def test_while_the_journal_is_full_no_run_is_accepted_and_the_caller_is_told_when_to_return(gateway):
-    refused = pytest.raises(JournalFailed, match="the journal cannot be used: its disk does not take it")
+    refused = pytest.raises(JournalUnavailable, match="the journal cannot be used: its disk does not take it")
     with full_disk(gateway), refused:
         await gateway.facade.create_run("once", spec(**SKETCHES), ALL)
     run = await gateway.facade.create_run("once", spec(**SKETCHES), ALL)
@@ -137,7 +137,7 @@ async def test_a_journal_that_is_locked_is_waited_for(tmp_path, monkeypatch):
         await gateway.generator.begun[0].wait()
         somebody = sqlite3.connect(tmp_path / "journal.db", isolation_level=None)
         somebody.execute("BEGIN IMMEDIATE")
-        with pytest.raises(JournalFailed, match="another program has locked it"):
+        with pytest.raises(JournalUnavailable, match="another program has locked it"):
             await gateway.facade.create_run("", spec(**SKETCHES), ALL)
         gateway.generator.gates[0].set()
         somebody.execute("ROLLBACK")

@@ -8,8 +8,8 @@ import pytest
 from prometheus_client import generate_latest
 
 from gateway.metrics import GatewayMetrics
-from gateway.runs.admission import Room
-from gateway.runs.manager import Bounds
+from gateway.runs.admission import AdmissionLimits
+from gateway.runs.manager import RunLimits
 from tests.gateway.scripted import pipeline
 from tests.gateway.test_process import gateway_process
 from triptych.spec import make_spec
@@ -65,7 +65,7 @@ async def test_a_run_is_told_by_its_state(gateway, metrics):
 
 
 async def test_a_run_that_waits_for_its_turn_is_told():
-    async with pipeline(bounds=Bounds(room=Room(max_running=1), abandon_grace_s=0)) as gateway:
+    async with pipeline(bounds=RunLimits(room=AdmissionLimits(max_running=1), abandon_grace_s=0)) as gateway:
         metrics = GatewayMetrics(gateway.pools, gateway.runs)
         gateway.generator.close_gates(0)
         first = asyncio.create_task(make(gateway))

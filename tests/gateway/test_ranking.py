@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.runs.recorder import MAX_PROGRESS_EVENTS, Record, first_event
+from gateway.runs.recorder import MAX_PROGRESS_EVENTS, RunRecorder, first_event
 from gateway.stages import GENERATE
 from gateway.store import open_store
 from services.errors import NotReady
@@ -46,7 +46,9 @@ async def test_many_pictures_are_ranked_in_several_calls(gateway):
 
 def test_a_log_keeps_a_bounded_number_of_steps(tmp_path):
     first = first_event("runs/x", RunSpec(), [])
-    record = Record([first], lambda run, event: run.log.publish(event.sequence), open_store(str(tmp_path)))
+    record = RunRecorder(
+        [first], lambda run, event: run.log.publish(event.sequence), open_store(str(tmp_path))
+    )
     before = record.log.last_sequence
     for step in range(1, 1001):
         record.progress(GENERATE, StageEvent.Progress(index=0, step=step, num_steps=1000))

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.runs.manager import Bounds
-from gateway.workers.retry_policy import Patience
+from gateway.runs.manager import RunLimits
+from gateway.workers.retry_policy import RetryPolicy
 from services.errors import AlreadyExists, NotFound
 from tests.gateway.runs_as_seen import ALL, collect, finished, lasting, ready, run_finished, spec, whole_log
 from tests.gateway.scripted import Stages, gateway_over, image, png, scripted_stages
@@ -191,7 +191,7 @@ async def test_a_run_that_goes_on_waits_for_its_workers(stages, tmp_path):
     async with gateway_over(stages, tmp_path) as gateway:
         run = await gateway.facade.create_run("", spec(**SKETCHES, generate={"count": 1}), ALL)
         await stages.generators[0].begun[0].wait()
-    patience = Patience(worker_timeout_s=30.0)
+    patience = RetryPolicy(worker_timeout_s=30.0)
     async with (
         scripted_stages(generators=0) as none,
         gateway_over(none, tmp_path, patience=patience) as gateway,
@@ -203,7 +203,7 @@ async def test_a_run_that_goes_on_waits_for_its_workers(stages, tmp_path):
 
 
 async def test_a_caller_who_streamed_a_run_can_come_back_after_a_restart(stages, tmp_path):
-    bounds = Bounds(abandon_grace_s=30)
+    bounds = RunLimits(abandon_grace_s=30)
     stages.generators[0].close_gates(0)
     async with gateway_over(stages, tmp_path, bounds=bounds) as gateway:
         run = await stream(gateway)

@@ -10,7 +10,7 @@ from gateway.events.event_log import EventLog
 from gateway.events.run_view import RunView
 from gateway.journal.journal import NewRun, open_journal
 from gateway.runs.recorder import first_event
-from gateway.runs.retention import DAY_S, UNTOLD_AGE_S, Keep, Retention, Swept
+from gateway.runs.retention import DAY_S, UNTOLD_AGE_S, Retention, RetentionLimits, SweepResult
 from gateway.store.folder import FolderStore
 from services.errors import NotFound
 from triptych.v1.pipeline_pb2 import Event, Image, RunSpec, RunState
@@ -53,8 +53,8 @@ class Kept:
             if path.is_file():
                 os.utime(path, (0, time.time() - UNTOLD_AGE_S - 1))
 
-    async def sweep(self, **keep) -> Swept:
-        return await Retention(Keep(**keep), self.journal, self.store).sweep()
+    async def sweep(self, **keep) -> SweepResult:
+        return await Retention(RetentionLimits(**keep), self.journal, self.store).sweep()
 
 
 class Written:
@@ -93,7 +93,7 @@ async def kept(tmp_path):
 async def test_without_limits_everything_stays(kept):
     await kept.add("old", picture(b"a"), age_s=1000 * DAY_S)
     kept.make_old()
-    assert await kept.sweep() == Swept()
+    assert await kept.sweep() == SweepResult()
     assert await kept.runs() == {"old"}
 
 
@@ -101,7 +101,7 @@ async def test_runs_that_ended_too_long_ago_go_with_their_pictures(kept):
     await kept.add("old", picture(b"a"), picture(b"b"), age_s=3 * DAY_S)
     await kept.add("new", picture(b"c"), age_s=1 * DAY_S)
     kept.make_old()
-    assert await kept.sweep(age_s=2 * DAY_S) == Swept(1, 2, 2 * PICTURE_BYTES)
+    assert await kept.sweep(age_s=2 * DAY_S) == SweepResult(1, 2, 2 * PICTURE_BYTES)
     assert await kept.runs() == {"new"}
     assert await kept.pictures() == {b"c"}
 
@@ -187,6 +187,6 @@ async def test_more_runs_than_one_question_brings_all_go(kept, monkeypatch):
     for number in range(5):
         await kept.add(str(number), picture(b"%d" % number), age_s=DAY_S)
     kept.make_old()
-    assert await kept.sweep(age_s=1.0) == Swept(5, 5, 5 * PICTURE_BYTES)
+    assert await kept.sweep(age_s=1.0) == SweepResult(5, 5, 5 * PICTURE_BYTES)
     with pytest.raises(NotFound):
         await kept.store.get("0" * 64)

@@ -9,8 +9,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from gateway.runs.admission import Room
-from gateway.runs.manager import Bounds
+from gateway.runs.admission import AdmissionLimits
+from gateway.runs.manager import RunLimits
 from tests.gateway.runs_as_seen import ALL, collect, finished, ready, run_finished, spec
 from tests.gateway.scripted import pipeline
 from triptych.client import Busy, CallError, InvalidRequest, NotFound, RequestIdReused
@@ -186,7 +186,7 @@ async def test_models_are_listed_of_the_stages_that_are_there():
 
 
 async def test_more_runs_than_the_gateway_holds_are_refused_with_a_retry():
-    async with pipeline(bounds=Bounds(room=Room(max_running=1, max_queued=0))) as gateway:
+    async with pipeline(bounds=RunLimits(room=AdmissionLimits(max_running=1, max_queued=0))) as gateway:
         gateway.generator.close_gates(0)
         await gateway.stub.CreateRun(CreateRunRequest(spec=spec()))
         with pytest.raises(Busy, match="1 runs are under way") as raised:

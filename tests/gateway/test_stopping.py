@@ -5,7 +5,7 @@ import asyncio
 import grpc
 import pytest
 
-from gateway.runs.manager import Bounds
+from gateway.runs.manager import RunLimits
 from services.errors import NotReady
 from tests.gateway.runs_as_seen import ALL, finished, run_finished, spec
 from tests.gateway.scripted import gateway_over, pipeline, scripted_stages
@@ -106,7 +106,7 @@ async def test_a_caller_who_is_cut_off_while_the_gateway_stops_does_not_take_the
 
 
 async def test_a_caller_who_comes_back_within_the_grace_finds_the_run_under_way():
-    async with pipeline(bounds=Bounds(abandon_grace_s=60)) as gateway:
+    async with pipeline(bounds=RunLimits(abandon_grace_s=60)) as gateway:
         gateway.generator.close_gates(0)
         first = gateway.stub.StreamRun(StreamRunRequest(request_id="once", spec=spec(**SKETCH)))
         name = (await first.read()).event.state.run

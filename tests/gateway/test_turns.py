@@ -3,8 +3,8 @@
 import pytest
 
 from gateway.access.caller import Caller, CallerLimits
-from gateway.runs.admission import Room
-from gateway.runs.manager import Bounds
+from gateway.runs.admission import AdmissionLimits
+from gateway.runs.manager import RunLimits
 from services.errors import InvalidRequest, QueueFull, RateLimited
 from tests.gateway.runs_as_seen import ALL, collect, kinds, ready, run_finished, spec, whole_log
 from tests.gateway.scripted import gateway_over, pipeline, scripted_stages
@@ -16,7 +16,7 @@ ANN = Caller("ann")
 
 
 def one_at_a_time(**more):
-    return Bounds(room=Room(max_running=1, **more), abandon_grace_s=0)
+    return RunLimits(room=AdmissionLimits(max_running=1, **more), abandon_grace_s=0)
 
 
 def places(events, stage=Stage.STAGE_UNSPECIFIED):
@@ -173,7 +173,7 @@ async def test_the_wait_in_a_worker_s_queue_is_measured_as_it_moves(gateway):
 
 
 async def test_pictures_of_all_runs_share_the_memory():
-    bounds = Bounds(max_bytes_under_way=1, abandon_grace_s=0)
+    bounds = RunLimits(max_bytes_under_way=1, abandon_grace_s=0)
     async with pipeline(bounds=bounds) as gateway:
         gateway.generator.close_gates(0, 1)
         names = [await begin(gateway) for _ in range(2)]

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from gateway.access.caller import Caller, CallerLimits
-from gateway.runs.manager import Bounds
+from gateway.runs.manager import RunLimits
 from services.errors import AlreadyExists, InvalidRequest, NotFound
 from tests.gateway.postgresql import postgresql_server
 from tests.gateway.runs_as_seen import ALL, finished, lasting, ready, run_finished, spec
@@ -18,7 +18,7 @@ from tests.underway import underway
 from triptych.v1.pipeline_pb2 import RunState, SelectImagesRequest
 
 SKETCHES = {"refine": None, "upscale": None}
-BOUNDS = Bounds(abandon_grace_s=0)
+BOUNDS = RunLimits(abandon_grace_s=0)
 Selection = SelectImagesRequest.Selection
 
 

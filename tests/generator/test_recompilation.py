@@ -9,7 +9,7 @@ import pytest
 
 from services.engine.engine import Engine
 from services.engine.events import Finished
-from services.engine.stepper import Ticket
+from services.engine.stepper import JobRequest
 from services.generator.dalle.batch import GenerateJob
 from services.generator.dalle.stepper import GeneratorStepper
 from tests.bench.compilations import Compilations
@@ -22,17 +22,17 @@ def compilations():
     return Compilations()
 
 
-def jobs(count: int, seed: int) -> list[Ticket[GenerateJob]]:
+def jobs(count: int, seed: int) -> list[JobRequest[GenerateJob]]:
     """No two with the same settings."""
     return [
-        Ticket(
+        JobRequest(
             i, GenerateJob(PROMPTS[(seed + i) % 3], seed + i, 0.5 + i, 7 * i % 5, 1 - i / 9, 3.0 + seed), 3
         )
         for i in range(count)
     ]
 
 
-async def make(engine: Engine[GenerateJob], tickets: Sequence[Ticket[GenerateJob]], caller: str) -> int:
+async def make(engine: Engine[GenerateJob], tickets: Sequence[JobRequest[GenerateJob]], caller: str) -> int:
     async with engine.submit(tickets, caller=caller) as events:
         return sum([isinstance(event, Finished) async for event in events])
 

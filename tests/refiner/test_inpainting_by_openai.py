@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from gateway.access.authentication import Authentication
-from gateway.http.context import Api
+from gateway.http.context import RequestContext
 from gateway.http.server import serving_http
 from services.engine.engine import Engine
 from services.images.codec import encode_png
@@ -69,7 +69,7 @@ async def client(model_folder, tmp_path):
         stages.refiners = [refiner]
         async with (
             gateway_over(stages, tmp_path) as gateway,
-            serving_http(Api(gateway.facade, Authentication(None)), grace_s=1) as door,
+            serving_http(RequestContext(gateway.facade, Authentication(None)), grace_s=1) as door,
             openai.AsyncOpenAI(base_url=f"http://{door.address}/v1", api_key="none", timeout=60) as client,
         ):
             yield client

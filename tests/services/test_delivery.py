@@ -5,9 +5,9 @@ import asyncio
 import numpy as np
 import pytest
 
-from services.engine.events import Mailbox
-from services.engine.output_processor import PREVIEW_CREDIT_S, PREVIEW_SHARE, Delivery, Request, Work
-from services.engine.stepper import Ticket
+from services.engine.events import EventMailbox
+from services.engine.output_processor import PREVIEW_CREDIT_S, PREVIEW_SHARE, OutputProcessor, Request, Work
+from services.engine.stepper import JobRequest
 
 NUM_STEPS = 200
 
@@ -22,9 +22,9 @@ async def test_previews_take_no_more_than_their_share_of_the_steps_time(preview_
         now[0] += preview_s
         return [np.zeros((4, 4, 3), np.uint8) for _ in views]
 
-    delivery = Delivery(decode, lambda: now[0])
-    request = Request("me", Mailbox(1), asyncio.get_running_loop(), None)
-    work = Work(Ticket(0, "job"), request, accepted_at=0.0, num_steps=NUM_STEPS)
+    delivery = OutputProcessor(decode, lambda: now[0])
+    request = Request("me", EventMailbox(1), asyncio.get_running_loop(), None)
+    work = Work(JobRequest(0, "job"), request, accepted_at=0.0, num_steps=NUM_STEPS)
     for _ in range(NUM_STEPS):
         delivery.count_step(1.0)
         if delivery.has_time_for_previews:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from services.engine.engine import Engine
-from services.engine.events import Accepted, EncodedPicture, Failed, Finished, Mailbox, Preview, Progress
-from services.engine.stepper import Ticket
+from services.engine.events import Accepted, EncodedPicture, EventMailbox, Failed, Finished, Preview, Progress
+from services.engine.stepper import JobRequest
 from services.errors import DeadlineExceeded, DeviceOutOfMemory, QueueFull, WorkerEvicted
 
 
@@ -89,8 +89,8 @@ class Scripted:
                 raise self.jobs[slot].error("scripted")
 
 
-def tickets(*jobs: Job, preview_every: int = 0) -> list[Ticket[Job]]:
-    return [Ticket(index, job, preview_every) for index, job in enumerate(jobs)]
+def tickets(*jobs: Job, preview_every: int = 0) -> list[JobRequest[Job]]:
+    return [JobRequest(index, job, preview_every) for index, job in enumerate(jobs)]
 
 
 async def collect(engine: Engine[Job], *jobs: Job, caller: str = "me", **options):
@@ -286,7 +286,7 @@ async def test_a_reader_that_stops_reading_costs_bounded_memory_and_nobodys_time
 
 
 def test_a_newer_preview_replaces_one_that_was_not_read():
-    mailbox = Mailbox(num_jobs=1)
+    mailbox = EventMailbox(num_jobs=1)
     for step in (1, 2, 3):
         mailbox.put(Preview(0, step, 9, EncodedPicture(b"", 4, 4)))
         mailbox.put(Progress(0, step, 9))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from services.images.latent_preview import Glimpse, random_blocks
+from services.images.latent_preview import LatentPreview, random_blocks
 
 SIDE, FEATURES = 16, 6
 
@@ -26,7 +26,7 @@ def draw(seed: int, count: int = 4) -> np.ndarray:
 @pytest.mark.parametrize(("px_per_latent", "side_px"), [(16, 64), (8, 64), (4, 64), (2, 32), (1, 16)])
 def test_a_glimpse_is_near_what_is_decoded(px_per_latent, side_px):
     grids = draw(0)
-    glimpse = Glimpse.fit(grids, decode(grids, px_per_latent))
+    glimpse = LatentPreview.fit(grids, decode(grids, px_per_latent))
     unseen = draw(7, count=1)
     (picture,) = glimpse.pictures(unseen)
     assert picture.shape == (side_px, side_px, 3)

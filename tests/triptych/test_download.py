@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from triptych._download import download
-from triptych._reconnect import Backoff, Persistence
+from triptych._reconnect import Backoff, RetryState
 from triptych.client import DamagedImage, Unreachable
 from triptych.errors import ErrorDetails
 from triptych.v1.pipeline_pb2 import DownloadImageResponse
@@ -35,7 +35,7 @@ class Sender:
 
 
 def downloaded(sender, **backoff):
-    patience = Persistence(Backoff(**({"first_s": 0, "longest_s": 0} | backoff)))
+    patience = RetryState(Backoff(**({"first_s": 0, "longest_s": 0} | backoff)))
     return download("runs/1/images/generate-0", sender.read_from, patience)
 
 

@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from gateway.runs.manager import Bounds
+from gateway.runs.manager import RunLimits
 from tests.gateway.runs_as_seen import lasting, spec
 from tests.gateway.scripted import gateway_over, pipeline, png, scripted_stages
 from tests.triptych.relay import relay
@@ -22,7 +22,7 @@ SKETCHES = {"refine": None, "upscale": None}
 @pytest.fixture
 async def gateway():
     # Whoever is cut off has time to come back.
-    async with pipeline(bounds=Bounds(abandon_grace_s=30)) as running:
+    async with pipeline(bounds=RunLimits(abandon_grace_s=30)) as running:
         yield running
 
 

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 
 from triptych._run_stream import RunStream
 from triptych.cli.display import Display
-from triptych.cli.output_folder import Album
+from triptych.cli.output_folder import OutputFolder
 from triptych.client import CallError
 from triptych.progress import RunProgress
 from triptych.result import STAGE_TITLES, Picture, RunResult
@@ -24,7 +24,7 @@ class Output:
     display: Display
     as_json: bool = False
     # None: its pictures are not kept.
-    album: Album | None = None
+    album: OutputFolder | None = None
     # Whether they are shown in the terminal when it ends, or waits for a choice; and the names of those that were.
     shows_pictures: bool = False
     shown: set[str] = field(default_factory=set)
@@ -83,7 +83,7 @@ def conclude(result: RunResult, progress: RunProgress, output: Output, *, can_go
         raise click.ClickException(f"the run {result.state.replace('_', ' ')}: {reason}")
 
 
-def tell_stages(progress: RunProgress, album: Album | None) -> None:
+def tell_stages(progress: RunProgress, album: OutputFolder | None) -> None:
     for name, stage in progress.stages.items():
         if not (stage.finished or stage.num_expected):
             continue

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import triptych
-from triptych.contact_sheet import Band, Panel, draw_contact_sheet
+from triptych.contact_sheet import SheetCell, SheetRow, draw_contact_sheet
 from triptych.png_text import with_text
 from triptych.progress import STAGE_NAMES
 from triptych.v1.pipeline_pb2 import Event, Image
@@ -16,7 +16,7 @@ TITLES = {"generate": "sketches", "refine": "variations", "upscale": "enlarged"}
 MAX_SLUG = 48
 
 
-class Album:
+class OutputFolder:
     """The folder `out`, made at once: one that cannot be written to is found before the work begins."""
 
     def __init__(self, out: Path, prompt: str) -> None:
@@ -83,7 +83,7 @@ class Album:
     def write_contact_sheet(self) -> Path:
         """All pictures so far on one sheet."""
         bands = [
-            Band(TITLES[stage], [self.panel(image, path) for image, path in self.of_stage(stage)])
+            SheetRow(TITLES[stage], [self.panel(image, path) for image, path in self.of_stage(stage)])
             for stage in TITLES
         ]
         path = self.out / CONTACT_SHEET
@@ -96,10 +96,10 @@ class Album:
         ]
         return sorted(found, key=lambda each: each[0].index)
 
-    def panel(self, image: Image, path: Path) -> Panel:
+    def panel(self, image: Image, path: Path) -> SheetCell:
         score = self.scores.get(image.name, image.clip_score if image.HasField("clip_score") else None)
         scored = "" if score is None else f"  clip {score:.3f}"
-        return Panel(path, f"{path.stem}{scored}\nseed {image.seed}", image.name in self.chosen)
+        return SheetCell(path, f"{path.stem}{scored}\nseed {image.seed}", image.name in self.chosen)
 
 
 def picture_name(stage: int, index: int) -> str:

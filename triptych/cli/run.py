@@ -12,7 +12,7 @@ from triptych.cli.choose_images import ask, can_ask
 from triptych.cli.credential_options import credential_options
 from triptych.cli.display import Display, choose_display
 from triptych.cli.follow_run import Output, conclude, decide_show, follow, show
-from triptych.cli.output_folder import Album, slug
+from triptych.cli.output_folder import OutputFolder, slug
 from triptych.cli.processes import Pipeline, running_pipeline
 from triptych.cli.run_options import RunOptions, check_options, model_options, models_of, run_options, to_spec
 from triptych.cli.signals import run_in_foreground
@@ -72,7 +72,7 @@ def run(
     seed = secrets.randbits(SEED_BITS) if seed is None else seed
     options = RunOptions(seed=seed, **settings)
     check_options(options)
-    album = Album(out or Path("out") / f"{slug(prompt)}-{seed}", prompt)
+    album = OutputFolder(out or Path("out") / f"{slug(prompt)}-{seed}", prompt)
     shows_pictures = decide_show(show, as_json=as_json)
     output = Output(choose_display(as_json=as_json), as_json, album, shows_pictures)
     spec = to_spec(prompt, options)

@@ -12,7 +12,7 @@ from triptych._run_stream import RunStream
 from triptych.cli.credential_options import credential_options
 from triptych.cli.display import choose_display
 from triptych.cli.follow_run import Output, conclude, decide_show, follow, lost, words
-from triptych.cli.output_folder import Album
+from triptych.cli.output_folder import OutputFolder
 from triptych.cli.run_tables import print_run, print_runs
 from triptych.cli.signals import run_in_foreground
 from triptych.client import Client, ImageLost, NotFound
@@ -109,7 +109,7 @@ async def show(client: Client, run: str, out: Path | None, show: bool | None, as
         return
     images = [image async for image in with_data(client, list(found.images))]
     if out is not None:
-        album = Album(out, found.spec.prompt)
+        album = OutputFolder(out, found.spec.prompt)
         for image in images:
             album.keep(image)
         if images and not as_json:
@@ -206,7 +206,7 @@ async def rm(client: Client, names: tuple[str, ...], as_json: bool) -> None:
 async def follow_to_the_end(
     run: RunStream, spec: RunSpec, *, out: Path | None, show: bool | None, as_json: bool
 ) -> None:
-    album = Album(out, spec.prompt) if out is not None else None
+    album = OutputFolder(out, spec.prompt) if out is not None else None
     output = Output(choose_display(as_json=as_json), as_json, album, decide_show(show, as_json=as_json))
     progress = RunProgress(spec)
     with output.display:

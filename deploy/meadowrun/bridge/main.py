@@ -26,7 +26,7 @@ question_id: contextvars.ContextVar[int | None] = contextvars.ContextVar("questi
 Answer = Callable[[dict[str, Any]], None]
 
 
-class Said(io.TextIOBase):
+class BridgeReply(io.TextIOBase):
     """Takes the place of standard output, which Meadowrun prints to: its lines go to whoever asked."""
 
     def __init__(self, answer: Answer) -> None:
@@ -90,7 +90,7 @@ async def main() -> None:
             out.write(json.dumps(message) + "\n")
             out.flush()
 
-    sys.stdout = Said(answer)
+    sys.stdout = BridgeReply(answer)
     ec2.prepare_session()
     questions = asyncio.StreamReader(limit=2**24)
     await asyncio.get_running_loop().connect_read_pipe(

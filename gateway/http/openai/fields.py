@@ -11,7 +11,7 @@ from services.errors import InvalidRequest
 MAX_SHOWN_CHARS = 80
 
 
-class Fields:
+class FormFields:
     """One request's fields; `known` are those that may be there."""
 
     def __init__(self, values: Mapping[str, object], known: Collection[str]) -> None:

@@ -18,12 +18,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway.access.caller import Caller
-from gateway.http.context import Api, api_of, caller_of
+from gateway.http.context import RequestContext, api_of, caller_of
 from gateway.http.disconnect import while_waited_for
 from gateway.http.errors import HttpError, openai_body
 from gateway.http.image_formats import convert, read_prompt
-from gateway.http.openai.fields import Fields
-from gateway.http.openai.models import Family, find_family
+from gateway.http.openai.fields import FormFields
+from gateway.http.openai.models import ModelFamily, find_family
 from gateway.http.openai.request import (
     EDIT_FIELDS,
     GENERATION_FIELDS,
@@ -37,13 +37,13 @@ from gateway.http.openai.request import (
 )
 from gateway.http.request_body import read_form, read_json
 from gateway.http.routes.images import file_of
-from gateway.http.run_results import Partial, Results
+from gateway.http.run_results import PartialImage, RunResults
 from gateway.http.sse import EventStream, message
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
 from triptych.v1.stage_pb2 import ImageData
 
-Plan = Callable[[Fields, Family], ImageRequest]
+Plan = Callable[[FormFields, ModelFamily], ImageRequest]
 
 
 async def generations(request: Request) -> Response:
@@ -51,7 +51,7 @@ async def generations(request: Request) -> Response:
     body = await read_json(request, api.limits.max_body_bytes)
     if not isinstance(body, dict):
         raise HttpError(400, "INVALID_ARGUMENT", "the body must be a JSON object")
-    fields = Fields(body, GENERATION_FIELDS)
+    fields = FormFields(body, GENERATION_FIELDS)
     return await _answer(request, caller, fields, generation, "image_generation")
 
 
@@ -72,7 +72,7 @@ async def variations(request: Request) -> Response:
 
 async def _read_upload(
     request: Request, known: Sequence[str]
-) -> tuple[Fields, list[ImageData], list[ImageData]]:
+) -> tuple[FormFields, list[ImageData], list[ImageData]]:
     """The fields of a form, its pictures, which the package calls `image`, or `image[]` where it sends a list, and masks."""
     limits = api_of(request).limits
     form = await read_form(request, limits.max_upload_bytes)
@@ -92,12 +92,12 @@ async def _read_upload(
                 values[key] = form.getlist(name)
             else:
                 values[key] = form[name]
-        return Fields(values, known), uploads["image"], uploads["mask"]
+        return FormFields(values, known), uploads["image"], uploads["mask"]
     finally:
         await form.close()
 
 
-async def _answer(request: Request, caller: Caller, fields: Fields, plan: Plan, kind: str) -> Response:
+async def _answer(request: Request, caller: Caller, fields: FormFields, plan: Plan, kind: str) -> Response:
     api = api_of(request)
     try:
         family = await find_family(api.pipeline, fields.text("model"))
@@ -114,7 +114,7 @@ async def _answer(request: Request, caller: Caller, fields: Fields, plan: Plan, 
 
 async def _whole(request: Request, caller: Caller, asked: ImageRequest, run: Run) -> Response:
     """All pictures in one answer, best first where they are scored."""
-    api, results = api_of(request), Results(asked.spine)
+    api, results = api_of(request), RunResults(asked.spine)
     with api.pipeline.attach(run.name):
         async with aclosing(api.pipeline.watch_run(run.name, caller)) as events:
             async for event in events:
@@ -147,10 +147,10 @@ async def _whole(request: Request, caller: Caller, asked: ImageRequest, run: Run
 
 
 async def _stream(
-    api: Api, caller: Caller, asked: ImageRequest, run: Run, kind: str
+    api: RequestContext, caller: Caller, asked: ImageRequest, run: Run, kind: str
 ) -> AsyncGenerator[bytes]:
     """Partial images and finished ones as they come; what goes wrong is an event with `error`."""
-    results = Results(asked.spine, asked.partial_images)
+    results = RunResults(asked.spine, asked.partial_images)
     # A picture whose score is still to come waits for it.
     waiting: list[Image] = []
     has_scores = bool(asked.spec.automatic.top_k_after_generate or asked.spec.automatic.top_k_after_refine)
@@ -159,7 +159,7 @@ async def _stream(
             async with aclosing(api.pipeline.watch_run(run.name, caller)) as events:
                 async for event in events:
                     happened = results.add(event)
-                    if isinstance(happened, Partial):
+                    if isinstance(happened, PartialImage):
                         yield await _partial_event(asked, run, kind, happened)
                     elif isinstance(happened, Image):
                         waiting.append(happened)
@@ -174,7 +174,7 @@ async def _stream(
         yield message(json.dumps(openai_body(error)).encode(), event="error")
 
 
-async def _check_end(api: Api, caller: Caller, run: Run, event: Event) -> None:
+async def _check_end(api: RequestContext, caller: Caller, run: Run, event: Event) -> None:
     """Raises what a run failed of that has made nothing."""
     if event.finished.state == RunState.RUN_STATE_CANCELLED:
         raise HttpError(409, "CANCELLED", f"{run.name} was cancelled")
@@ -184,7 +184,7 @@ async def _check_end(api: Api, caller: Caller, run: Run, event: Event) -> None:
         raise HttpError(500, event.finished.error.reason, event.finished.error.message)
 
 
-async def _partial_event(asked: ImageRequest, run: Run, kind: str, happened: Partial) -> bytes:
+async def _partial_event(asked: ImageRequest, run: Run, kind: str, happened: PartialImage) -> bytes:
     picture = happened.picture
     data = await convert(picture.data, asked.output_format, asked.output_compression)
     name = f"{kind}.partial_image"
@@ -200,7 +200,13 @@ async def _partial_event(asked: ImageRequest, run: Run, kind: str, happened: Par
 
 
 async def _completed_event(
-    api: Api, caller: Caller, asked: ImageRequest, run: Run, kind: str, results: Results, image: Image
+    api: RequestContext,
+    caller: Caller,
+    asked: ImageRequest,
+    run: Run,
+    kind: str,
+    results: RunResults,
+    image: Image,
 ) -> bytes:
     name = f"{kind}.completed"
     told = {
@@ -229,12 +235,12 @@ def _picture(asked: ImageRequest, data: bytes) -> dict[str, Any]:
     }
 
 
-async def _encoded(api: Api, caller: Caller, asked: ImageRequest, image: Image) -> str:
+async def _encoded(api: RequestContext, caller: Caller, asked: ImageRequest, image: Image) -> str:
     data = await file_of(api, caller, image)
     return base64.b64encode(await convert(data, asked.output_format, asked.output_compression)).decode()
 
 
-def _extras(results: Results, image: Image) -> dict[str, Any]:
+def _extras(results: RunResults, image: Image) -> dict[str, Any]:
     """What the API has no words for."""
     score = results.score_of(image)
     return {

@@ -23,7 +23,7 @@ STARTED_AT = int(time.time())
 
 
 @dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """What is served under one name; "" where the caller named none. By the stage's name."""
 
     name: str
@@ -41,7 +41,7 @@ class Family:
         return side_px * self.models[UPSCALE.name].scale if UPSCALE.name in stages else side_px
 
 
-async def find_family(pipeline: Pipeline, name: str) -> Family:
+async def find_family(pipeline: Pipeline, name: str) -> ModelFamily:
     """What is served under a model's name, or at all; raises HttpError for a name that nobody serves."""
     wanted = "" if name.startswith(FOREIGN_MODELS) else name
     served = [one.model for one in await pipeline.list_models()]
@@ -52,7 +52,7 @@ async def find_family(pipeline: Pipeline, name: str) -> Family:
             models.setdefault(stage, model)
     if wanted and not models:
         raise unknown_model(wanted, served)
-    return Family(wanted, models)
+    return ModelFamily(wanted, models)
 
 
 def unknown_model(name: str, served: Sequence[ModelInfo]) -> HttpError:

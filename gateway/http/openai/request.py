@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.http.openai.fields import Fields
-from gateway.http.openai.models import Family
+from gateway.http.openai.fields import FormFields
+from gateway.http.openai.models import ModelFamily
 from gateway.planning.plan import MAX_IMAGES, MAX_SEED
 from gateway.stages import GENERATE, REFINE, UPSCALE
 from services.errors import InvalidRequest
@@ -93,7 +93,7 @@ class ImageRequest:
         return {name: self.steps[name] for name in (self.stages[1:] if chooses else self.stages)}
 
 
-def generation(fields: Fields, family: Family) -> ImageRequest:
+def generation(fields: FormFields, family: ModelFamily) -> ImageRequest:
     """A picture from a prompt. Raises InvalidRequest, which names the field, or NoWorker."""
     quality = fields.choice("quality", QUALITIES, "auto")
     sketch_only = quality == "low" or REFINE.name not in family.models
@@ -110,7 +110,7 @@ def generation(fields: Fields, family: Family) -> ImageRequest:
 
 
 def edit(
-    fields: Fields, family: Family, images: Sequence[ImageData], masks: Sequence[ImageData]
+    fields: FormFields, family: ModelFamily, images: Sequence[ImageData], masks: Sequence[ImageData]
 ) -> ImageRequest:
     """A picture from a picture and a prompt, or the part of it that a mask says. Raises InvalidRequest or NoWorker."""
     if fields.has("mask") or len(masks) > 1:
@@ -126,7 +126,9 @@ def edit(
     return _from_picture(fields, family, images, masks)
 
 
-def variation(fields: Fields, family: Family, images: Sequence[ImageData], prompt: str) -> ImageRequest:
+def variation(
+    fields: FormFields, family: ModelFamily, images: Sequence[ImageData], prompt: str
+) -> ImageRequest:
     """A picture from a picture; `prompt` is what its file says it shows, or "". Raises InvalidRequest or NoWorker."""
     request = _from_picture(fields, family, images)
     request.spec.prompt = request.spec.prompt or prompt or ANY_PICTURE
@@ -134,7 +136,7 @@ def variation(fields: Fields, family: Family, images: Sequence[ImageData], promp
 
 
 def _from_picture(
-    fields: Fields, family: Family, images: Sequence[ImageData], masks: Sequence[ImageData] = ()
+    fields: FormFields, family: ModelFamily, images: Sequence[ImageData], masks: Sequence[ImageData] = ()
 ) -> ImageRequest:
     if len(images) != 1:
         raise InvalidRequest("image", f"the model redraws one picture at a time, got {len(images)}")
@@ -150,7 +152,9 @@ def _from_picture(
     return _request(fields, family, spec, stages, n)
 
 
-def _stages(fields: Fields, family: Family, native: tuple[str, ...], *, first: str) -> tuple[str, ...]:
+def _stages(
+    fields: FormFields, family: ModelFamily, native: tuple[str, ...], *, first: str
+) -> tuple[str, ...]:
     """The stages that make the size that was asked for; raises InvalidRequest that lists the sizes there are."""
     size = fields.text("size", "auto")
     choices = [native] if UPSCALE.name not in family.models else [native, (*native, UPSCALE.name)]
@@ -175,7 +179,7 @@ def _stages(fields: Fields, family: Family, native: tuple[str, ...], *, first: s
     return sizes[size]
 
 
-def _spec(fields: Fields, family: Family, stages: Sequence[str]) -> RunSpec:
+def _spec(fields: FormFields, family: ModelFamily, stages: Sequence[str]) -> RunSpec:
     spec = RunSpec(prompt=fields.text("prompt"), model=family.name)
     for name in stages:
         getattr(spec, name).SetInParent()
@@ -201,7 +205,9 @@ def _refine_only(name: str, stages: Sequence[str]) -> None:
         raise InvalidRequest(name, f"is of the stage refine, and this request runs {', '.join(stages)}")
 
 
-def _request(fields: Fields, family: Family, spec: RunSpec, stages: tuple[str, ...], n: int) -> ImageRequest:
+def _request(
+    fields: FormFields, family: ModelFamily, spec: RunSpec, stages: tuple[str, ...], n: int
+) -> ImageRequest:
     is_stream = fields.flag("stream")
     if fields.choice("background", ("auto", "opaque", "transparent"), "auto") == "transparent":
         raise InvalidRequest("background", "pictures are opaque here, got 'transparent'")
@@ -232,7 +238,7 @@ def _request(fields: Fields, family: Family, spec: RunSpec, stages: tuple[str, .
     return request
 
 
-def _rank(request: ImageRequest, family: Family) -> None:
+def _rank(request: ImageRequest, family: ModelFamily) -> None:
     """Has the pictures scored, where that keeps none of them waiting for others that a reader could see before."""
     if REFINE.name not in family.models or (request.is_stream and request.n > 1):
         return
@@ -258,7 +264,7 @@ def _ask_for_previews(request: ImageRequest) -> None:
         begin += num_steps
 
 
-def _steps(spec: RunSpec, family: Family, stages: Sequence[str]) -> dict[str, int]:
+def _steps(spec: RunSpec, family: ModelFamily, stages: Sequence[str]) -> dict[str, int]:
     """How many steps each stage will take for a picture, as far as its model says."""
     known: dict[str, int] = {}
     for name in stages:

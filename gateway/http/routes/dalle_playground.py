@@ -17,7 +17,7 @@ from gateway.http.errors import HttpError
 from gateway.http.image_formats import USUAL_JPEG_QUALITY, convert
 from gateway.http.request_body import read_json
 from gateway.http.routes.images import file_of
-from gateway.http.run_results import Results
+from gateway.http.run_results import RunResults
 from gateway.stages import GENERATE
 from services.errors import InvalidRequest
 from triptych.v1.pipeline_pb2 import RunSpec, RunState
@@ -33,7 +33,7 @@ async def generate(request: Request) -> Response:
     run = await api.pipeline.create_run("", _spec(body), caller, detach=False)
 
     async def pictures() -> list[bytes]:
-        results = Results({GENERATE.name: 1})
+        results = RunResults({GENERATE.name: 1})
         with api.pipeline.attach(run.name):
             async with aclosing(api.pipeline.watch_run(run.name, caller)) as events:
                 async for event in events:

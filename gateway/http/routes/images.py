@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 import triptych
 from gateway.access.caller import Caller
-from gateway.http.context import Api, api_of, caller_of
+from gateway.http.context import RequestContext, api_of, caller_of
 from gateway.http.image_formats import MIME_TYPES, convert
 from gateway.stages import STAGES
 from services.errors import NotFound
@@ -63,7 +63,7 @@ async def keep_image(request: Request) -> Response:
     return Response(data, media_type=image.mime_type, headers=headers)
 
 
-async def file_of(api: Api, caller: Caller, image: Image) -> bytes:
+async def file_of(api: RequestContext, caller: Caller, image: Image) -> bytes:
     """The file of a picture that an event told of: one that is too large for events is fetched."""
     return image.data or (await api.pipeline.read_image(image.name, caller))[1]
 

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway.access.caller import Caller
-from gateway.http.context import Api, api_of, caller_of
+from gateway.http.context import RequestContext, api_of, caller_of
 from gateway.http.errors import error_body
 from gateway.http.proto_json import from_dict, to_dict
 from gateway.http.request_body import query_integer, read_json
@@ -100,7 +100,9 @@ async def watch_run(request: Request) -> Response:
     )
 
 
-async def _events(api: Api, name: str, caller: Caller, after_sequence: int) -> AsyncGenerator[bytes]:
+async def _events(
+    api: RequestContext, name: str, caller: Caller, after_sequence: int
+) -> AsyncGenerator[bytes]:
     with ExitStack() as attached:
         try:
             attached.enter_context(api.pipeline.attach(name))

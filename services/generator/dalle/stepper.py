@@ -25,7 +25,7 @@ from services.generator.dalle.networks.dalle_parameters import DalleConfig, Para
 from services.generator.dalle.networks.sampling import SamplingDefaults
 from services.generator.dalle.text.tokenizer import TextTokens
 from services.images.codec import Picture
-from services.images.latent_preview import NUM_SAMPLES, Glimpse, random_blocks
+from services.images.latent_preview import NUM_SAMPLES, LatentPreview, random_blocks
 
 # B prompts or pictures, T text tokens.
 
@@ -41,7 +41,7 @@ SMALL_CACHE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DecodedTokens:
     """The image tokens of a picture, and whether these are all."""
 
     image_tokens: list[int]
@@ -104,14 +104,14 @@ class GeneratorStepper:
                     sketch.image_tokens.append(int(drawn[batch.slots.index(slot)]))
                 sketch.num_cached += 1
 
-    def preview(self, slot: int) -> Drawn:
+    def preview(self, slot: int) -> DecodedTokens:
         """What there is; the rest will be in the mean colour of that."""
-        return Drawn(list(self._sketches[slot].image_tokens), is_finished=False)
+        return DecodedTokens(list(self._sketches[slot].image_tokens), is_finished=False)
 
-    def result(self, slot: int) -> Drawn:
-        return Drawn(self._sketches[slot].image_tokens, is_finished=True)
+    def result(self, slot: int) -> DecodedTokens:
+        return DecodedTokens(self._sketches[slot].image_tokens, is_finished=True)
 
-    def decode(self, views: Sequence[Drawn]) -> list[Picture]:
+    def decode(self, views: Sequence[DecodedTokens]) -> list[Picture]:
         """Finished ones by the VQGAN; of the others a glimpse, since it takes as long as a hundred steps."""
         finished = iter(self._decode([view.image_tokens for view in views if view.is_finished]))
         glimpses = iter(self._glimpses([view.image_tokens for view in views if not view.is_finished]))
@@ -189,14 +189,14 @@ class GeneratorStepper:
         return np.asarray(self.model.vqgan_params["quantize"]["embedding"]["embedding"])
 
     @cached_property
-    def _glimpse(self) -> Glimpse:
+    def _glimpse(self) -> LatentPreview:
         side = self.model.vqgan_config.tokens_per_side
         count = -(-NUM_SAMPLES // side**2)
         rng = np.random.default_rng(0)
         draws = rng.integers(0, self._config.num_codes, count * side**2)
         tokens = draws[random_blocks(rng, count, side, side)]
         pictures = self._decode(tokens.reshape(count, -1).tolist())
-        return Glimpse.fit(self._codebook[tokens], np.stack(pictures))
+        return LatentPreview.fit(self._codebook[tokens], np.stack(pictures))
 
     def _glimpses(self, pictures_tokens: Sequence[Sequence[int]]) -> list[Picture]:
         if not pictures_tokens:

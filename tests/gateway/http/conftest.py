@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from gateway.access.authentication import Authentication
-from gateway.http.context import Api
+from gateway.http.context import RequestContext
 from gateway.http.server import serving_http
 from tests.gateway.http.description import check_answer
 from tests.gateway.http.painting import set_up
@@ -20,7 +20,7 @@ class Web:
     """A gateway with both doors, and clients of HTTP."""
 
     gateway: Pipeline
-    api: Api
+    api: RequestContext
     url: str
     http: httpx.AsyncClient
     openai: openai.AsyncOpenAI
@@ -29,7 +29,7 @@ class Web:
 @asynccontextmanager
 async def web_gateway(*, tokens=None, token="", heartbeat_s=15.0, **more):
     async with pipeline(tokens=tokens, **more) as gateway:
-        api = Api(gateway.facade, Authentication(tokens), heartbeat_s=heartbeat_s)
+        api = RequestContext(gateway.facade, Authentication(tokens), heartbeat_s=heartbeat_s)
         async with serving_http(api, grace_s=1) as serving:
             url = f"http://{serving.address}"
             hooks = {"response": [check_answer]}

@@ -8,17 +8,17 @@ import pytest
 
 from gateway.access.caller import Caller
 from gateway.access.token_file import new_token, write_tokens
-from gateway.http.openai.fields import Fields
-from gateway.http.openai.models import Family
+from gateway.http.openai.fields import FormFields
+from gateway.http.openai.models import ModelFamily
 from gateway.http.openai.request import GENERATION_FIELDS, generation
-from gateway.runs.admission import Room
-from gateway.runs.manager import Bounds
+from gateway.runs.admission import AdmissionLimits
+from gateway.runs.manager import RunLimits
 from services.errors import InvalidRequest
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.http.painting import set_up
 from triptych.v1.stage_pb2 import ModelInfo
 
-FAMILY = Family(
+FAMILY = ModelFamily(
     "",
     {
         "generate": ModelInfo(name="tiny", image_size=8),
@@ -59,7 +59,7 @@ FAMILY = Family(
 )
 def test_a_field_that_cannot_be_served_is_named(fields, param, words):
     with pytest.raises(InvalidRequest) as raised:
-        generation(Fields({"prompt": "x", **fields}, GENERATION_FIELDS), FAMILY)
+        generation(FormFields({"prompt": "x", **fields}, GENERATION_FIELDS), FAMILY)
     assert raised.value.field == param
     assert words in raised.value.description
 
@@ -114,7 +114,7 @@ async def test_a_bug_is_opaque(painter, caplog):
 
 
 async def test_a_full_gateway_says_when_to_come_back():
-    async with web_gateway(bounds=Bounds(room=Room(max_running=1, max_queued=0))) as web:
+    async with web_gateway(bounds=RunLimits(room=AdmissionLimits(max_running=1, max_queued=0))) as web:
         await set_up(web.gateway)
         web.gateway.generator.close_gates(0)
         running = asyncio.create_task(web.openai.images.generate(prompt="x"))
@@ -127,7 +127,7 @@ async def test_a_full_gateway_says_when_to_come_back():
 
 
 async def test_the_package_comes_back_after_retry_after():
-    async with web_gateway(bounds=Bounds(room=Room(max_running=1, max_queued=0))) as web:
+    async with web_gateway(bounds=RunLimits(room=AdmissionLimits(max_running=1, max_queued=0))) as web:
         await set_up(web.gateway)
         web.gateway.generator.close_gates(0)
         running = asyncio.create_task(web.openai.images.generate(prompt="x"))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from gateway.access.caller import Caller
 from gateway.access.token_file import new_token, write_tokens
-from gateway.http.signed_links import LIFETIME_S, LinkInvalid, Links
+from gateway.http.signed_links import LIFETIME_S, LinkInvalid, LinkSigner
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.runs_as_seen import collect, spec
 from tests.gateway.scripted import png
@@ -105,7 +105,7 @@ async def test_a_link_that_was_changed_opens_nothing(web):
 
 def test_a_link_ends_after_an_hour():
     now = [1000.0]
-    links = Links(clock=lambda: now[0])
+    links = LinkSigner(clock=lambda: now[0])
     query = dict(part.split("=") for part in links.sign(SHA256, "png", 100).partition("?")[2].split("&"))
     now[0] += LIFETIME_S
     assert links.check(SHA256, query) == ("png", 100)
@@ -115,9 +115,11 @@ def test_a_link_ends_after_an_hour():
 
 
 def test_a_link_of_another_process_opens_nothing():
-    query = dict(part.split("=") for part in Links().sign(SHA256, "png", 100).partition("?")[2].split("&"))
+    query = dict(
+        part.split("=") for part in LinkSigner().sign(SHA256, "png", 100).partition("?")[2].split("&")
+    )
     with pytest.raises(LinkInvalid, match="did not sign"):
-        Links().check(SHA256, query)
+        LinkSigner().check(SHA256, query)
 
 
 async def test_a_picture_that_is_no_longer_there_is_not_found_by_its_link(web):

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from gateway.runs.admission import Room
-from gateway.runs.manager import Bounds
+from gateway.runs.admission import AdmissionLimits
+from gateway.runs.manager import RunLimits
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.runs_as_seen import collect, spec
 from triptych.v1.pipeline_pb2 import RunState
@@ -160,7 +160,7 @@ async def test_what_is_not_there_is_said(web):
 
 
 async def test_a_full_gateway_says_when_to_come_back():
-    async with web_gateway(bounds=Bounds(room=Room(max_running=1, max_queued=0))) as web:
+    async with web_gateway(bounds=RunLimits(room=AdmissionLimits(max_running=1, max_queued=0))) as web:
         web.gateway.generator.close_gates(0)
         name = (await create(web)).json()["name"]
         answer = await create(web)

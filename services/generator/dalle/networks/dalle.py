@@ -19,7 +19,7 @@ LAYER_NORM_EPS = 1e-5
 TEXT_PAD_ID = 1  # BART's; the image vocabulary has a padding token of its own
 
 
-class Memory(NamedTuple):
+class CrossAttentionKV(NamedTuple):
     """The prompt as one decoder layer's cross-attention sees it; computed once per prompt."""
 
     k: Float[Array, "B N T K"]
@@ -29,7 +29,7 @@ class Memory(NamedTuple):
 class Prompt(NamedTuple):
     """An encoded prompt: the memory of each decoder layer, and which text positions are real."""
 
-    memories: list[Memory]
+    memories: list[CrossAttentionKV]
     text_mask: Bool[Array, "B T"]
 
 
@@ -62,13 +62,15 @@ def remember(
     memories = []
     for layer in params["decoder"]["layers"]:
         k, v = jnp.split(_dense(layer["cross_attention"]["kv"], hidden), 2, axis=-1)
-        memories.append(Memory(*(_split_heads(x, config.decoder_attention_heads) for x in (k, v))))
+        memories.append(CrossAttentionKV(*(_split_heads(x, config.decoder_attention_heads) for x in (k, v))))
     return Prompt(memories, text_mask)
 
 
 def first_tokens(prompt: Prompt, length: int) -> Prompt:
     """The prompt without what stands behind its first `length` tokens: for one whose rest is padding."""
-    memories = [Memory(memory.k[:, :, :length], memory.v[:, :, :length]) for memory in prompt.memories]
+    memories = [
+        CrossAttentionKV(memory.k[:, :, :length], memory.v[:, :, :length]) for memory in prompt.memories
+    ]
     return Prompt(memories, prompt.text_mask[:, :length])
 
 
@@ -174,7 +176,7 @@ def _cross_attend(
     attention: Params,
     config: DalleConfig,
     x: Float[Array, "B S D"],
-    shares: Sequence[tuple[Memory, Bool[Array, "_ _"]]],
+    shares: Sequence[tuple[CrossAttentionKV, Bool[Array, "_ _"]]],
 ) -> Float[Array, "B S D"]:
     q = _split_heads(_dense(attention["q"], _norm(attention["pre_norm"], x)), config.decoder_attention_heads)
     attended = [
