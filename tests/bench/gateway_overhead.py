@@ -24,7 +24,7 @@ from services.images.codec import encode_png
 from services.serving.channels import SERVER_OPTIONS, open_channel
 from tests.bench.contending import print_conditions, print_table
 from tests.bench.http_streams import Usage
-from tests.gateway.scripted import ScriptedGenerator
+from tests.gateway.fake_stage import ScriptedGenerator
 from triptych.v1 import generator_pb2, generator_pb2_grpc, pipeline_pb2
 from triptych.v1.pipeline_pb2_grpc import PipelineServiceStub
 from triptych.v1.stage_pb2 import ImageData, ImageItem, StageEvent

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.gateway.scripted import ScriptedGenerator, ScriptedRefiner, ScriptedUpscaler, image
+from tests.gateway.fake_stage import ScriptedGenerator, ScriptedRefiner, ScriptedUpscaler, image
 from triptych.v1.stage_pb2 import StageEvent
 
 NUM_STEPS = 256

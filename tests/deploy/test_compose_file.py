@@ -18,7 +18,7 @@ from services.engine.events import EncodedPicture, Finished, Timing
 from services.serving.metrics import StageMetrics
 from services.serving.stage_service import StageService
 from tests.deploy.kustomized import read_documents
-from tests.gateway.scripted import pipeline
+from tests.gateway.fake_stage import pipeline
 from tests.services.test_engine import Scripted
 from triptych.v1.stage_pb2 import ModelInfo
 

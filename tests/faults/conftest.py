@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.processes import Cluster, cluster
-from tests.faults.runs_seen import Caller, Watcher, replay, spec
+from tests.faults.run_observer import Caller, Watcher, replay, spec
 
 # What a worker has to finish in when it is drained.
 GRACE_S = 2.0

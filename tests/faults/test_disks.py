@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from tests.faults.disks import slow_disk_prefix, small_disk, why_no_slow_disk, why_no_small_disk
 from tests.faults.processes import cluster
-from tests.faults.runs_seen import Caller, Watcher, check_log, check_whole, expected_pictures, ready, spec
+from tests.faults.run_observer import Caller, Watcher, check_log, check_whole, expected_pictures, ready, spec
 from triptych.client import read_details
 from triptych.v1 import pipeline_pb2
 from triptych.v1.pipeline_pb2 import RunState

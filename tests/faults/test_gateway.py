@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from tests.faults.conftest import mended
 from tests.faults.processes import WORKERS, cluster
-from tests.faults.runs_seen import check_log, check_whole, ready, spec
+from tests.faults.run_observer import check_log, check_whole, ready, spec
 from tests.faults.stage_process import NUM_STEPS
 from triptych.v1 import pipeline_pb2
 from triptych.v1.pipeline_pb2 import Event, RunState

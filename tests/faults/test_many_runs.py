@@ -14,7 +14,7 @@ from gateway.access.caller import Caller as KnownCaller
 from gateway.access.token_file import new_token, write_tokens
 from gateway.journal.leases import LEASE_S
 from tests.faults.processes import Process, cluster, free_port, gateway_command
-from tests.faults.runs_seen import Caller, Watcher, check_whole, spec
+from tests.faults.run_observer import Caller, Watcher, check_whole, spec
 from tests.gateway.postgresql import postgresql_server
 from triptych.v1.pipeline_pb2 import RunState
 from triptych.v1.stage_pb2 import STAGE_REFINE

@@ -9,7 +9,7 @@ import pytest_asyncio
 from tests.faults.conftest import mended
 from tests.faults.network import namespace, relay, why_no_namespace
 from tests.faults.processes import WORKERS, cluster
-from tests.faults.runs_seen import check_whole
+from tests.faults.run_observer import check_whole
 from tests.faults.test_workers import NOTICED_WITHIN_S, attempts, begin_and_hold, cases, reasons
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module")]

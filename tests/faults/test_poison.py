@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.faults.processes import cluster
-from tests.faults.runs_seen import Caller, Watcher, check_whole, spec
+from tests.faults.run_observer import Caller, Watcher, check_whole, spec
 from triptych.v1.pipeline_pb2 import RunState
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.faults]

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.processes import cluster
-from tests.faults.runs_seen import Caller, Watcher, check_log, ready
+from tests.faults.run_observer import Caller, Watcher, check_log, ready
 from triptych.v1.pipeline_pb2 import RunSpec, RunState
 from triptych.v1.stage_pb2 import STAGE_GENERATE, STAGE_REFINE, STAGE_UPSCALE
 

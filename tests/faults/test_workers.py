@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.conftest import GRACE_S
 from tests.faults.processes import WORKERS
-from tests.faults.runs_seen import check_whole, spec
+from tests.faults.run_observer import check_whole, spec
 from tests.faults.stage_process import NUM_STEPS
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module")]

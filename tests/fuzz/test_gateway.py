@@ -7,9 +7,9 @@ from hypothesis import given, strategies as st
 
 from tests.fuzz.answers import call
 from tests.fuzz.strategies import fuzzed, messages
+from tests.gateway.fake_stage import gateway_over, pipeline, scripted_stages
 from tests.gateway.postgresql import postgresql_server
-from tests.gateway.runs_as_seen import ready, spec
-from tests.gateway.scripted import gateway_over, pipeline, scripted_stages
+from tests.gateway.run_fixtures import ready, spec
 from triptych.v1 import pipeline_pb2
 from triptych.v1.stage_pb2 import INPAINTING_BLENDED
 

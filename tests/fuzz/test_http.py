@@ -11,7 +11,7 @@ from gateway.http.app import ROUTES
 from tests.fuzz.answers import INSIDE
 from tests.fuzz.strategies import fuzzed, messages, pictures, texts
 from tests.gateway.http.conftest import web_gateway
-from tests.gateway.runs_as_seen import ready, spec
+from tests.gateway.run_fixtures import ready, spec
 from triptych.v1 import pipeline_pb2
 from triptych.v1.stage_pb2 import INPAINTING_BLENDED
 

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.gateway.scripted import ScriptedGenerator, pipeline
+from tests.gateway.fake_stage import ScriptedGenerator, pipeline
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.gateway.runs_as_seen import collect, spec
+from tests.gateway.run_fixtures import collect, spec
 from triptych.errors import InvalidRequest
 from triptych.v1.pipeline_pb2 import RunState, SelectImagesRequest
 

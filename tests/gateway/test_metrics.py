@@ -10,7 +10,7 @@ from prometheus_client import generate_latest
 from gateway.metrics import GatewayMetrics
 from gateway.runs.admission import AdmissionLimits
 from gateway.runs.manager import RunLimits
-from tests.gateway.scripted import pipeline
+from tests.gateway.fake_stage import pipeline
 from tests.gateway.test_process import gateway_process
 from triptych.spec import make_spec
 from triptych.v1.pipeline_pb2 import RunState

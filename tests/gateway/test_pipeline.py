@@ -4,7 +4,7 @@ import pytest
 
 from gateway.access.caller import Caller
 from services.errors import InvalidRequest, NotFound, RunUnderWay
-from tests.gateway.runs_as_seen import spec
+from tests.gateway.run_fixtures import spec
 
 ANN, BEN = Caller("ann"), Caller("ben")
 SKETCHES = {"refine": None, "upscale": None}

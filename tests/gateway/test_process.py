@@ -18,8 +18,8 @@ from gateway.access.tokens_command import tokens
 from gateway.command import serve
 from services.errors import TriptychError
 from services.serving.listen_options import UnsafeAddress
-from tests.gateway.runs_as_seen import spec
-from tests.gateway.scripted import scripted_stages
+from tests.gateway.fake_stage import scripted_stages
+from tests.gateway.run_fixtures import spec
 from triptych.client import Client
 from triptych.v1.pipeline_pb2 import RunState, StreamRunRequest, WatchRunRequest
 from triptych.v1.pipeline_pb2_grpc import PipelineServiceStub

@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from tests.gateway.scripted import png
+from tests.gateway.fake_stage import png
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -11,8 +11,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from gateway.runs.admission import AdmissionLimits
 from gateway.runs.manager import RunLimits
-from tests.gateway.runs_as_seen import ALL, collect, finished, ready, run_finished, spec
-from tests.gateway.scripted import pipeline
+from tests.gateway.fake_stage import pipeline
+from tests.gateway.run_fixtures import ALL, collect, finished, ready, run_finished, spec
 from triptych.client import Busy, CallError, InvalidRequest, NotFound, RequestIdReused
 from triptych.v1.pipeline_pb2 import (
     CreateRunRequest,

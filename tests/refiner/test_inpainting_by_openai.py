@@ -19,7 +19,7 @@ from services.refiner.service import SERVICE_NAME, RefinerService, load
 from services.serving.server import serving
 from services.serving.stage_service import ServeOptions
 from services.weights.model_folder import write_manifest
-from tests.gateway.scripted import gateway_over, scripted_stages
+from tests.gateway.fake_stage import gateway_over, scripted_stages
 from triptych.v1.refiner_pb2_grpc import add_RefinerServiceServicer_to_server
 
 SIDE = 32

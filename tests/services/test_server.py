@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from services.errors import InvalidRequest, QueueFull
 from services.serving.channels import open_channel
 from services.serving.server import AddressInUse, serving, stop_signal
-from tests.underway import underway
+from tests.waiting import underway
 from triptych.v1 import generator_pb2, generator_pb2_grpc, stage_pb2
 
 SERVICE = "triptych.v1.GeneratorService"

@@ -8,7 +8,7 @@ import json
 import sys
 import threading
 
-from tests.gateway.scripted import NUM_STEPS, ScriptedGenerator, pipeline
+from tests.gateway.fake_stage import NUM_STEPS, ScriptedGenerator, pipeline
 from triptych.v1.generator_pb2 import GenerateResponse
 from triptych.v1.stage_pb2 import ModelInfo, StageEvent
 

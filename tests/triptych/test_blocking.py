@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tests.gateway.runs_as_seen import spec
+from tests.gateway.run_fixtures import spec
 from tests.triptych.command_line import ROOT, environment
 from triptych.blocking import Client
 from triptych.client import NotFound, RunFailed

@@ -7,7 +7,7 @@ import json
 import httpx
 import pytest
 
-from tests.gateway.scripted import pipeline
+from tests.gateway.fake_stage import pipeline
 from tests.triptych.command_line import ROOT
 
 ORDER = {"order": "1", "text": "a red house"}

@@ -8,8 +8,8 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 
 from gateway.runs.manager import RunLimits
-from tests.gateway.runs_as_seen import lasting, spec
-from tests.gateway.scripted import gateway_over, pipeline, png, scripted_stages
+from tests.gateway.fake_stage import gateway_over, pipeline, png, scripted_stages
+from tests.gateway.run_fixtures import lasting, spec
 from tests.triptych.relay import relay
 from triptych._reconnect import Backoff
 from triptych.client import Client, DeadlineExceeded, ImageLost, NotFound, RunFailed, Unreachable

@@ -15,8 +15,8 @@ from google.protobuf.json_format import MessageToDict
 from gateway.access.tokens_command import tokens
 from services.upscaler.conversion.random_weights import write_random
 from services.weights.model_folder import write_manifest
-from tests.gateway.runs_as_seen import ready
-from tests.gateway.scripted import scripted_stages
+from tests.gateway.fake_stage import scripted_stages
+from tests.gateway.run_fixtures import ready
 from tests.triptych.command_line import command, environment
 from triptych.client import CallError, Client
 from triptych.v1.pipeline_pb2 import RunSpec, RunState

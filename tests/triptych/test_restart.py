@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.gateway.runs_as_seen import spec
-from tests.gateway.scripted import scripted_stages
+from tests.gateway.fake_stage import scripted_stages
+from tests.gateway.run_fixtures import spec
 from tests.triptych.command_line import ROOT, environment
 from triptych._reconnect import Backoff
 from triptych.client import Client

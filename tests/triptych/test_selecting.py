@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.gateway.runs_as_seen import spec
-from tests.gateway.scripted import pipeline
+from tests.gateway.fake_stage import pipeline
+from tests.gateway.run_fixtures import spec
 from tests.triptych.relay import relay
 from triptych._reconnect import Backoff
 from triptych._selection import image_names, selected_stage

@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from tests.gateway.scripted import gateway_over, scripted_stages
+from tests.gateway.fake_stage import gateway_over, scripted_stages
 from triptych.cli.bench import bench, fitted, measured
 from triptych.cli.simulation import Eviction, Load, StageModel, fewest_replicas, scale_next, simulate
 from triptych.credentials import Credentials

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from services.images.codec import encode_png
-from tests.gateway.scripted import ScriptedGenerator, ScriptedRefiner, ScriptedStage, ScriptedUpscaler
+from tests.gateway.fake_stage import ScriptedGenerator, ScriptedRefiner, ScriptedStage, ScriptedUpscaler
 from triptych.v1.stage_pb2 import ImageData, ModelInfo, StageEvent
 
 NUM_STEPS = 4

@@ -10,9 +10,9 @@ import pytest
 from gateway.access.authentication import Authentication
 from gateway.http.context import RequestContext
 from gateway.http.server import serving_http
+from tests.gateway.fake_stage import Pipeline, pipeline
 from tests.gateway.http.description import check_answer
 from tests.gateway.http.painting import set_up
-from tests.gateway.scripted import Pipeline, pipeline
 
 
 @dataclass

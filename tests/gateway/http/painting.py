@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from services.images.codec import encode_png
-from tests.gateway.scripted import SIDE_PX, image
+from tests.gateway.fake_stage import SIDE_PX, image
 from triptych.v1.stage_pb2 import INPAINTING_BLENDED, ImageData, StageEvent
 
 NUM_STEPS = 12

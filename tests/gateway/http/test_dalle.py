@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.gateway.fake_stage import png
 from tests.gateway.http.painting import pixels
-from tests.gateway.scripted import png
 
 PAGE = "http://localhost:3000"
 # Of a browser that is told to send the headers above from another site.

@@ -7,9 +7,9 @@ import json
 from google.protobuf.json_format import ParseDict
 
 from gateway.http import server
+from tests.gateway.fake_stage import png
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.http.painting import set_up
-from tests.gateway.scripted import png
 from triptych.v1.pipeline_pb2 import Event
 
 SKETCHES = {"prompt": "a red house", "seed": "100", "generate": {"count": 2}}

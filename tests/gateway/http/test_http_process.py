@@ -11,7 +11,7 @@ import pytest
 
 from gateway.http.server import serving_http
 from services.serving.server import AddressInUse
-from tests.gateway.scripted import ScriptedGenerator, ScriptedRefiner, ScriptedUpscaler
+from tests.gateway.fake_stage import ScriptedGenerator, ScriptedRefiner, ScriptedUpscaler
 
 SKETCHES = {"prompt": "a red house", "seed": "100", "generate": {"count": 2}}
 

@@ -7,9 +7,9 @@ import openai
 import pytest
 from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent
 
+from tests.gateway.fake_stage import png
 from tests.gateway.http.painting import pixels
-from tests.gateway.scripted import png
-from tests.gateway.test_masks import MASK, mask_file
+from tests.gateway.planning.test_masks import MASK, mask_file
 from triptych.png_text import with_text
 
 # Of OpenAI's own service; the package still calls it.

@@ -10,8 +10,8 @@ import openai
 import pytest
 from PIL import Image
 
+from tests.gateway.fake_stage import image, png
 from tests.gateway.http.painting import pixels
-from tests.gateway.scripted import image, png
 from triptych.v1.stage_pb2 import StageEvent
 
 

@@ -9,9 +9,9 @@ import openai
 import pytest
 from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
 
+from tests.gateway.fake_stage import SIDE_PX, png
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.http.painting import pixels, set_up, unfinished
-from tests.gateway.scripted import SIDE_PX, png
 from triptych.v1.stage_pb2 import StageEvent
 
 

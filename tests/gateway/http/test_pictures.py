@@ -9,9 +9,9 @@ from PIL import Image
 from gateway.access.caller import Caller
 from gateway.access.token_file import new_token, write_tokens
 from gateway.http.signed_links import LIFETIME_S, LinkInvalid, LinkSigner
+from tests.gateway.fake_stage import png
 from tests.gateway.http.conftest import web_gateway
-from tests.gateway.runs_as_seen import collect, spec
-from tests.gateway.scripted import png
+from tests.gateway.run_fixtures import collect, spec
 
 SHA256 = hashlib.sha256(png(100)).hexdigest()
 

@@ -5,7 +5,7 @@ import asyncio
 from gateway.runs.admission import AdmissionLimits
 from gateway.runs.manager import RunLimits
 from tests.gateway.http.conftest import web_gateway
-from tests.gateway.runs_as_seen import collect, spec
+from tests.gateway.run_fixtures import collect, spec
 from triptych.v1.pipeline_pb2 import RunState
 
 SKETCHES = {"prompt": "a red house", "seed": "100", "generate": {"count": 2}}

@@ -1,7 +1,7 @@
 """Images taken to a stage, at any time."""
 
-from tests.gateway.runs_as_seen import collect, finished, kinds, ready, spec, warnings
-from tests.gateway.scripted import image, png
+from tests.gateway.fake_stage import image, png
+from tests.gateway.run_fixtures import collect, finished, kinds, ready, spec, warnings
 from tests.gateway.selecting import (
     MANUAL,
     automatic_run,

@@ -5,7 +5,7 @@ from grpc_health.v1 import health_pb2
 from gateway.stages import GENERATE
 from gateway.workers.discovery import Discovery
 from gateway.workers.targets import Target, parse_target
-from tests.gateway.scripted import ScriptedUpscaler, discovery_of
+from tests.gateway.fake_stage import ScriptedUpscaler, discovery_of
 
 
 def named(port, resolve):

@@ -8,7 +8,7 @@ from gateway.access.caller import Caller
 from gateway.runs.retention import EventsExpired
 from gateway.store.base import ImageExpired
 from services.errors import NotFound
-from tests.gateway.runs_as_seen import spec
+from tests.gateway.run_fixtures import spec
 
 ANN, BEN = Caller("ann"), Caller("ben")
 SKETCHES = {"refine": None, "upscale": None}

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.runs.memory_budget import WeightedSemaphore
 from services.queues import QueueRate
-from tests.underway import underway
+from tests.waiting import underway
 
 
 async def take(budget, amount):

@@ -14,8 +14,8 @@ from gateway.workers.discovery import Discovery
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target
-from tests.gateway.runs_as_seen import spec
-from tests.gateway.scripted import scripted_stages
+from tests.gateway.fake_stage import scripted_stages
+from tests.gateway.run_fixtures import spec
 from triptych.v1.pipeline_pb2 import Event, RunState
 from triptych.v1.stage_pb2 import Stage, StageEvent
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.gateway.runs_as_seen import collect
-from tests.gateway.scripted import image, pipeline
+from tests.gateway.fake_stage import image, pipeline
+from tests.gateway.run_fixtures import collect
 from tests.gateway.selecting import (
     automatic_run,
     manual_run,

@@ -5,8 +5,8 @@ import pytest
 from gateway.access.caller import Caller
 from gateway.workers.targets import Target
 from services.errors import DeadlineExceeded
-from tests.gateway.runs_as_seen import ALL, run_finished, spec
-from tests.gateway.scripted import ScriptedGenerator, gateway_over, pipeline, scripted_stages
+from tests.gateway.fake_stage import ScriptedGenerator, gateway_over, pipeline, scripted_stages
+from tests.gateway.run_fixtures import ALL, run_finished, spec
 from triptych.v1.pipeline_pb2 import RunState
 from triptych.v1.stage_pb2 import Stage
 

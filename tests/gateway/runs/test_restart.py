@@ -7,8 +7,8 @@ import pytest
 from gateway.runs.manager import RunLimits
 from gateway.workers.retry_policy import RetryPolicy
 from services.errors import AlreadyExists, NotFound
-from tests.gateway.runs_as_seen import ALL, collect, finished, lasting, ready, run_finished, spec, whole_log
-from tests.gateway.scripted import Stages, gateway_over, image, png, scripted_stages
+from tests.gateway.fake_stage import Stages, gateway_over, image, png, scripted_stages
+from tests.gateway.run_fixtures import ALL, collect, finished, lasting, ready, run_finished, spec, whole_log
 from triptych.v1.pipeline_pb2 import RunState, SelectImagesRequest
 from triptych.v1.stage_pb2 import Stage
 

@@ -11,10 +11,10 @@ import pytest
 from gateway.access.caller import Caller, CallerLimits
 from gateway.runs.manager import RunLimits
 from services.errors import AlreadyExists, InvalidRequest, NotFound
+from tests.gateway.fake_stage import gateway_over, scripted_stages
 from tests.gateway.postgresql import postgresql_server
-from tests.gateway.runs_as_seen import ALL, finished, lasting, ready, run_finished, spec
-from tests.gateway.scripted import gateway_over, scripted_stages
-from tests.underway import underway
+from tests.gateway.run_fixtures import ALL, finished, lasting, ready, run_finished, spec
+from tests.waiting import underway
 from triptych.v1.pipeline_pb2 import RunState, SelectImagesRequest
 
 SKETCHES = {"refine": None, "upscale": None}

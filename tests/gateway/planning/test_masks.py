@@ -12,8 +12,8 @@ from gateway.access.caller import Caller
 from services import errors as services_errors
 from services.errors import NotFound
 from services.images.codec import encode_png
-from tests.gateway.runs_as_seen import ALL, collect, finished, ready, run_finished, spec
-from tests.gateway.scripted import SIDE_PX, gateway_over, image, png, scripted_stages
+from tests.gateway.fake_stage import SIDE_PX, gateway_over, image, png, scripted_stages
+from tests.gateway.run_fixtures import ALL, collect, finished, ready, run_finished, spec
 from triptych.errors import InvalidRequest, RequestIdReused
 from triptych.v1.pipeline_pb2 import RunSpec, RunState, SelectImagesRequest
 from triptych.v1.stage_pb2 import INPAINTING_BLENDED, ImageData

@@ -20,8 +20,8 @@ from gateway.workers.pool import Pool
 from gateway.workers.targets import Target
 from services.serving.server import serving
 from services.serving.tls import CertificateFiles
-from tests.gateway.runs_as_seen import finished
-from tests.gateway.scripted import ScriptedGenerator, ScriptedUpscaler, png
+from tests.gateway.fake_stage import ScriptedGenerator, ScriptedUpscaler, png
+from tests.gateway.run_fixtures import finished
 from tests.gateway.test_process import gateway_process
 from triptych.client import Client
 from triptych.v1 import generator_pb2, generator_pb2_grpc, upscaler_pb2_grpc

@@ -6,8 +6,8 @@ from gateway.runs.recorder import MAX_PROGRESS_EVENTS, RunRecorder, first_event
 from gateway.stages import GENERATE
 from gateway.store import open_store
 from services.errors import NotReady
-from tests.gateway.runs_as_seen import collect, finished, spec
-from tests.gateway.scripted import pipeline
+from tests.gateway.fake_stage import pipeline
+from tests.gateway.run_fixtures import collect, finished, spec
 from triptych.client import CallError
 from triptych.v1.pipeline_pb2 import RunSpec, RunState
 from triptych.v1.stage_pb2 import StageEvent

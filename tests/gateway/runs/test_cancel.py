@@ -9,7 +9,7 @@ from gateway.runs.memory_budget import WeightedSemaphore
 from gateway.runs.recorder import RunRecorder, first_event
 from gateway.runs.run import ActiveRun
 from gateway.workers.retry_policy import RetryPolicy
-from tests.gateway.runs_as_seen import collect, finished, ready, run_finished, spec, warnings
+from tests.gateway.run_fixtures import collect, finished, ready, run_finished, spec, warnings
 from triptych.client import CallError, InvalidRequest, NotFound
 from triptych.v1.pipeline_pb2 import RunSpec, RunState, StreamRunRequest
 from triptych.v1.stage_pb2 import Stage

@@ -5,8 +5,8 @@ import hashlib
 import pytest
 
 from gateway.runs.flow import CREDITS
-from tests.gateway.runs_as_seen import collect, finished, kinds, ready, spec
-from tests.gateway.scripted import image, png
+from tests.gateway.fake_stage import image, png
+from tests.gateway.run_fixtures import collect, finished, kinds, ready, spec
 from triptych.v1.pipeline_pb2 import RunSpec, RunState
 from triptych.v1.stage_pb2 import Stage
 

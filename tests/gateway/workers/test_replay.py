@@ -5,8 +5,8 @@ import asyncio
 from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target
 from services.errors import WorkerEvicted
-from tests.gateway.runs_as_seen import attempts, collect, finished, ready, spec, warnings
-from tests.gateway.scripted import ScriptedGenerator, image, pipeline
+from tests.gateway.fake_stage import ScriptedGenerator, image, pipeline
+from tests.gateway.run_fixtures import attempts, collect, finished, ready, spec, warnings
 from triptych.v1.pipeline_pb2 import RunState
 from triptych.v1.stage_pb2 import StageEvent
 

@@ -7,9 +7,9 @@ import pytest
 
 from gateway.runs.manager import RunLimits
 from services.errors import NotReady
-from tests.gateway.runs_as_seen import ALL, finished, run_finished, spec
-from tests.gateway.scripted import gateway_over, pipeline, scripted_stages
-from tests.underway import underway
+from tests.gateway.fake_stage import gateway_over, pipeline, scripted_stages
+from tests.gateway.run_fixtures import ALL, finished, run_finished, spec
+from tests.waiting import underway
 from triptych.v1.pipeline_pb2 import RunState, StreamRunRequest, WatchRunRequest
 
 SKETCH = {"generate": {"count": 1}, "refine": None, "upscale": None}

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 
 from gateway.events.event_log import EventLog
-from tests.gateway.runs_as_seen import run_finished, spec
-from tests.underway import underway
+from tests.gateway.run_fixtures import run_finished, spec
+from tests.waiting import underway
 from triptych.v1.pipeline_pb2 import Event, Image, RunState, StreamRunRequest
 from triptych.v1.stage_pb2 import ImageData, Stage
 

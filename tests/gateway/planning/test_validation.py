@@ -9,8 +9,8 @@ import pytest
 from google.protobuf import text_format
 from PIL import Image
 
-from tests.gateway.runs_as_seen import ALL, collect
-from tests.gateway.scripted import image, pipeline, png
+from tests.gateway.fake_stage import image, pipeline, png
+from tests.gateway.run_fixtures import ALL, collect
 from triptych.client import InvalidRequest
 from triptych.v1.pipeline_pb2 import RunSpec
 from triptych.v1.stage_pb2 import ImageData, ModelInfo

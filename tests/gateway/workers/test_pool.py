@@ -16,9 +16,9 @@ from gateway.workers.pool import (
     models_of,
 )
 from services.errors import NoWorker, WorkerEvicted
-from tests.gateway.runs_as_seen import collect, spec
-from tests.gateway.scripted import discovery_of, pipeline
-from tests.underway import underway
+from tests.gateway.fake_stage import discovery_of, pipeline
+from tests.gateway.run_fixtures import collect, spec
+from tests.waiting import underway
 
 LOST = StageError("it went away", reason="WORKER_LOST")
 BROKEN = StageError("it answered with an empty event", reason="WORKER_BROKEN")

@@ -12,8 +12,8 @@ from gateway.journal.journal import open_journal
 from gateway.journal.reader import JournalUnavailable
 from gateway.journal.schema import InvalidJournal
 from gateway.server import StorageLocations, open_storage
-from tests.gateway.runs_as_seen import ALL, finished, run_finished, spec
-from tests.gateway.scripted import gateway_over, pipeline, scripted_stages
+from tests.gateway.fake_stage import gateway_over, pipeline, scripted_stages
+from tests.gateway.run_fixtures import ALL, finished, run_finished, spec
 from triptych.errors import CallError
 from triptych.v1.pipeline_pb2 import CreateRunRequest, RunState
 

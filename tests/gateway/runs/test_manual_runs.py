@@ -1,7 +1,7 @@
 """Runs that wait after each stage for somebody to choose."""
 
 from services.errors import DeviceOutOfMemory
-from tests.gateway.runs_as_seen import finished, kinds, ready, warnings
+from tests.gateway.run_fixtures import finished, kinds, ready, warnings
 from tests.gateway.selecting import manual_run, select, selection, short
 from triptych.v1.pipeline_pb2 import RunState
 from triptych.v1.stage_pb2 import Stage

@@ -6,8 +6,8 @@ from gateway.access.caller import Caller, CallerLimits
 from gateway.runs.admission import AdmissionLimits
 from gateway.runs.manager import RunLimits
 from services.errors import InvalidRequest, QueueFull, RateLimited
-from tests.gateway.runs_as_seen import ALL, collect, kinds, ready, run_finished, spec, whole_log
-from tests.gateway.scripted import gateway_over, pipeline, scripted_stages
+from tests.gateway.fake_stage import gateway_over, pipeline, scripted_stages
+from tests.gateway.run_fixtures import ALL, collect, kinds, ready, run_finished, spec, whole_log
 from triptych.v1.pipeline_pb2 import RunState, SelectImagesRequest
 from triptych.v1.stage_pb2 import Stage, StageEvent
 

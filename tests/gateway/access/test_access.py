@@ -18,8 +18,8 @@ from gateway.grpc_service import SERVICE
 from gateway.http.app import ROUTES
 from gateway.http.context import RequestContext
 from gateway.http.server import serving_http
-from tests.gateway.runs_as_seen import ready, spec
-from tests.gateway.scripted import pipeline
+from tests.gateway.fake_stage import pipeline
+from tests.gateway.run_fixtures import ready, spec
 from triptych.client import Client
 from triptych.v1 import pipeline_pb2
 

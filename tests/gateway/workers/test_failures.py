@@ -6,8 +6,8 @@ import pytest
 
 from gateway.workers.retry_policy import RetryPolicy
 from services.errors import DeviceOutOfMemory, InvalidRequest as StageInvalidRequest, QueueFull
-from tests.gateway.runs_as_seen import attempts, collect, finished, ready, spec, warnings
-from tests.gateway.scripted import image, pipeline, png
+from tests.gateway.fake_stage import image, pipeline, png
+from tests.gateway.run_fixtures import attempts, collect, finished, ready, spec, warnings
 from triptych.client import Busy, CallError, InvalidRequest, NoWorker
 from triptych.v1.pipeline_pb2 import RunState
 from triptych.v1.stage_pb2 import Stage, StageEvent
