@@ -1,6 +1,6 @@
-"""Imports point one way: triptych <- services/*.py <- services/<stage>/ and gateway/ <- training/.
+"""Imports point one way: every package has a rank and imports only packages of a lower rank.
 
-A module that is imported by its name alone, when it is needed, counts as no import: so the command line stays light.
+A module that is imported by its name as a text, when it is needed, counts as no import; so the command line stays light.
 """
 
 import ast
@@ -12,54 +12,135 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STAGES = {"generator", "refiner", "upscaler"}
+RANKS = {
+    "gateway": {
+        "command": 9,
+        "server": 8,
+        "grpc_service": 7,
+        "http": 7,
+        "pipeline": 6,
+        "metrics": 6,
+        "runs": 5,
+        "planning": 4,
+        "journal": 4,
+        "workers": 3,
+        "access": 2,
+        "stages": 2,
+        "events": 1,
+        "store": 1,
+        "pagination": 1,
+        "web": 0,
+    },
+    "services": {
+        "generator": 5,
+        "refiner": 5,
+        "upscaler": 5,
+        "serving": 4,
+        "engine": 3,
+        "images": 2,
+        "weights": 2,
+        "pytorch": 2,
+        "queues": 1,
+        "errors": 0,
+    },
+}
+# Inside a family of a stage: each may import what stands after it, and conversion stands beside all of them.
+STAGE_RANKS = {"service": 4, "stepper": 3, "model": 2, "networks": 1, "text": 1}
+FAMILIES = ("generator.dalle", "refiner", "upscaler")
+TOP_MAY_IMPORT = {
+    "triptych": set(),
+    "services": {"triptych"},
+    "gateway": {"triptych", "services"},
+}
+# All that the gateway may use of the services.
+SHARED_WITH_GATEWAY = {"errors", "queues", "images", "serving"}
 JAX, TORCH = {"jax", "jaxlib", "flax", "optax"}, {"torch", "torchvision"}
 FRAMEWORKS = JAX | TORCH
-FRAMEWORK_OF = {"generator": JAX, "refiner": TORCH, "upscaler": TORCH}
+FRAMEWORKS_OF = {"generator.dalle": JAX, "refiner": TORCH, "upscaler": TORCH, "pytorch": TORCH}
+OURS = {"triptych", "services", "gateway", "deploy", "training"}
+NOT_IN_NETWORKS = {"asyncio", "grpc", "triptych", "pathlib", "os"}
 
 
 def modules(*folders: str) -> list[str]:
     return sorted(
-        path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py")
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
     )
 
 
-def imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+def imports(module: str) -> Iterator[str]:
+    path = ROOT.joinpath(*module.split("."))
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for node in ast.walk(ast.parse(source.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            assert node.level == 0, f"{source}:{node.lineno}: a relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def forbidden(module: str) -> set[str]:
-    """Packages that a file of ours may not import."""
-    top, *rest = module.split("/")
-    stages = {f"services.{stage}" for stage in STAGES}
-    if top == "triptych":
-        return {"services", "gateway", "training"} | FRAMEWORKS
-    if top == "gateway":
-        return {"training"} | stages | FRAMEWORKS
-    if len(rest) > 1:
-        stage = rest[0]
-        return {"gateway", "training", *stages - {f"services.{stage}"}, *FRAMEWORKS - FRAMEWORK_OF[stage]}
-    return {"gateway", "training"} | stages | FRAMEWORKS
+def is_in(module: str, package: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
 
 
 @pytest.mark.parametrize("module", modules("triptych", "services", "gateway"))
-def test_a_module_imports_only_from_the_layers_below(module):
-    wrong = [
-        name
-        for name in imported(ROOT / module)
-        if any(f"{name}.".startswith(f"{package}.") for package in forbidden(module))
-    ]
+def test_a_package_imports_only_packages_of_a_lower_rank(module):
+    top, _, rest = module.partition(".")
+    package = rest.partition(".")[0]
+    wrong = []
+    for name in imports(module):
+        other_top, _, other_rest = name.partition(".")
+        other = other_rest.partition(".")[0]
+        if other_top == top and top in RANKS and package and other not in ("", package):
+            wrong += [name] if RANKS[top][other] >= RANKS[top][package] else []
+        elif (
+            other_top in OURS - {top}
+            and other_top not in TOP_MAY_IMPORT[top]
+            or top == "gateway"
+            and other_top == "services"
+            and other not in SHARED_WITH_GATEWAY
+        ):
+            wrong.append(name)
     assert wrong == []
 
 
-def test_the_rule_knows_every_folder_of_the_services():
-    folders = {path.name for path in (ROOT / "services").iterdir() if (path / "__init__.py").is_file()}
-    assert folders == STAGES
+@pytest.mark.parametrize("module", modules("triptych", "services", "gateway"))
+def test_a_framework_is_imported_only_by_its_own_packages(module):
+    allowed = {
+        framework
+        for package, frameworks in FRAMEWORKS_OF.items()
+        if is_in(module, f"services.{package}")
+        for framework in frameworks
+    }
+    assert {name.partition(".")[0] for name in imports(module)} & (FRAMEWORKS - allowed) == set()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_network_knows_neither_files_nor_the_contract_and_a_service_stands_above_its_stepper(family):
+    for module in modules("services/" + family.replace(".", "/")):
+        own = module.removeprefix(f"services.{family}").strip(".").partition(".")[0]
+        for name in imports(module):
+            if own == "networks":
+                assert name.partition(".")[0] not in NOT_IN_NETWORKS, f"{module} imports {name}"
+            other = name.removeprefix(f"services.{family}.").partition(".")[0]
+            if (
+                own in STAGE_RANKS
+                and is_in(name, f"services.{family}")
+                and other in STAGE_RANKS
+                and other != own
+            ):
+                assert STAGE_RANKS[other] < STAGE_RANKS[own], f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("top", RANKS)
+def test_every_package_has_a_rank(top):
+    inside = {
+        path.stem
+        for path in (ROOT / top).iterdir()
+        if (path.suffix == ".py" or path.is_dir()) and path.stem not in ("__init__", "__pycache__")
+    }
+    assert inside == set(RANKS[top])
 
 
 @pytest.mark.parametrize("module", ["triptych.client", "triptych.blocking", "triptych.cli.main"])
