@@ -43,12 +43,12 @@ def to_pictures(tensor: Float[Tensor, "B 3 H W"]) -> list[Picture]:
 
 def crops_on_objects(
     painter: Painter, scenes: Sequence[Scene], rng: random.Random, *, crop_px: int, stride: int
-) -> tuple[Float[Tensor, "B 3 h w"], Float[Tensor, "B 1 h w"]]:
-    """One crop a scene, three quarters of them centred on an object, and the objects' mask in it.
+) -> tuple[Float[Tensor, "B 3 h w"], Float[Tensor, "B 1 h w"], list[tuple[int, int]]]:
+    """One crop a scene, three quarters of them centred on an object; the objects' mask in it, and its corner (y, x).
 
     Corners lie on multiples of `stride`, so that a network of that stride meets its own grid.
     """
-    pictures, masks = [], []
+    pictures, masks, corners = [], [], []
     for scene in scenes:
         picture, mask = painter.paint(scene), painter.object_mask(scene)
         limit = (painter.size - crop_px) // stride
@@ -60,7 +60,8 @@ def crops_on_objects(
             top, left = rng.randint(0, limit) * stride, rng.randint(0, limit) * stride
         pictures.append(picture[top : top + crop_px, left : left + crop_px])
         masks.append(mask[top : top + crop_px, left : left + crop_px])
-    return to_tensor(pictures), torch.from_numpy(np.stack(masks)).float()[:, None]
+        corners.append((top, left))
+    return to_tensor(pictures), torch.from_numpy(np.stack(masks)).float()[:, None], corners
 
 
 def psnr(found: Sequence[Picture], truth: Sequence[Picture]) -> float:

@@ -1,8 +1,8 @@
 """The step loop that every PyTorch recipe shares: learning rate, weight averaging, log, checkpoint, resuming.
 
-Everything goes by step, nothing by the clock: step n of a recipe draws its data from a seed made of n,
-so a run that is stopped and resumed sees what an unbroken one would have seen. Checkpoints, logs and
-sample sheets go to build/training/NAME/. Knows nothing of what is trained.
+Step n of a recipe draws its data from a seed made of n, so a run that is stopped and resumed sees what an unbroken
+one would have seen. With a time budget (`--minutes`) the learning rate also follows the clock, so that a recipe ends
+well wherever it stops. Checkpoints, logs and sample sheets go to build/training/NAME/.
 """
 
 import argparse
@@ -30,6 +30,9 @@ Network = TypeVar("Network", bound=nn.Module)
 @dataclass(frozen=True)
 class Options:
     steps: int
+    # Time budget, resumed runs included; None: `steps` alone decide.
+    minutes: float | None = None
+    device: str = "cpu"
     resume: bool = False
     from_weights: bool = False
     batch_size: int = 16
@@ -49,6 +52,8 @@ def option_parser(description: str | None, **defaults: object) -> argparse.Argum
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, help="steps in all, those before a resumed run included")
+    parser.add_argument("--minutes", type=float, help="stop after this long, resumed runs included")
+    parser.add_argument("--device", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if any")
     parser.add_argument("--from-weights", action="store_true", help="start from the committed weights")
     parser.add_argument("--batch-size", type=int)
@@ -82,19 +87,21 @@ def train(
     """
     folder = options.output_folder / name
     folder.mkdir(parents=True, exist_ok=True)
+    network.to(options.device)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         trained, lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=options.weight_decay
     )
     average = copy.deepcopy(network).requires_grad_(False).eval()
-    first_step = 0
+    first_step, seconds_before = 0, 0.0
     if options.resume and (folder / "checkpoint.pt").exists():
-        first_step = _load_checkpoint(folder / "checkpoint.pt", network, average, optimizer)
+        first_step, seconds_before = _load_checkpoint(folder / "checkpoint.pt", network, average, optimizer)
     logged: dict[str, list[float]] = {}
-    started, cpu_started = time.monotonic(), time.process_time()
+    started, cpu_started = time.monotonic() - seconds_before, time.process_time()
     for step in range(first_step, options.steps):
+        share = share_done(step, time.monotonic() - started, options)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, options)
+            group["lr"] = learning_rate(step, share, options)
         torch.manual_seed(step)
         losses = losses_of_step(step)
         torch.autograd.backward(losses["loss"])
@@ -105,7 +112,8 @@ def train(
         for key, value in losses.items():
             logged.setdefault(key, []).append(float(value.detach()))
         done = step + 1
-        is_measured = done % options.measure_every == 0 or done == options.steps
+        is_last = share_done(done, time.monotonic() - started, options) >= 1
+        is_measured = done % options.measure_every == 0 or is_last
         if done % options.log_every == 0 or is_measured:
             # Of those steps that told it: not every step of a recipe needs to.
             means = {key: round(statistics.fmean(values), 5) for key, values in logged.items()}
@@ -122,17 +130,30 @@ def train(
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(record) + "\n")
         if is_measured:
-            _save_checkpoint(folder / "checkpoint.pt", network, average, optimizer, done)
+            seconds = time.monotonic() - started
+            _save_checkpoint(folder / "checkpoint.pt", network, average, optimizer, done, seconds)
             if sheet is not None:
                 sheet(average).save(folder / "sheet.png")
+        if is_last:
+            break
     return average
 
 
-def learning_rate(step: int, options: Options) -> float:
-    """A linear warm-up, then half a cosine down to a hundredth."""
+def share_done(step: int, seconds: float, options: Options) -> float:
+    """How much of the run is over, from 0 to 1: of its steps or of its time budget, whichever ends first."""
+    of_time = 0.0 if options.minutes is None else seconds / (60 * options.minutes)
+    return min(1.0, max(step / options.steps, of_time))
+
+
+def learning_rate(step: int, share: float, options: Options) -> float:
+    """A linear warm-up by step, then half a cosine down to a hundredth over the run's `share` (0 to 1)."""
     warm_up = min(1.0, (step + 1) / options.warm_up_steps)
-    cosine = 0.5 + 0.5 * math.cos(math.pi * step / options.steps)
+    cosine = 0.5 + 0.5 * math.cos(math.pi * share)
     return options.learning_rate * warm_up * (0.01 + 0.99 * cosine)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 def rng_of_step(name: str, step: int) -> random.Random:
@@ -150,10 +171,16 @@ def _update_average(average: nn.Module, network: nn.Module, decay: float) -> Non
 
 
 def _save_checkpoint(
-    path: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, step: int
+    path: Path,
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    seconds: float,
 ) -> None:
     state = {
         "step": step,
+        "seconds": seconds,
         "network": network.state_dict(),
         "average": average.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -165,9 +192,10 @@ def _save_checkpoint(
 
 def _load_checkpoint(
     path: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
-) -> int:
-    state = torch.load(path, weights_only=True)
+) -> tuple[int, float]:
+    """The steps done, and the seconds that they took."""
+    state = torch.load(path, weights_only=True, map_location=device_of(network))
     network.load_state_dict(state["network"])
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    return int(state["step"]), float(state.get("seconds", 0))

@@ -19,7 +19,7 @@ from services.refiner.text.tokenizer import Tokenizer, read_tokenizer
 from services.upscaler.networks.swinir import SwinIR
 from training.export import load_exported, write_part
 from training.images import sample_either
-from training.loop import Measures, Options, rng_of_step, train
+from training.loop import Measures, Options, learning_rate, rng_of_step, share_done, train
 from training.refiner import (
     latent_pool,
     train_autoencoder,
@@ -208,9 +208,47 @@ def test_the_noise_to_answer_leads_from_a_degraded_latent_to_the_true_one():
     pool = latent_pool.Pool(scenes, torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4))
     teacher = train_unet.Teacher(pool, None, None)  # type: ignore[arg-type]
     timesteps = torch.tensor([300, 300])
-    x, answer = teacher.noisy([0, 1], timesteps, torch.tensor([True, False]))
+    x, answer = teacher.noisy([0, 1], timesteps, torch.tensor([400, 0]))
     alpha = torch.tensor(train_unet.train_alphas_cumprod()[300]).float()
     torch.testing.assert_close((x - (1 - alpha).sqrt() * answer) / alpha.sqrt(), pool.true, atol=1e-4, rtol=0)
+
+
+def test_refining_begins_with_the_sketch_itself():
+    pool = latent_pool.Pool(sample_scenes(1, 0), torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4))
+    teacher = train_unet.Teacher(pool, None, None)  # type: ignore[arg-type]
+    start, alpha = torch.tensor([400]), torch.tensor(train_unet.train_alphas_cumprod()[400]).float()
+    torch.manual_seed(1)
+    x, _ = teacher.noisy([0], start, start)
+    torch.manual_seed(1)
+    sketch = alpha.sqrt() * pool.degraded + (1 - alpha).sqrt() * torch.randn(pool.degraded.shape)
+    torch.testing.assert_close(x, sketch, atol=1e-4, rtol=0)
+
+
+def test_the_decoder_alone_learns_and_its_latents_stay(painter: Painter, two_steps: Options):
+    network = Autoencoder(SMALL_AUTOENCODER)
+    for part in (network.encoder, network.quant_conv):
+        part.requires_grad_(False)
+    pool = latent_pool.encode_scenes(sample_scenes(3, 0), network, painter, soften, 0)
+    encoded, decoder = latent_pool.fingerprint(network), network.decoder.conv_out.weight.clone()
+    train(
+        "autoencoder",
+        network,
+        partial(train_autoencoder.decoder_losses_of_step, network, painter, pool, two_steps),
+        two_steps,
+        measure=lambda _: {},
+    )
+    assert latent_pool.fingerprint(network) == encoded
+    assert not torch.equal(network.decoder.conv_out.weight, decoder)
+
+
+def test_a_time_budget_ends_a_run_and_its_learning_rate(two_steps: Options):
+    options = replace(two_steps, steps=100, minutes=2.0, warm_up_steps=1)
+    assert share_done(10, 60.0, options) == 0.5
+    assert share_done(90, 60.0, options) == 0.9
+    assert share_done(10, 240.0, options) == 1
+    rates = [learning_rate(5, share, options) for share in (0.0, 0.5, 1.0)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(options.learning_rate / 100)
 
 
 def test_a_near_miss_changes_only_the_objects():

@@ -7,9 +7,11 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int
+from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -19,14 +21,37 @@ from training.generator.train_dalle import TOKENIZER, WEIGHTS as TRANSFORMER
 from training.generator.train_tokenizer import encode
 from training.generator.train_vqgan import WEIGHTS
 from training.generator.vqgan_torch import Vqgan
+from training.images import Picture, to_pictures, to_tensor
 from training.world.captions import caption
 from training.world.scenes import Scene
 
 # Pictures NCHW in [-1, 1] of these scenes, and a generator for what is random about it.
 Degrade = Callable[[Tensor, Sequence[Scene], random.Random], Tensor]
+# The side of the generator's pictures; the refiner enlarges them to its own.
+SKETCH_PX = 128
 # How many tokens of a picture are told anew, at most, and how freely.
 LEAST_RETOLD, MOST_RETOLD = 0.1, 0.9
 TEMPERATURE = 0.8
+
+
+def sketch_degrade(weights: Path = WEIGHTS) -> Degrade:
+    """What the refiner is taught on: the generator's mistakes at the generator's size."""
+    return at_sketch_size(generator_degrade(weights))
+
+
+def at_sketch_size(degrade: Degrade) -> Degrade:
+    """Degrades pictures of any size as sketches of `SKETCH_PX`, enlarged again as the refiner's service does it."""
+
+    def enlarged(images: Tensor, scenes: Sequence[Scene], rng: random.Random) -> Tensor:
+        size = images.shape[-1]
+        sketches = degrade(F.interpolate(images, size=SKETCH_PX, mode="area"), scenes, rng)
+        return to_tensor([enlarge(sketch, size) for sketch in to_pictures(sketches)])
+
+    return enlarged
+
+
+def enlarge(sketch: Picture, size: int) -> Picture:
+    return np.asarray(Image.fromarray(sketch).resize((size, size), Image.Resampling.LANCZOS))
 
 
 def tokenizer_degrade(weights: Path = WEIGHTS) -> Degrade:

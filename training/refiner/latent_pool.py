@@ -25,7 +25,9 @@ from training.world.scenes import PLAIN_SHARE, WORLDS, Scene, crowded, sample_le
 NARROW_SHARE = 0.9
 # What is small, and stands beside others or looks like another, is mended into that first of all.
 LOOKALIKE_SHARE = 0.15
-ENCODED_TOGETHER = 16
+ENCODED_TOGETHER = 8
+# Parameters that latents depend on start so.
+ENCODING = ("encoder.", "quant_conv.")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def encode_scenes(
 def cached_pool(path: Path, count: int, autoencoder: Autoencoder, painter: Painter, degrade: Degrade) -> Pool:
     """The pool in the file at `path`, if it was made with this autoencoder; else makes it and writes it there."""
     scenes = pool_scenes(count, 0, held_out=False)
-    key = f"{count} {PLAIN_SHARE} {LOOKALIKE_SHARE} {fingerprint(autoencoder)} {degrade.__qualname__}"
+    key = f"{count} {PLAIN_SHARE} {LOOKALIKE_SHARE} {fingerprint(autoencoder)} {painter.size} {hash_scenes(scenes)}"
     if state := checkpoint.load_if(path, key):
         return Pool(scenes, state["true"].float(), state["degraded"].float())
     pool = encode_scenes(scenes, autoencoder, painter, degrade, 0)
@@ -75,7 +77,14 @@ def cached_pool(path: Path, count: int, autoencoder: Autoencoder, painter: Paint
 
 
 def fingerprint(autoencoder: Autoencoder) -> str:
-    digest = hashlib.sha256()
-    for tensor in autoencoder.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
+    """Of what latents depend on: the encoder and their scale. The decoder may go on learning."""
+    digest = hashlib.sha256(str(autoencoder.config.scale_factor).encode())
+    for name, tensor in autoencoder.state_dict().items():
+        if name.startswith(ENCODING):
+            digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def hash_scenes(scenes: Sequence[Scene]) -> str:
+    """Worlds grow: a pool is of the scenes that it was made of."""
+    return hashlib.sha256(repr(scenes).encode()).hexdigest()

@@ -23,15 +23,29 @@ from PIL import Image
 from torch import Tensor
 
 from services.refiner.networks.autoencoder import Autoencoder, AutoencoderConfig
-from services.refiner.networks.diffusion import make_schedule, start_sampler, train_alphas_cumprod
+from services.refiner.networks.diffusion import (
+    NUM_TRAIN_TIMESTEPS,
+    make_schedule,
+    start_sampler,
+    train_alphas_cumprod,
+)
 from services.refiner.networks.text_encoder import TextEncoder
 from services.refiner.networks.unet import UNet, UNetConfig
 from services.refiner.text.tokenizer import Tokenizer
 from training.export import load_exported, write_part
 from training.generator.train_vqgan import WEIGHTS
 from training.images import contact_sheet, object_psnr, to_pictures
-from training.loop import OUTPUT_FOLDER, Losses, Measures, option_parser, options_from, rng_of_step, train
-from training.refiner.degradations import generator_degrade
+from training.loop import (
+    OUTPUT_FOLDER,
+    Losses,
+    Measures,
+    device_of,
+    option_parser,
+    options_from,
+    rng_of_step,
+    train,
+)
+from training.refiner.degradations import sketch_degrade
 from training.refiner.latent_pool import Pool, cached_pool, encode_scenes, pool_scenes
 from training.refiner.train_text_encoder import load_encoder
 from training.world.captions import caption
@@ -54,12 +68,20 @@ CONFIG = UNetConfig(
     guidance_scale=1.5,
 )
 UNCONDITIONAL_SHARE = 0.1
-# Refining starts at t = 500 at most: most steps learn what comes after that.
-LAST_TIMESTEP_SEEN_MOSTLY, SEEN_MOSTLY = 500, 0.9
-# Below it the target would be the difference of the pictures, many times enlarged; the picture is mended by then.
-FIRST_MENDING_TIMESTEP, MENDING_SHARE = 120, 0.6
+# Refining starts between these timesteps: most steps learn what comes after that.
+FIRST_START, LAST_START, SEEN_MOSTLY = 250, 500, 0.9
+# Of those steps, this share starts from a sketch; the others from the true picture.
+MENDING_SHARE = 0.75
 # What sheets and measures refine with.
 NUM_STEPS, NUM_SKIPPED = 25, 15
+
+
+def draw_timesteps(rng: random.Random) -> tuple[int, int]:
+    """A timestep, and the one that refining began at with a sketch; 0 for none."""
+    if rng.random() > SEEN_MOSTLY:
+        return rng.randrange(NUM_TRAIN_TIMESTEPS), 0
+    start = rng.randint(FIRST_START, LAST_START)
+    return rng.randint(0, start), start if rng.random() < MENDING_SHARE else 0
 
 
 class Teacher:
@@ -77,30 +99,39 @@ class Teacher:
             "" if rng.random() < UNCONDITIONAL_SHARE else caption(self._pool.scenes[row], rng).text
             for row in rows
         ]
-        last = [LAST_TIMESTEP_SEEN_MOSTLY if rng.random() < SEEN_MOSTLY else 1000 for _ in rows]
-        timesteps = torch.tensor([rng.randrange(limit) for limit in last])
-        mends = torch.tensor(
-            [t >= FIRST_MENDING_TIMESTEP and rng.random() < MENDING_SHARE for t in timesteps]
-        )
-        x, answer = self.noisy(rows, timesteps, mends)
-        return x, timesteps.float(), self.context(prompts), answer
+        timesteps, starts = zip(*(draw_timesteps(rng) for _ in rows), strict=True)
+        x, answer = self.noisy(rows, torch.tensor(timesteps), torch.tensor(starts))
+        return x, torch.tensor(timesteps).float(), self.context(prompts), answer
 
-    def noisy(self, rows: Sequence[int], timesteps: Tensor, mends: Tensor) -> tuple[Tensor, Tensor]:
-        """Noised latents, and the noise that leads from them to the true ones."""
+    def noisy(self, rows: Sequence[int], timesteps: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Noised latents on the way from a sketch to the true picture, and the noise that leads to the true one.
+
+        Refining began at the timestep in `starts` with the sketch and much noise. A sampler that answers rightly keeps
+        the noise and what is wrong with the sketch in one proportion, so the answer is the same all the way down.
+        A start of 0 means that the true picture was noised.
+        """
         true = self._pool.true[list(rows)]
-        start = torch.where(rearrange(mends, "b -> b 1 1 1"), self._pool.degraded[list(rows)], true)
-        alpha = rearrange(self._alphas_cumprod[timesteps], "b -> b 1 1 1")
-        x = alpha.sqrt() * start + (1 - alpha).sqrt() * torch.randn_like(start)
-        return x, (x - alpha.sqrt() * true) / (1 - alpha).sqrt()
+        wrong = self._pool.degraded[list(rows)] - true
+        alpha, alpha_start = (
+            rearrange(self._alphas_cumprod[t], "b -> b 1 1 1") for t in (timesteps, starts)
+        )
+        is_mended = rearrange(starts > 0, "b -> b 1 1 1")
+        noise = torch.randn_like(true)
+        answer = noise + is_mended * wrong * (alpha_start / (1 - alpha_start)).sqrt()
+        return alpha.sqrt() * true + (1 - alpha).sqrt() * answer, answer
 
     @torch.no_grad()
     def context(self, prompts: Sequence[str]) -> Tensor:
-        return self._encoder(torch.from_numpy(self._tokenizer.encode(prompts)))
+        tokens = torch.from_numpy(self._tokenizer.encode(prompts))
+        return self._encoder(tokens.to(device_of(self._encoder))).cpu()
 
 
 def losses_of_step(unet: UNet, teacher: Teacher, batch_size: int, step: int) -> Losses:
-    x, timesteps, context, answer = teacher.draw(batch_size, rng_of_step("unet", step))
-    with torch.autocast("cpu", torch.bfloat16):
+    device = device_of(unet)
+    x, timesteps, context, answer = (
+        tensor.to(device) for tensor in teacher.draw(batch_size, rng_of_step("unet", step))
+    )
+    with torch.autocast(device.type, torch.bfloat16):
         guess = unet(x, timesteps, context)
     return {"loss": F.mse_loss(guess.float(), answer)}
 
@@ -128,8 +159,8 @@ class Exam:
             losses = []
             for t in (150, 300, 450):
                 timesteps = torch.full((count,), t)
-                x, answer = self._teacher.noisy(range(count), timesteps, timesteps > 0)
-                guess = unet(x, timesteps.float(), self._teacher.context(prompts))
+                x, answer = self._teacher.noisy(range(count), timesteps, torch.full((count,), LAST_START))
+                guess = self._guess(unet, x, timesteps.float(), self._teacher.context(prompts))
                 losses.append(float(F.mse_loss(guess, answer)))
             measures[f"loss_{name}"] = sum(losses) / len(losses)
         before = to_pictures(self.decode(self._pool.degraded))
@@ -138,14 +169,17 @@ class Exam:
         measures["object_psnr_refined_db"] = object_psnr(refined, self._truth, self._masks)
         return measures
 
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat(
-                [
-                    self._autoencoder.decode(self._autoencoder.from_diffusion(chunk))
-                    for chunk in torch.split(latents, 8)
-                ]
-            )
+        """Pictures of latents."""
+        chunks = torch.split(self._autoencoder.from_diffusion(latents), 8)
+        device = device_of(self._autoencoder)
+        return torch.cat([self._autoencoder.decode(chunk.to(device)).cpu() for chunk in chunks])
+
+    def _guess(self, unet: UNet, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        device = device_of(unet)
+        with torch.autocast(device.type, torch.bfloat16):
+            return unet(x.to(device), timesteps.to(device), context.to(device)).float().cpu()
 
     @torch.no_grad()
     def refine(self, unet: UNet, *, guidance_scale: float = 1.0, num_skipped: int = NUM_SKIPPED) -> Tensor:
@@ -161,9 +195,9 @@ class Exam:
         while not samplers[0].is_finished:
             x = torch.stack([sampler.point for sampler in samplers])
             timesteps = torch.full((len(x),), samplers[0].timestep)
-            eps = unet(x, timesteps, context)
+            eps = self._guess(unet, x, timesteps, context)
             if guidance_scale != 1.0:
-                uncond = unet(x, timesteps, blank)
+                uncond = self._guess(unet, x, timesteps, blank)
                 eps = uncond + guidance_scale * (eps - uncond)
             samplers = [sampler.advance(e) for sampler, e in zip(samplers, eps, strict=True)]
         return self.decode(torch.stack([sampler.pred_xstart for sampler in samplers]))
@@ -185,7 +219,8 @@ def run(arguments: argparse.Namespace, sprites: SpriteSource) -> UNet:
     autoencoder = load_exported("refiner", "autoencoder", Autoencoder, AutoencoderConfig)
     autoencoder.eval().requires_grad_(False)
     encoder, tokenizer = load_encoder()
-    painter, degrade = Painter(sprites), generator_degrade(arguments.tokenizer_weights)
+    painter = Painter(sprites, autoencoder.config.image_size)
+    degrade = sketch_degrade(arguments.tokenizer_weights)
     pool = cached_pool(
         OUTPUT_FOLDER / "unet" / "pool.pt", arguments.num_scenes, autoencoder, painter, degrade
     )
@@ -210,7 +245,7 @@ def main() -> None:
     parser = option_parser(
         __doc__, steps=4000, batch_size=16, learning_rate=1e-3, ema_decay=0.999, measure_every=500
     )
-    parser.add_argument("--num-scenes", type=int, default=3000, help="training scenes, encoded once")
+    parser.add_argument("--num-scenes", type=int, default=1000, help="training scenes, encoded once")
     parser.add_argument("--num-measured", type=int, default=24, help="held-out scenes to measure on")
     parser.add_argument(
         "--tokenizer-weights", type=Path, default=WEIGHTS, help="of the VQGAN whose pictures are to be mended"
