@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from services.refiner.networks.unet import UNet
 from services.refiner.text.tokenizer import Tokenizer, read_tokenizer
 from services.upscaler.networks.swinir import SwinIR
 from training.export import load_exported, write_part
-from training.images import sample_either
+from training.images import Picture, sample_either
 from training.loop import Measures, Options, learning_rate, rng_of_step, share_done, train
 from training.refiner import (
     latent_pool,
@@ -31,7 +32,7 @@ from training.refiner import (
 from training.refiner.degradations import soften
 from training.upscaler import train_swinir
 from training.world.drawing import Painter
-from training.world.scenes import NARROW, SceneObject, sample_scene, sample_scenes
+from training.world.scenes import NARROW, Scene, SceneObject, sample_scene, sample_scenes
 from training.world.sprites import stand_in_sprites
 
 SMALL_AUTOENCODER = replace(train_autoencoder.CONFIG, ch=32, ch_mult=(1, 1, 1), image_size=32)
@@ -183,7 +184,9 @@ def test_the_unet_takes_two_steps_and_refines(two_steps: Options):
 
 
 def test_swinir_takes_two_steps(two_steps: Options):
-    corpus = train_swinir.make_corpus(stand_in_sprites(), None, 2, seed=0, held_out=False, sizes=(128, 64))
+    corpus = train_swinir.make_corpus(
+        stand_in_sprites(), None, 2, seed=0, held_out=False, sizes=(128, 64, 64)
+    )
     network = SwinIR(replace(train_swinir.CONFIG, embed_dim=8, depths=(2,), num_heads=(2,)))
     train(
         "swinir",
@@ -193,11 +196,35 @@ def test_swinir_takes_two_steps(two_steps: Options):
         measure=partial(train_swinir.measure, corpus, {}),
         sheet=partial(train_swinir.draw_sheet, corpus),
     )
-    assert "sharp_over_lanczos_db" in logged(two_steps, "swinir")[-1]
+    assert {"sharp_over_lanczos_db", "refined_slopes_of_truth"} <= logged(two_steps, "swinir")[-1].keys()
+
+
+def test_the_upscaler_learns_on_what_the_refiner_made_and_keeps_it(tmp_path: Path):
+    asked: list[int] = []
+
+    def refine_scenes(scenes: Sequence[Scene], _: random.Random) -> list[Picture]:
+        asked.append(len(scenes))
+        return [np.full((32, 32, 3), i, np.uint8) for i in range(len(scenes))]
+
+    for _ in range(2):
+        corpus = train_swinir.make_corpus(
+            stand_in_sprites(),
+            refine_scenes,
+            3,
+            seed=0,
+            held_out=False,
+            sizes=(128, 64, 64),
+            cache=tmp_path / "refined.pt",
+        )
+        assert [int(pair.small[0, 0, 0]) for pair in corpus.refined] == [0, 1, 2]
+        assert np.array_equal(corpus.refined[2].large, corpus.sharp[2].large)
+    assert asked == [3]
 
 
 def test_swinir_starts_no_worse_than_a_linear_filter():
-    corpus = train_swinir.make_corpus(stand_in_sprites(), None, 6, seed=0, held_out=False, sizes=(128, 64))
+    corpus = train_swinir.make_corpus(
+        stand_in_sprites(), None, 6, seed=0, held_out=False, sizes=(128, 64, 64)
+    )
     network = SwinIR(train_swinir.CONFIG).eval()
     train_swinir.start_as_linear_filter(network, corpus)
     assert train_swinir.measure(corpus, {}, network)["sharp_over_lanczos_db"] > -1

@@ -112,9 +112,7 @@ class Teacher:
         """
         true = self._pool.true[list(rows)]
         wrong = self._pool.degraded[list(rows)] - true
-        alpha, alpha_start = (
-            rearrange(self._alphas_cumprod[t], "b -> b 1 1 1") for t in (timesteps, starts)
-        )
+        alpha, alpha_start = (rearrange(self._alphas_cumprod[t], "b -> b 1 1 1") for t in (timesteps, starts))
         is_mended = rearrange(starts > 0, "b -> b 1 1 1")
         noise = torch.randn_like(true)
         answer = noise + is_mended * wrong * (alpha_start / (1 - alpha_start)).sqrt()

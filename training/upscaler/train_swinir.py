@@ -1,18 +1,18 @@
-"""Trains the built-in upscaler: SwinIR x4 on scenes and on dead leaves, sharp or as the refiner leaves them.
+"""Trains the built-in upscaler: SwinIR x4 on what the refiner leaves of scenes, on sharp scenes and on dead leaves.
 
-    python -m training.upscaler.train_swinir --steps 4000 --resume --export
+    python -m training.upscaler.train_swinir --steps 8000 --resume --export
 
-Needs: the sprites; the exported autoencoder, if there is one, to degrade pictures with; 1 GB of memory; about
-0.2 CPU seconds a step. `python -m training.photographs` fetches the photographs that it also measures on.
-Reached: 3.25 dB over Lanczos on held-out scenes, .24 to 1.51 dB over bicubic on photographs, in 330 CPU
-seconds (docs/models.md).
+Needs: the sprites; the exported refiner and generator, which make the pictures that it is to enlarge; 2 GB of memory;
+about 0.3 CPU seconds a step. `python -m training.photographs` fetches the photographs that it also measures on.
+Reached: docs/models.md.
 """
 
 import argparse
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,28 +20,52 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
-from services.refiner.networks.autoencoder import Autoencoder, AutoencoderConfig
+from services.refiner.model import RefinerModel, load_model
+from services.refiner.stepper import RefineJob, refine
 from services.upscaler.networks.swinir import SwinIR, SwinIRConfig
+from training import checkpoint
 from training.export import load_exported, model_folder, write_part
 from training.images import Picture, contact_sheet, psnr, sample_either, to_pictures, to_tensor
-from training.loop import Losses, Measures, option_parser, options_from, rng_of_step, train
+from training.loop import (
+    OUTPUT_FOLDER,
+    Losses,
+    Measures,
+    device_of,
+    option_parser,
+    options_from,
+    rng_of_step,
+    train,
+)
 from training.photographs import measured_photographs
+from training.refiner.degradations import SKETCH_PX, Degrade, generator_degrade
 from training.upscaler.textures import dead_leaves
+from training.world.captions import caption
 from training.world.drawing import Painter
+from training.world.scenes import Scene
 from training.world.sprites import SpriteSource, fluent_sprites
 
 UPSCALE = 4
 CONFIG = SwinIRConfig(
     upscale=UPSCALE,
     upsampler="pixelshuffledirect",
-    embed_dim=32,
-    depths=(2, 2, 2),
-    num_heads=(4, 4, 4),
+    embed_dim=48,
+    depths=(4, 4, 4, 4),
+    num_heads=(4, 4, 4, 4),
 )
-CROP_PX = 16  # of the small picture
-LEAVES_SHARE, DEGRADED_SHARE = 0.35, 0.25  # of the crops; the rest are sharp scenes
+# Of the refiner's scenes at full size; of sharp scenes that others may bring; of dead leaves.
+REFINED_PX, SHARP_PX, LEAVES_PX = 1024, 512, 256
+CROP_PX = 32  # of the small picture
+# Of the crops; the rest are sharp scenes.
+REFINED_SHARE, LEAVES_SHARE, SOFT_SHARE = 0.5, 0.2, 0.1
 # So many crops are looked at for each one that is trained on: the busiest are kept.
 CANDIDATES_A_CROP = 3
+# A pixel loss averages what it cannot know away. The sum of slopes in small cells must be right, wherever they lie.
+SLOPE_WEIGHT, CELL_WEIGHT, CELL_PX = 0.5, 0.5, 16
+REFINED_TOGETHER = 8
+SKIP_RATIOS, GUIDANCE_SCALES = (0.5, 0.6, 0.7, 0.76), (1.0, 1.5)
+
+# The refiner's pictures of scenes, from sketches of them.
+Refine = Callable[[Sequence[Scene], random.Random], list[Picture]]
 
 
 @dataclass(frozen=True)
@@ -54,8 +78,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Corpus:
+    refined: Sequence[Pair]
     sharp: Sequence[Pair]
-    degraded: Sequence[Pair]
+    soft: Sequence[Pair]
     leaves: Sequence[Pair]
 
 
@@ -70,35 +95,78 @@ def enlarge_with(filter_: Image.Resampling, small: Picture) -> Picture:
     return np.asarray(Image.fromarray(small).resize((width * UPSCALE, height * UPSCALE), filter_))
 
 
+def refine_with(model: RefinerModel, degrade: Degrade, sprites: SpriteSource) -> Refine:
+    """Draws sketches of scenes with the generator's mistakes and refines them as the service does."""
+    painter = Painter(sprites, SKETCH_PX)
+
+    def refined(scenes: Sequence[Scene], rng: random.Random) -> list[Picture]:
+        found: list[Picture] = []
+        for start in range(0, len(scenes), REFINED_TOGETHER):
+            together = scenes[start : start + REFINED_TOGETHER]
+            sketches = degrade(to_tensor([painter.paint(scene) for scene in together]), together, rng)
+            jobs = [
+                RefineJob(
+                    caption(scene, rng).text,
+                    init_image=sketch,
+                    seed=rng.getrandbits(32),
+                    num_steps=model.unet.config.num_steps,
+                    skip_ratio=rng.choice(SKIP_RATIOS),
+                    guidance_scale=rng.choice(GUIDANCE_SCALES),
+                )
+                for scene, sketch in zip(together, to_pictures(sketches), strict=True)
+            ]
+            found += refine(model, jobs)
+        return found
+
+    return refined
+
+
 def make_corpus(
     sprites: SpriteSource,
-    autoencoder: Autoencoder | None,
+    refine_scenes: Refine | None,
     count: int,
     *,
     seed: int,
     held_out: bool,
-    sizes: tuple[int, int] = (512, 256),
+    sizes: tuple[int, int, int] = (REFINED_PX, SHARP_PX, LEAVES_PX),
+    cache: Path | None = None,
 ) -> Corpus:
-    """`count` scenes at 512 px and half as many at 256, and `count` dead leaves."""
+    """`count` scenes sharp and as the refiner leaves them, half as many at half the size, and `count` dead leaves.
+
+    Without a refiner, what stands for its pictures is soft. The refiner's pictures are kept in the file `cache`.
+    """
     rng = random.Random(seed)
-    sharp = []
-    for size, number in zip(sizes, (count, count // 2), strict=True):
-        painter = Painter(sprites, size)
-        larges = [painter.paint(sample_either(rng, held_out=held_out)) for _ in range(number)]
-        sharp += [Pair(large, shrink(large)) for large in larges]
-    degraded = [Pair(pair.large, degrade(pair.small, autoencoder, rng)) for pair in sharp]
+    scenes = [sample_either(rng, held_out=held_out) for _ in range(count)]
+    refined_px, sharp_px, leaves_px = sizes
+    painter = Painter(sprites, refined_px)
+    sharp = [Pair(large, shrink(large)) for large in map(painter.paint, scenes)]
+    refined: Sequence[Pair] = ()
+    if refine_scenes is not None:
+        smalls = _cached(cache, repr(scenes), partial(refine_scenes, scenes, random.Random(seed)))
+        refined = [Pair(pair.large, small) for pair, small in zip(sharp, smalls, strict=True)]
+    painter = Painter(sprites, sharp_px)
+    others = [painter.paint(sample_either(rng, held_out=held_out)) for _ in range(count // 2)]
+    sharp += [Pair(large, shrink(large)) for large in others]
+    soft = [Pair(pair.large, soften(pair.small, rng)) for pair in sharp]
     leaves = []
     for _ in range(count):
-        large = dead_leaves(rng, sizes[1])
+        large = dead_leaves(rng, leaves_px)
         leaves.append(Pair(large, shrink(large)))
-    return Corpus(sharp, degraded, leaves)
+    return Corpus(refined or soft, sharp, soft, leaves)
 
 
-def degrade(small: Picture, autoencoder: Autoencoder | None, rng: random.Random) -> Picture:
-    """What the stages before leave of a picture: a trip through their latents, or a little blur and noise."""
-    if autoencoder is not None and rng.random() < 0.7 and small.shape[0] == autoencoder.config.image_size:
-        with torch.no_grad():
-            return to_pictures(autoencoder.decode(autoencoder.encode(to_tensor([small])).mean))[0]
+def _cached(path: Path | None, key: str, make: Callable[[], list[Picture]]) -> list[Picture]:
+    if path is None:
+        return make()
+    if state := checkpoint.load_if(path, key):
+        return list(state["pictures"].numpy())
+    pictures = make()
+    checkpoint.save(path, key=key, pictures=torch.from_numpy(np.stack(pictures)))
+    return pictures
+
+
+def soften(small: Picture, rng: random.Random) -> Picture:
+    """A little blur and noise."""
     blurred = Image.fromarray(small).filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7)))
     noise = np.random.default_rng(rng.getrandbits(64)).normal(0, rng.uniform(0, 1.5), small.shape)
     return (np.asarray(blurred) + noise).clip(0, 255).astype(np.uint8)
@@ -108,13 +176,12 @@ def draw_batch(corpus: Corpus, batch_size: int, rng: random.Random) -> tuple[Ten
     """Small and large crops in [0, 1], the busiest of those looked at."""
     candidates: list[tuple[float, int, Picture, Picture]] = []
     for _ in range(batch_size * CANDIDATES_A_CROP):
-        kind = rng.random()
-        pairs = corpus.leaves if kind < LEAVES_SHARE else corpus.sharp
-        pairs = corpus.degraded if LEAVES_SHARE <= kind < LEAVES_SHARE + DEGRADED_SHARE else pairs
+        pairs = _draw_kind(corpus, rng)
         pair = pairs[rng.randrange(len(pairs))]
-        y, x = (rng.randint(0, side - CROP_PX) for side in pair.small.shape[:2])
-        small = pair.small[y : y + CROP_PX, x : x + CROP_PX]
-        large = pair.large[UPSCALE * y : UPSCALE * (y + CROP_PX), UPSCALE * x : UPSCALE * (x + CROP_PX)]
+        crop_px = min(CROP_PX, *pair.small.shape[:2])
+        y, x = (rng.randint(0, side - crop_px) for side in pair.small.shape[:2])
+        small = pair.small[y : y + crop_px, x : x + crop_px]
+        large = pair.large[UPSCALE * y : UPSCALE * (y + crop_px), UPSCALE * x : UPSCALE * (x + crop_px)]
         # Leaves are busy everywhere: they compete as if they were as busy as scenes are.
         busyness = (
             rng.random() * 130
@@ -124,6 +191,19 @@ def draw_batch(corpus: Corpus, batch_size: int, rng: random.Random) -> tuple[Ten
         candidates.append((busyness, len(candidates), small, large))
     chosen = sorted(candidates, reverse=True)[:batch_size]
     return from_pictures([c[2] for c in chosen]), from_pictures([c[3] for c in chosen])
+
+
+def _draw_kind(corpus: Corpus, rng: random.Random) -> Sequence[Pair]:
+    kind = rng.random()
+    for pairs, share in (
+        (corpus.refined, REFINED_SHARE),
+        (corpus.leaves, LEAVES_SHARE),
+        (corpus.soft, SOFT_SHARE),
+    ):
+        if kind < share:
+            return pairs
+        kind -= share
+    return corpus.sharp
 
 
 def from_pictures(pictures: Sequence[Picture]) -> Tensor:
@@ -136,7 +216,7 @@ def start_as_linear_filter(network: SwinIR, corpus: Corpus) -> None:
 
     The weights of the last convolution come from least squares; what is learned is what a linear filter cannot do.
     """
-    pairs = [*corpus.sharp[:24], *corpus.leaves[:24]]
+    pairs = [*corpus.sharp[-12:], *corpus.leaves[:24]]
     rows, targets = [], []
     for pair in pairs:
         small, large = from_pictures([pair.small]), from_pictures([pair.large])
@@ -167,37 +247,64 @@ def start_as_linear_filter(network: SwinIR, corpus: Corpus) -> None:
 
 
 def losses_of_step(network: SwinIR, corpus: Corpus, batch_size: int, step: int) -> Losses:
-    small, large = draw_batch(corpus, batch_size, rng_of_step("swinir", step))
-    error = network(small) - large
-    return {"loss": (error**2 + 1e-6).sqrt().mean()}
+    device = device_of(network)
+    small, large = (t.to(device) for t in draw_batch(corpus, batch_size, rng_of_step("swinir", step)))
+    with torch.autocast(device.type, torch.bfloat16):
+        found = network(small)
+    found = found.float()
+    error = ((found - large) ** 2 + 1e-6).sqrt().mean()
+    slope_error = cell_error = torch.zeros((), device=device)
+    for dim in (2, 3):
+        ours, true = (picture.diff(dim=dim) for picture in (found, large))
+        slope_error = slope_error + (ours - true).abs().mean()
+        cells = [F.avg_pool2d(slopes.abs(), CELL_PX) for slopes in (ours, true)]
+        cell_error = cell_error + (cells[0] - cells[1]).abs().mean()
+    loss = error + SLOPE_WEIGHT * slope_error + CELL_WEIGHT * cell_error
+    return {"loss": loss, "error": error, "slope_error": slope_error, "cell_error": cell_error}
 
 
 @torch.no_grad()
 def enlarge(network: SwinIR, small: Picture) -> Picture:
-    return to_pictures(network(from_pictures([small])) * 2 - 1)[0]
+    found = network(from_pictures([small]).to(device_of(network)))
+    return to_pictures(found.cpu() * 2 - 1)[0]
+
+
+def mean_slope(pictures: Sequence[Picture]) -> float:
+    """Mean absolute difference of neighbouring pixels, in grey levels: how crisp pictures are."""
+    slopes = [
+        np.abs(np.diff(picture.astype(np.float32), axis=axis)).mean()
+        for picture in pictures
+        for axis in (0, 1)
+    ]
+    return float(np.mean(slopes))
 
 
 def measure(corpus: Corpus, photographs: dict[str, Picture], network: SwinIR) -> Measures:
-    """dB gained over Lanczos on scenes, and over bicubic on photographs."""
+    """dB gained over Lanczos on scenes, and over bicubic on photographs; slopes of refined ones against the truth's."""
 
-    def gain(pairs: Sequence[Pair], filter_: Image.Resampling) -> float:
+    def gain(pairs: Sequence[Pair], ours: Sequence[Picture], filter_: Image.Resampling) -> float:
         truth = [pair.large for pair in pairs]
-        ours = psnr([enlarge(network, pair.small) for pair in pairs], truth)
-        return ours - psnr([enlarge_with(filter_, pair.small) for pair in pairs], truth)
+        return psnr(ours, truth) - psnr([enlarge_with(filter_, pair.small) for pair in pairs], truth)
 
     lanczos, bicubic = Image.Resampling.LANCZOS, Image.Resampling.BICUBIC
-    measures = {
-        "sharp_over_lanczos_db": gain(corpus.sharp, lanczos),
-        "degraded_over_lanczos_db": gain(corpus.degraded, lanczos),
-    }
+    measures = {}
+    for name, pairs in (("refined", corpus.refined), ("sharp", corpus.sharp), ("soft", corpus.soft)):
+        ours = [enlarge(network, pair.small) for pair in pairs]
+        measures[f"{name}_over_lanczos_db"] = gain(pairs, ours, lanczos)
+        if name == "refined":
+            true_slope = mean_slope([pair.large for pair in pairs])
+            before = mean_slope([enlarge_with(lanczos, pair.small) for pair in pairs])
+            measures["refined_slopes_of_truth"] = mean_slope(ours) / true_slope
+            measures["lanczos_slopes_of_truth"] = before / true_slope
     for name, photograph in photographs.items():
-        measures[f"{name}_over_bicubic_db"] = gain([Pair(photograph, shrink(photograph))], bicubic)
+        pair = Pair(photograph, shrink(photograph))
+        measures[f"{name}_over_bicubic_db"] = gain([pair], [enlarge(network, pair.small)], bicubic)
     return measures
 
 
 def draw_sheet(corpus: Corpus, network: SwinIR) -> Image.Image:
-    """Lanczos, ours, truth: sharp ones, then degraded ones."""
-    pairs = [*corpus.sharp[:3], *corpus.degraded[:3]]
+    """Lanczos, ours, truth: refined ones, then sharp ones."""
+    pairs = [*corpus.refined[:3], *corpus.sharp[:1]]
     return contact_sheet(
         [
             [enlarge_with(Image.Resampling.LANCZOS, pair.small) for pair in pairs],
@@ -210,11 +317,16 @@ def draw_sheet(corpus: Corpus, network: SwinIR) -> Image.Image:
 def run(arguments: argparse.Namespace, sprites: SpriteSource) -> SwinIR:
     options = options_from(arguments)
     torch.manual_seed(0)
-    autoencoder = None
+    refine_scenes = None
     if (model_folder("refiner") / "autoencoder" / "config.json").exists():
-        autoencoder = load_exported("refiner", "autoencoder", Autoencoder, AutoencoderConfig)
-    corpus = make_corpus(sprites, autoencoder, arguments.num_scenes, seed=0, held_out=False)
-    measured = make_corpus(sprites, autoencoder, arguments.num_measured, seed=1, held_out=True)
+        refine_scenes = refine_with(load_model(model_folder("refiner")), generator_degrade(), sprites)
+    folder = OUTPUT_FOLDER / "swinir"
+    corpus = make_corpus(
+        sprites, refine_scenes, arguments.num_scenes, seed=0, held_out=False, cache=folder / "refined.pt"
+    )
+    measured = make_corpus(
+        sprites, refine_scenes, arguments.num_measured, seed=1, held_out=True, cache=folder / "held_out.pt"
+    )
     if options.from_weights:
         network = load_exported("upscaler", "swinir", SwinIR, SwinIRConfig)
     else:
@@ -235,10 +347,10 @@ def run(arguments: argparse.Namespace, sprites: SpriteSource) -> SwinIR:
 
 def main() -> None:
     parser = option_parser(
-        __doc__, steps=4000, batch_size=16, learning_rate=2e-3, weight_decay=0.0, measure_every=500
+        __doc__, steps=8000, batch_size=4, learning_rate=2e-3, weight_decay=0.0, measure_every=500
     )
-    parser.add_argument("--num-scenes", type=int, default=240, help="512 px training pictures")
-    parser.add_argument("--num-measured", type=int, default=16, help="held-out pictures to measure on")
+    parser.add_argument("--num-scenes", type=int, default=160, help="1024 px training pictures")
+    parser.add_argument("--num-measured", type=int, default=12, help="held-out pictures to measure on")
     torch.set_num_threads(1)
     run(parser.parse_args(), fluent_sprites())
 
