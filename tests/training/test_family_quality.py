@@ -24,7 +24,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
         load_refiner(model_folder("refiner")),
         load_exported("upscaler", "swinir", SwinIR, SwinIRConfig),
         Reader(painter, WORLD),
-        painter,
         sprites,
         WORLD,
         num_prompts=1,

@@ -169,7 +169,6 @@ def main(arguments: list[str] | None = None) -> None:
                 load_refiner(model_folder("refiner")),
                 load_exported("upscaler", "swinir", SwinIR, SwinIRConfig),
                 reader,
-                painter,
                 sprites,
                 WORLDS[options.world],
                 num_prompts=options.family_count,

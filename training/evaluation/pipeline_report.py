@@ -1,7 +1,8 @@
 """What the three stages do together, measured on the generator's own pictures of held-out prompts.
 
 Candidates of each prompt, ranked by the family's CLIP; variations of the first one by the refiner at several skip
-ratios; both enlarged. Every picture is read by the attribute measure. `python -m training.evaluation.generator_report` prints it.
+ratios; one of them enlarged. Every picture is read by the attribute measure, at the generator's size.
+`python -m training.evaluation.generator_report` prints it.
 """
 
 import random
@@ -23,7 +24,15 @@ from services.upscaler.networks.swinir import SwinIR
 from training.images import Picture, contact_sheet, object_psnr, psnr
 from training.photographs import measured_photographs
 from training.refiner.candidate_pool import NUM_CANDIDATES, fit
-from training.upscaler.train_swinir import enlarge, enlarge_with, make_corpus, measure
+from training.refiner.degradations import generator_degrade
+from training.refiner.refined_pictures import RefinedPictures
+from training.upscaler.train_swinir import (
+    UPSCALE,
+    enlarge,
+    enlarge_with,
+    make_corpus,
+    measure,
+)
 from training.world.captions import caption
 from training.world.drawing import Painter
 from training.world.scene_reader import Reader, Reading, score
@@ -88,11 +97,13 @@ def refine_table(
 ) -> tuple[str, list[list[Picture]]]:
     """The first candidates before and after refining, all variations of them, and example pictures.
 
-    Of those, a row a prompt: before, then the first variation at each skip ratio.
+    `painter` draws at the refiner's size. Of the pictures, a row a prompt: before, then the first variation at each
+    skip ratio.
     """
     before = [row[0] for row in candidates.pictures]
-    rows = {"before": _row(candidates, painter, before)}
-    columns = [before]
+    enlarged = [resized(picture, painter.size) for picture in before]
+    rows = {"before": _row(candidates, painter, enlarged)}
+    columns = [enlarged]
     for skip_ratio in skip_ratios:
         jobs = [
             RefineJob(
@@ -119,8 +130,15 @@ def refine_table(
     return _table(note, rows), [list(row) for row in zip(*columns, strict=True)]
 
 
+def resized(picture: Picture, size: int) -> Picture:
+    """As the refiner's service does it."""
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS))
+
+
 def _row(candidates: Candidates, painter: Painter, pictures: Sequence[Picture]) -> dict[str, float]:
-    readings = candidates.reader.read(np.stack(pictures))
+    """What is read off pictures of the painter's size."""
+    small = candidates.pictures[0][0].shape[0]
+    readings = candidates.reader.read(np.stack([resized(picture, small) for picture in pictures]))
     nearest = [reading.scene for reading in readings]
     row = {
         **candidates.score(readings),
@@ -142,20 +160,33 @@ def _distance(pictures: Sequence[Picture]) -> float:
 
 
 @torch.no_grad()
-def enlarge_table(candidates: Candidates, network: SwinIR, sprites: SpriteSource, *, count: int) -> str:
-    """dB gained over Lanczos and bicubic where the truth is known, and nearer to what the generator must have meant."""
-    corpus = make_corpus(sprites, None, count, seed=1, held_out=True)
-    gains = measure(corpus, measured_photographs(), network)
-    own = [row[0] for row in candidates.pictures[:count]]
-    painter = Painter(sprites, 4 * own[0].shape[0])
+def enlarge_table(
+    candidates: Candidates,
+    refined: Sequence[Picture],
+    refiner: RefinerModel,
+    network: SwinIR,
+    sprites: SpriteSource,
+    *,
+    count: int,
+) -> str:
+    """dB gained over Lanczos and bicubic where the truth is known, and nearer to what the generator must have meant.
+
+    `refined` are the generator's own pictures after refining, one a prompt.
+    """
+    refine_scenes = RefinedPictures(refiner, generator_degrade(), sprites).make
+    corpus = make_corpus(sprites, refine_scenes, count, seed=1, held_out=True)
+    found = measure(corpus, measured_photographs(), network)
+    own = refined[:count]
+    painter = Painter(sprites, UPSCALE * own[0].shape[0])
     meant = [painter.paint(row[0].scene) for row in candidates.readings[:count]]
-    gains["generator's own, over Lanczos, dB to the nearest scene"] = psnr(
+    found["the pipeline's own, over Lanczos, to the nearest scene_db"] = psnr(
         [enlarge(network, picture) for picture in own], meant
     ) - psnr([enlarge_with(Image.Resampling.LANCZOS, picture) for picture in own], meant)
-    lines = [
-        f"| {name.removesuffix('_db').replace('_', ' ')} | {gain:+.2f} dB |" for name, gain in gains.items()
-    ]
-    return "\n".join(["| x4 | gain |", "|---|---|", *lines])
+    lines = ["| x4 | gain, or share |", "|---|---|"]
+    for name, value in found.items():
+        shown = f"{value:+.2f} dB" if name.endswith("_db") else f"{value:.2f}"
+        lines.append(f"| {name.removesuffix('_db').replace('_', ' ')} | {shown} |")
+    return "\n".join(lines)
 
 
 def report(
@@ -163,7 +194,6 @@ def report(
     refiner: RefinerModel,
     network: SwinIR,
     reader: Reader,
-    painter: Painter,
     sprites: SpriteSource,
     world: World,
     *,
@@ -176,9 +206,13 @@ def report(
     """All three tables; writes a sheet of pictures before and after refining."""
     candidates = Candidates(model, reader, world, num_prompts=num_prompts, seed=seed)
     reranked = rerank_table(candidates, refiner)
-    refined, rows = refine_table(candidates, refiner, painter, skip_ratios)
+    large = Painter(sprites, refiner.image_size)
+    refined, rows = refine_table(candidates, refiner, large, skip_ratios)
     contact_sheet(rows[:SHEET_ROWS]).save(sheet)
-    return "\n\n".join([reranked, refined, enlarge_table(candidates, network, sprites, count=num_enlarged)])
+    enlarged = enlarge_table(
+        candidates, [row[-1] for row in rows], refiner, network, sprites, count=num_enlarged
+    )
+    return "\n\n".join([reranked, refined, enlarged])
 
 
 def _table(note: str, rows: dict[str, dict[str, float]]) -> str:

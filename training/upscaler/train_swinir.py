@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
-from services.refiner.model import RefinerModel, load_model
-from services.refiner.stepper import RefineJob, refine
+from services.refiner.model import load_model
 from services.upscaler.networks.swinir import SwinIR, SwinIRConfig
 from training import checkpoint
 from training.export import load_exported, model_folder, write_part
@@ -37,9 +36,9 @@ from training.loop import (
     train,
 )
 from training.photographs import measured_photographs
-from training.refiner.degradations import SKETCH_PX, Degrade, generator_degrade
+from training.refiner.degradations import generator_degrade
+from training.refiner.refined_pictures import RefinedPictures
 from training.upscaler.textures import dead_leaves
-from training.world.captions import caption
 from training.world.drawing import Painter
 from training.world.scenes import Scene
 from training.world.sprites import SpriteSource, fluent_sprites
@@ -61,7 +60,6 @@ REFINED_SHARE, LEAVES_SHARE, SOFT_SHARE = 0.5, 0.2, 0.1
 CANDIDATES_A_CROP = 3
 # A pixel loss averages what it cannot know away. The sum of slopes in small cells must be right, wherever they lie.
 SLOPE_WEIGHT, CELL_WEIGHT, CELL_PX = 0.5, 0.5, 16
-REFINED_TOGETHER = 8
 SKIP_RATIOS, GUIDANCE_SCALES = (0.5, 0.6, 0.7, 0.76), (1.0, 1.5)
 
 # The refiner's pictures of scenes, from sketches of them.
@@ -93,32 +91,6 @@ def shrink(large: Picture) -> Picture:
 def enlarge_with(filter_: Image.Resampling, small: Picture) -> Picture:
     height, width = small.shape[:2]
     return np.asarray(Image.fromarray(small).resize((width * UPSCALE, height * UPSCALE), filter_))
-
-
-def refine_with(model: RefinerModel, degrade: Degrade, sprites: SpriteSource) -> Refine:
-    """Draws sketches of scenes with the generator's mistakes and refines them as the service does."""
-    painter = Painter(sprites, SKETCH_PX)
-
-    def refined(scenes: Sequence[Scene], rng: random.Random) -> list[Picture]:
-        found: list[Picture] = []
-        for start in range(0, len(scenes), REFINED_TOGETHER):
-            together = scenes[start : start + REFINED_TOGETHER]
-            sketches = degrade(to_tensor([painter.paint(scene) for scene in together]), together, rng)
-            jobs = [
-                RefineJob(
-                    caption(scene, rng).text,
-                    init_image=sketch,
-                    seed=rng.getrandbits(32),
-                    num_steps=model.unet.config.num_steps,
-                    skip_ratio=rng.choice(SKIP_RATIOS),
-                    guidance_scale=rng.choice(GUIDANCE_SCALES),
-                )
-                for scene, sketch in zip(together, to_pictures(sketches), strict=True)
-            ]
-            found += refine(model, jobs)
-        return found
-
-    return refined
 
 
 def make_corpus(
@@ -319,7 +291,13 @@ def run(arguments: argparse.Namespace, sprites: SpriteSource) -> SwinIR:
     torch.manual_seed(0)
     refine_scenes = None
     if (model_folder("refiner") / "autoencoder" / "config.json").exists():
-        refine_scenes = refine_with(load_model(model_folder("refiner")), generator_degrade(), sprites)
+        refine_scenes = RefinedPictures(
+            load_model(model_folder("refiner")),
+            generator_degrade(),
+            sprites,
+            skip_ratios=SKIP_RATIOS,
+            guidance_scales=GUIDANCE_SCALES,
+        ).make
     folder = OUTPUT_FOLDER / "swinir"
     corpus = make_corpus(
         sprites, refine_scenes, arguments.num_scenes, seed=0, held_out=False, cache=folder / "refined.pt"
