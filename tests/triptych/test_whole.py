@@ -67,8 +67,9 @@ def test_a_picture_of_ones_own_is_repainted_behind_its_mask(tmp_path):
         "refine-0.png",
     ]
     with Image.open(tmp_path / "pictures" / "refine-0.png") as made:
-        assert set(made.crop((72, 0, 128, 128)).get_flattened_data()) == {(200, 30, 30)}
-        assert len(set(made.crop((0, 0, 56, 128)).get_flattened_data())) > 1
+        side = made.width  # the model's
+        assert set(made.crop((side * 9 // 16, 0, side, side)).get_flattened_data()) == {(200, 30, 30)}
+        assert len(set(made.crop((0, 0, side * 7 // 16, side)).get_flattened_data())) > 1
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
