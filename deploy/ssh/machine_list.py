@@ -94,7 +94,7 @@ def read_machines(path: Path) -> Machines:
         said = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise DeployError(
-            f"cannot read the list of machines {path}: {error.strerror}; docs/operations.md shows one"
+            f"cannot read the list of machines {path}: {error.strerror}; docs/operations/deploy-ssh.md shows one"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DeployError(f"{path} is no TOML: {error}") from None

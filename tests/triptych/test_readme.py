@@ -3,9 +3,13 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from tests.triptych.command_line import ROOT, environment
 
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 README = (ROOT / "README.md").read_text("utf-8")
 
 
@@ -29,8 +33,20 @@ def test_every_command_of_the_readme_exists(triptych):
         assert triptych(name, "--help").returncode == 0, name
 
 
-def test_documents_and_files_that_are_linked_are_there():
-    pages = [ROOT / "README.md", ROOT / "docs" / "operations.md"]
-    for page in pages:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} links {target}"
+def anchor(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def headings(page: Path) -> set[str]:
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return {anchor(heading) for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(page):
+    for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text("utf-8")):
+        file = page.parent / target if target else page
+        assert file.exists(), f"links {target}"
+        if heading and file.suffix == ".md":
+            assert heading in headings(file), f"links {target}#{heading}"

@@ -49,7 +49,7 @@ async def check(region: str, ami: str, gpu: bool) -> dict[str, str]:
         if region not in known:
             raise Refused(
                 f"Meadowrun has no images in {region}: name another --region ({', '.join(sorted(known))}), or an image of "
-                "your own, --ami; docs/operations.md says how to make one"
+                "your own, --ami; docs/operations/deploy-ec2.md says how to make one"
             )
         images, whose = [known[region]], "Meadowrun's image"
     try:
@@ -61,7 +61,7 @@ async def check(region: str, ami: str, gpu: bool) -> dict[str, str]:
     if not found:
         raise Refused(
             f"{whose} {images[0]} is not there in {region} any more: make one of your own and name it, --ami; "
-            "docs/operations.md says how"
+            "docs/operations/deploy-ec2.md says how"
         )
     return {"image": images[0]}
 
