@@ -42,12 +42,12 @@ export async function fetchFrom(path, options = {}) {
     if (options.signal?.aborted) throw error;
     throw new GatewayError("the gateway does not answer");
   }
-  if (!response.ok) throw await errorOf(response);
+  if (!response.ok) throw await errorFromResponse(response);
   return response;
 }
 
 /** @param {Response} response */
-async function errorOf(response) {
+async function errorFromResponse(response) {
   const told = await response.json().then((body) => body.error, () => null);
   return new GatewayError(told?.message ?? `the gateway answered ${response.status}`, {
     status: response.status,
@@ -113,7 +113,7 @@ export function newRequestId() {
  * @param {number[]} delaysS
  * @returns {Promise<T>}
  */
-export async function insist(attempt, delaysS = [0.5, 1, 2, 4]) {
+export async function withRetry(attempt, delaysS = [0.5, 1, 2, 4]) {
   for (const delayS of [...delaysS, null]) {
     try {
       return await attempt();

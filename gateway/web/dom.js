@@ -6,9 +6,9 @@
  * @param {...(Node|string|null)} children
  * @returns {any}
  */
-export function make(tag, props = {}, ...children) {
+export function createElement(tag, props = {}, ...children) {
   const element = document.createElement(tag);
-  set(element, props);
+  setProps(element, props);
   element.append(...children.filter((child) => child !== null));
   return element;
 }
@@ -18,7 +18,7 @@ export function make(tag, props = {}, ...children) {
  * @param {any} element
  * @param {Object<string, any>} props false and null take an attribute away
  */
-export function set(element, props) {
+export function setProps(element, props) {
   for (const [name, value] of Object.entries(props)) {
     if (name.startsWith("on")) {
       element.addEventListener(name.slice(2), value);
@@ -43,7 +43,7 @@ export function byId(id) {
  * @param {Element} parent
  * @param {Element[]} wanted
  */
-export function arrange(parent, wanted) {
+export function syncChildren(parent, wanted) {
   const keep = new Set(wanted);
   for (const child of [...parent.children]) {
     if (!keep.has(child)) child.remove();
@@ -51,11 +51,6 @@ export function arrange(parent, wanted) {
   wanted.forEach((child, place) => {
     if (parent.children[place] !== child) parent.insertBefore(child, parent.children[place] ?? null);
   });
-}
-
-/** Text for ears only. @param {string} text */
-export function unseen(text) {
-  return make("span", { class: "unseen", text });
 }
 
 /** Whether the person asked for less movement. */

@@ -5,7 +5,7 @@ const WINDOW_MS = 20_000;
 const MIN_MS = 700;
 const MIN_DONE = 0.05;
 
-export class Pace {
+export class ProgressRate {
   constructor() {
     /** @type {{atMs: number, done: number}[]} */
     this.samples = [];

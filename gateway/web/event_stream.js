@@ -16,7 +16,7 @@ const FINAL = new Set([400, 401, 403, 404]);
  * @property {(error: GatewayError) => void} onError the last thing it says
  */
 
-export class Follower {
+export class EventStream {
   /** @param {string} name "runs/{id}" @param {number} afterSequence @param {Reader} reader */
   constructor(name, afterSequence, reader) {
     this.name = name;

@@ -1,11 +1,11 @@
 /** The third panel: the picture that is looked at, beside what it was made from, and what can be done with it. */
 
-import { make, set } from "./dom.js";
-import { Compare } from "./compare_slider.js";
+import { createElement, setProps } from "./dom.js";
+import { CompareSlider } from "./compare_slider.js";
 import { capital, duration, nameOf, scoreText } from "./labels.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
-/** @typedef {import("./run_state.js").Run} Run */
+/** @typedef {import("./run_state.js").RunState} RunState */
 
 /**
  * @typedef {object} Actions
@@ -16,28 +16,28 @@ import { capital, duration, nameOf, scoreText } from "./labels.js";
  * @property {(name: string) => void} pick
  */
 
-export class Easel {
+export class ImageDetail {
   /** @param {any} root @param {Actions} actions */
   constructor(root, actions) {
     this.actions = actions;
     /** @type {Picture|null} */
     this.picture = null;
-    this.count = make("span", { class: "count" });
-    this.compare = new Compare();
-    this.caption = make("figcaption", {});
-    this.path = make("p", { class: "steps" });
-    this.figure = make("figure", { hidden: true }, this.compare.element, this.caption);
+    this.count = createElement("span", { class: "count" });
+    this.compare = new CompareSlider();
+    this.caption = createElement("figcaption", {});
+    this.path = createElement("p", { class: "steps" });
+    this.figure = createElement("figure", { hidden: true }, this.compare.element, this.caption);
     this.buttons = {
       enlarge: this.button("Enlarge ×4", "primary", actions.enlarge),
       refine: this.button("More variations", "", actions.refine),
       view: this.button("Full size", "", actions.view),
       download: this.button("Download", "", actions.download),
     };
-    this.row = make("div", { class: "row", role: "group", "aria-label": "With this picture", hidden: true }, ...Object.values(this.buttons));
-    this.hint = make("p", { class: "hint" });
-    this.versions = make("div", { class: "versions" });
+    this.row = createElement("div", { class: "row", role: "group", "aria-label": "With this picture", hidden: true }, ...Object.values(this.buttons));
+    this.hint = createElement("p", { class: "hint" });
+    this.versions = createElement("div", { class: "versions" });
     root.append(
-      make("header", {}, make("h2", { id: "title-easel", text: "Enlarge" }), this.count),
+      createElement("header", {}, createElement("h2", { id: "title-easel", text: "Enlarge" }), this.count),
       this.figure,
       this.row,
       this.versions,
@@ -47,28 +47,28 @@ export class Easel {
 
   /** @param {string} text @param {string} kind @param {(picture: Picture) => void} act */
   button(text, kind, act) {
-    return make("button", { type: "button", class: kind, text, onclick: () => this.picture && act(this.picture) });
+    return createElement("button", { type: "button", class: kind, text, onclick: () => this.picture && act(this.picture) });
   }
 
-  /** @param {Run|null} run @param {Picture|null} picture @param {string} hint @param {number} scale */
+  /** @param {RunState|null} run @param {Picture|null} picture @param {string} hint @param {number} scale */
   update(run, picture, hint, scale) {
     this.picture = picture;
     this.figure.hidden = this.row.hidden = !picture;
-    set(this.hint, { text: hint });
+    setProps(this.hint, { text: hint });
     this.hint.hidden = !hint;
     if (!run || !picture) {
-      set(this.count, { text: "" });
+      setProps(this.count, { text: "" });
       this.versions.replaceChildren();
       return;
     }
     const isReady = picture.state === "ready";
     const enlarged = run.of("upscale", picture.name);
     this.compare.update(picture, run.parentOf(picture.name), run.spec?.prompt ?? "");
-    set(this.count, { text: nameOf(picture) });
-    set(this.caption, { text: captionOf(run, picture) });
-    set(this.buttons.enlarge, { text: `Enlarge ×${scale}`, hidden: picture.stage === "upscale" || enlarged.length > 0 });
+    setProps(this.count, { text: nameOf(picture) });
+    setProps(this.caption, { text: captionOf(run, picture) });
+    setProps(this.buttons.enlarge, { text: `Enlarge ×${scale}`, hidden: picture.stage === "upscale" || enlarged.length > 0 });
     this.buttons.download.classList.toggle("primary", picture.stage === "upscale");
-    set(this.buttons.refine, { text: refineText(run, picture) });
+    setProps(this.buttons.refine, { text: refineText(run, picture) });
     for (const button of Object.values(this.buttons)) button.disabled = !isReady;
     this.showVersions(enlarged);
   }
@@ -79,18 +79,18 @@ export class Easel {
     if (this.versions.dataset.key === key) return;
     this.versions.dataset.key = key;
     const buttons = enlarged.map((one) =>
-      make("button", { type: "button", class: "primary", text: "See it enlarged", onclick: () => this.actions.pick(one.name) }),
+      createElement("button", { type: "button", class: "primary", text: "See it enlarged", onclick: () => this.actions.pick(one.name) }),
     );
     this.versions.replaceChildren(...buttons.slice(-1));
   }
 }
 
-/** @param {Run} run @param {Picture} picture */
+/** @param {RunState} run @param {Picture} picture */
 function refineText(run, picture) {
   return run.of("refine", picture.name).length ? "More variations" : "Make variations";
 }
 
-/** @param {Run} run @param {Picture} picture */
+/** @param {RunState} run @param {Picture} picture */
 function captionOf(run, picture) {
   const { image } = picture;
   if (picture.state === "failed") return `${capital(nameOf(picture))} failed: ${picture.problem}.`;

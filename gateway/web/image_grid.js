@@ -1,11 +1,11 @@
 /** A panel of pictures to choose from: the sketches, or the variations of one of them. */
 
-import { arrange, make, moveByArrows, set } from "./dom.js";
-import { Card } from "./image_card.js";
+import { syncChildren, createElement, moveByArrows, setProps } from "./dom.js";
+import { ImageCard } from "./image_card.js";
 import { MANY } from "./labels.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
-/** @typedef {import("./run_state.js").Run} Run */
+/** @typedef {import("./run_state.js").RunState} RunState */
 
 /**
  * @typedef {object} Shown
@@ -15,7 +15,7 @@ import { MANY } from "./labels.js";
  * @property {string} action what a click on a card does, for ears
  */
 
-export class Panel {
+export class ImageGrid {
   /**
    * @param {any} root
    * @param {"generate"|"refine"} stage
@@ -25,27 +25,27 @@ export class Panel {
   constructor(root, stage, title, onPick) {
     this.stage = stage;
     this.onPick = onPick;
-    /** @type {Map<string, Card>} */
+    /** @type {Map<string, ImageCard>} */
     this.cards = new Map();
-    this.count = make("span", { class: "count" });
-    this.hint = make("p", { class: "hint" });
-    this.list = make("ul", { class: "cards", role: "list" });
+    this.count = createElement("span", { class: "count" });
+    this.hint = createElement("p", { class: "hint" });
+    this.list = createElement("ul", { class: "cards", role: "list" });
     moveByArrows(this.list);
     root.append(
-      make("header", {}, make("h2", { id: `title-${stage}`, text: title }), this.count),
+      createElement("header", {}, createElement("h2", { id: `title-${stage}`, text: title }), this.count),
       this.list,
       this.hint,
     );
   }
 
-  /** @param {Run|null} run @param {Shown} shown */
+  /** @param {RunState|null} run @param {Shown} shown */
   update(run, shown) {
     const { pictures } = shown;
     const best = bestOf(pictures);
     for (const name of this.cards.keys()) if (!run?.pictures.has(name)) this.cards.delete(name);
     const elements = pictures.map((picture) => {
       let card = this.cards.get(picture.name);
-      if (!card) this.cards.set(picture.name, (card = new Card(picture.name, this.onPick)));
+      if (!card) this.cards.set(picture.name, (card = new ImageCard(picture.name, this.onPick)));
       card.update(picture, {
         prompt: run?.spec?.prompt ?? "",
         isCurrent: shown.path.has(picture.name),
@@ -56,14 +56,14 @@ export class Panel {
       });
       return card.element;
     });
-    arrange(this.list, elements);
+    syncChildren(this.list, elements);
     this.list.hidden = !elements.length;
     this.list.classList.toggle("many", elements.length > 12);
     const numReady = pictures.filter((one) => one.state === "ready").length;
     const isWhole = numReady === pictures.length;
-    set(this.count, { text: !pictures.length ? "" : isWhole ? `${numReady}` : `${numReady} of ${pictures.length}` });
-    set(this.list, { "aria-label": MANY[this.stage] });
-    set(this.hint, { text: shown.hint });
+    setProps(this.count, { text: !pictures.length ? "" : isWhole ? `${numReady}` : `${numReady} of ${pictures.length}` });
+    setProps(this.list, { "aria-label": MANY[this.stage] });
+    setProps(this.hint, { text: shown.hint });
     this.hint.hidden = !shown.hint;
   }
 }

@@ -1,6 +1,6 @@
 /** A picture at full size, over everything: zoom by wheel, pinch, keys or buttons; drag or arrow keys to move it. */
 
-import { byId, make, set } from "./dom.js";
+import { byId, createElement, setProps } from "./dom.js";
 import { addressOf } from "./image_urls.js";
 import { capital, nameOf } from "./labels.js";
 
@@ -9,22 +9,22 @@ const MAX_SCALE = 32;
 const KEY_STEP = 1.25;
 const KEY_MOVE_PX = 60;
 
-export class Viewer {
+export class ImageViewer {
   /** @param {(picture: import("./run_state.js").Picture) => void} onDownload */
   constructor(onDownload) {
     this.dialog = byId("viewer");
-    this.img = make("img", { alt: "", draggable: false });
-    this.stage = make("div", { class: "viewer-stage", tabindex: 0, role: "group" }, this.img);
-    this.title = make("h2", { id: "viewer-title" });
-    this.zoom = make("output", { class: "zoom", "aria-live": "polite" });
+    this.img = createElement("img", { alt: "", draggable: false });
+    this.stage = createElement("div", { class: "viewer-stage", tabindex: 0, role: "group" }, this.img);
+    this.title = createElement("h2", { id: "viewer-title" });
+    this.zoom = createElement("output", { class: "zoom", "aria-live": "polite" });
     const button = (/** @type {string} */ text, /** @type {string} */ label, /** @type {() => void} */ onclick) =>
-      make("button", { type: "button", text, "aria-label": label, onclick });
+      createElement("button", { type: "button", text, "aria-label": label, onclick });
     this.dialog.append(
-      make(
+      createElement(
         "header",
         {},
         this.title,
-        make(
+        createElement(
           "div",
           { class: "row" },
           button("−", "Smaller", () => this.zoomBy(1 / KEY_STEP)),
@@ -32,8 +32,8 @@ export class Viewer {
           button("+", "Larger", () => this.zoomBy(KEY_STEP)),
           button("Fit", "Fit to the window", () => this.fit()),
           button("1:1", "One pixel for one pixel", () => this.zoomTo(1)),
-          make("button", { type: "button", text: "Download", onclick: () => onDownload(this.picture) }),
-          make("button", { type: "button", class: "primary", text: "Close", onclick: () => this.dialog.close() }),
+          createElement("button", { type: "button", text: "Download", onclick: () => onDownload(this.picture) }),
+          createElement("button", { type: "button", class: "primary", text: "Close", onclick: () => this.dialog.close() }),
         ),
       ),
       this.stage,
@@ -69,9 +69,9 @@ export class Viewer {
   async open(picture, prompt) {
     this.picture = picture;
     const { width, height, sha256 } = picture.image;
-    set(this.title, { text: `${capital(nameOf(picture))}, ${width} × ${height}` });
-    set(this.img, { alt: `${capital(nameOf(picture))}: ${prompt}`, width, height });
-    set(this.stage, { "aria-label": "The picture: plus and minus zoom, arrow keys move, 0 fits it to the window" });
+    setProps(this.title, { text: `${capital(nameOf(picture))}, ${width} × ${height}` });
+    setProps(this.img, { alt: `${capital(nameOf(picture))}: ${prompt}`, width, height });
+    setProps(this.stage, { "aria-label": "The picture: plus and minus zoom, arrow keys move, 0 fits it to the window" });
     this.dialog.showModal();
     this.stage.focus();
     this.fit();
@@ -117,7 +117,7 @@ export class Viewer {
     this.img.style.transform = `translate(-50%, -50%) translate(${this.at.x}px, ${this.at.y}px) scale(${this.at.scale})`;
     // Beyond that one wants to see the pixels themselves.
     this.img.classList.toggle("pixels", this.at.scale >= 6);
-    set(this.zoom, { text: `${Math.round(this.at.scale * 100)} %` });
+    setProps(this.zoom, { text: `${Math.round(this.at.scale * 100)} %` });
   }
 
   /** @param {KeyboardEvent} event */

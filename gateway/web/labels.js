@@ -24,11 +24,11 @@ const ADVICE = {
   RATE_LIMITED: "That was more than your share for the moment.",
   NOT_FOUND: "That is not here, or not any more. It may have been deleted, or the gateway may have lost its runs.",
   TOKEN_MISSING: "This gateway asks for a token.",
-  TOKEN_UNKNOWN: "This gateway does not know that token. Ask whoever runs it for another.",
+  TOKEN_UNKNOWN: "This gateway does not know that token. PromptForm whoever runs it for another.",
   WORKER_LOST: "The machine that made it went away, and so did a second one. Try again.",
   WORKER_STALLED: "The machine that made it fell silent. Try again.",
   WORKER_BROKEN: "The machine that made it answered nonsense. The gateway's log says more; try again.",
-  DEVICE_OOM: "There was not enough memory on the device. Ask for fewer pictures, or smaller tiles.",
+  DEVICE_OOM: "There was not enough memory on the device. PromptForm for fewer pictures, or smaller tiles.",
   INTERNAL: "Something broke in the gateway; its log says what. Trying again may help.",
 };
 const FIELDS = {

@@ -1,44 +1,44 @@
 /** Puts the page together: the form begins runs, the address says which is open, the models say what can be asked for. */
 
-import { Ask } from "./prompt_form.js";
-import { byId, make, prefersStillness } from "./dom.js";
-import { createRun, insist, listModels, newRequestId } from "./api.js";
-import { Past } from "./run_history.js";
-import { calm, say, trouble } from "./notifications.js";
-import { Session } from "./run_controller.js";
+import { PromptForm } from "./prompt_form.js";
+import { byId, createElement, prefersStillness } from "./dom.js";
+import { createRun, withRetry, listModels, newRequestId } from "./api.js";
+import { RunHistory } from "./run_history.js";
+import { clearError, announce, showError } from "./notifications.js";
+import { RunController } from "./run_controller.js";
 import { WORKERS } from "./labels.js";
 
 const MODELS_EVERY_MS = 5_000;
 const MODELS_SELDOM_MS = 10_000;
 const RUN_ADDRESS = /^#\/(runs\/[\w-]+)$/;
 
-const ask = new Ask((spec) => begin(spec));
-const past = new Past((name) => {
+const ask = new PromptForm((spec) => begin(spec));
+const past = new RunHistory((name) => {
   if (session.run?.name === name) location.hash = "#/";
 });
-const session = new Session({
+const session = new RunController({
   models: () => ask.models,
   onReuse: (spec) => {
     ask.fill(spec);
     byId("prompt").focus();
   },
-  onChange: soon(() => past.load()),
+  onChange: debounce(() => past.load()),
 });
 
 /** @param {any} spec @param {string} [requestId] kept by repeated attempts: they make no second run */
 async function begin(spec, requestId = newRequestId()) {
-  calm();
+  clearError();
   byId("begin").disabled = true;
-  say("Asking for sketches.");
+  announce("Asking for sketches.");
   try {
-    const run = await insist(() => createRun(requestId, spec));
+    const run = await withRetry(() => createRun(requestId, spec));
     session.open(run.name, run);
     history.pushState(null, "", `#/${run.name}`);
     past.mark(run.name);
     past.load();
     byId("run").scrollIntoView({ behavior: prefersStillness() ? "auto" : "smooth", block: "nearest" });
   } catch (error) {
-    trouble(error, () => begin(spec, requestId));
+    showError(error, () => begin(spec, requestId));
   } finally {
     byId("begin").disabled = false;
   }
@@ -49,7 +49,7 @@ function route() {
   const name = RUN_ADDRESS.exec(location.hash)?.[1];
   past.mark(name ?? "");
   if (name === session.run?.name) return;
-  calm();
+  clearError();
   if (name) session.open(name);
   else session.close();
 }
@@ -73,7 +73,7 @@ async function loadModels() {
     lastServed = "";
     byId("models").replaceChildren("The gateway does not answer yet.");
     if (/** @type {any} */ (error).status === 401) {
-      trouble(error, start);
+      showError(error, start);
       return;
     }
   }
@@ -85,11 +85,11 @@ function showModels(served) {
   const missing = Object.entries(WORKERS).filter(([stage]) => !ask.models[stage]).map(([, worker]) => worker);
   const names = [...new Set(served.map(({ model }) => model.name))].join(", ");
   const text = missing.length ? `No ${missing.join(" and no ")} yet` : `Models: ${names}`;
-  byId("models").replaceChildren(make("span", { class: missing.length ? "light off" : "light", "aria-hidden": true }), text);
+  byId("models").replaceChildren(createElement("span", { class: missing.length ? "light off" : "light", "aria-hidden": true }), text);
 }
 
 /** @param {() => void} act @returns {() => void} does it once for all calls of half a second */
-function soon(act) {
+function debounce(act) {
   /** @type {number|undefined} */
   let timer;
   return () => {

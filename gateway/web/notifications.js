@@ -1,6 +1,6 @@
 /** What the page says aside from the pictures: troubles with a way out, the state of the connection, news for ears. */
 
-import { byId, make } from "./dom.js";
+import { byId, createElement } from "./dom.js";
 import { GatewayError, keepToken } from "./api.js";
 import { errorInWords } from "./labels.js";
 
@@ -11,7 +11,7 @@ const MIN_BETWEEN_MS = 3_000;
  * @param {unknown} error
  * @param {(() => void)|null} [again]
  */
-export function trouble(error, again = null) {
+export function showError(error, again = null) {
   const known = error instanceof GatewayError ? error : new GatewayError(String(error), { reason: "PAGE" });
   if (!(error instanceof GatewayError)) console.error(error);
   if (known.status === 401 || known.reason === "TOKEN_UNKNOWN") {
@@ -20,12 +20,12 @@ export function trouble(error, again = null) {
   }
   const canHelp = again && known.status !== 400 && known.status !== 404;
   byId("trouble").replaceChildren(
-    make("p", { text: errorInWords(known) }),
-    make(
+    createElement("p", { text: errorInWords(known) }),
+    createElement(
       "div",
       { class: "row" },
-      canHelp ? make("button", { type: "button", onclick: () => (calm(), again()), text: againText(known) }) : null,
-      make("button", { type: "button", class: "plain", onclick: calm, text: "Dismiss" }),
+      canHelp ? createElement("button", { type: "button", onclick: () => (clearError(), again()), text: againText(known) }) : null,
+      createElement("button", { type: "button", class: "plain", onclick: clearError, text: "Dismiss" }),
     ),
   );
 }
@@ -36,26 +36,26 @@ function againText(error) {
 }
 
 /** There is no trouble any more. */
-export function calm() {
+export function clearError() {
   byId("trouble").replaceChildren();
 }
 
 /** @param {GatewayError} error @param {() => void} again */
 function askForToken(error, again) {
-  const field = make("input", { id: "token", type: "password", autocomplete: "off", required: true });
+  const field = createElement("input", { id: "token", type: "password", autocomplete: "off", required: true });
   const keep = (/** @type {Event} */ event) => {
     event.preventDefault();
     keepToken(field.value.trim());
-    calm();
+    clearError();
     again();
   };
   byId("trouble").replaceChildren(
-    make(
+    createElement(
       "form",
       { class: "token", onsubmit: keep },
-      make("p", { text: errorInWords(error) }),
-      make("label", { for: "token", text: "Token (kept until this tab is closed)" }),
-      make("div", { class: "row" }, field, make("button", { type: "submit", text: "Use it" })),
+      createElement("p", { text: errorInWords(error) }),
+      createElement("label", { for: "token", text: "Token (kept until this tab is closed)" }),
+      createElement("div", { class: "row" }, field, createElement("button", { type: "submit", text: "Use it" })),
     ),
   );
   field.focus();
@@ -78,7 +78,7 @@ let saidAt = 0;
 let waiting;
 
 /** Tells it to whoever listens; of news that come fast, the newest. @param {string} text */
-export function say(text) {
+export function announce(text) {
   clearTimeout(waiting);
   const now = () => {
     saidAt = Date.now();
@@ -95,7 +95,7 @@ export function say(text) {
  * @param {string} yes
  * @returns {Promise<boolean>}
  */
-export function ask(text, yes) {
+export function askToConfirm(text, yes) {
   const box = byId("question");
   return new Promise((resolve) => {
     const close = (/** @type {boolean} */ answer) => {
@@ -103,12 +103,12 @@ export function ask(text, yes) {
       box.close();
     };
     box.replaceChildren(
-      make("p", { id: "question-title", text }),
-      make(
+      createElement("p", { id: "question-title", text }),
+      createElement(
         "div",
         { class: "row" },
-        make("button", { type: "button", class: "primary", onclick: () => close(true), text: yes }),
-        make("button", { type: "button", autofocus: true, onclick: () => close(false), text: "No" }),
+        createElement("button", { type: "button", class: "primary", onclick: () => close(true), text: yes }),
+        createElement("button", { type: "button", autofocus: true, onclick: () => close(false), text: "No" }),
       ),
     );
     box.onclose = () => resolve(false);

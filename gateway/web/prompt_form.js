@@ -1,6 +1,6 @@
 /** The form: from what a person wants to a RunSpec, with what the loaded models say of themselves. */
 
-import { byId, make } from "./dom.js";
+import { byId, createElement } from "./dom.js";
 import { knownTo, unknownWords } from "./vocabulary.js";
 import { STAGE_NAMES } from "./run_state.js";
 
@@ -35,7 +35,7 @@ const SETTINGS = [
 const TITLES = { generate: "Sketch", refine: "Refine", upscale: "Enlarge" };
 const DEFAULT_VARIATIONS = 6;
 
-export class Ask {
+export class PromptForm {
   /** @param {(spec: object) => void} begin */
   constructor(begin) {
     this.form = byId("ask");
@@ -61,22 +61,22 @@ export class Ask {
 
   build() {
     const stages = ["generate", "refine", "upscale"].map((stage) =>
-      make(
+      createElement(
         "fieldset",
         {},
-        make("legend", { text: TITLES[/** @type {keyof TITLES} */ (stage)] }),
+        createElement("legend", { text: TITLES[/** @type {keyof TITLES} */ (stage)] }),
         ...SETTINGS.filter((one) => one.stage === stage).map(settingRow),
       ),
     );
-    const choose = make(
+    const choose = createElement(
       "fieldset",
       { class: "mode" },
-      make("legend", { text: "Who chooses" }),
+      createElement("legend", { text: "Who chooses" }),
       radio("manual", "I do: click what is to be refined and enlarged", true),
       radio("automatic", "CLIP does: the best sketch is refined, the best variation enlarged", false),
     );
-    this.model = make("select", { id: "model", name: "model" });
-    this.modelRow = make("label", { class: "setting", hidden: true }, make("span", { text: "Models" }), this.model);
+    this.model = createElement("select", { id: "model", name: "model" });
+    this.modelRow = createElement("label", { class: "setting", hidden: true }, createElement("span", { text: "Models" }), this.model);
     byId("advanced").append(choose, ...stages, this.modelRow);
   }
 
@@ -85,7 +85,7 @@ export class Ask {
     this.models = {};
     for (const { model } of served) this.models[STAGE_NAMES[model.stage]] ??= model;
     const names = [...new Set(served.map(({ model }) => model.name))];
-    this.model.replaceChildren(make("option", { value: "", text: "whatever is served" }), ...names.map((name) => make("option", { value: name, text: name })));
+    this.model.replaceChildren(createElement("option", { value: "", text: "whatever is served" }), ...names.map((name) => createElement("option", { value: name, text: name })));
     this.modelRow.hidden = names.length < 2;
     for (const { stage, name } of SETTINGS) {
       const value = this.models[stage]?.defaults?.[name];
@@ -105,13 +105,13 @@ export class Ask {
     byId("vocabulary-button").hidden = !kinds.length;
     const name = this.models.generate?.name;
     byId("vocabulary").replaceChildren(
-      make("p", { text: `The generator “${name}” was taught these words, and pictures of nothing else. Click one to add it.` }),
-      make(
+      createElement("p", { text: `The generator “${name}” was taught these words, and pictures of nothing else. Click one to add it.` }),
+      createElement(
         "dl",
         {},
         ...kinds.flatMap(([kind, list]) => [
-          make("dt", { text: kind }),
-          make("dd", {}, ...list.words.map((/** @type {string} */ word) => wordButton(word, () => this.add(word)))),
+          createElement("dt", { text: kind }),
+          createElement("dd", {}, ...list.words.map((/** @type {string} */ word) => wordButton(word, () => this.add(word)))),
         ]),
       ),
     );
@@ -129,7 +129,7 @@ export class Ask {
       this.prompt.focus();
     };
     box.replaceChildren(
-      make("span", { text: "Try", "aria-hidden": true }),
+      createElement("span", { text: "Try", "aria-hidden": true }),
       ...sorted.slice(0, NUM_EXAMPLES).map((text) => wordButton(text, use(text))),
     );
   }
@@ -208,22 +208,22 @@ function fold(name) {
 /** @param {Setting} setting */
 function settingRow({ stage, name, label, help, input }) {
   const id = `${stage}-${name}`;
-  const field = make("input", { id, type: "number", "aria-describedby": `${id}-help`, ...input });
-  return make(
+  const field = createElement("input", { id, type: "number", "aria-describedby": `${id}-help`, ...input });
+  return createElement(
     "div",
     { class: "setting" },
-    make("label", { for: id, text: label }),
+    createElement("label", { for: id, text: label }),
     field,
-    make("span", { class: "help", id: `${id}-help`, text: help }),
+    createElement("span", { class: "help", id: `${id}-help`, text: help }),
   );
 }
 
 /** @param {string} value @param {string} text @param {boolean} isChosen */
 function radio(value, text, isChosen) {
-  return make("label", {}, make("input", { type: "radio", name: "mode", value, checked: isChosen }), ` ${text}`);
+  return createElement("label", {}, createElement("input", { type: "radio", name: "mode", value, checked: isChosen }), ` ${text}`);
 }
 
 /** @param {string} text @param {() => void} use */
 function wordButton(text, use) {
-  return make("button", { type: "button", class: "word", text, onclick: use });
+  return createElement("button", { type: "button", class: "word", text, onclick: use });
 }

@@ -1,20 +1,20 @@
 /** The run that is open: followed, shown in the panels, chosen from. One is open at a time. */
 
-import { byId, make, prefersStillness, set } from "./dom.js";
-import { Easel } from "./image_detail.js";
-import { Follower } from "./event_stream.js";
-import { GatewayError, cancelRun, getRun, insist, newRequestId, selectImages } from "./api.js";
-import { Panel, bestOf } from "./image_grid.js";
+import { byId, createElement, prefersStillness, setProps } from "./dom.js";
+import { ImageDetail } from "./image_detail.js";
+import { EventStream } from "./event_stream.js";
+import { GatewayError, cancelRun, getRun, withRetry, newRequestId, selectImages } from "./api.js";
+import { ImageGrid, bestOf } from "./image_grid.js";
 import { download } from "./image_urls.js";
-import { Run } from "./run_state.js";
-import { calm, connection, say, trouble } from "./notifications.js";
-import { Tree } from "./run_tree.js";
-import { Viewer } from "./image_viewer.js";
+import { RunState } from "./run_state.js";
+import { clearError, connection, announce, showError } from "./notifications.js";
+import { RunTree } from "./run_tree.js";
+import { ImageViewer } from "./image_viewer.js";
 import { MANY, WORKERS, capital, duration, errorInWords, fileName, nameOf, stateInWords } from "./labels.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
 
-export class Session {
+export class RunController {
   /**
    * @param {object} page
    * @param {() => Object<string, any>} page.models ModelInfo by the stage's name
@@ -23,9 +23,9 @@ export class Session {
    */
   constructor(page) {
     this.page = page;
-    /** @type {Run|null} */
+    /** @type {RunState|null} */
     this.run = null;
-    /** @type {Follower|null} */
+    /** @type {EventStream|null} */
     this.follower = null;
     this.selected = "";
     // As far as the gateway has said that there are events.
@@ -33,19 +33,19 @@ export class Session {
     // Of an enlargement that was asked for: looked at as soon as it has a name.
     this.awaited = "";
     const pick = (/** @type {string} */ name) => this.pick(name);
-    this.sketches = new Panel(byId("panel-generate"), "generate", "Sketch", (name) => this.pickSketch(name));
-    this.variations = new Panel(byId("panel-refine"), "refine", "Refine", (name) => this.pick(name, "panel-easel"));
-    this.easel = new Easel(byId("panel-easel"), {
+    this.sketches = new ImageGrid(byId("panel-generate"), "generate", "Sketch", (name) => this.pickSketch(name));
+    this.variations = new ImageGrid(byId("panel-refine"), "refine", "Refine", (name) => this.pick(name, "panel-easel"));
+    this.easel = new ImageDetail(byId("panel-easel"), {
       enlarge: (picture) => this.take(picture, "upscale"),
       refine: (picture) => this.take(picture, "refine"),
       view: (picture) => this.viewer.open(picture, this.prompt),
       download: (picture) => this.download(picture),
       pick,
     });
-    this.tree = new Tree(pick);
-    this.viewer = new Viewer((picture) => this.download(picture));
-    this.cancelButton = make("button", { type: "button", text: "Cancel", onclick: () => this.cancel() });
-    this.reuseButton = make("button", { type: "button", class: "plain", text: "Same prompt and seed again", onclick: () => this.run && page.onReuse(this.run.spec) });
+    this.tree = new RunTree(pick);
+    this.viewer = new ImageViewer((picture) => this.download(picture));
+    this.cancelButton = createElement("button", { type: "button", text: "Cancel", onclick: () => this.cancel() });
+    this.reuseButton = createElement("button", { type: "button", class: "plain", text: "Same prompt and seed again", onclick: () => this.run && page.onReuse(this.run.spec) });
     byId("run-actions").append(this.cancelButton, this.reuseButton);
     this.isDrawing = false;
     this.render();
@@ -58,19 +58,19 @@ export class Session {
   /** @param {string} name "runs/{id}" @param {any} [snapshot] the run as the gateway told it last */
   async open(name, snapshot) {
     this.close();
-    const run = new Run(name);
+    const run = new RunState(name);
     this.run = run;
     try {
-      run.applySnapshot(snapshot ?? (await insist(() => getRun(name))));
+      run.applySnapshot(snapshot ?? (await withRetry(() => getRun(name))));
     } catch (error) {
       if (this.run === run) {
         this.close();
-        trouble(error, () => this.open(name));
+        showError(error, () => this.open(name));
       }
       return;
     }
     if (this.run !== run) return;
-    if (run.isFinished) this.selected = bestAtHand(run);
+    if (run.isFinished) this.selected = initialSelection(run);
     this.follow(0);
     this.draw();
   }
@@ -87,16 +87,16 @@ export class Session {
 
   /** @param {number} afterSequence */
   follow(afterSequence) {
-    const run = /** @type {Run} */ (this.run);
+    const run = /** @type {RunState} */ (this.run);
     this.follower?.stop();
-    this.follower = new Follower(run.name, afterSequence, {
+    this.follower = new EventStream(run.name, afterSequence, {
       onEvent: (event) => this.onEvent(run, event),
       onConnection: (state) => {
         connection(state);
         // Something was chosen while the stream of a finished run was ending.
         if (state === "ended") this.catchUp();
       },
-      onError: (error) => trouble(error, () => this.follow(this.follower?.place ?? 0)),
+      onError: (error) => showError(error, () => this.follow(this.follower?.place ?? 0)),
     });
   }
 
@@ -106,11 +106,11 @@ export class Session {
     if (follower?.isOver && this.lastSequence > follower.place) this.follow(follower.place);
   }
 
-  /** @param {Run} run @param {any} event */
+  /** @param {RunState} run @param {any} event */
   onEvent(run, event) {
     if (this.run !== run) return;
     run.apply(event);
-    if (event.image_ready || event.finished || event.selection_required) this.tell(run, event);
+    if (event.image_ready || event.finished || event.selection_required) this.announceEvent(run, event);
     const awaited = this.awaited && run.selected.get(this.awaited);
     if (awaited) {
       this.awaited = "";
@@ -120,15 +120,15 @@ export class Session {
     this.draw();
   }
 
-  /** News for ears. @param {Run} run @param {any} event */
-  tell(run, event) {
+  /** News for ears. @param {RunState} run @param {any} event */
+  announceEvent(run, event) {
     if (Number(event.sequence) <= run.knownSequence) return;
-    if (event.finished) say(`${stateInWords(run.state)}. ${run.error ? errorInWords(run.error) : ""}`);
-    else if (event.selection_required) say("Ready: choose a sketch to refine it.");
+    if (event.finished) announce(`${stateInWords(run.state)}. ${run.error ? errorInWords(run.error) : ""}`);
+    else if (event.selection_required) announce("Ready: choose a sketch to refine it.");
     else {
       const stage = /** @type {Picture} */ (run.pictures.get(event.image_ready.image.name)).stage;
       const all = run.of(stage);
-      say(`${all.filter((one) => one.state === "ready").length} of ${all.length} ${MANY[stage]} are ready.`);
+      announce(`${all.filter((one) => one.state === "ready").length} of ${all.length} ${MANY[stage]} are ready.`);
     }
   }
 
@@ -151,23 +151,23 @@ export class Session {
 
   /** @param {Picture} picture @param {"refine"|"upscale"} stage @param {string} [requestId] */
   async take(picture, stage, requestId = newRequestId()) {
-    const run = /** @type {Run} */ (this.run);
+    const run = /** @type {RunState} */ (this.run);
     if (!this.page.models()[stage] && Object.keys(this.page.models()).length) {
-      trouble(new GatewayError(`no ${WORKERS[stage]}`, { status: 503, reason: "NO_WORKER" }), () => this.take(picture, stage));
+      showError(new GatewayError(`no ${WORKERS[stage]}`, { status: 503, reason: "NO_WORKER" }), () => this.take(picture, stage));
       return;
     }
-    calm();
-    say(stage === "refine" ? `Refining ${nameOf(picture)}.` : `Enlarging ${nameOf(picture)}.`);
+    clearError();
+    announce(stage === "refine" ? `Refining ${nameOf(picture)}.` : `Enlarging ${nameOf(picture)}.`);
     if (stage === "upscale") this.awaited = requestId;
     try {
       // Settings that the run has not are left to it; the request_id makes a repeated call harmless.
-      const told = await insist(() => selectImages(run.name, requestId, [{ image: picture.name, [stage]: {} }]));
+      const told = await withRetry(() => selectImages(run.name, requestId, [{ image: picture.name, [stage]: {} }]));
       if (this.run !== run) return;
       this.lastSequence = Number(told.last_sequence);
       this.catchUp();
     } catch (error) {
       this.awaited = "";
-      trouble(error, () => this.take(picture, stage, requestId));
+      showError(error, () => this.take(picture, stage, requestId));
     }
   }
 
@@ -175,16 +175,16 @@ export class Session {
     const run = this.run;
     if (!run) return;
     try {
-      await insist(() => cancelRun(run.name));
-      say("Cancelled.");
+      await withRetry(() => cancelRun(run.name));
+      announce("Cancelled.");
     } catch (error) {
-      trouble(error, () => this.cancel());
+      showError(error, () => this.cancel());
     }
   }
 
   /** @param {Picture} picture */
   download(picture) {
-    download(picture, fileName(this.prompt, picture)).catch((error) => trouble(error, () => this.download(picture)));
+    download(picture, fileName(this.prompt, picture)).catch((error) => showError(error, () => this.download(picture)));
   }
 
   /** Draws soon, once for all that has changed. */
@@ -199,7 +199,7 @@ export class Session {
 
   render() {
     const { run } = this;
-    const picture = this.looked();
+    const picture = this.currentPicture();
     const path = new Set(picture ? pathTo(run, picture) : []);
     const sketches = run?.of("generate") ?? [];
     const origin = picture ? originOf(run, picture) : null;
@@ -212,7 +212,7 @@ export class Session {
   }
 
   /** What is on the easel: what was picked, or, where CLIP chooses, what it came to. @returns {Picture|undefined} */
-  looked() {
+  currentPicture() {
     const picked = this.run?.pictures.get(this.selected);
     return picked ?? (this.run?.spec?.manual ? undefined : this.run?.of("upscale").at(-1));
   }
@@ -244,18 +244,18 @@ export class Session {
     document.title = "Triptych";
     if (!run?.spec) return;
     const isBusy = !run.isFinished && run.state !== "AWAITING_SELECTION";
-    set(byId("run-title"), { text: run.spec.prompt || "Pictures of one's own" });
-    set(byId("run-facts"), { text: this.facts(run, isBusy) });
+    setProps(byId("run-title"), { text: run.spec.prompt || "Pictures of one's own" });
+    setProps(byId("run-facts"), { text: this.facts(run, isBusy) });
     byId("run").classList.toggle("failed", run.state === "FAILED");
     const bar = byId("run-progress");
     bar.hidden = !isBusy;
     bar.value = run.done;
     this.cancelButton.hidden = run.isFinished;
-    set(this.cancelButton, { text: isBusy ? "Cancel" : "End this run" });
+    setProps(this.cancelButton, { text: isBusy ? "Cancel" : "End this run" });
     document.title = `${isBusy ? `${Math.round(run.done * 100)} % · ` : ""}${run.spec.prompt} · Triptych`;
   }
 
-  /** @param {Run} run @param {boolean} isBusy */
+  /** @param {RunState} run @param {boolean} isBusy */
   facts(run, isBusy) {
     const facts = [stateInWords(run.state)];
     if (isBusy && run.queue) {
@@ -271,7 +271,7 @@ export class Session {
   }
 }
 
-/** @param {Run|null} run @param {Picture} picture @returns {string[]} it and what it came from */
+/** @param {RunState|null} run @param {Picture} picture @returns {string[]} it and what it came from */
 function pathTo(run, picture) {
   const names = [];
   for (let one = /** @type {Picture|undefined} */ (picture); one && !names.includes(one.name); one = run?.parentOf(one.name)) {
@@ -280,7 +280,7 @@ function pathTo(run, picture) {
   return names;
 }
 
-/** What the variations beside a picture are of. @param {Run|null} run @param {Picture} picture @returns {string} */
+/** What the variations beside a picture are of. @param {RunState|null} run @param {Picture} picture @returns {string} */
 function originOf(run, picture) {
   if (picture.stage !== "generate" && run?.of("refine", picture.name).length) return picture.name;
   const enlarged = picture.stage === "upscale" ? run?.parentOf(picture.name) : picture;
@@ -288,8 +288,8 @@ function originOf(run, picture) {
   return enlarged.stage === "refine" ? enlarged.parent : enlarged.name;
 }
 
-/** What one wants to see first of a run that is over. @param {Run} run */
-function bestAtHand(run) {
+/** What one wants to see first of a run that is over. @param {RunState} run */
+function initialSelection(run) {
   const ready = (/** @type {any} */ stage) => run.of(stage).filter((one) => one.state === "ready");
   return ready("upscale").at(-1)?.name ?? bestOf(ready("refine"))?.name ?? ready("refine")[0]?.name ?? "";
 }

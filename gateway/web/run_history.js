@@ -1,23 +1,23 @@
 /** The runs that there were: they outlive this page and the gateway's process. */
 
-import { byId, make, set } from "./dom.js";
+import { byId, createElement, setProps } from "./dom.js";
 import { GatewayError, cancelRun, deleteRun, listRuns } from "./api.js";
 import { addressOf } from "./image_urls.js";
 import { STAGE_NAMES, stateOf } from "./run_state.js";
-import { ask, say, trouble } from "./notifications.js";
+import { askToConfirm, announce, showError } from "./notifications.js";
 import { ago, stateInWords } from "./labels.js";
 
 const PAGE_SIZE = 12;
 
-export class Past {
+export class RunHistory {
   /** @param {(name: string) => void} onDeleted */
   constructor(onDeleted) {
     this.onDeleted = onDeleted;
     this.pageToken = "";
-    this.list = make("ul", { class: "gallery" });
-    this.empty = make("p", { class: "hint", text: "Nothing yet. What you make stays here, also when the gateway is started anew." });
-    this.more = make("button", { type: "button", text: "Show older ones", hidden: true, onclick: () => this.load(this.pageToken) });
-    byId("past").append(make("h2", { id: "past-title", text: "Past runs" }), this.list, this.empty, this.more);
+    this.list = createElement("ul", { class: "gallery" });
+    this.empty = createElement("p", { class: "hint", text: "Nothing yet. What you make stays here, also when the gateway is started anew." });
+    this.more = createElement("button", { type: "button", text: "Show older ones", hidden: true, onclick: () => this.load(this.pageToken) });
+    byId("past").append(createElement("h2", { id: "past-title", text: "Past runs" }), this.list, this.empty, this.more);
     this.current = "";
     // An answer that a newer question has overtaken is not shown.
     this.numLoads = 0;
@@ -37,20 +37,20 @@ export class Past {
       this.empty.hidden = this.list.children.length > 0;
       this.mark(this.current);
     } catch (error) {
-      trouble(error, () => this.load(pageToken));
+      showError(error, () => this.load(pageToken));
     }
   }
 
   /** Shows which of them is open. @param {string} name */
   mark(name) {
     this.current = name;
-    for (const link of this.list.querySelectorAll("a")) set(link, { "aria-current": link.dataset.run === name && "page" });
+    for (const link of this.list.querySelectorAll("a")) setProps(link, { "aria-current": link.dataset.run === name && "page" });
   }
 
   /** @param {any} run */
   item(run) {
     const prompt = run.spec?.prompt || "pictures of one's own";
-    const img = make("img", { alt: "", loading: "lazy", hidden: true });
+    const img = createElement("img", { alt: "", loading: "lazy", hidden: true });
     const best = coverOf(run.images ?? []);
     if (best) {
       addressOf(best.sha256).then((address) => {
@@ -60,33 +60,33 @@ export class Past {
     }
     const count = (run.images ?? []).length;
     const facts = `${stateInWords(stateOf(run.state))} · ${count} ${count === 1 ? "picture" : "pictures"} · ${ago(run.create_time)}`;
-    const link = make(
+    const link = createElement(
       "a",
       { href: `#/${run.name}`, "data-run": run.name },
-      make("span", { class: "cover" }, img),
-      make("span", { class: "past-prompt", text: prompt }),
-      make("span", { class: "facts", text: facts }),
+      createElement("span", { class: "cover" }, img),
+      createElement("span", { class: "past-prompt", text: prompt }),
+      createElement("span", { class: "facts", text: facts }),
     );
-    const remove = make("button", {
+    const remove = createElement("button", {
       type: "button",
       class: "plain remove",
       text: "Delete",
       "aria-label": `Delete the run “${prompt}”`,
       onclick: () => this.remove(run.name, prompt),
     });
-    return make("li", {}, link, remove);
+    return createElement("li", {}, link, remove);
   }
 
   /** @param {string} name @param {string} prompt */
   async remove(name, prompt) {
-    if (!(await ask(`Delete “${prompt}” and its pictures? They cannot be brought back.`, "Delete"))) return;
+    if (!(await askToConfirm(`Delete “${prompt}” and its pictures? They cannot be brought back.`, "Delete"))) return;
     try {
       await endAndDelete(name);
     } catch (error) {
-      trouble(error, () => this.remove(name, prompt));
+      showError(error, () => this.remove(name, prompt));
       return;
     }
-    say("The run is deleted.");
+    announce("The run is deleted.");
     this.onDeleted(name);
     await this.load();
     byId("past").focus();

@@ -1,6 +1,6 @@
 /** What is known of a run, from its events: its pictures, how far each is, and what came of what. No element, no fetch. */
 
-import { Pace } from "./eta.js";
+import { ProgressRate } from "./eta.js";
 
 /**
  * @typedef {"generate"|"refine"|"upscale"} StageName
@@ -22,7 +22,7 @@ import { Pace } from "./eta.js";
 export const STAGE_NAMES = { STAGE_GENERATE: "generate", STAGE_REFINE: "refine", STAGE_UPSCALE: "upscale" };
 const FINAL = new Set(["SUCCEEDED", "PARTIALLY_SUCCEEDED", "CANCELLED", "FAILED"]);
 
-export class Run {
+export class RunState {
   /** @param {string} name "runs/{id}" */
   constructor(name) {
     this.name = name;
@@ -39,7 +39,7 @@ export class Run {
     this.note = null;
     /** @type {Map<string, string[]>} what a selection became, by its request_id */
     this.selected = new Map();
-    this.pace = new Pace();
+    this.rate = new ProgressRate();
     // Up to here the snapshot knows better than the replayed events how the run stands.
     this.knownSequence = 0;
   }
@@ -73,14 +73,14 @@ export class Run {
 
   /** Seconds until what is under way is done; null: not known. */
   get secondsLeft() {
-    const left = this.unfinished.reduce((sum, one) => sum + 1 - doneOf(one), 0);
-    return left ? this.pace.secondsFor(left) : 0;
+    const left = this.unfinished.reduce((sum, one) => sum + 1 - progressOf(one), 0);
+    return left ? this.rate.secondsFor(left) : 0;
   }
 
   /** How far what was asked for is, from 0 to 1. */
   get done() {
     const all = [...this.pictures.values()];
-    return all.length ? all.reduce((sum, one) => sum + doneOf(one), 0) / all.length : 0;
+    return all.length ? all.reduce((sum, one) => sum + progressOf(one), 0) / all.length : 0;
   }
 
   /** The run as GetRun tells it. @param {any} run */
@@ -88,7 +88,7 @@ export class Run {
     this.spec = run.spec;
     this.knownSequence = Number(run.last_sequence);
     this.state = stateOf(run.state);
-    this.error = this.isFinished ? errorOf(run.error) : null;
+    this.error = this.isFinished ? runError(run.error) : null;
     this.expectSketches();
     for (const image of run.images ?? []) this.keepImage(image);
     if (this.isFinished) this.giveUpTheRest();
@@ -176,7 +176,7 @@ export class Run {
 
   onFinished(told) {
     this.state = stateOf(told.state);
-    this.error = errorOf(told.error);
+    this.error = runError(told.error);
     this.queue = null;
     this.giveUpTheRest();
   }
@@ -215,12 +215,12 @@ export class Run {
     if (!unfinished.length) return;
     const stages = [...new Set(unfinished.map((one) => one.stage))];
     const current = [...this.pictures.values()].filter((one) => stages.includes(one.stage));
-    this.pace.note(stages.join(), atMs, current.reduce((sum, one) => sum + doneOf(one), 0));
+    this.rate.note(stages.join(), atMs, current.reduce((sum, one) => sum + progressOf(one), 0));
   }
 }
 
 /** @param {Picture} picture @returns {number} from 0 to 1 */
-export function doneOf(picture) {
+export function progressOf(picture) {
   if (picture.state === "waiting") return 0;
   if (picture.state === "working") return picture.numSteps ? Math.min(1, picture.step / picture.numSteps) : 0;
   return 1;
@@ -232,6 +232,6 @@ export function stateOf(state) {
 }
 
 /** @param {any} error */
-function errorOf(error) {
+function runError(error) {
   return error?.message || error?.reason ? { reason: error.reason, message: error.message } : null;
 }

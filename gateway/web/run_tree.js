@@ -1,40 +1,40 @@
 /** The whole run as a tree: each sketch that was taken further, what became of it, and of that. One click goes there. */
 
-import { arrange, byId, make, moveByArrows, set } from "./dom.js";
+import { syncChildren, byId, createElement, moveByArrows, setProps } from "./dom.js";
 import { show } from "./image_urls.js";
 import { capital, nameOf, scoreText } from "./labels.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
-/** @typedef {import("./run_state.js").Run} Run */
+/** @typedef {import("./run_state.js").RunState} RunState */
 
-export class Tree {
+export class RunTree {
   /** @param {(name: string) => void} onPick */
   constructor(onPick) {
     this.onPick = onPick;
     /** @type {Map<string, {item: any, button: any, img: any, list: any, name: string}>} */
     this.nodes = new Map();
-    this.root = make("ul", { class: "branches" });
+    this.root = createElement("ul", { class: "branches" });
     this.section = byId("tree");
-    this.section.append(make("h2", { id: "tree-title", text: "How it came about" }), this.root);
+    this.section.append(createElement("h2", { id: "tree-title", text: "How it came about" }), this.root);
     moveByArrows(this.root);
   }
 
-  /** @param {Run|null} run @param {Set<string>} path */
+  /** @param {RunState|null} run @param {Set<string>} path */
   update(run, path) {
     const sketches = run ? [...run.of("generate"), ...rootless(run)] : [];
     this.section.hidden = !run || ![...run.pictures.values()].some((one) => one.stage !== "generate");
     for (const name of this.nodes.keys()) if (!run?.pictures.has(name)) this.nodes.delete(name);
     if (this.section.hidden || !run) return;
-    arrange(this.root, this.inOrder(run, sketches).map((one) => this.node(run, one, path)));
+    syncChildren(this.root, this.inOrder(run, sketches).map((one) => this.node(run, one, path)));
   }
 
-  /** What was taken further stands first, each on a line of its own. @param {Run} run @param {Picture[]} pictures */
+  /** What was taken further stands first, each on a line of its own. @param {RunState} run @param {Picture[]} pictures */
   inOrder(run, pictures) {
     const isTaken = (/** @type {Picture} */ one) => run.childrenOf(one.name).length > 0;
     return [...pictures.filter(isTaken), ...pictures.filter((one) => !isTaken(one))];
   }
 
-  /** @param {Run} run @param {Picture} picture @param {Set<string>} path @returns {any} */
+  /** @param {RunState} run @param {Picture} picture @param {Set<string>} path @returns {any} */
   node(run, picture, path) {
     const node = this.nodes.get(picture.name) ?? this.makeNode(picture.name);
     const children = run.childrenOf(picture.name);
@@ -43,34 +43,34 @@ export class Tree {
     node.item.classList.toggle("leaf", !children.length);
     const score = picture.score === null ? "" : `, score ${scoreText(picture.score)}`;
     const label = `${capital(nameOf(picture))}${score}${picture.state === "ready" ? "" : `, ${picture.state}`}`;
-    set(node.button, {
+    setProps(node.button, {
       "aria-label": label,
       title: label,
       "aria-current": path.has(picture.name) && "true",
       "aria-disabled": picture.state !== "ready" && "true",
     });
     if (children.length && !node.list) {
-      node.list = make("ul", {});
+      node.list = createElement("ul", {});
       node.item.append(node.list);
     }
-    if (node.list) arrange(node.list, this.inOrder(run, children).map((one) => this.node(run, one, path)));
+    if (node.list) syncChildren(node.list, this.inOrder(run, children).map((one) => this.node(run, one, path)));
     return node.item;
   }
 
   /** @param {string} name */
   makeNode(name) {
-    const img = make("img", { alt: "", hidden: true, draggable: false });
-    const button = make("button", { type: "button", class: "node" }, img);
+    const img = createElement("img", { alt: "", hidden: true, draggable: false });
+    const button = createElement("button", { type: "button", class: "node" }, img);
     button.addEventListener("click", () => {
       if (button.getAttribute("aria-disabled") !== "true") this.onPick(name);
     });
-    const node = { item: make("li", {}, button), button, img, list: null, name };
+    const node = { item: createElement("li", {}, button), button, img, list: null, name };
     this.nodes.set(name, node);
     return node;
   }
 }
 
-/** What was made from nothing, or from pictures that the caller brought. @param {Run} run */
+/** What was made from nothing, or from pictures that the caller brought. @param {RunState} run */
 function rootless(run) {
   return [...run.of("refine"), ...run.of("upscale")].filter((one) => !run.pictures.has(one.parent));
 }

@@ -226,8 +226,8 @@ async def test_a_place_in_the_queue_is_told(visitor, stages):
 async def test_the_time_that_is_left_is_measured_from_the_pace(visitor):
     seconds = await visitor.page.evaluate(
         """async () => {
-            const { Pace } = await import("./web/eta.js");
-            const pace = new Pace();
+            const { ProgressRate } = await import("./web/eta.js");
+            const pace = new ProgressRate();
             const told = [pace.secondsFor(2)];
             for (let second = 0; second <= 8; second++) pace.note("generate", second * 1000, second / 4);
             told.push(pace.secondsFor(2));
