@@ -17,7 +17,7 @@ from training.world.scenes import WORLDS, Scene, World, sample_scene
 
 Picture = UInt8[np.ndarray, "H W 3"]
 # Whatever a world calls training data: some narrow, some wide, so that a part outlives the narrow world.
-NARROW_SHARE = 0.6
+NARROW_SHARE = 0.3
 
 
 def sample_either(rng: random.Random, *, held_out: bool | None = False) -> Scene:

@@ -1,5 +1,6 @@
 """The generator's recipes: two steps of each run, resuming goes on, and the exported network is the trained one."""
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +21,16 @@ from training.generator.export import export
 from training.generator.pretrain_text_encoder import pretrain
 from training.generator.slot_probe import SlotProbe
 from training.generator.token_pool import TokenPool
-from training.generator.train_tokenizer import encode, train_tokenizer
+from training.generator.train_tokenizer import (
+    encode,
+    extend_embeddings,
+    extend_tokenizer,
+    train_tokenizer,
+)
 from training.generator.vqgan_torch import Vqgan
 from training.refiner.degradations import retell_tokens
 from training.world.drawing import Painter
-from training.world.scenes import NARROW, sample_scenes
+from training.world.scenes import NARROW, WIDE, sample_scenes
 from training.world.sprites import stand_in_sprites
 
 DALLE = replace(
@@ -140,16 +146,46 @@ def test_a_token_is_asked_for_the_object_that_stands_in_its_third():
     # A decoder that knows: the class of each token's name, and nothing else.
     torch.nn.init.eye_(probe.names.weight)
     names, _ = probe.labels([scene])
-    left, center, right = (
-        torch.nn.functional.one_hot(label, len(NARROW.objects) + 1).float() for label in names[0]
-    )
-    hidden = torch.stack([left] * 3 + [center] * 2 + [right] * 3).repeat(8, 1)[None]
+    hidden = torch.nn.functional.one_hot(names, len(NARROW.objects) + 1).float()
 
     with torch.no_grad():
         right_loss, wrong_loss = (probe.loss(100 * h, [scene]) for h in (hidden, hidden.flip(1)))
 
-    assert len(set(names[0].tolist())) == 3
+    assert names.unflatten(1, (8, 8))[0, 0].unique_consecutive(return_counts=True)[1].tolist() == [3, 2, 3]
     assert float(right_loss) < float(wrong_loss) - 10
+
+
+def test_what_is_above_another_is_asked_for_in_the_upper_half():
+    probe = SlotProbe(WIDE, width=8, side=8)
+    scene = next(s for s in sample_scenes(3000, seed=1, world=WIDE) if s.objects[-1].slot == "above")
+
+    names, _ = probe.labels([scene])
+
+    center = names.unflatten(1, (8, 8))[0, :, 3].tolist()
+    assert center == [center[0]] * 4 + [center[-1]] * 4
+    assert center[0] != center[-1]
+
+
+def test_an_extended_tokenizer_keeps_its_pieces_and_is_shorter_on_new_words(tokenizer: Tokenizer):
+    old = tokenizer.get_vocab()
+
+    extended = extend_tokenizer(tokenizer, ["an axolotl beside a quokka"] * 3, len(old) + 40)
+
+    assert old.items() <= extended.get_vocab().items()
+    assert len(extended.encode("an axolotl").ids) < len(tokenizer.encode("an axolotl").ids)
+    assert extended.encode("a red house").ids == tokenizer.encode("a red house").ids
+
+
+def test_a_new_piece_starts_as_the_mean_of_its_two(tokenizer: Tokenizer):
+    old = tokenizer.get_vocab()
+    extended = extend_tokenizer(tokenizer, ["zzz"] * 3, len(old) + 1)
+    embeddings = np.arange(2.0 * len(old)).reshape(-1, 2)
+
+    found = extend_embeddings({"encoder.embed_tokens": embeddings}, extended)["encoder.embed_tokens"]
+
+    first, second = json.loads(extended.to_str())["model"]["merges"][-1]
+    np.testing.assert_array_equal(found[:-1], embeddings)
+    np.testing.assert_array_equal(found[-1], (embeddings[old[first]] + embeddings[old[second]]) / 2)
 
 
 def test_a_pool_of_tokens_is_restored_as_it_was(

@@ -1,12 +1,15 @@
 """The world of the built-in models: the same seed is the same scene, picture and caption; held-out is held out."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from training.world.captions import SKY_PHRASES, Caption, caption, plural
+from training.world.captions import Caption, caption, grammar_caption
 from training.world.drawing import Painter
+from training.world.natural_captions import natural_caption
+from training.world.phrases import PLACE_PHRASES, SKY_PHRASES, plural
 from training.world.scenes import (
     LOOKALIKES,
     NARROW,
@@ -19,10 +22,20 @@ from training.world.scenes import (
     of_lookalikes,
     sample_scene,
     sample_scenes,
-    without_place,
 )
 from training.world.sprites import stand_in_sprites
-from training.world.vocabulary import COLOURS, NARROW_OBJECTS, OBJECTS, PLACES, TIMES, WEATHERS
+from training.world.vocabulary import (
+    COLOURS,
+    FOUR_SLOTS,
+    NARROW_OBJECTS,
+    NARROW_PLACES,
+    OBJECTS,
+    PLACES,
+    RELATIONS,
+    SLOTS,
+    TIMES,
+    WEATHERS,
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,33 +67,41 @@ def test_training_scenes_hold_nothing_that_is_held_out():
     assert all(is_held_out(scene) for scene in sample_scenes(50, seed=1, held_out=True))
 
 
-def test_a_scene_without_a_place_is_told_by_its_objects_alone():
-    scene = sample_scene(random.Random(3))
-    bare = without_place(scene, random.Random(4))
-
-    spoken = caption(bare, random.Random(5), plain=True)
-
-    assert bare.objects == scene.objects
-    assert not spoken.mentions & {"place", "time", "weather", "sky"}
-
-
-def test_a_scene_without_a_place_has_a_ground_that_no_place_has(painter: Painter):
-    rng = random.Random(4)
-    grounds = [painter.background(without_place(scene, rng)).tobytes() for scene in sample_scenes(20, seed=5)]
-    places = {painter.background(scene).tobytes() for scene in sample_scenes(400, seed=6)}
-
-    assert len(set(grounds)) == 20
-    assert not places & set(grounds)
-
-
 def test_the_narrow_world_is_as_large_as_promised():
     scenes = sample_scenes(2000, seed=2, held_out=None)
 
     assert len({o.name for scene in scenes for o in scene.objects}) == len(NARROW_OBJECTS) == 25
     assert {o.colour for scene in scenes for o in scene.objects} - {None} == set(COLOURS)
-    assert {scene.place for scene in scenes} == set(PLACES)
+    assert {scene.place for scene in scenes} == set(NARROW_PLACES)
     assert {scene.time for scene in scenes} == set(TIMES)
     assert {scene.weather for scene in scenes} == set(WEATHERS)
+
+
+def test_the_wide_world_has_a_hundred_objects_in_every_place_one_to_four_of_a_kind():
+    scenes = sample_scenes(6000, seed=2, world=WIDE, held_out=None)
+    alike = {len(scene.objects) for scene in scenes if len({o.name for o in scene.objects}) == 1}
+
+    assert len({o.name for scene in scenes for o in scene.objects}) == len(OBJECTS) >= 100
+    assert {scene.place for scene in scenes} == set(PLACES)
+    assert alike == {1, 2, 3, 4}
+    assert {o.slot for scene in scenes for o in scene.objects} == {*SLOTS, *FOUR_SLOTS, *RELATIONS}
+
+
+def test_it_is_always_night_in_space():
+    in_space = [s for s in sample_scenes(3000, seed=2, world=WIDE) if s.place == "space"]
+
+    assert {(s.time, s.weather, s.sky) for s in in_space} == {("night", "clear", None)}
+
+
+def test_what_is_on_another_stands_higher_than_on_the_ground(painter: Painter):
+    scene = next(s for s in sample_scenes(3000, seed=2, world=WIDE) if s.objects[-1].slot == "on")
+    below, above = scene.objects
+
+    def lowest_row(slot: str) -> int:
+        layer = painter.object_layer(replace(above, slot=slot), scene.time, below)
+        return int(np.flatnonzero(layer[..., 3].any(1)).max())
+
+    assert lowest_row("on") < lowest_row("center") - 8
 
 
 def test_a_picture_can_be_painted_at_four_times_the_size():
@@ -112,9 +133,74 @@ def test_every_caption_names_all_objects_and_colours(world):
             assert any(word in text or plural(word) in text for word in words), text
 
 
+def test_people_leave_out_most_but_never_what_there_is():
+    rng = random.Random(1)
+    spoken = [(scene, natural_caption(scene, rng)) for scene in sample_scenes(600, seed=9, world=WIDE)]
+
+    for scene, said in spoken:
+        for o in scene.objects:
+            words = OBJECTS[o.name].words
+            assert any(word in said.text or plural(word) in said.text for word in words), said.text
+    shares = [
+        np.mean([what in said.mentions for _, said in spoken])
+        for what in ("place", "time", "weather", "size")
+    ]
+    assert all(0.02 < share < 0.7 for share in shares)
+
+
+def test_every_place_can_be_said():
+    assert set(PLACE_PHRASES) == set(PLACES)
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_relations_are_said(relation: str):
+    rng = random.Random(1)
+    words = {
+        "above": ("above", "over", "under", "below"),
+        "on": ("on", "under", "riding"),
+        "front": ("in front of", "behind"),
+    }
+    scenes = [s for s in sample_scenes(2000, seed=9, world=WIDE) if s.objects[-1].slot == relation]
+
+    assert scenes
+    for scene in scenes:
+        said = natural_caption(scene, rng)
+        assert "relation" in said.mentions
+        assert any(f" {word} " in said.text for word in words[relation]), said.text
+
+
+@pytest.mark.parametrize(("count", "number"), [(2, "two"), (3, "three"), (4, "four")])
+def test_things_of_a_kind_are_counted(count: int, number: str):
+    scenes = [
+        s
+        for s in sample_scenes(3000, seed=9, world=WIDE)
+        if len(s.objects) == count and len({o.name for o in s.objects}) == 1
+    ]
+
+    said = [grammar_caption(scene, random.Random(i), plain=True).text for i, scene in enumerate(scenes)]
+
+    assert any(f"{number} " in text for text in said)
+    assert not any(text.startswith("a ") and "a pair" not in text for text in said)
+
+
+def test_a_pair_and_another_are_two_and_one():
+    scenes = [
+        s
+        for s in sample_scenes(3000, seed=9, world=WIDE)
+        if len(s.objects) == 3
+        and s.objects[0] == replace(s.objects[1], slot="left") != s.objects[2]
+        and s.objects[2].name != s.objects[0].name
+    ]
+
+    said = [grammar_caption(scene, random.Random(i), plain=True).text for i, scene in enumerate(scenes)]
+
+    assert said
+    assert all("two" in text or "2 " in text or "a pair of" in text for text in said)
+
+
 def test_a_caption_mentions_what_it_says_it_mentions():
     scene = next(s for s in sample_scenes(200, seed=3) if s.sky == "moon" and s.weather == "clear")
-    captions = [caption(scene, random.Random(i)) for i in range(50)]
+    captions = [grammar_caption(scene, random.Random(i)) for i in range(50)]
 
     def says_moon(spoken: Caption) -> bool:
         return any(phrase in spoken.text for phrase in SKY_PHRASES["moon", "night"])
@@ -132,7 +218,7 @@ def test_objects_whose_slots_go_unsaid_are_named_from_left_to_right():
 
     told = 0
     for scene in sample_scenes(400, seed=9):
-        spoken = caption(scene, rng)
+        spoken = grammar_caption(scene, rng)
         if len({o.name for o in scene.objects}) == len(scene.objects) > 1 and "slot" not in spoken.mentions:
             places = [first_word(scene, spoken.text, i) for i in range(len(scene.objects))]
             assert places == sorted(places), spoken.text

@@ -17,7 +17,7 @@ from training.generator import train_dalle, train_vqgan
 from training.generator.dalle_torch import Dalle
 from training.generator.train_tokenizer import train_tokenizer, write_tokenizer
 from training.generator.vqgan_torch import Vqgan
-from training.world import captions
+from training.world import phrases as words
 from training.world.scenes import WORLDS, World
 from training.world.sprites import NOTICE
 from training.world.vocabulary import COLOURS, OBJECTS, PLACES, TIMES, WEATHERS
@@ -67,17 +67,17 @@ def vocabulary(world: World) -> dict[str, list[str]]:
 def _synonyms(world: World) -> list[str]:
     """Every other word or phrase of the captions, in the order of the tables."""
     tables = (
-        captions.COLOUR_WORDS,
-        captions.PLACE_PHRASES,
-        captions.TIME_PHRASES,
-        captions.SKY_PHRASES,
-        captions.WEATHER_PHRASES,
-        captions.SLOT_PHRASES,
-        captions.SIZE_WORDS,
-        captions.NUMBER_WORDS,
+        words.COLOUR_WORDS,
+        words.PLACE_PHRASES,
+        words.TIME_PHRASES,
+        words.SKY_PHRASES,
+        words.WEATHER_PHRASES,
+        words.SLOT_PHRASES,
+        words.SIZE_WORDS,
+        words.NUMBER_WORDS,
     )
     names = [word for name in world.objects for word in OBJECTS[name].words]
-    plurals = [captions.plural(OBJECTS[name].words[0]) for name in world.objects]
+    plurals = [words.plural(OBJECTS[name].words[0]) for name in world.objects]
     irregular = [word for word in plurals if not word.endswith("s")]
     phrases = [phrase for table in tables for phrases in table.values() for phrase in phrases]
     return list(dict.fromkeys([*names, *irregular, *phrases]))

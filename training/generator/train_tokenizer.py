@@ -1,26 +1,37 @@
 """The built-in generator's tokenizer: byte-level BPE, as BART's, learnt from captions of the whole vocabulary.
 
 `python -m training.generator.train_tokenizer` writes tokenizer.json, vocab.json and merges.txt. Ids 0 to 3 are <s>, <pad>, </s>,
-<unk>; any text can be written, for unknown words fall apart into bytes.
+<unk>; any text can be written, for unknown words fall apart into bytes. With --extend the committed tokenizer keeps its
+pieces and is given more, from captions of today's world: what a transformer has learnt of the old ones stays valid.
 """
 
+import argparse
+import json
 import random
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
 from services.generator.dalle.networks.dalle import TEXT_PAD_ID
+from training import checkpoint
 from training.world.captions import caption
 from training.world.scenes import WIDE, sample_scene
 from training.world.vocabulary import IRREGULAR_PLURALS
 
 FOLDER = Path("services/generator/models/tiny/dalle")
+# Where --extend writes: it becomes the committed one when the transformer that learnt it is exported.
+EXTENDED_FOLDER = checkpoint.FOLDER / "tokenizer"
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
-VOCAB_SIZE = 1024
+VOCAB_SIZE = 1280
 
 
 def train_tokenizer(num_captions: int = 20000, seed: int = 0) -> Tokenizer:
@@ -44,6 +55,42 @@ def train_tokenizer(num_captions: int = 20000, seed: int = 0) -> Tokenizer:
     return tokenizer
 
 
+def extend_tokenizer(tokenizer: Tokenizer, texts: Sequence[str], vocab_size: int = VOCAB_SIZE) -> Tokenizer:
+    """The same pieces with the same ids, and more merges after them, of the pairs that `texts` show most often."""
+    state = json.loads(tokenizer.to_str())
+    vocab, merges = state["model"]["vocab"], state["model"]["merges"]
+    counts: Counter[str] = Counter()
+    for text in texts:
+        normalized = tokenizer.normalizer.normalize_str(text)
+        counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalized))
+    pieces = {word: [token.value for token in tokenizer.model.tokenize(word)] for word in counts}
+    while len(vocab) < vocab_size:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, parts in pieces.items():
+            for pair in pairwise(parts):
+                pairs[pair] += counts[word]
+        if not pairs:
+            break
+        first, second = max(pairs, key=lambda pair: (pairs[pair], pair))
+        vocab[first + second] = len(vocab)
+        merges.append([first, second])
+        for parts in pieces.values():
+            for i in range(len(parts) - 2, -1, -1):
+                if parts[i : i + 2] == [first, second]:
+                    parts[i : i + 2] = [first + second]
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def extend_embeddings(tensors: dict[str, NDArray[Any]], tokenizer: Tokenizer) -> dict[str, NDArray[Any]]:
+    """The tensors of a transformer that knows fewer pieces than the tokenizer: a new one starts as the mean of its two."""
+    embeddings = list(tensors["encoder.embed_tokens"])
+    state = json.loads(tokenizer.to_str())["model"]
+    added = len(state["vocab"]) - len(embeddings)
+    for first, second in state["merges"][len(state["merges"]) - added :]:
+        embeddings.append((embeddings[state["vocab"][first]] + embeddings[state["vocab"][second]]) / 2)
+    return {**tensors, "encoder.embed_tokens": np.stack(embeddings)}
+
+
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -59,5 +106,19 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int = 32) -> Int[
     return torch.tensor(rows)
 
 
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--extend", action="store_true", help="add pieces to the committed tokenizer")
+    if parser.parse_args(arguments).extend:
+        rng = random.Random(0)
+        texts = [caption(sample_scene(rng, WIDE), rng).text for _ in range(20000)]
+        committed = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+        write_tokenizer(extend_tokenizer(committed, texts), EXTENDED_FOLDER)
+    else:
+        write_tokenizer(train_tokenizer(), FOLDER)
+
+
 if __name__ == "__main__":
-    write_tokenizer(train_tokenizer(), FOLDER)
+    main()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from training import checkpoint
 from training.generator.dalle_torch import Dalle
-from training.generator.train_dalle import TOKENIZER, WEIGHTS as TRANSFORMER
+from training.generator.train_dalle import TOKENIZER, WEIGHTS as TRANSFORMER, load_dalle
 from training.generator.train_tokenizer import encode
 from training.generator.train_vqgan import WEIGHTS
 from training.generator.vqgan_torch import Vqgan
@@ -73,9 +73,8 @@ def generator_degrade(weights: Path = WEIGHTS, transformer: Path = TRANSFORMER) 
     """As `tokenizer_degrade`, but the transformer tells some of the tokens anew: its mistakes, in their places."""
     if not transformer.exists():
         return tokenizer_degrade(weights)
-    vqgan, dalle, tokenizer = Vqgan(), Dalle(), Tokenizer.from_file(str(TOKENIZER))
+    vqgan, dalle, tokenizer = Vqgan(), load_dalle(transformer), Tokenizer.from_file(str(TOKENIZER))
     checkpoint.load_flax_tensors(vqgan, checkpoint.read_tensors(weights))
-    checkpoint.load_flax_tensors(dalle, checkpoint.read_tensors(transformer))
     vqgan.eval().requires_grad_(False)
     dalle.eval().requires_grad_(False)
 

@@ -19,7 +19,7 @@ from training import checkpoint
 from training.images import to_tensor
 from training.refiner.degradations import Degrade
 from training.world.drawing import Painter
-from training.world.scenes import PLAIN_SHARE, WORLDS, Scene, crowded, sample_lesson, sample_scene
+from training.world.scenes import WORLDS, Scene, crowded, sample_lesson, sample_scene
 
 # The generator of the family knows the narrow world only: so does, mostly, what refines its pictures.
 NARROW_SHARE = 0.9
@@ -40,7 +40,7 @@ class Pool:
 
 
 def pool_scenes(count: int, seed: int, *, held_out: bool) -> list[Scene]:
-    """As many scenes; those to train on are crowded, and some of them of lookalikes or without a place."""
+    """As many scenes; those to train on are crowded, and some of them of lookalikes."""
     rng = random.Random(seed)
     worlds = [WORLDS["narrow" if rng.random() < NARROW_SHARE else "wide"] for _ in range(count)]
     if held_out:
@@ -68,7 +68,7 @@ def encode_scenes(
 def cached_pool(path: Path, count: int, autoencoder: Autoencoder, painter: Painter, degrade: Degrade) -> Pool:
     """The pool in the file at `path`, if it was made with this autoencoder; else makes it and writes it there."""
     scenes = pool_scenes(count, 0, held_out=False)
-    key = f"{count} {PLAIN_SHARE} {LOOKALIKE_SHARE} {fingerprint(autoencoder)} {painter.size} {hash_scenes(scenes)}"
+    key = f"{count} {LOOKALIKE_SHARE} {fingerprint(autoencoder)} {painter.size} {hash_scenes(scenes)}"
     if state := checkpoint.load_if(path, key):
         return Pool(scenes, state["true"].float(), state["degraded"].float())
     pool = encode_scenes(scenes, autoencoder, painter, degrade, 0)

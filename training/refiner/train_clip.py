@@ -29,10 +29,9 @@ from training.refiner.degradations import soften
 from training.refiner.train_wordpieces import clip_files, clip_tokenizer, learn_merges
 from training.world.captions import caption
 from training.world.drawing import Painter
-from training.world.scene_reader import MAX_OBJECTS
 from training.world.scenes import Scene, SceneObject, World, sample_scene
 from training.world.sprites import SpriteSource, fluent_sprites
-from training.world.vocabulary import OBJECTS, SLOTS
+from training.world.vocabulary import MAX_COUNT, OBJECTS, SLOTS
 
 NUM_TOKENS = 32
 NEAR_MISSES = 3
@@ -69,7 +68,8 @@ def near_miss(scene: Scene, rng: random.Random, world: World) -> Scene:
     i = rng.randrange(len(scene.objects))
     changed = scene.objects[i]
     colours = [colour for colour in OBJECTS[changed.name].colours if colour != changed.colour]
-    free = [slot for slot in SLOTS if slot not in {o.slot for o in scene.objects}]
+    taken = {o.slot for o in scene.objects}
+    free = [slot for slot in SLOTS if slot not in taken] if taken <= set(SLOTS) else []
     kind = rng.random()
     if kind < 0.12 and free and changed.size != "big":
         return replace(scene, objects=(*scene.objects, replace(changed, slot=rng.choice(free))))
@@ -108,7 +108,7 @@ class ContentProbe(nn.Module):
         keys = [*OBJECTS, *pairs]
         self._index = {key: i for i, key in enumerate(keys)}
         self.things = nn.Linear(embed_dim, len(keys))
-        self.counts = nn.Linear(embed_dim, MAX_OBJECTS + 1)
+        self.counts = nn.Linear(embed_dim, MAX_COUNT + 1)
 
     def loss(self, embeds: Tensor, scenes: Sequence[Scene]) -> Tensor:
         labels = torch.zeros(len(scenes), len(self._index))

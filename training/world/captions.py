@@ -1,140 +1,83 @@
-"""Speaks a scene in free-ish English: synonyms, word order, dropped articles, junk words.
+"""Says a scene in words: half of the time as people write, half of the time in a grammar that says nearly everything.
 
 A caption may leave things out; it says which attributes of the scene it mentions, for only those can be asked of a
-picture. Knows no pictures.
+picture. `grammar_caption` is what the attribute measure is asked with; how people write is `natural_captions`'s.
+Knows no pictures.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-from training.world.scenes import PLAIN, Scene, SceneObject
-from training.world.vocabulary import IRREGULAR_PLURALS, OBJECTS
+from training.world.phrases import (
+    ARTICLES_AND_PREPOSITIONS,
+    COLOUR_WORDS,
+    JUNK,
+    MOUNTS,
+    NUMBER_WORDS,
+    PLACE_PHRASES,
+    RELATION_PHRASES,
+    RIDERS,
+    RIDING_PHRASES,
+    SIZE_WORDS,
+    SKY_PHRASES,
+    SLOT_PHRASES,
+    TIME_PHRASES,
+    WEATHER_PHRASES,
+    plural,
+)
+from training.world.scenes import Scene, SceneObject
+from training.world.vocabulary import OBJECTS, RELATIONS, SLOTS
 
 
 @dataclass(frozen=True)
 class Caption:
     text: str
-    mentions: frozenset[
-        str
-    ]  # of "place", "time", "weather", "sky", "slot", "size"; names, colours, count: always
-
-
-PLACE_PHRASES = {
-    "sea": ("by the sea", "on the sea", "in the ocean", "at sea", "on the water"),
-    "beach": ("on the beach", "on a sandy beach", "at the beach", "by the shore", "at the seaside"),
-    "desert": ("in the desert", "among the dunes", "in a sandy desert", "over the desert"),
-    "mountains": ("in the mountains", "by the mountains", "near snowy mountains", "with mountains behind"),
-    "forest": ("in the forest", "in the woods", "in a pine forest", "among the trees"),
-    "city": ("in the city", "in a town", "downtown", "on a city street", "with skyscrapers"),
-    "meadow": ("in a meadow", "in a field", "on the grass", "on green hills", "in the countryside"),
-    "snow": ("in the snow", "on a snowy field", "in winter", "on snow"),
-}
-TIME_PHRASES = {
-    "day": ("during the day", "by day", "on a bright day", "in daylight", "at noon"),
-    "sunset": ("at sunset", "at dusk", "in the evening", "at dawn", "at sunrise"),
-    "night": ("at night", "by night", "at midnight", "under a night sky", "in the dark"),
-}
-# By what is in the sky and the time, which these phrases imply.
-SKY_PHRASES = {
-    ("sun", "day"): ("under the sun", "on a sunny day", "with a bright sun", "under a yellow sun"),
-    ("sun", "sunset"): ("with a setting sun", "under a red sun", "with the sun going down"),
-    ("moon", "night"): ("under a full moon", "under the moon", "in the moonlight", "with a full moon"),
-    ("crescent", "night"): ("under a crescent moon", "with a crescent moon", "under a thin moon"),
-    (None, "night"): ("under the stars", "on a starry night", "with a starry sky"),
-}
-WEATHER_PHRASES = {
-    "clouds": ("under clouds", "with clouds", "in cloudy weather", "with a cloudy sky"),
-    "rain": ("in the rain", "while it rains", "in rainy weather", "on a rainy day"),
-    "snowfall": ("in falling snow", "while it snows", "in a snowstorm", "with snowflakes"),
-    "rainbow": ("under a rainbow", "with a rainbow", "and a rainbow"),
-}
-SLOT_PHRASES = {
-    "left": ("on the left", "at the left"),
-    "center": ("in the middle", "in the center"),
-    "right": ("on the right", "at the right"),
-}
-SIZE_WORDS = {"small": ("small", "little", "tiny"), "big": ("big", "large", "huge", "giant")}
-COLOUR_WORDS = {
-    "red": ("red", "crimson", "scarlet"),
-    "yellow": ("yellow", "golden"),
-    "purple": ("purple", "violet"),
-}
-NUMBER_WORDS = {2: ("two", "two", "two", "2", "a pair of"), 3: ("three", "three", "three", "3")}
-JUNK = [
-    "nice",
-    "beautiful",
-    "lovely",
-    "cute",
-    "picture",
-    "image",
-    "of",
-    "drawing",
-    "painting",
-    "photo",
-    "illustration",
-    "3d",
-    "render",
-    "colorful",
-    "happy",
-    "sweet",
-    "really",
-    "very",
-    "gorgeous",
-    "digital",
-    "art",
-    "detailed",
-    "high",
-    "quality",
-    "scene",
-    "showing",
-    "amazing",
-    "zorp",
-    "quux",
-    "blorg",
-    "odd",
-    "funny",
-    "fantastic",
-    "mysterious",
-    "my",
-    "your",
-    "this",
-    "that",
-    "some",
-    "wonderful",
-    "old",
-    "new",
-    "shiny",
-    "famous",
-    "artstation",
-    "cartoon",
-    "style",
-]
-ARTICLES_AND_PREPOSITIONS = frozenset(("a", "an", "the", "on", "in", "at", "of"))
-
-
-def plural(word: str) -> str:
-    """The plural of a noun or of a phrase that ends with one."""
-    first, _, last = word.rpartition(" ")
-    if last in IRREGULAR_PLURALS:
-        last = IRREGULAR_PLURALS[last]
-    elif last.endswith("y") and last[-2] not in "aeiou":
-        last = last[:-1] + "ies"
-    else:
-        last += "es" if last.endswith(("s", "x", "ch", "sh")) else "s"
-    return f"{first} {last}".strip()
+    # Of "place", "time", "weather", "sky", "slot", "size", "relation"; names, colours and count: always.
+    mentions: frozenset[str]
 
 
 def caption(scene: Scene, rng: random.Random, *, plain: bool = False) -> Caption:
     """One way to say the scene; `plain`: everything is said, nothing dropped, no junk."""
+    if plain or rng.random() < 0.5:
+        return grammar_caption(scene, rng, plain=plain)
+    # Imported late: it is made of the phrases of this module.
+    from training.world.natural_captions import natural_caption
+
+    return natural_caption(scene, rng)
+
+
+def grouped(objects: Sequence[SceneObject]) -> list[tuple[SceneObject, int]]:
+    """Neighbours of a kind, and how many they are."""
+    runs = [list(run) for _, run in groupby(objects, key=lambda o: (o.name, o.colour, o.size))]
+    return [(run[0], len(run)) for run in runs]
+
+
+def relation_phrases(scene: Scene) -> Sequence[str]:
+    """How to say where the second of the scene's two objects, {b}, is from the first, {a}; none if beside it."""
+    below, above = scene.objects[0].name, scene.objects[-1].name
+    relation = scene.objects[-1].slot
+    if relation not in RELATIONS:
+        return ()
+    if relation == "on" and below in MOUNTS and above in RIDERS:
+        return RIDING_PHRASES
+    return RELATION_PHRASES[relation]
+
+
+def is_between(objects: Sequence[SceneObject]) -> bool:
+    """Whether one stands between two of a kind."""
+    return len(objects) == 3 and len(grouped(objects)) == 3 and objects[0].name == objects[2].name
+
+
+def grammar_caption(scene: Scene, rng: random.Random, *, plain: bool = False) -> Caption:
+    """Synonyms, word order, dropped articles, junk words; `plain`: everything is said, nothing dropped, no junk."""
     mentions: set[str] = set()
 
     def happens(probability: float) -> bool:
         return plain or rng.random() < probability
 
-    subject = _subject(scene.objects, rng, mentions, plain=plain)
-    if scene.place == PLAIN:
-        return Caption(subject if plain else " ".join(_spoil(subject.split(), rng)), frozenset(mentions))
+    subject = _subject(scene, rng, mentions, plain=plain)
     settings = []
     if happens(0.85):
         settings.append(rng.choice(PLACE_PHRASES[scene.place]))
@@ -147,7 +90,7 @@ def caption(scene: Scene, rng: random.Random, *, plain: bool = False) -> Caption
         time_said = 0.2
     else:
         time_said = 0.4 if scene.time == "day" else 0.85
-    if happens(time_said):
+    if scene.place != "space" and happens(time_said):
         settings.append(rng.choice(TIME_PHRASES[scene.time]))
         mentions.add("time")
     if scene.weather in WEATHER_PHRASES and happens(0.9):
@@ -160,16 +103,43 @@ def caption(scene: Scene, rng: random.Random, *, plain: bool = False) -> Caption
     return Caption(" ".join(words), frozenset(mentions))
 
 
-def _subject(objects: Sequence[SceneObject], rng: random.Random, mentions: set[str], *, plain: bool) -> str:
-    if len(objects) > 1 and all(o.name == objects[0].name for o in objects):
-        return _noun_phrase(objects[0], rng, mentions, count=len(objects), plain=plain)
-    phrases = [_noun_phrase(o, rng, mentions, plain=plain) for o in objects]
+def _subject(scene: Scene, rng: random.Random, mentions: set[str], *, plain: bool) -> str:
+    objects = scene.objects
+    if relations := relation_phrases(scene):
+        below, above = (_noun_phrase(o, rng, mentions, plain=plain) for o in objects)
+        mentions.add("relation")
+        return rng.choice(relations).format(a=below, b=above)
+    if is_between(objects):
+        mentions.add("slot")
+        middle = _noun_phrase(objects[1], rng, mentions, plain=plain)
+        return f"{middle} between {_noun_phrase(objects[0], rng, mentions, count=2, plain=plain)}"
+    groups = grouped(objects)
+    phrases = [_noun_phrase(o, rng, mentions, count=count, plain=plain) for o, count in groups]
+    if len(groups) == len(objects) > 1 or len(objects) == 1:
+        phrases = _placed(objects, phrases, rng, mentions, plain=plain)
+    if len(phrases) < 3:
+        return " and ".join(phrases)
+    return ", ".join(phrases[:-1]) + " and " + phrases[-1]
+
+
+def _placed(
+    objects: Sequence[SceneObject], phrases: list[str], rng: random.Random, mentions: set[str], *, plain: bool
+) -> list[str]:
+    """The phrases, with the slots of their objects or without; two may become one that says who is left of whom."""
+    if any(o.slot not in SLOTS for o in objects):
+        return phrases
     if len(phrases) == 2 and not plain and rng.random() < 0.25:
         left, right = phrases
         mentions.add("slot")
-        return rng.choice(
-            (f"{left} to the left of {right}", f"{right} to the right of {left}", f"{left} left of {right}")
-        )
+        return [
+            rng.choice(
+                (
+                    f"{left} to the left of {right}",
+                    f"{right} to the right of {left}",
+                    f"{left} left of {right}",
+                )
+            )
+        ]
     # All or none, so that "mentions" speaks of every object. Who stands aside alone is mostly said to.
     aside = len(objects) == 1 and objects[0].slot != "center"
     if plain or rng.random() < (0.8 if aside else 0.35):
@@ -178,9 +148,7 @@ def _subject(objects: Sequence[SceneObject], rng: random.Random, mentions: set[s
         # Only then in any order: unsaid, objects stand from left to right as they are named.
         if rng.random() < 0.5:
             rng.shuffle(phrases)
-    if len(phrases) < 3:
-        return " and ".join(phrases)
-    return ", ".join(phrases[:-1]) + " and " + phrases[-1]
+    return phrases
 
 
 def _noun_phrase(
@@ -198,9 +166,13 @@ def _noun_phrase(
         number = rng.choice(NUMBER_WORDS[count])
     else:
         number = rng.choices(("a", "one", "the", ""), (0.76, 0.08, 0.08, 0.08))[0]
-        if number == "a" and words[0][0] in "aeiou" and words[0] != "ufo":
-            number = "an"
+        if number == "a":
+            number = article(words[0])
     return " ".join((number, *words)).strip()
+
+
+def article(word: str) -> str:
+    return "an" if word[0] in "aeiou" and not word.startswith(("ufo", "unicorn")) else "a"
 
 
 def _join(subject: str, settings: list[str], rng: random.Random) -> str:

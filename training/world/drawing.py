@@ -13,16 +13,23 @@ from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from training.world.scenes import PLAIN, Scene, SceneObject
+from training.world.scenes import Scene, SceneObject
 from training.world.sprites import SpriteSource
 from training.world.vocabulary import OBJECTS
 
 RGB = tuple[int, int, int]
 # All lengths are fractions of the picture's width.
-SLOT_X = {"left": 24 / 128, "center": 64 / 128, "right": 104 / 128}
+SLOT_X = {
+    "left": 24 / 128, "center": 64 / 128, "right": 104 / 128,
+    "first": 16 / 128, "second": 48 / 128, "third": 80 / 128, "fourth": 112 / 128,
+    "above": 64 / 128, "on": 64 / 128, "front": 64 / 128,
+}  # fmt: skip
 SIZE = {"small": 34 / 128, "medium": 50 / 128, "big": 72 / 128}
 GROUND_Y = 118 / 128  # where objects stand
 AIR_Y = 56 / 128  # around which flying things are centred
+ABOVE_Y = 32 / 128  # and those that are above another
+GRID = 8 / 128
+ON_OVERLAP = 0.25  # of its height is hidden by what is on it: a rider sits in the saddle, not on the ears
 DISC_Y = {"day": 20 / 128, "sunset": 44 / 128, "night": 20 / 128}
 CLOUDS = ((0.02, 0.03), (0.36, 0.09), (0.68, 0.02))
 
@@ -31,13 +38,14 @@ SKY: dict[str, tuple[RGB, RGB]] = {
     "sunset": ((104, 70, 150), (255, 166, 100)),
     "night": ((10, 14, 50), (46, 54, 116)),
     "grey": ((120, 132, 148), (186, 194, 204)),
+    "space": ((6, 6, 22), (30, 22, 58)),
 }
 LIGHT = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.86, 0.8), "night": (0.6, 0.62, 0.86)}
 # Objects keep their own colour at every hour, as in a picture book: a red house at night is still red.
 OBJECT_LIGHT = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 1.0, 1.0), "night": (1.0, 1.0, 1.0)}
 HORIZON = {
     "sea": 0.62, "beach": 0.52, "desert": 0.66, "mountains": 0.7,
-    "forest": 0.72, "city": 0.74, "meadow": 0.64, "snow": 0.66,
+    "forest": 0.72, "city": 0.74, "meadow": 0.64, "snow": 0.66, "hill": 0.7, "road": 0.62, "space": 0.8,
 }  # fmt: skip
 
 
@@ -55,7 +63,7 @@ class Painter:
             scene.place, scene.time, scene.weather, scene.variant, scene.sky, scene.sky_slot
         ).copy()
         for scene_object in scene.objects:
-            self._paint_object(picture, scene_object, scene.time)
+            self._paint_object(picture, scene_object, scene)
         return np.asarray(picture)
 
     def background(self, scene: Scene) -> UInt8[np.ndarray, "H W 3"]:
@@ -64,31 +72,42 @@ class Painter:
             self._background(scene.place, scene.time, scene.weather, scene.variant, scene.sky, scene.sky_slot)
         )
 
-    def object_layer(self, scene_object: SceneObject, time: str) -> UInt8[np.ndarray, "H W 4"]:
-        """One object alone on a transparent ground, without its shadow."""
+    def object_layer(
+        self, scene_object: SceneObject, time: str, below: SceneObject | None = None
+    ) -> UInt8[np.ndarray, "H W 4"]:
+        """One object alone on a transparent ground, without its shadow; `below`: what it is on, if it is on another."""
         layer = Image.new("RGBA", (self.size, self.size))
         sprite = self._scaled(scene_object.name, scene_object.colour, scene_object.size, time)
-        layer.paste(sprite, self._corner(scene_object, sprite))
+        layer.paste(sprite, self._corner(scene_object, sprite, below))
         return np.asarray(layer)
 
     def object_mask(self, scene: Scene) -> Bool[np.ndarray, "H W"]:
         """Where the scene's objects are."""
         mask: NDArray[np.bool_] = np.zeros((self.size, self.size), bool)
         for scene_object in scene.objects:
-            mask |= self.object_layer(scene_object, "day")[..., 3] > 100
+            mask |= self.object_layer(scene_object, "day", scene.objects[0])[..., 3] > 100
         return mask
 
-    def _paint_object(self, picture: Image.Image, scene_object: SceneObject, time: str) -> None:
-        sprite = self._scaled(scene_object.name, scene_object.colour, scene_object.size, time)
-        corner = self._corner(scene_object, sprite)
-        if OBJECTS[scene_object.name].where == "ground":
+    def _paint_object(self, picture: Image.Image, scene_object: SceneObject, scene: Scene) -> None:
+        sprite = self._scaled(scene_object.name, scene_object.colour, scene_object.size, scene.time)
+        corner = self._corner(scene_object, sprite, scene.objects[0])
+        if OBJECTS[scene_object.name].where == "ground" and scene_object.slot not in ("above", "on"):
             x, y = SLOT_X[scene_object.slot] * self.size, GROUND_Y * self.size
             rx, ry = sprite.width * 0.44, SIZE[scene_object.size] * self.size * 0.06
             ImageDraw.Draw(picture, "RGBA").ellipse((x - rx, y - ry, x + rx, y + ry), fill=(20, 25, 40, 70))
         picture.paste(sprite, corner, sprite)
 
-    def _corner(self, scene_object: SceneObject, sprite: Image.Image) -> tuple[int, int]:
+    def _corner(
+        self, scene_object: SceneObject, sprite: Image.Image, below: SceneObject | None
+    ) -> tuple[int, int]:
         left = round(SLOT_X[scene_object.slot] * self.size - sprite.width / 2)
+        if scene_object.slot == "above":
+            return left, round(ABOVE_Y * self.size - sprite.height / 2)
+        if scene_object.slot == "on" and below is not None:
+            height = self._scaled(below.name, below.colour, below.size, "day").height / self.size
+            # On the grid, as everything: the same tokens on whatever it is.
+            steps = round(height * (1 - ON_OVERLAP) / GRID)
+            return left, round((GROUND_Y - steps * GRID) * self.size - sprite.height)
         if OBJECTS[scene_object.name].where == "air":
             return left, round(AIR_Y * self.size - sprite.height / 2)
         return left, round(GROUND_Y * self.size - sprite.height)
@@ -108,8 +127,6 @@ class Painter:
         """Draws at twice the size and halves it, for smooth edges."""
         size = 2 * self.size
         rng = random.Random(f"{place} {variant}")
-        if place == PLAIN:
-            return _draw_plain(size, rng).reduce(2)
         picture = _sky(
             size, "grey" if time == "day" and weather in ("clouds", "rain", "snowfall") else time, place
         )
@@ -259,9 +276,44 @@ def _snow(land: _Land, rng: random.Random) -> None:
     land.hills(0.88, 0.015, 3.5, (242, 247, 253), rng)
 
 
+def _hill(land: _Land, rng: random.Random) -> None:
+    """One large hill before smaller ones."""
+    land.hills(0.72, 0.02, 6, (104, 170, 110), rng)
+    shift = 0.12 * (rng.random() - 0.5)
+    steps = 64
+    ridge = [
+        (i / steps, 0.9 - 0.38 * math.exp(-(((i / steps - 0.5 - shift) / 0.3) ** 2)))
+        for i in range(steps + 1)
+    ]
+    land.polygon([(0, 1), *ridge, (1, 1)], (86, 168, 84))
+    land.hills(0.89, 0.012, 4, (112, 190, 92), rng)
+
+
+def _road(land: _Land, rng: random.Random) -> None:
+    """A road through fields, seen from its side."""
+    land.hills(0.64, 0.02, 5, (150, 180, 96), rng)
+    land.hills(0.72, 0.015, 4, (172, 196, 104), rng)
+    land.gradient(0.8, (92, 94, 102), (74, 76, 84))
+    land.rectangle(0, 0.8, 1, 0.815, (214, 212, 204))
+    for i in range(4):
+        land.rectangle(i / 4 + 0.04, 0.945, i / 4 + 0.17, 0.965, (250, 214, 90))
+
+
+def _space(land: _Land, rng: random.Random) -> None:
+    """The grey ground of a moon, and a planet far away."""
+    x = 0.2 if rng.random() < 0.5 else 0.8
+    land.dot(x, 0.24, 0.13, (250, 160, 110))
+    land.dot(x - 0.03, 0.21, 0.07, (255, 190, 140))
+    land.hills(0.8, 0.015, 5, (150, 150, 166), rng)
+    land.hills(0.88, 0.01, 4, (172, 172, 188), rng)
+    for i in range(4):
+        land.dot(0.14 + 0.24 * i + 0.06 * rng.random(), 0.9 + 0.07 * rng.random(), 0.025, (136, 136, 152))
+
+
 _PLACE_DRAWERS = {
     "sea": _sea, "beach": _beach, "desert": _desert, "mountains": _mountains,
     "forest": _forest, "city": _city, "meadow": _meadow, "snow": _snow,
+    "hill": _hill, "road": _road, "space": _space,
 }  # fmt: skip
 
 
@@ -282,19 +334,8 @@ def _draw_windows(land: _Land, rng: random.Random, x: float, top: float, width: 
             )
 
 
-def _draw_plain(size: int, rng: random.Random) -> Image.Image:
-    """Two gradients of any colours that meet at any height: a ground that no place has."""
-    horizon = round(size * rng.uniform(0.3, 0.95))
-    colours = [np.array([rng.uniform(0, 255) for _ in range(3)], np.float32) for _ in range(3)]
-    t = np.linspace(0, 1, horizon, dtype=np.float32)[:, None]
-    land = np.broadcast_to(colours[2], (size - horizon, 3))
-    rows = np.concatenate((colours[0] * (1 - t) + colours[1] * t, land))
-    pixels = np.repeat(rows[:, None], size, 1)
-    return Image.fromarray(pixels.round().astype(np.uint8))
-
-
 def _sky(size: int, kind: str, place: str) -> Image.Image:
-    top, bottom = (np.array(colour, np.float32) for colour in SKY[kind])
+    top, bottom = (np.array(colour, np.float32) for colour in SKY["space" if place == "space" else kind])
     t = np.clip(np.linspace(0, 1 / HORIZON[place], size, dtype=np.float32), 0, 1)[:, None, None]
     pixels = (top * (1 - t) + bottom * t) * np.ones((size, size, 1), np.float32)
     return Image.fromarray(pixels.round().astype(np.uint8))

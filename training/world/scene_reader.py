@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from training.world.drawing import Painter
 from training.world.scenes import Scene, SceneObject, World, can_be, skies
-from training.world.vocabulary import OBJECTS, PLACES, SIZES, SLOTS, TIMES, WEATHERS
+from training.world.vocabulary import OBJECTS, SIZES, SLOTS, TIMES, WEATHERS
 
 MAX_OBJECTS = 3
 # Far errors say "different", not how different: a background with an object on it is still that background.
@@ -57,12 +57,12 @@ class Reader:
     def _backgrounds(self) -> tuple[list[Scene], Float[np.ndarray, "N h w 3"]]:
         scenes = [
             Scene(place, time, weather, variant, sky, slot, ())
-            for place in PLACES
+            for place in self._world.places
             for time in TIMES
             for weather in WEATHERS
             if can_be(place, time, weather)
             for variant in range(self._world.num_variants)
-            for sky in skies(time, weather)
+            for sky in skies(place, time, weather)
             for slot in (("left", "right") if sky else ("left",))
         ]
         return scenes, np.stack([halved(self._painter.background(scene)) for scene in scenes])

@@ -1,6 +1,6 @@
 """Scenes of the built-in family's world: what is in a picture, sampled from a seed.
 
-A scene is a place, a time of day, a weather, something in the sky, and one to three objects. A world says how many
+A scene is a place, a time of day, a weather, something in the sky, and one to four objects. A world says how many
 of each there are. Combinations of object, colour and place are held out by their hash: no recipe trains on them.
 Drawing is `drawing`'s, words are `captions`'s.
 """
@@ -10,14 +10,24 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from training.world.vocabulary import NARROW_OBJECTS, OBJECTS, PLACES, SIZES, SLOTS, TIMES, WEATHERS
+from training.world.vocabulary import (
+    FOUR_SLOTS,
+    HOMES,
+    NARROW_OBJECTS,
+    NARROW_PLACES,
+    OBJECTS,
+    PLACES,
+    RELATIONS,
+    SIZES,
+    SLOTS,
+    TIMES,
+    WEATHERS,
+)
 
 # One combination in so many is held out.
 HELD_OUT_ONE_IN = 16
-# Of a scene that shows objects and nothing else, on a ground that is no place.
-PLAIN = "plain"
-# So many scenes show their objects alone: else a network learns where an object is never seen, and draws no other.
-PLAIN_SHARE = 0.15
+# How often what stands first is at home, if it has a home.
+AT_HOME_SHARE = 0.5
 # Few pixels tell these apart; dogs, whose black ones are held out by the sea, need the most lessons.
 LOOKALIKES = (("dog", "cat"), ("dog", "cat"), ("cactus", "tree"))
 
@@ -48,18 +58,31 @@ class World:
     objects: tuple[str, ...]
     num_variants: int
     coloured: float = 0.75  # how often an object that has colours is given one
-    counts: tuple[float, ...] = (0.54, 0.32, 0.14)  # how often there are one, two, three objects
-    alike: tuple[float, ...] = (0.0, 0.3, 0.6)  # and how often they are of a kind
+    counts: tuple[float, ...] = (0.54, 0.32, 0.14, 0.0)  # how often there are one, two, three, four objects
+    alike: tuple[float, ...] = (0.0, 0.3, 0.6, 0.0)  # and how often they are of a kind
+    paired: float = 0.0  # how often two of three that are not all of a kind are: "two trees and a house"
+    related: float = 0.0  # how often one of two is above, on or in front of the other
+    places: tuple[str, ...] = NARROW_PLACES
 
 
 NARROW = World(tuple(NARROW_OBJECTS), num_variants=2)
-WIDE = World(tuple(OBJECTS), num_variants=3)
+WIDE = World(
+    tuple(OBJECTS),
+    num_variants=2,
+    coloured=0.6,
+    counts=(0.48, 0.3, 0.15, 0.07),
+    alike=(0.0, 0.3, 0.5, 0.8),
+    paired=0.5,
+    related=0.3,
+    places=PLACES,
+)
 WORLDS = {"narrow": NARROW, "wide": WIDE}
 
 
 def crowded(world: World) -> World:
     """The same world with more scenes of several different objects: which of them stands where is the hardest to learn."""
-    return replace(world, counts=(0.36, 0.38, 0.26), alike=(0.0, 0.18, 0.25))
+    counts = (0.36, 0.38, 0.26, 0.0) if world.counts[3] == 0 else (0.34, 0.35, 0.23, 0.08)
+    return replace(world, counts=counts, alike=(0.0, 0.18, 0.25, 0.6))
 
 
 def is_held_out(scene: Scene) -> bool:
@@ -73,19 +96,6 @@ def sample_scene(rng: random.Random, world: World = NARROW, *, held_out: bool | 
         scene = _sample(rng, world)
         if held_out is None or is_held_out(scene) == held_out:
             return scene
-
-
-def without_place(scene: Scene, rng: random.Random) -> Scene:
-    """Its objects alone: what they look like where the world never puts them is learnt from these."""
-    return replace(
-        scene,
-        place=PLAIN,
-        time="day",
-        weather="clear",
-        variant=rng.randrange(2**30),
-        sky=None,
-        sky_slot="left",
-    )
 
 
 def of_lookalikes(scene: Scene, rng: random.Random) -> Scene:
@@ -102,17 +112,19 @@ def of_lookalikes(scene: Scene, rng: random.Random) -> Scene:
 
 
 def sample_lesson(rng: random.Random, world: World, *, lookalike_share: float) -> Scene:
-    """A scene to learn from: as `sample_scene`, but some of lookalikes, and some without a place."""
+    """A scene to learn from: as `sample_scene`, but some of lookalikes."""
     scene = sample_scene(rng, world)
     if rng.random() < lookalike_share and not is_held_out(alike := of_lookalikes(scene, rng)):
-        scene = alike
-    return without_place(scene, rng) if rng.random() < PLAIN_SHARE else scene
+        return alike
+    return scene
 
 
 def in_every_slot(scene: Scene) -> Scene:
     """Each of its objects in all slots: where they are, and where they might have been."""
-    objects = tuple(replace(o, slot=slot) for o in scene.objects for slot in SLOTS)
-    return replace(scene, objects=objects)
+    if scene.objects[-1].slot in RELATIONS:
+        return scene
+    slots = FOUR_SLOTS if len(scene.objects) == len(FOUR_SLOTS) else SLOTS
+    return replace(scene, objects=tuple(replace(o, slot=slot) for o in scene.objects for slot in slots))
 
 
 def sample_scenes(
@@ -124,25 +136,39 @@ def sample_scenes(
 
 def can_be(place: str, time: str, weather: str) -> bool:
     """Whether the world has such a weather there and then."""
+    if place == "space":
+        return time == "night" and weather == "clear"
     if weather == "rainbow":
         return time == "day"
     return not (weather == "snowfall" and place in ("desert", "beach"))
 
 
-def skies(time: str, weather: str) -> Sequence[str | None]:
+def skies(place: str, time: str, weather: str) -> Sequence[str | None]:
     """What may stand in the sky."""
+    if place == "space":
+        return (None,)
     if time == "night":
         return ("moon", "crescent", None)
     return ("sun",) if weather in ("clear", "rainbow") else (None,)
 
 
 def _sample(rng: random.Random, world: World) -> Scene:
-    place = rng.choice(PLACES)
+    place = rng.choice(world.places)
     time = rng.choices(TIMES, [0.44, 0.24, 0.32])[0]
     weather = rng.choices(WEATHERS, [0.56, 0.13, 0.12, 0.1, 0.09])[0]
+    objects = None
+    if len(world.places) > len(NARROW_PLACES):
+        objects = _sample_objects(rng, world)
+        homes = HOMES.get(objects[0].name)
+        if homes and rng.random() < AT_HOME_SHARE:
+            place = rng.choice(homes)
+        elif place == "space" and rng.random() < 0.5:  # cows and clocks are seldom seen there
+            place = rng.choice(NARROW_PLACES)
+    if place == "space":
+        time = "night"
     if not can_be(place, time, weather):
         weather = "clear"
-    sky = rng.choice(skies(time, weather))
+    sky = rng.choice(skies(place, time, weather))
     return Scene(
         place=place,
         time=time,
@@ -150,25 +176,46 @@ def _sample(rng: random.Random, world: World) -> Scene:
         variant=rng.randrange(world.num_variants),
         sky=sky,
         sky_slot=rng.choice(("left", "right")),
-        objects=_sample_objects(rng, world),
+        objects=objects or _sample_objects(rng, world),
     )
 
 
 def _sample_objects(rng: random.Random, world: World) -> tuple[SceneObject, ...]:
-    count = rng.choices([1, 2, 3], world.counts)[0]
+    count = rng.choices([1, 2, 3, 4], world.counts)[0]
     if count == 1:
         slot = rng.choices(SLOTS, [0.2, 0.6, 0.2])[0]
         # A big object beside the edge would be cut off.
         sizes: Sequence[str] = SIZES if slot == "center" else SIZES[:2]
         return (_sample_object(rng, world, rng.choice(world.objects), slot, sizes),)
-    slots = ("left", "right") if count == 2 else SLOTS
+    if count == 2 and world.related and rng.random() < world.related:
+        return _sample_related(rng, world)
+    slots = {2: ("left", "right"), 3: SLOTS, 4: FOUR_SLOTS}[count]
     sizes = SIZES[:2] if count == 2 else SIZES[:1]
     if rng.random() < world.alike[count - 1]:
         first = _sample_object(rng, world, rng.choice(world.objects), slots[0], sizes)
         return tuple(replace(first, slot=slot) for slot in slots)
     names = rng.sample(world.objects, count)
-    return tuple(
-        _sample_object(rng, world, name, slot, sizes) for name, slot in zip(names, slots, strict=True)
+    objects = [_sample_object(rng, world, name, slot, sizes) for name, slot in zip(names, slots, strict=True)]
+    if count > 2 and world.paired and rng.random() < world.paired:
+        # The first two alike, or the last two: what is between two of a kind is told by its relation.
+        pair = rng.choice(((0, 1), (1, 2), (0, 2))) if count == 3 else (0, 1)
+        objects[pair[1]] = replace(objects[pair[0]], slot=slots[pair[1]])
+        if count == 4:
+            objects[3] = replace(objects[2], slot=slots[3])
+    return tuple(objects)
+
+
+def _sample_related(rng: random.Random, world: World) -> tuple[SceneObject, SceneObject]:
+    """What stands in the center, and what is above it, on it or in front of it."""
+    relation = rng.choice(RELATIONS)
+    flying = [name for name in world.objects if OBJECTS[name].where == "air"]
+    standing = [name for name in world.objects if OBJECTS[name].where != "air"]
+    lower = rng.choice(standing)
+    upper = rng.choice([name for name in (flying if relation == "above" else standing) if name != lower])
+    sizes = SIZES[2:] if relation == "front" else SIZES[1:2]
+    return (
+        _sample_object(rng, world, lower, "center", sizes),
+        _sample_object(rng, world, upper, relation, SIZES[:1]),
     )
 
 

@@ -55,8 +55,8 @@ SpriteSource = Callable[[str, str | None], Image.Image]
 def fluent_sprites(cache: Path = CACHE) -> SpriteSource:
     """The Fluent 3D emoji; runs `npm pack` once if the package is not in `cache`."""
     archive = next(iter(sorted(cache.glob("*.tgz"))), None) or _fetch(cache)
-    wanted = {f"package/assets/{kind.sprite}.webp": name for name, kind in OBJECTS.items()}
-    pictures: dict[str, Image.Image] = {}
+    wanted = {f"package/assets/{kind.sprite}.webp": name for name, kind in OBJECTS.items() if kind.sprite}
+    pictures = {"lighthouse": draw_lighthouse()}
     with tarfile.open(archive) as package:
         for member in package:
             if member.name in wanted and (file := package.extractfile(member)) is not None:
@@ -74,6 +74,26 @@ def fluent_sprites(cache: Path = CACHE) -> SpriteSource:
         return picture.crop(picture.getbbox())
 
     return sprite
+
+
+def draw_lighthouse() -> Image.Image:
+    """What no emoji shows: a tower in red and white stripes, with a lamp under a roof."""
+    picture = Image.new("RGBA", (512, 512))
+    draw = ImageDraw.Draw(picture)
+    for i in range(5):
+        y0, y1 = 150 + 66 * i, 150 + 66 * (i + 1)
+        left0, left1 = (196 - (y - 150) * 0.16 for y in (y0, y1))
+        band = [(left0, y0), (512 - left0, y0), (512 - left1, y1), (left1, y1)]
+        draw.polygon(band, (222, 62, 60) if i % 2 == 0 else (246, 244, 240))
+        shade = [(512 - left0 - 34, y0), (512 - left0, y0), (512 - left1, y1), (512 - left1 - 40, y1)]
+        draw.polygon(shade, (178, 42, 52) if i % 2 == 0 else (208, 206, 214))
+    draw.rounded_rectangle((176, 132, 336, 156), 8, (74, 78, 96))
+    draw.rectangle((206, 72, 306, 132), (255, 222, 110))
+    for x in (206, 252, 298):
+        draw.rectangle((x, 72, x + 8, 132), (74, 78, 96))
+    draw.polygon([(190, 74), (256, 14), (322, 74)], (214, 54, 54))
+    draw.rounded_rectangle((120, 474, 392, 500), 10, (132, 136, 150))
+    return picture.reduce(2)
 
 
 def stand_in_sprites() -> SpriteSource:
