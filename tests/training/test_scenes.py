@@ -9,7 +9,7 @@ import pytest
 from training.world.captions import Caption, caption, grammar_caption
 from training.world.drawing import Painter
 from training.world.natural_captions import natural_caption
-from training.world.phrases import PLACE_PHRASES, SKY_PHRASES, plural
+from training.world.phrases import PLACE_NOUNS, PLACE_PHRASES, SKY_PHRASES, plural
 from training.world.scenes import (
     LOOKALIKES,
     NARROW,
@@ -20,6 +20,7 @@ from training.world.scenes import (
     in_every_slot,
     is_held_out,
     of_lookalikes,
+    sample_lesson,
     sample_scene,
     sample_scenes,
 )
@@ -148,8 +149,19 @@ def test_people_leave_out_most_but_never_what_there_is():
     assert all(0.02 < share < 0.7 for share in shares)
 
 
-def test_every_place_can_be_said():
-    assert set(PLACE_PHRASES) == set(PLACES)
+def test_every_place_can_be_said_with_objects_and_alone():
+    assert set(PLACE_PHRASES) == set(PLACE_NOUNS) == set(PLACES)
+
+
+def test_a_place_without_objects_is_painted_and_told(painter: Painter):
+    rng = random.Random(1)
+    scene = sample_lesson(rng, WIDE, empty_share=1.0)
+
+    said = natural_caption(scene, rng)
+
+    assert not scene.objects
+    assert any(noun in said.text for noun in PLACE_NOUNS[scene.place])
+    np.testing.assert_array_equal(painter.paint(scene), painter.background(scene))
 
 
 @pytest.mark.parametrize("relation", RELATIONS)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from services.generator.dalle.networks.dalle import TEXT_PAD_ID
 from training.generator.dalle_torch import Dalle, text_mask
+from training.generator.token_pool import EMPTY_SHARE
 from training.generator.train_tokenizer import encode
 from training.world.captions import caption
-from training.world.scenes import Scene, World, sample_scene
+from training.world.scenes import Scene, World, sample_lesson
 from training.world.vocabulary import (
     ALL_SLOTS,
     COLOURS,
@@ -109,7 +110,7 @@ def pretrain(
                 learning_rate * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
                 + 1e-5
             )
-        scenes = [sample_scene(rng, world) for _ in range(batch)]
+        scenes = [sample_lesson(rng, world, empty_share=EMPTY_SHARE) for _ in range(batch)]
         texts = [caption(scene, rng, plain=rng.random() < 0.2).text for scene in scenes]
         text_tokens = encode(tokenizer, texts, network.config.max_text_length)
         # Half of the columns are padding, mostly.

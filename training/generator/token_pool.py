@@ -18,6 +18,9 @@ from training.generator.vqgan_torch import Vqgan
 from training.world.drawing import Painter
 from training.world.scenes import Scene, World, in_every_slot, sample_lesson
 
+# Of scenes show a place and nothing else: "a beach at sunset" asks for no object.
+EMPTY_SHARE = 0.04
+
 
 class TokenPool:
     def __init__(
@@ -98,4 +101,4 @@ class TokenPool:
 
     def _scene(self, index: int) -> Scene:
         rng = random.Random(f"{self._seed} {index}")
-        return sample_lesson(rng, self._world, lookalike_share=self._lookalike_share)
+        return sample_lesson(rng, self._world, lookalike_share=self._lookalike_share, empty_share=EMPTY_SHARE)

@@ -16,6 +16,7 @@ from training.world.phrases import (
     JUNK,
     MOUNTS,
     NUMBER_WORDS,
+    PLACE_NOUNS,
     PLACE_PHRASES,
     RELATION_PHRASES,
     RIDERS,
@@ -56,10 +57,10 @@ def grouped(objects: Sequence[SceneObject]) -> list[tuple[SceneObject, int]]:
 
 def relation_phrases(scene: Scene) -> Sequence[str]:
     """How to say where the second of the scene's two objects, {b}, is from the first, {a}; none if beside it."""
-    below, above = scene.objects[0].name, scene.objects[-1].name
-    relation = scene.objects[-1].slot
-    if relation not in RELATIONS:
+    if not any(o.slot in RELATIONS for o in scene.objects):
         return ()
+    below, above = (o.name for o in scene.objects)
+    relation = scene.objects[1].slot
     if relation == "on" and below in MOUNTS and above in RIDERS:
         return RIDING_PHRASES
     return RELATION_PHRASES[relation]
@@ -79,7 +80,7 @@ def grammar_caption(scene: Scene, rng: random.Random, *, plain: bool = False) ->
 
     subject = _subject(scene, rng, mentions, plain=plain)
     settings = []
-    if happens(0.85):
+    if scene.objects and happens(0.85):
         settings.append(rng.choice(PLACE_PHRASES[scene.place]))
         mentions.add("place")
     sky_phrases = SKY_PHRASES.get((scene.sky, scene.time))
@@ -105,6 +106,9 @@ def grammar_caption(scene: Scene, rng: random.Random, *, plain: bool = False) ->
 
 def _subject(scene: Scene, rng: random.Random, mentions: set[str], *, plain: bool) -> str:
     objects = scene.objects
+    if not objects:
+        mentions.add("place")
+        return rng.choice(PLACE_NOUNS[scene.place])
     if relations := relation_phrases(scene):
         below, above = (_noun_phrase(o, rng, mentions, plain=plain) for o in objects)
         mentions.add("relation")

@@ -12,6 +12,7 @@ from training.world.phrases import (
     BESIDE_PHRASES,
     COLOUR_WORDS,
     NUMBER_WORDS,
+    PLACE_NOUNS,
     PLACE_PHRASES,
     SIZE_WORDS,
     SKY_PHRASES,
@@ -71,7 +72,7 @@ def _settings(scene: Scene, rng: random.Random, mentions: set[str]) -> list[str]
     """Where and when it is, if that is said at all."""
     settings = []
     # Among cows and clocks nobody expects the moon's ground, so it is mostly said.
-    if rng.random() < (0.8 if scene.place == "space" else 0.5):
+    if scene.objects and rng.random() < (0.8 if scene.place == "space" else 0.5):
         settings.append(rng.choice(PLACE_PHRASES[scene.place]))
         mentions.add("place")
     if scene.weather in WEATHER_PHRASES and rng.random() < 0.75:
@@ -91,6 +92,9 @@ def _settings(scene: Scene, rng: random.Random, mentions: set[str]) -> list[str]
 
 def _subject(scene: Scene, rng: random.Random, mentions: set[str]) -> str:
     objects = scene.objects
+    if not objects:
+        mentions.add("place")
+        return rng.choice(PLACE_NOUNS[scene.place])
     if relations := relation_phrases(scene):
         below, above = (_noun_phrase(o, rng, mentions) for o in objects)
         mentions.add("relation")

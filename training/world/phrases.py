@@ -18,6 +18,20 @@ PLACE_PHRASES = {
     "road": ("on the road", "on a road", "on a street", "by the road", "on a highway"),
     "space": ("in space", "on the moon", "in outer space", "on another planet"),
 }
+# A place that is all there is: "a sandy beach at sunset".
+PLACE_NOUNS = {
+    "sea": ("the sea", "the ocean", "a calm sea", "ocean waves", "a seascape"),
+    "beach": ("a beach", "a sandy beach", "a tropical beach", "the beach"),
+    "desert": ("a desert", "the desert", "sand dunes", "a sandy desert"),
+    "mountains": ("mountains", "snowy mountains", "a mountain landscape", "a mountain"),
+    "forest": ("a forest", "the forest", "a pine forest", "the woods", "a forest landscape"),
+    "city": ("a city", "a city skyline", "skyscrapers", "a town", "a city street"),
+    "meadow": ("a meadow", "a green field", "a landscape", "green hills", "the countryside"),
+    "snow": ("a snowy field", "a winter landscape", "snow", "a snowy landscape"),
+    "hill": ("a hill", "a green hill", "a big hill"),
+    "road": ("a road", "an empty road", "a country road", "a highway"),
+    "space": ("space", "a planet", "the surface of the moon", "outer space"),
+}
 TIME_PHRASES = {
     "day": ("during the day", "by day", "on a bright day", "in daylight", "at noon"),
     "sunset": ("at sunset", "at dusk", "in the evening", "at dawn", "at sunrise"),

@@ -111,9 +111,13 @@ def of_lookalikes(scene: Scene, rng: random.Random) -> Scene:
     )
 
 
-def sample_lesson(rng: random.Random, world: World, *, lookalike_share: float) -> Scene:
-    """A scene to learn from: as `sample_scene`, but some of lookalikes."""
+def sample_lesson(
+    rng: random.Random, world: World, *, lookalike_share: float = 0.0, empty_share: float = 0.0
+) -> Scene:
+    """A scene to learn from: as `sample_scene`, but some of lookalikes, and some of a place alone."""
     scene = sample_scene(rng, world)
+    if empty_share and rng.random() < empty_share:
+        return replace(scene, objects=())
     if rng.random() < lookalike_share and not is_held_out(alike := of_lookalikes(scene, rng)):
         return alike
     return scene
@@ -121,7 +125,7 @@ def sample_lesson(rng: random.Random, world: World, *, lookalike_share: float) -
 
 def in_every_slot(scene: Scene) -> Scene:
     """Each of its objects in all slots: where they are, and where they might have been."""
-    if scene.objects[-1].slot in RELATIONS:
+    if any(o.slot in RELATIONS for o in scene.objects):
         return scene
     slots = FOUR_SLOTS if len(scene.objects) == len(FOUR_SLOTS) else SLOTS
     return replace(scene, objects=tuple(replace(o, slot=slot) for o in scene.objects for slot in slots))
