@@ -9,9 +9,13 @@ from collections.abc import Sequence
 
 from training.world.captions import Caption, article, grouped, is_between, relation_phrases
 from training.world.phrases import (
+    ADJECTIVES,
     BESIDE_PHRASES,
     COLOUR_WORDS,
+    DOING,
+    ENDINGS,
     NUMBER_WORDS,
+    OPENINGS,
     PLACE_NOUNS,
     PLACE_PHRASES,
     SIZE_WORDS,
@@ -23,24 +27,6 @@ from training.world.phrases import (
 from training.world.scenes import Scene, SceneObject
 from training.world.vocabulary import OBJECTS, SLOTS
 
-OPENINGS = (
-    "a photo of", "a picture of", "an image of", "a drawing of", "a painting of", "an illustration of", "a cartoon of",
-    "a 3d render of", "photo of", "picture of", "a photograph of", "a portrait of", "show me", "draw", "a cute drawing of",
-    "a beautiful painting of", "a realistic photo of", "a watercolor of", "a scene with", "there is", "i want",
-)  # fmt: skip
-ADJECTIVES = (
-    "cute", "beautiful", "lovely", "happy", "pretty", "nice", "adorable", "funny", "old", "new", "fluffy", "friendly",
-    "amazing", "colorful", "shiny", "sweet", "wild", "baby", "young", "magical", "fancy", "elegant", "sad", "angry",
-    "lonely", "majestic", "realistic", "wonderful", "fat", "strange", "cool", "fast", "smiling", "sleeping", "wooden",
-)  # fmt: skip
-DOING = (
-    "sitting", "standing", "walking", "running", "playing", "sleeping", "smiling", "resting", "looking at the camera",
-    "having fun", "waiting", "dancing", "alone",
-)  # fmt: skip
-ENDINGS = (
-    "digital art", "high quality", "highly detailed", "4k", "trending on artstation", "cartoon style", "3d render",
-    "in the style of a cartoon", "pixar style", "oil painting", "beautiful colors", "for kids", "emoji style", "8k",
-)  # fmt: skip
 SETTING_JOINS = (" ", " ", " ", ", ")
 # Of what alone moves: a house does not run.
 STILL = frozenset(

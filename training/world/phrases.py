@@ -86,6 +86,25 @@ RIDERS = frozenset(
     ("woman", "man", "boy", "girl", "king", "princess", "wizard", "astronaut", "santa", "dancer", "alien", "cat", "dog",
      "monkey", "robot", "penguin", "frog", "rabbit", "fox", "bear", "panda", "otter", "mermaid")
 )  # fmt: skip
+# Fillers of captions as people write them.
+OPENINGS = (
+    "a photo of", "a picture of", "an image of", "a drawing of", "a painting of", "an illustration of", "a cartoon of",
+    "a 3d render of", "photo of", "picture of", "a photograph of", "a portrait of", "show me", "draw", "a cute drawing of",
+    "a beautiful painting of", "a realistic photo of", "a watercolor of", "a scene with", "there is", "i want",
+)  # fmt: skip
+ADJECTIVES = (
+    "cute", "beautiful", "lovely", "happy", "pretty", "nice", "adorable", "funny", "old", "new", "fluffy", "friendly",
+    "amazing", "colorful", "shiny", "sweet", "wild", "baby", "young", "magical", "fancy", "elegant", "sad", "angry",
+    "lonely", "majestic", "realistic", "wonderful", "fat", "strange", "cool", "fast", "smiling", "sleeping", "wooden",
+)  # fmt: skip
+DOING = (
+    "sitting", "standing", "walking", "running", "playing", "sleeping", "smiling", "resting", "looking at the camera",
+    "having fun", "waiting", "dancing", "alone",
+)  # fmt: skip
+ENDINGS = (
+    "digital art", "high quality", "highly detailed", "4k", "trending on artstation", "cartoon style", "3d render",
+    "in the style of a cartoon", "pixar style", "oil painting", "beautiful colors", "for kids", "emoji style", "8k",
+)  # fmt: skip
 JUNK = [
     "nice",
     "beautiful",
