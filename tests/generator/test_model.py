@@ -69,7 +69,7 @@ def test_numbers_of_a_type_that_no_generator_has_are_named(copied):
 
 
 LOAD = """
-import sys; from pathlib import Path; from services.generator.model import load_model
+import sys; from pathlib import Path; from services.generator.dalle.model import load_model
 def memory(name): return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(name))
 load_model(Path(sys.argv[1])); before = memory("VmRSS"); model = load_model(Path(sys.argv[2]))
 print(memory("VmHWM") - before)

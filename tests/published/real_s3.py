@@ -24,7 +24,7 @@ SERVER = (
     "from moto.server import ThreadedMotoServer; import sys; server = ThreadedMotoServer('127.0.0.1', 0, verbose=False); "
     "server.start(); print('http://%s:%d' % server.get_host_and_port(), flush=True); sys.stdin.read(); server.stop()"
 )
-PULL = "from services import model_cache; cache.fetch('glid-3-xl', 'refiner')"
+PULL = "from services.weights import cache; cache.fetch('glid-3-xl', 'refiner')"
 # Of what crosses the network beside the files: headers, manifests, what was on its way when a connection was cut.
 ALLOWANCE = 1.1
 

@@ -112,8 +112,8 @@ def test_a_disk_without_room_is_an_error_before_anything_is_asked_for(site, remo
 
 def test_two_processes_that_want_a_file_download_it_once(site, tmp_path):
     program = (
-        "import sys; from pathlib import Path; from services.download import download; "
-        "from services.remotes import HttpRemote; download(HttpRemote(sys.argv[1]), Path(sys.argv[2]))"
+        "import sys; from pathlib import Path; from services.weights.download import download; "
+        "from services.weights.remotes import HttpRemote; download(HttpRemote(sys.argv[1]), Path(sys.argv[2]))"
     )
     arguments = [sys.executable, "-c", program, f"{site.url}/weights.pt", str(tmp_path / "weights.pt")]
     both = [subprocess.Popen(arguments, cwd=os.getcwd()) for _ in range(2)]

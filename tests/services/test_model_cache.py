@@ -190,6 +190,6 @@ def test_an_attempt_that_was_stopped_goes_on_with_the_parts_that_are_there(publi
     (staging / "swinir" / "model.safetensors").write_bytes(b"from before")
     (published / FILE).unlink()
 
-    found = cache.fetch("real-l", "upscaler", origin=str(published))
+    found = fetch("real-l", "upscaler", origin=str(published))
 
     assert (found.folder / "swinir" / "model.safetensors").read_bytes() == b"from before"

@@ -192,7 +192,7 @@ def test_an_s3_that_is_not_there_is_an_error_that_says_so(bucket, model, monkeyp
 
 
 PULL = (
-    "import sys; from services import download, model_cache; from services.errors import ModelError\n"
+    "import sys; from services.weights import cache, download; from services.errors import ModelError\n"
     "download.RANGE_BYTES, download.SPARE_BYTES = 2**20, int(sys.argv[1])\n"
     "try: cache.fetch('real-l', 'upscaler')\n"
     "except ModelError as error: print(error)\n"

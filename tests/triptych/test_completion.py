@@ -57,7 +57,7 @@ def test_commands_of_a_group_and_options_are_completed():
 def test_completing_a_command_imports_none_of_them():
     script = (
         "import os, sys; os.environ |= {'_TRIPTYCH_COMPLETE': 'fish_complete', 'COMP_WORDS': 'triptych',"
-        "'COMP_CWORD': ''}; from triptych.cli import main\n"
+        "'COMP_CWORD': ''}; from triptych.cli.main import main\n"
         "try: main()\n"
         "finally: print([name for name in ('grpc', 'numpy', 'rich', 'PIL') if name in sys.modules], file=sys.stderr)"
     )

@@ -1,4 +1,4 @@
-"""The DALL·E BART of services.generator.dalle in PyTorch, for training: the same names, the same arithmetic.
+"""The DALL·E BART of services.generator.dalle.networks.dalle in PyTorch, for training: the same names, the same arithmetic.
 
 Also samples, with a key-value cache, for the measures that a recipe prints; serving is the JAX network's.
 """

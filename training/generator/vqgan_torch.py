@@ -1,4 +1,4 @@
-"""The VQGAN of services.generator.vqgan in PyTorch, for training: the same names, the same arithmetic.
+"""The VQGAN of services.generator.dalle.networks.vqgan in PyTorch, for training: the same names, the same arithmetic.
 
 NCHW inside; pixels from 0 to 1. The codebook is a buffer: it moves by exponential averages, not by gradients.
 """
