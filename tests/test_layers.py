@@ -37,16 +37,16 @@ RANKS = {
         "upscaler": 5,
         "serving": 4,
         "engine": 3,
+        "pytorch": 3,
         "images": 2,
         "weights": 2,
-        "pytorch": 2,
         "queues": 1,
         "errors": 0,
     },
 }
 # Inside a family of a stage: each may import what stands after it, and conversion stands beside all of them.
-STAGE_RANKS = {"service": 4, "stepper": 3, "model": 2, "networks": 1, "text": 1}
-FAMILIES = ("generator.dalle", "refiner", "upscaler")
+STAGE_RANKS = {"service": 4, "stepper": 3, "model": 2, "schedule": 1, "networks": 1, "text": 1}
+FAMILIES = ("generator.dalle", "generator.unclip", "refiner", "upscaler")
 TOP_MAY_IMPORT = {
     "triptych": set(),
     "services": {"triptych"},
@@ -56,7 +56,13 @@ TOP_MAY_IMPORT = {
 SHARED_WITH_GATEWAY = {"errors", "queues", "images", "serving"}
 JAX, TORCH = {"jax", "jaxlib", "flax", "optax"}, {"torch", "torchvision"}
 FRAMEWORKS = JAX | TORCH
-FRAMEWORKS_OF = {"generator.dalle": JAX, "refiner": TORCH, "upscaler": TORCH, "pytorch": TORCH}
+FRAMEWORKS_OF = {
+    "generator.dalle": JAX,
+    "generator.unclip": TORCH,
+    "refiner": TORCH,
+    "upscaler": TORCH,
+    "pytorch": TORCH,
+}
 OURS = {"triptych", "services", "gateway", "deploy", "training"}
 NOT_IN_NETWORKS = {"asyncio", "grpc", "triptych", "pathlib", "os"}
 

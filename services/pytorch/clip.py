@@ -6,12 +6,15 @@ H W pixels.
 """
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+Activation = Literal["quick_gelu", "gelu"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,20 @@ class ClipConfig:
     vision_width: int = 1024
     vision_layers: int = 24  # 0: no image tower; it cannot rank then
     vision_heads: int = 16
+    # Width inside the MLPs; 0: four times the tower's.
+    transformer_mlp_width: int = 0
+    vision_mlp_width: int = 0
+    activation: Activation = "quick_gelu"  # OpenAI's; others train with the exact GELU
 
 
-class Clip(nn.Module):
+class EncodedText(NamedTuple):
+    """The states of all tokens after the last norm, and the projected state of the end token, not normalised."""
+
+    states: Float[Tensor, "B T E"]
+    embedding: Float[Tensor, "B K"]
+
+
+class TextTower(nn.Module):
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.config = config
@@ -39,19 +53,35 @@ class Clip(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.randn(config.context_length, width) * 0.01)
         self.transformer = Transformer(
-            width, config.transformer_layers, config.transformer_heads, is_causal=True
+            width,
+            config.transformer_layers,
+            config.transformer_heads,
+            is_causal=True,
+            mlp_width=config.transformer_mlp_width,
+            activation=config.activation,
         )
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
-        self.logit_scale = nn.Parameter(torch.tensor(2.6593))  # log(1 / 0.07): where training starts
-        self.visual = VisionTower(config) if config.vision_layers else None
 
     def encode_text(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B K"]:
         """Not normalised. The end-of-text token must have the highest id: it is where the text is read off."""
+        return self.encode_states(tokens).embedding
+
+    def encode_states(self, tokens: Int[Tensor, "B T"]) -> EncodedText:
+        """As `encode_text`, and what it is read off from."""
         positions = self.positional_embedding[: tokens.shape[1]]
         x = self.ln_final(self.transformer(self.token_embedding(tokens) + positions))
         rows = torch.arange(len(tokens), device=tokens.device)
-        return x[rows, tokens.argmax(dim=-1)] @ self.text_projection
+        return EncodedText(x, x[rows, tokens.argmax(dim=-1)] @ self.text_projection)
+
+
+class Clip(TextTower):
+    """Both towers: parameters of the text tower first, as in OpenAI's files."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__(config)
+        self.logit_scale = nn.Parameter(torch.tensor(2.6593))  # log(1 / 0.07): where training starts
+        self.visual = VisionTower(config) if config.vision_layers else None
 
     def encode_image(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
         """Not normalised. `images` are what `normalize_image` gives."""
@@ -69,6 +99,7 @@ class Clip(nn.Module):
 class VisionTower(nn.Module):
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
+        self.config = config
         width = config.vision_width
         num_patches = (config.image_size // config.vision_patch_size) ** 2
         self.conv1 = nn.Conv2d(
@@ -77,7 +108,14 @@ class VisionTower(nn.Module):
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
         self.positional_embedding = nn.Parameter(torch.randn(num_patches + 1, width) * width**-0.5)
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(width, config.vision_layers, config.vision_heads, is_causal=False)
+        self.transformer = Transformer(
+            width,
+            config.vision_layers,
+            config.vision_heads,
+            is_causal=False,
+            mlp_width=config.vision_mlp_width,
+            activation=config.activation,
+        )
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
 
@@ -89,10 +127,22 @@ class VisionTower(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, width: int, num_layers: int, num_heads: int, *, is_causal: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        is_causal: bool,
+        mlp_width: int = 0,
+        activation: Activation = "quick_gelu",
+    ) -> None:
         super().__init__()
         self.resblocks = nn.ModuleList(
-            ResidualAttentionBlock(width, num_heads, is_causal=is_causal) for _ in range(num_layers)
+            ResidualAttentionBlock(
+                width, num_heads, is_causal=is_causal, mlp_width=mlp_width, activation=activation
+            )
+            for _ in range(num_layers)
         )
 
     def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
@@ -102,12 +152,14 @@ class Transformer(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    def __init__(self, width: int, num_heads: int, *, is_causal: bool) -> None:
+    def __init__(
+        self, width: int, num_heads: int, *, is_causal: bool, mlp_width: int, activation: Activation
+    ) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width, num_heads, is_causal=is_causal)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = MLP(width)
+        self.mlp = MLP(width, mlp_width or 4 * width, activation)
 
     def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
         x = x + self.attn(self.ln_1(x))
@@ -138,14 +190,15 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, inner_width: int, activation: Activation) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width)
-        self.c_proj = nn.Linear(4 * width, width)
+        self.c_fc = nn.Linear(width, inner_width)
+        self.c_proj = nn.Linear(inner_width, width)
+        self.activation = activation
 
     def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
         y = self.c_fc(x)
-        return self.c_proj(y * torch.sigmoid(1.702 * y))  # OpenAI's quick GELU
+        return self.c_proj(y * torch.sigmoid(1.702 * y) if self.activation == "quick_gelu" else F.gelu(y))
 
 
 # The mean and standard deviation of the pictures that OpenAI trained on.

@@ -6,9 +6,8 @@ Dimension key: B rows, T tokens, E context width, K CLIP width, Z latent channel
 S side of the model's pictures.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,19 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from services.errors import ModelError
 from services.images.codec import Picture
+from services.pytorch import parts
 from services.pytorch.clip import Clip, ClipConfig
+from services.pytorch.clip_tokenizer import Tokenizer
 from services.pytorch.device import find_device, find_dtype, is_faster_with_winograd
+from services.pytorch.winograd import use_winograd
 from services.refiner.networks.autoencoder import Autoencoder, AutoencoderConfig
 from services.refiner.networks.text_encoder import TextEncoder, TextEncoderConfig
 from services.refiner.networks.unet import UNet, UNetConfig
-from services.refiner.networks.winograd import use_winograd
-from services.refiner.text.tokenizer import Tokenizer, read_tokenizer
-from services.weights.model_folder import check_names, read_config
+from services.refiner.text.tokenizer import read_tokenizer
 
 Config = TextEncoderConfig | ClipConfig | UNetConfig | AutoencoderConfig
 NETWORKS: dict[str, tuple[type[Any], type[Any]]] = {
@@ -187,56 +186,13 @@ def load_part(
     device: torch.device = torch.device("cpu"),  # noqa: B008 - an immutable value
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """One network of a model folder, each tensor of the file used exactly once, ready for inference."""
-    config = config_from_json(part, read_config(part_folder), part_folder / "config.json")
-    network = empty_network(part, config, part_folder / "config.json")
-    path = part_folder / "model.safetensors"
-    try:
-        with safe_open(path, "pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
-            check_names(str(path), shapes(network), found)
-            # Tensor by tensor: a file of float16 never lies in memory beside its float32 copy.
-            state = {name: file.get_tensor(name).to(device, dtype) for name in found}
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing: expected the weights of a refiner's {part}") from None
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is no whole safetensors file: {error}; fetch or convert it again") from None
-    network.load_state_dict(state, assign=True)
-    # Convolutions are faster with the channels last, in float32 too (1.2 to 1.35 times on a CPU).
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stubs
-    return network.eval().requires_grad_(requires_grad=False)
+    """One network of a model folder, ready for inference; raises ModelError."""
+    return parts.load_network(part_folder, *NETWORKS[part], device, dtype)
 
 
 def empty_network(part: str, config: Config, where: Path) -> nn.Module:
     """The network without memory for its parameters; raises ModelError for an impossible configuration."""
-    try:
-        with torch.device("meta"):
-            return NETWORKS[part][1](config)
-    except (ValueError, ZeroDivisionError, RuntimeError) as error:
-        raise ModelError(f"{where}: no {part} can be built so: {error}") from None
-
-
-def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-
-
-def config_from_json(part: str, raw: dict[str, Any], where: Path) -> Config:
-    """A part's configuration; unset names take the published value. Raises ModelError for unknown names."""
-    kind = NETWORKS[part][0]
-    known = {field.name for field in fields(kind)}
-    if unknown := sorted(raw.keys() - known):
-        raise ModelError(
-            f"{where}: unknown settings {', '.join(unknown[:5])}; a {part} has {', '.join(sorted(known))}"
-        )
-    for name, value in raw.items():
-        numbers = value if isinstance(value, list) else [value]
-        if not all(number is None or isinstance(number, int | float) for number in numbers):
-            raise ModelError(f"{where}: {name}: expected a number or a list of numbers, got {value!r}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()})
-
-
-def config_to_json(config: Config) -> str:
-    return json.dumps(asdict(config), indent=1) + "\n"
+    return parts.empty_network(NETWORKS[part][1], config, where, part)
 
 
 def stack_conditioning(

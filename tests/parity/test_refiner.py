@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from services.pytorch.parts import config_from_json, shapes
 from services.refiner.conversion.convert import convert
-from services.refiner.model import config_from_json, empty_network, load_part, shapes
+from services.refiner.model import NETWORKS, empty_network, load_part
 from services.weights.model_folder import Difference
 from tests.parity.conftest import ask, beyond_tolerance
 
@@ -89,7 +90,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_checkpoint(folder: Path, part: str, config: dict[str, Any], seed: int) -> None:
     """Our names are the published ones, and diffusers reads those; every parameter of a size that matters."""
-    network = empty_network(part, config_from_json(part, config, folder), folder)
+    network = empty_network(part, config_from_json(NETWORKS[part][0], config, folder / part), folder)
     rng = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in shapes(network).items():

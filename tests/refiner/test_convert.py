@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.errors import ModelError
+from services.pytorch.parts import config_to_json, shapes
 from services.refiner.conversion import infer_config
 from services.refiner.conversion.convert import PARTS, UNUSED, convert
 from services.refiner.conversion.random_weights import FAMILIES
 from services.refiner.conversion.verify import compare
-from services.refiner.model import config_to_json, empty_network, load_part, shapes
+from services.refiner.model import empty_network, load_part
 from services.weights.safetensors_file import LazyTensor
 
 SOURCES = {"bert": "bert_tiny", "clip": "clip_text_tiny", "unet": "unet_tiny", "autoencoder": "vae_tiny"}

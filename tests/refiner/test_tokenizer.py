@@ -3,17 +3,15 @@ import json
 import pytest
 
 from services.errors import ModelError
-from services.refiner.text.tokenizer import (
-    BERT_VOCAB,
+from services.pytorch.clip_tokenizer import (
     Tokenizer,
     byte_pairs,
     clean_clip_text,
     clip_merges,
     clip_vocab,
     read_merges,
-    read_tokenizer,
-    wordpiece,
 )
+from services.refiner.text.tokenizer import BERT_VOCAB, read_tokenizer, wordpiece
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from services.refiner.networks.unet import UNet, UNetConfig, timestep_embedding
+from services.pytorch.adm import timestep_embedding
+from services.refiner.networks.unet import UNet, UNetConfig
 
 CONFIG = UNetConfig(model_channels=32, channel_mult=(1, 1, 2, 2), context_dim=64, clip_embed_dim=48)
 INPAINT = UNetConfig(**{**vars(CONFIG), "in_channels": 8})

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from services.pytorch.winograd import FEWEST_CHANNELS, MOST_TOGETHER, WinogradConv, use_winograd
 from services.refiner.conversion.random_weights import write_random_part
 from services.refiner.model import load_model
 from services.refiner.networks.unet import UNet, UNetConfig
-from services.refiner.networks.winograd import FEWEST_CHANNELS, MOST_TOGETHER, WinogradConv, use_winograd
 from tests.refiner.conftest import SMALL
 
 # Relative to the largest value: the direct convolution is itself 2e-6 away from float64's.

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.pytorch.clip import Clip, ClipConfig, normalize_image
-from services.refiner.text.tokenizer import Tokenizer, clean_clip_text, clip_vocab, read_merges
+from services.pytorch.clip_tokenizer import Tokenizer, clean_clip_text, clip_vocab, read_merges
 from training.export import load_exported, read_files, write_part
 from training.images import either_world, sample_either, to_tensor
 from training.loop import OUTPUT_FOLDER, Losses, Measures, option_parser, options_from, rng_of_step, train

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from services.refiner.text.tokenizer import CLIP_WORDS, byte_pairs, clean_clip_text, clip_vocab, wordpiece
+from services.pytorch.clip_tokenizer import CLIP_WORDS, byte_pairs, clean_clip_text, clip_vocab
+from services.refiner.text.tokenizer import wordpiece
 from training.images import sample_either
 from training.world.captions import caption
 

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from services.errors import ModelError
+from services.pytorch import clip_conversion
 from services.pytorch.clip import ClipConfig
-from services.refiner.conversion import clip_names, infer_config
-from services.refiner.model import NETWORKS, Config, config_to_json, empty_network, shapes
+from services.pytorch.clip_tokenizer import clip_tokenizer_files
+from services.pytorch.parts import config_to_json, shapes
+from services.refiner.conversion import infer_config
+from services.refiner.model import NETWORKS, Config, empty_network
 from services.refiner.networks.text_encoder import TextEncoderConfig
 from services.refiner.text.tokenizer import (
     BERT_VOCAB,
-    clip_merges,
-    clip_vocab,
     read_tokenizer,
 )
 from services.weights.model_folder import check_names
@@ -53,7 +54,7 @@ def convert(source: Path, part_folder: Path, part: str) -> None:
     found = read_tensors(file, packages=MODULE_PACKAGES if part == "autoencoder" else ())
     tensors = {name: tensor for name, tensor in found.items() if not re.match(UNUSED[part], name)}
     if part == "clip":
-        tensors = clip_names.to_openai(tensors, str(file))
+        tensors = clip_conversion.to_openai(tensors, str(file))
     config = infer_config.config(part, tensors, _settings_beside(file, part), str(file))
     _check(file, part, config, tensors)
     write_safetensors(part_folder / "model.safetensors", tensors)
@@ -143,17 +144,8 @@ def _bert_files(source: Path, config: TextEncoderConfig) -> dict[str, bytes]:
 
 
 def _clip_files(source: Path, config: ClipConfig) -> dict[str, bytes]:
-    if (source / "vocab.json").is_file() and (source / "merges.txt").is_file():
-        return {name: (source / name).read_bytes() for name in ("vocab.json", "merges.txt")}
-    if (source / "tokenizer.json").is_file():
-        return {"tokenizer.json": (source / "tokenizer.json").read_bytes()}
-    if config.vocab_size == ClipConfig().vocab_size:
-        merges = clip_merges()
-        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-        return {
-            "vocab.json": json.dumps(clip_vocab(merges), ensure_ascii=False).encode(),
-            "merges.txt": ("\n".join(lines) + "\n").encode(),
-        }
+    if files := clip_tokenizer_files(source, config.vocab_size):
+        return files
     if (source / "vocab.txt").is_file():
         return {"vocab.txt": (source / "vocab.txt").read_bytes()}
     return {}

@@ -3,7 +3,6 @@
 The pictures they make are noise. Tensor by tensor, float16.
 """
 
-import json
 import string
 import zlib
 from functools import partial
@@ -14,11 +13,13 @@ from numpy.typing import NDArray
 
 from services.errors import ModelError
 from services.pytorch.clip import ClipConfig
-from services.refiner.model import Config, config_to_json, empty_network, shapes
+from services.pytorch.clip_tokenizer import clip_tokenizer_files
+from services.pytorch.parts import config_to_json, shapes
+from services.refiner.model import Config, empty_network
 from services.refiner.networks.autoencoder import AutoencoderConfig
 from services.refiner.networks.text_encoder import TextEncoderConfig
 from services.refiner.networks.unet import UNetConfig
-from services.refiner.text.tokenizer import BERT_VOCAB, clip_merges, clip_vocab
+from services.refiner.text.tokenizer import BERT_VOCAB
 from services.weights.safetensors_file import LazyTensor, write_safetensors
 
 # A vocabulary that spells every English prompt; its last word ends a text, as CLIP needs it.
@@ -104,7 +105,5 @@ def _write_tokenizer(config: TextEncoderConfig | ClipConfig, part_folder: Path) 
     elif isinstance(config, TextEncoderConfig):
         (part_folder / "vocab.txt").write_bytes(BERT_VOCAB.read_bytes())
     else:
-        merges = clip_merges()
-        (part_folder / "vocab.json").write_text(json.dumps(clip_vocab(merges), ensure_ascii=False), "utf-8")
-        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-        (part_folder / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
+        for name, data in clip_tokenizer_files(part_folder, config.vocab_size).items():
+            (part_folder / name).write_bytes(data)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from services.errors import ModelError
+from services.pytorch.adm import timestep_embedding
 from services.pytorch.clip import Clip
 from services.refiner.model import load_part
 from services.refiner.networks.autoencoder import Autoencoder
 from services.refiner.networks.diffusion import guide
 from services.refiner.networks.text_encoder import TextEncoder
-from services.refiner.networks.unet import UNet, timestep_embedding
+from services.refiner.networks.unet import UNet
 from services.refiner.text.tokenizer import read_tokenizer
 from services.weights.model_folder import Difference
 

@@ -6,8 +6,6 @@ Dimension key: B rows (latents to denoise), Z latent channels, H W latent pixels
 E context width, C channels inside, K CLIP width, N pixels as a sequence.
 """
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +14,18 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-NORM_GROUPS = 32
-MAX_PERIOD = 10_000
+from services.pytorch.adm import (
+    NORM_GROUPS,
+    Block,
+    ContextLayer,
+    Downsample,
+    ResBlock,
+    Upsample,
+    norm,
+    set_norm_groups,
+    timestep_embedding,
+    zeroed,
+)
 
 
 @dataclass(frozen=True)
@@ -95,14 +103,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(
             norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
         )
-        # Small networks: a group must hold several channels, or the norm forgets how bright each one is.
-        for module in self.modules():
-            if isinstance(module, nn.GroupNorm):
-                if module.num_channels % config.norm_groups:
-                    raise ValueError(
-                        f"{module.num_channels} channels do not divide into {config.norm_groups} norm groups"
-                    )
-                module.num_groups = config.norm_groups
+        set_norm_groups(self, config.norm_groups)
 
     def forward(
         self,
@@ -136,46 +137,7 @@ class UNet(nn.Module):
         return emb if self.clip_proj is None or clip_embed is None else emb + self.clip_proj(clip_embed)
 
 
-class Block(nn.ModuleList):
-    """Layers in sequence, each given what it asks for."""
-
-    def __init__(self, layers: Iterable[nn.Module]) -> None:
-        super().__init__(layers)
-
-    def forward(
-        self, x: Float[Tensor, "B C H W"], emb: Float[Tensor, "B D"], context: Float[Tensor, "B T E"]
-    ) -> Float[Tensor, "B F h w"]:
-        for layer in self:
-            if isinstance(layer, ResBlock):
-                x = layer(x, emb)
-            elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
-            else:
-                x = layer(x)
-        return x
-
-
-class ResBlock(nn.Module):
-    def __init__(self, in_channels: int, channels: int, emb_dim: int) -> None:
-        super().__init__()
-        self.in_layers = nn.Sequential(
-            norm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, channels, 3, padding=1)
-        )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, channels))
-        # The identity stands where training had a dropout, so that the names stay the published ones.
-        self.out_layers = nn.Sequential(
-            norm(channels), nn.SiLU(), nn.Identity(), zeroed(nn.Conv2d(channels, channels, 3, padding=1))
-        )
-        self.skip_connection = (
-            nn.Identity() if in_channels == channels else nn.Conv2d(in_channels, channels, 1)
-        )
-
-    def forward(self, x: Float[Tensor, "B C H W"], emb: Float[Tensor, "B D"]) -> Float[Tensor, "B F H W"]:
-        h = self.in_layers(x) + rearrange(self.emb_layers(emb), "b c -> b c 1 1")
-        return self.skip_connection(x) + self.out_layers(h)
-
-
-class SpatialTransformer(nn.Module):
+class SpatialTransformer(ContextLayer):
     """Pixels attend to one another and to the prompt."""
 
     def __init__(self, channels: int, num_heads: int, context_dim: int) -> None:
@@ -249,40 +211,3 @@ class GatedGelu(nn.Module):
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N M"]:
         value, gate = self.proj(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
-
-
-class Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
-        return self.op(x)
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-def timestep_embedding(timesteps: Float[Tensor, " B"], dim: int) -> Float[Tensor, "B {dim}"]:
-    """Cosines, then sines, of `dim / 2` wavelengths from 1 to MAX_PERIOD."""
-    half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-5)
-
-
-def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
-    """Starts training as a no-op: each residual branch says nothing until it has learned something."""
-    for parameter in conv.parameters():
-        nn.init.zeros_(parameter)
-    return conv
