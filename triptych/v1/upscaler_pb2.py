@@ -25,13 +25,14 @@ _sym_db = _symbol_database.Default()
 from triptych.v1 import stage_pb2 as triptych_dot_v1_dot_stage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atriptych/v1/upscaler.proto\x12\x0btriptych.v1\x1a\x17triptych/v1/stage.proto\"\xc2\x01\n\x0eUpscaleRequest\x12\x31\n\x06images\x18\x01 \x03(\x0b\x32!.triptych.v1.UpscaleRequest.Input\x12.\n\x08settings\x18\x02 \x01(\x0b\x32\x1c.triptych.v1.UpscaleSettings\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\x1a=\n\x05Input\x12\r\n\x05index\x18\x01 \x01(\x05\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x16.triptych.v1.ImageData\"\x91\x01\n\x0fUpscaleSettings\x12\x16\n\ttile_size\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x19\n\x0ctile_overlap\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1a\n\rpreview_every\x18\x03 \x01(\x05H\x02\x88\x01\x01\x42\x0c\n\n_tile_sizeB\x0f\n\r_tile_overlapB\x10\n\x0e_preview_every\"9\n\x0fUpscaleResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.triptych.v1.StageEvent\" \n\x1eUpscalerServiceGetModelRequest\"H\n\x1fUpscalerServiceGetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.triptych.v1.ModelInfo2\xc0\x01\n\x0fUpscalerService\x12\x46\n\x07Upscale\x12\x1b.triptych.v1.UpscaleRequest\x1a\x1c.triptych.v1.UpscaleResponse0\x01\x12\x65\n\x08GetModel\x12+.triptych.v1.UpscalerServiceGetModelRequest\x1a,.triptych.v1.UpscalerServiceGetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atriptych/v1/upscaler.proto\x12\x0btriptych.v1\x1a\x17triptych/v1/stage.proto\"\xc2\x01\n\x0eUpscaleRequest\x12\x31\n\x06images\x18\x01 \x03(\x0b\x32!.triptych.v1.UpscaleRequest.Input\x12.\n\x08settings\x18\x02 \x01(\x0b\x32\x1c.triptych.v1.UpscaleSettings\x12\x0e\n\x06\x63\x61ller\x18\x03 \x01(\t\x1a=\n\x05Input\x12\r\n\x05index\x18\x01 \x01(\x05\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x16.triptych.v1.ImageData\"\x91\x01\n\x0fUpscaleSettings\x12\x16\n\ttile_size\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x19\n\x0ctile_overlap\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x1a\n\rpreview_every\x18\x03 \x01(\x05H\x02\x88\x01\x01\x42\x0c\n\n_tile_sizeB\x0f\n\r_tile_overlapB\x10\n\x0e_preview_every\"9\n\x0fUpscaleResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.triptych.v1.StageEvent\" \n\x1eUpscalerServiceGetModelRequest\"H\n\x1fUpscalerServiceGetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.triptych.v1.ModelInfo2\xc0\x01\n\x0fUpscalerService\x12\x46\n\x07Upscale\x12\x1b.triptych.v1.UpscaleRequest\x1a\x1c.triptych.v1.UpscaleResponse0\x01\x12\x65\n\x08GetModel\x12+.triptych.v1.UpscalerServiceGetModelRequest\x1a,.triptych.v1.UpscalerServiceGetModelResponseB9\n\x0f\x63om.triptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.upscaler_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\017com.triptych.v1P\001Z\026triptych/v1;triptychv1\252\002\013Triptych.V1'
   _globals['_UPSCALEREQUEST']._serialized_start=69
   _globals['_UPSCALEREQUEST']._serialized_end=263
   _globals['_UPSCALEREQUEST_INPUT']._serialized_start=202
