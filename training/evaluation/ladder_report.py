@@ -23,7 +23,7 @@ from services.upscaler.networks.swinir import SwinIR, SwinIRConfig
 from training.export import load_exported, model_folder
 from training.images import Picture, contact_sheet, object_psnr, psnr, to_pictures, to_tensor
 from training.photographs import measured_photographs
-from training.refiner.degradations import enlarge as resized, generator_degrade
+from training.refiner.degradations import generator_degrade, resized
 from training.refiner.refined_pictures import RefinedPictures
 from training.refiner.train_autoencoder import reconstruct
 from training.upscaler.train_swinir import (

@@ -24,7 +24,7 @@ from services.upscaler.networks.swinir import SwinIR
 from training.images import Picture, contact_sheet, object_psnr, psnr
 from training.photographs import measured_photographs
 from training.refiner.candidate_pool import NUM_CANDIDATES, fit
-from training.refiner.degradations import generator_degrade
+from training.refiner.degradations import generator_degrade, resized
 from training.refiner.refined_pictures import RefinedPictures
 from training.upscaler.train_swinir import (
     UPSCALE,
@@ -128,11 +128,6 @@ def refine_table(
         columns.append([family[0] for family in families])
     note = f"{len(before)} pictures of the generator, {NUM_STEPS} steps, guidance {GUIDANCE_SCALE:g}"
     return _table(note, rows), [list(row) for row in zip(*columns, strict=True)]
-
-
-def resized(picture: Picture, size: int) -> Picture:
-    """As the refiner's service does it."""
-    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS))
 
 
 def _row(candidates: Candidates, painter: Painter, pictures: Sequence[Picture]) -> dict[str, float]:

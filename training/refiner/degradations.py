@@ -45,13 +45,14 @@ def at_sketch_size(degrade: Degrade) -> Degrade:
     def enlarged(images: Tensor, scenes: Sequence[Scene], rng: random.Random) -> Tensor:
         size = images.shape[-1]
         sketches = degrade(F.interpolate(images, size=SKETCH_PX, mode="area"), scenes, rng)
-        return to_tensor([enlarge(sketch, size) for sketch in to_pictures(sketches)])
+        return to_tensor([resized(sketch, size) for sketch in to_pictures(sketches)])
 
     return enlarged
 
 
-def enlarge(sketch: Picture, size: int) -> Picture:
-    return np.asarray(Image.fromarray(sketch).resize((size, size), Image.Resampling.LANCZOS))
+def resized(picture: Picture, size: int) -> Picture:
+    """Square, of another size, as the refiner's service makes it."""
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS))
 
 
 def tokenizer_degrade(weights: Path = WEIGHTS) -> Degrade:
