@@ -1,17 +1,18 @@
 """Trains the refiner's text encoder ("BERT") to know what a caption says, before any picture is seen.
 
     python -m training.refiner.train_text_encoder --steps 2500 --resume --export
+    python -m training.refiner.train_text_encoder --from-weights --new-words --steps 1200 --export   # a larger world
 
 A UNet learns to ignore a text encoder that knows nothing; this one has learned, from text alone, to tell the
 scene's attributes from the caption, and stays frozen while the UNet is trained.
 Needs: no sprites, 0.3 GB of memory, about 0.08 CPU seconds a step.
-Reached: place .87, time .97, object of each slot .76, in 330 CPU seconds (docs/models.md).
+Reached: docs/models.md.
 """
 
 import argparse
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import torch
@@ -22,11 +23,20 @@ from services.refiner.networks.text_encoder import TextEncoder, TextEncoderConfi
 from services.refiner.text.tokenizer import Tokenizer
 from training.export import load_exported, read_files, write_part
 from training.images import sample_either
-from training.loop import Losses, Measures, Options, option_parser, options_from, rng_of_step, train
+from training.loop import (
+    Losses,
+    Measures,
+    Options,
+    device_of,
+    option_parser,
+    options_from,
+    rng_of_step,
+    train,
+)
 from training.refiner.train_wordpieces import NUM_WORDPIECES, bert_files, bert_tokenizer, learn_wordpieces
 from training.world.captions import caption
 from training.world.scenes import Scene
-from training.world.vocabulary import COLOURS, OBJECTS, PLACES, SIZES, SKIES, SLOTS, TIMES, WEATHERS
+from training.world.vocabulary import ALL_SLOTS, COLOURS, OBJECTS, PLACES, SIZES, SKIES, TIMES, WEATHERS
 
 NUM_TOKENS = 32
 CONFIG = TextEncoderConfig(
@@ -38,9 +48,9 @@ ANSWERS: dict[str, Sequence[str | None]] = {
     "time": TIMES,
     "weather": WEATHERS,
     "sky": (None, *SKIES),
-    **{f"{slot} name": (None, *OBJECTS) for slot in SLOTS},
-    **{f"{slot} colour": (None, *COLOURS) for slot in SLOTS},
-    **{f"{slot} size": (None, *SIZES) for slot in SLOTS},
+    **{f"{slot} name": (None, *OBJECTS) for slot in ALL_SLOTS},
+    **{f"{slot} colour": (None, *COLOURS) for slot in ALL_SLOTS},
+    **{f"{slot} size": (None, *SIZES) for slot in ALL_SLOTS},
 }
 
 
@@ -84,8 +94,11 @@ def draw_batch(
 
 
 def losses_of_step(reader: Reader, tokenizer: Tokenizer, batch_size: int, step: int) -> Losses:
-    tokens, truth = draw_batch(tokenizer, batch_size, rng_of_step("text_encoder", step))
-    with torch.autocast("cpu", torch.bfloat16):
+    device = device_of(reader)
+    tokens, truth = (
+        t.to(device) for t in draw_batch(tokenizer, batch_size, rng_of_step("text_encoder", step))
+    )
+    with torch.autocast(device.type, torch.bfloat16):
         guesses = reader(tokens).values()
     losses = [F.cross_entropy(guess.float(), answer) for guess, answer in zip(guesses, truth.T, strict=True)]
     return {"loss": torch.stack(losses).sum()}
@@ -94,7 +107,8 @@ def losses_of_step(reader: Reader, tokenizer: Tokenizer, batch_size: int, step: 
 @torch.no_grad()
 def measure(tokenizer: Tokenizer, reader: Reader) -> Measures:
     """The share of right answers on captions of held-out combinations."""
-    tokens, truth = draw_batch(tokenizer, 512, random.Random(1), held_out=True)
+    device = device_of(reader)
+    tokens, truth = (t.to(device) for t in draw_batch(tokenizer, 512, random.Random(1), held_out=True))
     guesses = reader(tokens)
     right = {
         question: float((guesses[question].argmax(1) == y).float().mean())
@@ -112,6 +126,23 @@ def load_encoder() -> tuple[TextEncoder, Tokenizer]:
     return encoder.requires_grad_(False).eval(), Tokenizer(bert_tokenizer(vocab), encoder.config.max_seq_len)
 
 
+@torch.no_grad()
+def take_over(encoder: TextEncoder, vocab: Sequence[str]) -> None:
+    """Starts from the exported encoder, which knows some of the words: it keeps what it learned of them."""
+    known, _ = load_encoder()
+    row_of = {
+        word: i
+        for i, word in enumerate(read_files("refiner", "bert", ["vocab.txt"])["vocab.txt"].splitlines())
+    }
+    embedding, old = encoder.transformer.token_emb.weight, known.transformer.token_emb.weight
+    embedding.mul_(old.std() / embedding.std())
+    for i, word in enumerate(vocab):
+        if word in row_of:
+            embedding[i] = old[row_of[word]]
+    state = {name: tensor for name, tensor in known.state_dict().items() if "token_emb" not in name}
+    encoder.load_state_dict(state, strict=False)
+
+
 def learned_vocab(options: Options) -> list[str]:
     """Learned once a run: learning breaks ties anew each time, and a resumed run needs the same ids."""
     path = options.output_folder / "text_encoder" / "vocab.txt"
@@ -126,14 +157,16 @@ def learned_vocab(options: Options) -> list[str]:
 def run(arguments: argparse.Namespace) -> TextEncoder:
     options = options_from(arguments)
     torch.manual_seed(0)
-    if options.from_weights:
+    if options.from_weights and not arguments.new_words:
         encoder, tokenizer = load_encoder()
         encoder.requires_grad_(True).train()
         files = read_files("refiner", "bert", ["vocab.txt"])
     else:
         vocab = learned_vocab(options)
-        encoder, tokenizer = TextEncoder(CONFIG), Tokenizer(bert_tokenizer(vocab), NUM_TOKENS)
-        files = bert_files(vocab)
+        encoder = TextEncoder(replace(CONFIG, vocab_size=len(vocab)))
+        tokenizer, files = Tokenizer(bert_tokenizer(vocab), NUM_TOKENS), bert_files(vocab)
+        if options.from_weights:
+            take_over(encoder, vocab)
     reader = Reader(encoder)
     average = train(
         "text_encoder",
@@ -148,12 +181,14 @@ def run(arguments: argparse.Namespace) -> TextEncoder:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    run(
-        option_parser(
-            __doc__, steps=2500, batch_size=48, learning_rate=2e-3, weight_decay=0.01, measure_every=250
-        ).parse_args()
+    parser = option_parser(
+        __doc__, steps=2500, batch_size=48, learning_rate=2e-3, weight_decay=0.01, measure_every=250
     )
+    parser.add_argument(
+        "--new-words", action="store_true", help="with --from-weights: learn the words anew, keep the rest"
+    )
+    torch.set_num_threads(1)
+    run(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from training.images import sample_either
 from training.world.captions import caption
 
 NUM_CAPTIONS = 20_000
-NUM_WORDPIECES = 640
+NUM_WORDPIECES = 1280
 NUM_MERGES = 600
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
