@@ -151,7 +151,7 @@ def test_an_embedding_is_asked_for_what_is_there():
     )
     probe, embeds = train_clip.ContentProbe(8), torch.eye(8)[:2]
     optimizer = torch.optim.Adam(probe.parameters(), lr=0.1)
-    for _ in range(50):
+    for _ in range(100):
         optimizer.zero_grad()
         probe.loss(embeds, [red, blue]).backward()
         optimizer.step()
