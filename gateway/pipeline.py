@@ -237,6 +237,10 @@ class Pipeline:
             for model, num_workers in models_of(pool.healthy)
         ]
 
+    def num_workers(self) -> dict[str, int]:
+        """How many workers of each stage can be given work now, by the stage's name."""
+        return {kind.name: len(self._pools[kind.name].healthy) for kind in STAGES}
+
     async def check(self, name: str, caller: Caller) -> None:
         """Raises NotFound unless there is such a run for the caller."""
         if (live := self._runs.live(name)) is not None:

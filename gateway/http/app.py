@@ -8,14 +8,15 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
-from starlette.types import ASGIApp
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Scope
 
 from gateway.http.context import RequestContext
 from gateway.http.errors import HttpError, to_response
 from gateway.http.openai import images as openai_images, models as openai_models
+from gateway.http.openai.base_url import wrong_base_url
 from gateway.http.openapi import document
-from gateway.http.routes import dalle_playground, images, page, runs
+from gateway.http.routes import dalle_playground, health, images, page, runs
 from gateway.http.security import SecurityMiddleware, is_openai
 from services.errors import TriptychError
 
@@ -28,6 +29,7 @@ ROUTES: Sequence[BaseRoute] = (
     *openai_images.routes,
     *openai_models.routes,
     *dalle_playground.routes,
+    *health.routes,
     *document.routes,
     *page.routes,
 )
@@ -44,7 +46,16 @@ def make_app(api: RequestContext, *, hosts: Collection[str] | None = None) -> AS
         },
     )
     app.state.api = api
-    return SecurityMiddleware(app, hosts=hosts)
+    return SecurityMiddleware(app, hosts=hosts, allowed=allowed_methods)
+
+
+def allowed_methods(scope: Scope) -> list[str]:
+    """With which methods something can be done at a path; none where nothing is there."""
+    methods: set[str] = set()
+    for route in ROUTES:
+        if route.matches(scope)[0] is not Match.NONE:
+            methods |= getattr(route, "methods", None) or {"GET", "HEAD"}
+    return sorted(methods | {"OPTIONS"}) if methods else []
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
@@ -56,9 +67,15 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     """What the router says: no such route, or not with this method."""
     assert isinstance(error, HTTPException)  # noqa: S101 - as above
     status = HTTPStatus(error.status_code)
-    told = HttpError(
-        status, status.name, f"{request.method} {request.url.path}: {error.detail}", dict(error.headers or {})
-    )
+    if request.method == "POST" and (explained := wrong_base_url(request)) is not None:
+        return to_response(explained, is_openai=True)
+    headers = dict(error.headers or {})
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        # A route knows its own methods, and another one may have the same path.
+        headers["Allow"] = ", ".join(allowed_methods(request.scope))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
+    told = HttpError(status, status.name, f"{request.method} {request.url.path}: {error.detail}", headers)
     return to_response(told, is_openai=is_openai(request.url.path))
 
 

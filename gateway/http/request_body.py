@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,7 +31,7 @@ async def read_json(request: Request, max_bytes: int, *, any_type: bool = False)
 
     A page of another site can send a text without asking first, but not JSON: the browser would ask us, and be refused.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = content_type_of(request)
     if not any_type and kind != "application/json":
         raise HttpError(
             415, "UNSUPPORTED_MEDIA_TYPE", f"expected content-type application/json, got {kind!r}"
@@ -45,6 +46,11 @@ async def read_json(request: Request, max_bytes: int, *, any_type: bool = False)
         raise HttpError(400, "INVALID_ARGUMENT", f"the body must be JSON: {error}") from None
 
 
+def content_type_of(request: Request) -> str:
+    """Of the body, without parameters: "application/json"."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def parse_json(data: bytes) -> Any:
     """What a text in JSON says; raises ValueError or RecursionError, also for half a surrogate pair."""
     text = data.decode()
@@ -57,7 +63,7 @@ def parse_json(data: bytes) -> Any:
 
 async def read_form(request: Request, max_bytes: int) -> FormData:
     """The fields and files of a multipart body; whoever asks must close it."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = content_type_of(request)
     if kind != "multipart/form-data":
         raise HttpError(
             415, "UNSUPPORTED_MEDIA_TYPE", f"expected content-type multipart/form-data, got {kind!r}"
@@ -94,18 +100,49 @@ async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes]:
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise too_large
-    num_bytes = 0
+    decoder = _decoder_of(request)
+    num_bytes = num_decoded = 0
     try:
         async with asyncio.timeout(timeout_s):
             async for part in stream:
                 num_bytes += len(part)
                 if num_bytes > max_bytes:
                     raise too_large
+                if decoder is not None:
+                    # Never more than fits: a small body may stand for gigabytes.
+                    part = decoder.decompress(decoder.unconsumed_tail + part, max_bytes - num_decoded + 1)
+                num_decoded += len(part)
+                if num_decoded > max_bytes:
+                    raise too_large
                 yield part
+        if decoder is not None and not decoder.eof:
+            raise HttpError(400, "BODY_CUT_SHORT", "the compressed body ended before it was whole")
+    except zlib.error as error:
+        raise HttpError(
+            400, "INVALID_ARGUMENT", f"the body is not the gzip that it is said to be: {error}"
+        ) from None
     except TimeoutError:
         raise HttpError(408, "BODY_TOO_SLOW", f"the body must be here within {timeout_s:g} s") from None
     except ClientDisconnect:
         raise HttpError(400, "BODY_CUT_SHORT", "the body ended before it was whole") from None
+
+
+def _decoder_of(request: Request) -> Any:
+    """What decompresses the body; None where it is as it is. Raises HttpError for an encoding that is not known."""
+    encodings = [one.strip().lower() for one in request.headers.get("content-encoding", "").split(",")]
+    encodings = [one for one in encodings if one not in ("", "identity")]
+    if not encodings:
+        return None
+    if encodings in (["gzip"], ["x-gzip"]):
+        return zlib.decompressobj(16 + zlib.MAX_WBITS)
+    if encodings == ["deflate"]:
+        return zlib.decompressobj()
+    raise HttpError(
+        415,
+        "UNSUPPORTED_MEDIA_TYPE",
+        f"expected content-encoding gzip or deflate, or none, got {', '.join(encodings)[:40]!r}",
+        {"accept-encoding": "gzip, deflate"},
+    )
 
 
 def query_integer(request: Request, name: str, default: int = 0) -> int:

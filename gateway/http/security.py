@@ -4,7 +4,7 @@ Pages of other sites may use what existing programs call from them: OpenAI's API
 ASGI wrapper and knows routes by the beginnings of their paths.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -26,9 +26,14 @@ HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
 
+OPENAI_ROUTES = ("generations", "edits", "variations")
 # In the order and the words of Flask-CORS, which dalle-playground's back end answers with.
+# Beside OpenAI's: dalle-playground's, and what explains a wrong base URL.
+OTHER_PATHS = ("/dalle", "/generate", "/", "/health", *(f"/images/{name}" for name in OPENAI_ROUTES))
 CORS_METHODS = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
-EXPOSED_HEADERS = "retry-after, retry-after-ms, x-should-retry"
+EXPOSED_HEADERS = (
+    "retry-after, retry-after-ms, x-should-retry, content-disposition, content-range, accept-ranges, etag"
+)
 
 
 class SecurityMiddleware:
@@ -38,8 +43,16 @@ class SecurityMiddleware:
     resolve to our address would otherwise be, to a browser, the same site as our page.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Collection[str] | None = None,
+        allowed: Callable[[Scope], Collection[str]] = lambda scope: (),
+    ) -> None:
+        """`allowed`: the methods that a path can be asked with, none where nothing is there."""
         self._app = app
+        self._allowed = allowed
         self._hosts = None if hosts is None else frozenset(host.lower() for host in ("localhost", *hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +60,7 @@ class SecurityMiddleware:
             await self._app(scope, receive, send)
             return
         asked = Headers(scope=scope)
-        cors = _cors(scope["path"], asked)
+        cors = _cors(scope, asked)
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -61,7 +74,7 @@ class SecurityMiddleware:
         if self._hosts is not None and not _is_known(asked.get("host", ""), self._hosts):
             answer: ASGIApp = _wrong_host(asked.get("host", ""))
         elif cors and scope["method"] == "OPTIONS":
-            answer = _preflight(asked)
+            answer = _preflight(asked, self._allowed(scope))
         else:
             answer = self._app
         await answer(scope, receive, send_safely)
@@ -72,9 +85,12 @@ def is_openai(path: str) -> bool:
     return path.startswith("/v1/")
 
 
-def _cors(path: str, asked: Headers) -> dict[str, str]:
+def _cors(scope: Scope, asked: Headers) -> dict[str, str]:
     """What lets pages of other sites read the answer; nothing of what is not for them."""
-    if not is_openai(path) and path not in ("/dalle", "/"):
+    path = scope["path"]
+    # A signed link is for whoever has it, on whichever page.
+    is_signed = path.startswith("/images/") and b"signature=" in scope.get("query_string", b"")
+    if not is_openai(path) and path not in OTHER_PATHS and not is_signed:
         return {}
     # No credentials of a browser are ever asked for, so any site may; as Flask-CORS, we answer by its name.
     return {
@@ -83,8 +99,8 @@ def _cors(path: str, asked: Headers) -> dict[str, str]:
     }
 
 
-def _preflight(asked: Headers) -> Response:
-    headers = {"allow": "OPTIONS, GET, POST"}
+def _preflight(asked: Headers, allowed: Collection[str]) -> Response:
+    headers = {"allow": ", ".join(sorted({"OPTIONS", *allowed}))}
     if "access-control-request-method" in asked:
         headers["access-control-allow-methods"] = CORS_METHODS
         names = sorted(name.strip() for name in asked.get("access-control-request-headers", "").split(","))

@@ -15,7 +15,7 @@ from services.errors import PermissionDenied
 
 # As long as OpenAI's.
 LIFETIME_S = 3600
-SIGNED = ("sha256", "format", "compression", "expires")
+SIGNED = ("sha256", "format", "compression", "size", "expires")
 
 
 class LinkInvalid(PermissionDenied):
@@ -27,19 +27,22 @@ class LinkSigner:
         self._key = key or secrets.token_bytes(32)
         self._clock = clock
 
-    def sign(self, sha256: str, output_format: str, compression: int) -> str:
-        """The path and query of a picture in that format, good for an hour."""
+    def sign(
+        self, sha256: str, output_format: str, compression: int, size: tuple[int, int] | None = None
+    ) -> str:
+        """The path and query of a picture in that format and size (None: its own), good for an hour."""
         told = {
             "sha256": sha256,
             "format": output_format,
             "compression": str(compression),
+            "size": "x".join(str(side) for side in size or ()),
             "expires": str(int(self._clock()) + LIFETIME_S),
         }
-        query = {name: told[name] for name in SIGNED[1:]}
+        query = {name: told[name] for name in SIGNED[1:] if told[name]}
         return f"/images/{sha256}?{urlencode({**query, 'signature': self._signature(told)})}"
 
-    def check(self, sha256: str, query: Mapping[str, str]) -> tuple[str, int]:
-        """The format and compression of a link that we signed; raises LinkInvalid for any other."""
+    def check(self, sha256: str, query: Mapping[str, str]) -> tuple[str, int, tuple[int, int] | None]:
+        """The format, compression and size of a link that we signed; raises LinkInvalid for any other."""
         told = {**{name: query.get(name, "") for name in SIGNED}, "sha256": sha256}
         given = query.get("signature", "").encode()
         if not hmac.compare_digest(self._signature(told).encode(), given):
@@ -48,7 +51,8 @@ class LinkSigner:
             )
         if int(told["expires"]) < self._clock():
             raise LinkInvalid("the link has expired; ask for the picture anew")
-        return told["format"], int(told["compression"])
+        width, _, height = told["size"].partition("x")
+        return told["format"], int(told["compression"]), (int(width), int(height)) if width else None
 
     def _signature(self, told: Mapping[str, str]) -> str:
         text = "\n".join(told[name] for name in SIGNED)

@@ -3,12 +3,15 @@
 A mask in memory is bool (height, width), true where to repaint. This module knows no network.
 """
 
+import io
+from contextlib import suppress
+
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
 from services.errors import InvalidRequest
-from services.images.codec import ImageLimits, opened, upright
+from services.images.codec import FORMATS, ImageLimits, opened, upright
 
 Mask = Bool[np.ndarray, "Y X"]
 
@@ -38,6 +41,23 @@ def decode_mask(data: bytes, field: str, *, width: int, height: int) -> Mask:
     if not mask.any():
         raise InvalidRequest(field, "must have a transparent (or black) part, which is repainted; got none")
     return mask
+
+
+def mask_of_transparency(data: bytes) -> bytes | None:
+    """The mask that a picture's own transparent pixels are, as a gray PNG of its size; None where it has none.
+
+    Also None for what is no picture, or too large: whoever decodes the picture says so.
+    """
+    with suppress(InvalidRequest), opened(data, ImageLimits(), "image", FORMATS) as image:
+        if "A" not in image.getbands() and "transparency" not in image.info:
+            return None
+        alpha = upright(image).convert("RGBA").getchannel("A")
+        is_kept = np.asarray(alpha) >= OPAQUE
+        if not is_kept.all():
+            file = io.BytesIO()
+            Image.fromarray(is_kept).save(file, "PNG")
+            return file.getvalue()
+    return None
 
 
 def has_alpha(data: bytes) -> bool:

@@ -17,6 +17,17 @@ def check_prompt(prompt: str, max_bytes: int, field: str = "prompt") -> str:
     return prompt
 
 
+def cut_prompt(prompt: str, max_bytes: int) -> str:
+    """The beginning of a prompt that has at most so many bytes, up to the end of a word where there is one."""
+    data = prompt.encode()
+    if len(data) <= max_bytes:
+        return prompt
+    cut = data[:max_bytes].decode(errors="ignore")
+    # Not in the middle of a word, unless that would cost much of the prompt.
+    whole = cut.rsplit(None, 1)[0] if not prompt[len(cut)].isspace() else cut
+    return (whole if len(whole) > len(cut) // 2 else cut).rstrip()
+
+
 def check_count(count: int, max_images: int, field: str) -> int:
     """How many images; raises InvalidRequest outside [1, max_images]."""
     if not 1 <= count <= max_images:

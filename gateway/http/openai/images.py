@@ -4,15 +4,15 @@ A request is a run that lives for its caller; an Idempotency-Key is its request_
 openai_request.py, what events say in results.py.
 """
 
+import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -35,11 +35,13 @@ from gateway.http.openai.request import (
     usage_of,
     variation,
 )
-from gateway.http.request_body import read_form, read_json
+from gateway.http.openai.uploads import read_upload
+from gateway.http.request_body import read_json
 from gateway.http.routes.images import file_of
 from gateway.http.run_results import PartialImage, RunResults
 from gateway.http.sse import EventStream, message
 from services.errors import InvalidRequest, TriptychError
+from services.images.masks import mask_of_transparency
 from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
 from triptych.v1.stage_pb2 import ImageData
 
@@ -51,56 +53,36 @@ async def generations(request: Request) -> Response:
     body = await read_json(request, api.limits.max_body_bytes)
     if not isinstance(body, dict):
         raise HttpError(400, "INVALID_ARGUMENT", "the body must be a JSON object")
-    fields = FormFields(body, GENERATION_FIELDS)
-    return await _answer(request, caller, fields, generation, "image_generation")
+    return await _answer(request, caller, FormFields(body), GENERATION_FIELDS, generation, "image_generation")
 
 
 async def edits(request: Request) -> Response:
-    caller = caller_of(request)
-    fields, images, masks = await _read_upload(request, EDIT_FIELDS)
-    plan = partial(edit, images=images, masks=masks)
-    return await _answer(request, caller, fields, plan, "image_edit")
+    caller, upload = caller_of(request), await read_upload(request)
+    transparency = None
+    if upload.images and not upload.masks:
+        transparency = await asyncio.to_thread(mask_of_transparency, upload.images[0].data)
+    own_mask = ImageData(mime_type="image/png", data=transparency) if transparency else None
+    plan = partial(edit, images=upload.images, masks=upload.masks, own_mask=own_mask)
+    return await _answer(request, caller, upload.fields, EDIT_FIELDS, plan, "image_edit")
 
 
 async def variations(request: Request) -> Response:
-    caller = caller_of(request)
-    fields, images, _ = await _read_upload(request, VARIATION_FIELDS)
-    prompt = await read_prompt(images[0].data) if images else ""
-    plan = partial(variation, images=images, prompt=prompt)
-    return await _answer(request, caller, fields, plan, "image_variation")
+    caller, upload = caller_of(request), await read_upload(request)
+    if upload.masks:
+        raise InvalidRequest("mask", "is for edits; a variation redraws the whole picture")
+    prompt = await read_prompt(upload.images[0].data) if upload.images else ""
+    plan = partial(variation, images=upload.images, prompt=prompt)
+    return await _answer(request, caller, upload.fields, VARIATION_FIELDS, plan, "image_variation")
 
 
-async def _read_upload(
-    request: Request, known: Sequence[str]
-) -> tuple[FormFields, list[ImageData], list[ImageData]]:
-    """The fields of a form, its pictures, which the package calls `image`, or `image[]` where it sends a list, and masks."""
-    limits = api_of(request).limits
-    form = await read_form(request, limits.max_upload_bytes)
-    try:
-        uploads: dict[str, list[ImageData]] = {"image": [], "mask": []}
-        values: dict[str, object] = {}
-        for name in form:
-            key = name.removesuffix("[]")
-            files = [one for one in form.getlist(name) if isinstance(one, UploadFile)]
-            if files and key in uploads and (key == "image" or key in known):
-                uploads[key] += [
-                    ImageData(mime_type=one.content_type or "", data=await one.read()) for one in files
-                ]
-            elif key == "image":
-                continue
-            elif name.endswith("[]"):
-                values[key] = form.getlist(name)
-            else:
-                values[key] = form[name]
-        return FormFields(values, known), uploads["image"], uploads["mask"]
-    finally:
-        await form.close()
-
-
-async def _answer(request: Request, caller: Caller, fields: FormFields, plan: Plan, kind: str) -> Response:
+async def _answer(
+    request: Request, caller: Caller, fields: FormFields, known: Collection[str], plan: Plan, kind: str
+) -> Response:
     api = api_of(request)
     try:
         family = await find_family(api.pipeline, fields.text("model"))
+        # Under OpenAI's names also what its API has since learned to accept.
+        fields.limit_to(known, ignore_others=family.is_openai and bool(family.asked_as))
         asked = plan(fields, family)
         key = request.headers.get("idempotency-key", "")
         # Whoever has a key may come back with it after a broken connection, and finds the run where it is by then.
@@ -123,26 +105,29 @@ async def _whole(request: Request, caller: Caller, asked: ImageRequest, run: Run
                     await _check_end(api, caller, run, event)
     data = []
     for image in results.best_first():
-        if asked.response_format == "url":
-            link = api.links.sign(image.sha256, asked.output_format, asked.output_compression)
-            where: dict[str, Any] = {"url": f"{str(request.base_url).rstrip('/')}{link}"}
-        else:
-            where = {"b64_json": await _encoded(api, caller, asked, image)}
-        data.append({**where, **_extras(results, image)})
+        where: dict[str, Any] = {}
+        if asked.has_url:
+            link = api.links.sign(
+                image.sha256, asked.output_format, asked.output_compression, asked.output_size
+            )
+            where["url"] = f"{str(request.base_url).rstrip('/')}{link}"
+        if asked.has_b64_json:
+            where["b64_json"] = await _encoded(api, caller, asked, image)
+        data.append({**where, **_extras(asked, results, image)})
     answer = {
         "created": int(time.time()),
         "data": data,
         "background": "opaque",
         "output_format": asked.output_format,
         "quality": asked.quality,
-        "size": _size(results.images[0]),
+        "size": _size(asked, results.images[0]),
         "usage": usage_of(results.steps, asked.spec.prompt, len(asked.spec.init_images)),
         "run": run.name,
     }
     if asked.user:
         answer["safety_identifier"] = asked.user
-    if len(data) < asked.n:
-        answer["warnings"] = results.warnings
+    if warnings := _warnings(asked, results):
+        answer["warnings"] = warnings
     return JSONResponse(answer)
 
 
@@ -186,13 +171,14 @@ async def _check_end(api: RequestContext, caller: Caller, run: Run, event: Event
 
 async def _partial_event(asked: ImageRequest, run: Run, kind: str, happened: PartialImage) -> bytes:
     picture = happened.picture
-    data = await convert(picture.data, asked.output_format, asked.output_compression)
+    data = await convert(picture.data, asked.output_format, asked.output_compression, asked.output_size)
+    width, height = asked.output_size or (picture.width, picture.height)
     name = f"{kind}.partial_image"
     told = {
         "type": name,
         "partial_image_index": happened.number,
         **_picture(asked, data),
-        "size": f"{picture.width}x{picture.height}",
+        "size": f"{width}x{height}",
         "image_index": happened.image_index,
         "run": run.name,
     }
@@ -213,14 +199,16 @@ async def _completed_event(
         "type": name,
         **_picture(asked, b""),
         "b64_json": await _encoded(api, caller, asked, image),
-        "size": _size(image),
+        "size": _size(asked, image),
         "usage": usage_of(results.steps, asked.spec.prompt, len(asked.spec.init_images)),
         "image_index": results.line_of(image.stage, image.index),
         "run": run.name,
-        **_extras(results, image),
+        **_extras(asked, results, image),
     }
     if asked.user:
         told["safety_identifier"] = asked.user
+    if warnings := _warnings(asked, results):
+        told["warnings"] = warnings
     return message(json.dumps(told).encode(), event=name)
 
 
@@ -237,11 +225,17 @@ def _picture(asked: ImageRequest, data: bytes) -> dict[str, Any]:
 
 async def _encoded(api: RequestContext, caller: Caller, asked: ImageRequest, image: Image) -> str:
     data = await file_of(api, caller, image)
-    return base64.b64encode(await convert(data, asked.output_format, asked.output_compression)).decode()
+    file = await convert(data, asked.output_format, asked.output_compression, asked.output_size)
+    return base64.b64encode(file).decode()
 
 
-def _extras(results: RunResults, image: Image) -> dict[str, Any]:
-    """What the API has no words for."""
+def _warnings(asked: ImageRequest, results: RunResults) -> list[str]:
+    """What of the request had no effect, and what went wrong without ending the run."""
+    return [*asked.warnings, *results.warnings]
+
+
+def _extras(asked: ImageRequest, results: RunResults, image: Image) -> dict[str, Any]:
+    """The prompt that was drawn, and what the API has no words for."""
     score = results.score_of(image)
     return {
         "seed": image.seed,
@@ -249,11 +243,13 @@ def _extras(results: RunResults, image: Image) -> dict[str, Any]:
         "image": image.name,
         "sha256": image.sha256,
         "model": image.model_name,
+        "revised_prompt": asked.spec.prompt,
     }
 
 
-def _size(image: Image) -> str:
-    return f"{image.width}x{image.height}"
+def _size(asked: ImageRequest, image: Image) -> str:
+    width, height = asked.output_size or (image.width, image.height)
+    return f"{width}x{height}"
 
 
 routes = [

@@ -16,8 +16,19 @@ from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
 from services.errors import NoWorker
 from triptych.v1.stage_pb2 import ModelInfo
 
-# Programs that were written for OpenAI name its models; here they mean whatever is served.
-FOREIGN_MODELS = ("gpt-image-", "dall-e-", "chatgpt-image-")
+# Programs that were written for OpenAI name its models; here they mean whatever is served. Any name that begins so is
+# accepted; these are listed.
+OPENAI_PREFIXES = ("gpt-image-", "dall-e-", "chatgpt-image-")
+OPENAI_MODELS = (
+    "dall-e-2",
+    "dall-e-3",
+    "gpt-image-1",
+    "gpt-image-1-mini",
+    "gpt-image-1.5",
+    "chatgpt-image-latest",
+)
+# How programs that know several providers name OpenAI's models.
+PROVIDER = "openai/"
 OWNER = "triptych"
 STARTED_AT = int(time.time())
 
@@ -28,6 +39,21 @@ class ModelFamily:
 
     name: str
     models: Mapping[str, ModelInfo]
+    # As the caller named it, such as "dall-e-3".
+    asked_as: str = ""
+
+    @property
+    def is_openai(self) -> bool:
+        """Whether the caller expects OpenAI's sizes, prompts and parameters: of its names, or of none."""
+        return not self.name
+
+    @property
+    def max_prompt_bytes(self) -> int:
+        """What all stages read of a prompt; 0 where none says."""
+        known = [
+            model.limits.max_prompt_bytes for stage, model in self.models.items() if stage != UPSCALE.name
+        ]
+        return min((one for one in known if one), default=0)
 
     def side_px(self, stages: Sequence[str]) -> int:
         """Of the pictures that these stages end with; raises NoWorker where one of them is not served."""
@@ -43,7 +69,7 @@ class ModelFamily:
 
 async def find_family(pipeline: Pipeline, name: str) -> ModelFamily:
     """What is served under a model's name, or at all; raises HttpError for a name that nobody serves."""
-    wanted = "" if name.startswith(FOREIGN_MODELS) else name
+    wanted = "" if is_openai_name(name) else name
     served = [one.model for one in await pipeline.list_models()]
     models: dict[str, ModelInfo] = {}
     for model in served:
@@ -52,7 +78,11 @@ async def find_family(pipeline: Pipeline, name: str) -> ModelFamily:
             models.setdefault(stage, model)
     if wanted and not models:
         raise unknown_model(wanted, served)
-    return ModelFamily(wanted, models)
+    return ModelFamily(wanted, models, name.removeprefix(PROVIDER))
+
+
+def is_openai_name(name: str) -> bool:
+    return name.removeprefix(PROVIDER).startswith(OPENAI_PREFIXES)
 
 
 def unknown_model(name: str, served: Sequence[ModelInfo]) -> HttpError:
@@ -66,6 +96,8 @@ async def list_models(request: Request) -> Response:
     caller_of(request)
     served = [one.model for one in await api_of(request).pipeline.list_models()]
     names = sorted({model.name for model in served})
+    # Programs offer what is listed: OpenAI's names can be asked for as well, as long as anything is served.
+    names += OPENAI_MODELS if names else ()
     return JSONResponse({"object": "list", "data": [_model(name) for name in names]})
 
 
@@ -73,7 +105,7 @@ async def get_model(request: Request) -> Response:
     caller_of(request)
     name = request.path_params["model"]
     served = [one.model for one in await api_of(request).pipeline.list_models()]
-    if name not in {model.name for model in served}:
+    if name not in {model.name for model in served} and not (served and is_openai_name(name)):
         raise unknown_model(name, served)
     return JSONResponse(_model(name))
 

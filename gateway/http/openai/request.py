@@ -1,25 +1,36 @@
 """What a request to OpenAI's Images API asks for, as a RunSpec and the form of its answer.
 
-Sizes are what the stages make: native, or enlarged. It knows the API's fields and the contract's, and no HTTP.
+Under a family's own name every field is checked strictly. Under OpenAI's names, or none, whatever OpenAI accepts gives
+a picture, and `warnings` say what had no effect. It knows the API's fields and the contract's, and no HTTP.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.http.openai.answer_fields import (
+    check_background,
+    forms_of_answer,
+    read_compression,
+    read_partial_images,
+)
 from gateway.http.openai.fields import FormFields
 from gateway.http.openai.models import ModelFamily
+from gateway.http.openai.sizes import Size, choose_stages
 from gateway.planning.plan import MAX_IMAGES, MAX_SEED
+from gateway.planning.validation import MAX_PROMPT_BYTES
 from gateway.stages import GENERATE, REFINE, UPSCALE
 from services.errors import InvalidRequest
 from services.images.masks import has_alpha
+from services.serving.request_checks import cut_prompt
 from triptych.v1.pipeline_pb2 import RunSpec
 from triptych.v1.stage_pb2 import ImageData
 
 # As the API documents it.
 MAX_N = 10
-MAX_PARTIAL_IMAGES = 3
+# Of its newest models; a stage reads less, and the rest is cut.
+MAX_PROMPT_CHARS = 32_000
 # quality=high: so many sketches for each picture, of which the best go on.
 CANDIDATES_PER_IMAGE = 4
 # An image token's step, where the model does not say how many it has.
@@ -38,7 +49,16 @@ STREAM_FIELDS = ("stream", "partial_images")
 # Beyond the API, through the package's `extra_body`.
 OUR_FIELDS = ("seed", "steps", "guidance_scale", "negative_prompt", "stages")
 # Accepted for the programs that send them, and without effect: nothing here moderates or has styles.
-IDLE_FIELDS = ("moderation", "style", "safety_identifier")
+IDLE_FIELDS = (
+    "moderation",
+    "style",
+    "safety_identifier",
+    "input_fidelity",
+    "metadata",
+    "store",
+    "service_tier",
+    "prompt_cache_key",
+)
 GENERATION_FIELDS = (
     "prompt",
     "quality",
@@ -49,7 +69,7 @@ GENERATION_FIELDS = (
     *IDLE_FIELDS,
 )
 EDIT_FIELDS = (*GENERATION_FIELDS, "skip_ratio", "mask")
-VARIATION_FIELDS = ("prompt", *ANSWER_FIELDS, *OUR_FIELDS, "skip_ratio")
+VARIATION_FIELDS = ("prompt", *ANSWER_FIELDS, *OUR_FIELDS, *IDLE_FIELDS, "skip_ratio")
 
 # The contract's fields in the words of the API, for errors.
 PARAMS = {
@@ -79,12 +99,17 @@ class ImageRequest:
     # Of each stage, for one picture.
     steps: Mapping[str, int]
     quality: str
-    response_format: str
+    has_url: bool
+    has_b64_json: bool
     output_format: str
     output_compression: int
     is_stream: bool
     partial_images: int
     user: str
+    # What the pictures are brought to; None: as the stages make them.
+    output_size: Size | None = None
+    # What of the request had no effect.
+    warnings: Sequence[str] = field(default=())
 
     @property
     def spine(self) -> dict[str, int]:
@@ -95,10 +120,10 @@ class ImageRequest:
 
 def generation(fields: FormFields, family: ModelFamily) -> ImageRequest:
     """A picture from a prompt. Raises InvalidRequest, which names the field, or NoWorker."""
-    quality = fields.choice("quality", QUALITIES, "auto")
+    quality = fields.choice("quality", QUALITIES, "auto", ignore_others=family.is_openai)
     sketch_only = quality == "low" or REFINE.name not in family.models
     native = (GENERATE.name,) if sketch_only else (GENERATE.name, REFINE.name)
-    stages = _stages(fields, family, native, first=GENERATE.name)
+    stages, size = _stages(fields, family, native, first=GENERATE.name)
     n = fields.integer("n", 1, low=1, high=MAX_N)
     chooses = quality in ("high", "hd") and REFINE.name in stages
     spec = _spec(fields, family, stages)
@@ -106,13 +131,27 @@ def generation(fields: FormFields, family: ModelFamily) -> ImageRequest:
     spec.automatic.top_k_after_generate = n if chooses else 0
     if REFINE.name in stages:
         spec.refine.count = 1
-    return _request(fields, family, spec, stages, n)
+    return _request(fields, family, spec, stages, n, size)
 
 
 def edit(
-    fields: FormFields, family: ModelFamily, images: Sequence[ImageData], masks: Sequence[ImageData]
+    fields: FormFields,
+    family: ModelFamily,
+    images: Sequence[ImageData],
+    masks: Sequence[ImageData],
+    own_mask: ImageData | None = None,
 ) -> ImageRequest:
-    """A picture from a picture and a prompt, or the part of it that a mask says. Raises InvalidRequest or NoWorker."""
+    """A picture from a picture and a prompt, or the part of it that a mask says. Raises InvalidRequest or NoWorker.
+
+    `own_mask`: the picture's own transparency, which counts where there is no other mask and the model can inpaint.
+    """
+    if own_mask is not None and not masks and not fields.has("mask"):
+        refiner = family.models.get(REFINE.name)
+        if refiner is not None and refiner.inpainting:
+            return _from_picture(fields, family, images, [own_mask])
+        fields.warnings.append(
+            "image: its transparent parts are put on white, since the model cannot inpaint a part of a picture"
+        )
     if fields.has("mask") or len(masks) > 1:
         got = "several" if masks else "a text"
         raise InvalidRequest("mask", f"must be one file, a PNG, got {got}")
@@ -130,33 +169,38 @@ def variation(
     fields: FormFields, family: ModelFamily, images: Sequence[ImageData], prompt: str
 ) -> ImageRequest:
     """A picture from a picture; `prompt` is what its file says it shows, or "". Raises InvalidRequest or NoWorker."""
-    request = _from_picture(fields, family, images)
-    request.spec.prompt = request.spec.prompt or prompt or ANY_PICTURE
-    return request
+    return _from_picture(fields, family, images, default_prompt=prompt or ANY_PICTURE)
 
 
 def _from_picture(
-    fields: FormFields, family: ModelFamily, images: Sequence[ImageData], masks: Sequence[ImageData] = ()
+    fields: FormFields,
+    family: ModelFamily,
+    images: Sequence[ImageData],
+    masks: Sequence[ImageData] = (),
+    default_prompt: str = "",
 ) -> ImageRequest:
     if len(images) != 1:
-        raise InvalidRequest("image", f"the model redraws one picture at a time, got {len(images)}")
-    stages = _stages(fields, family, (REFINE.name,), first=REFINE.name)
+        raise InvalidRequest(
+            "image",
+            "must be one picture: the model that is served edits one at a time and takes no pictures as prompts, got "
+            f"{len(images)}",
+        )
+    stages, size = _stages(fields, family, (REFINE.name,), first=REFINE.name)
     n = fields.integer("n", 1, low=1, high=MAX_N)
-    spec = _spec(fields, family, stages)
+    spec = _spec(fields, family, stages, default_prompt)
     spec.init_images.extend(images)
     spec.refine.count = n
     for mask in masks:
         spec.refine.mask.CopyFrom(mask)
     if fields.has("skip_ratio"):
         spec.refine.settings.skip_ratio = fields.number("skip_ratio")
-    return _request(fields, family, spec, stages, n)
+    return _request(fields, family, spec, stages, n, size)
 
 
 def _stages(
     fields: FormFields, family: ModelFamily, native: tuple[str, ...], *, first: str
-) -> tuple[str, ...]:
-    """The stages that make the size that was asked for; raises InvalidRequest that lists the sizes there are."""
-    size = fields.text("size", "auto")
+) -> tuple[tuple[str, ...], Size | None]:
+    """The stages that make the size that was asked for, and what to bring it to; raises InvalidRequest or NoWorker."""
     choices = [native] if UPSCALE.name not in family.models else [native, (*native, UPSCALE.name)]
     if asked := fields.names("stages"):
         ordered = tuple(name for name in STAGE_ORDER if name in asked)
@@ -168,19 +212,30 @@ def _stages(
         if fields.text("quality", "auto") != "auto":
             raise InvalidRequest("quality", "chooses the stages, and so does stages; give one of them")
         choices = [asked]
-    sizes = {f"{side}x{side}": stages for stages in choices for side in [family.side_px(stages)]}
-    if size == "auto":
-        return choices[0]
-    if size not in sizes:
-        raise InvalidRequest(
-            "size",
-            f"this model makes {' and '.join(sizes)} pictures, and auto is the first; got {size[:40]!r}",
+    return choose_stages(fields.text("size", "auto"), family, choices)
+
+
+def _prompt(fields: FormFields, family: ModelFamily) -> str:
+    """The prompt, cut to what the stages read where the caller expects OpenAI's lengths; the contract checks the rest."""
+    prompt = fields.text("prompt")
+    if not family.is_openai:
+        return prompt
+    if len(prompt) > MAX_PROMPT_CHARS:
+        raise InvalidRequest("prompt", f"must have at most {MAX_PROMPT_CHARS} characters, got {len(prompt)}")
+    max_bytes = family.max_prompt_bytes or MAX_PROMPT_BYTES
+    cut = cut_prompt(prompt, max_bytes)
+    if cut != prompt:
+        fields.warnings.append(
+            f"prompt: the model reads at most {max_bytes} bytes; {len(prompt) - len(cut)} of {len(prompt)} characters "
+            "at its end were cut (revised_prompt is what was drawn)"
         )
-    return sizes[size]
+    return cut
 
 
-def _spec(fields: FormFields, family: ModelFamily, stages: Sequence[str]) -> RunSpec:
-    spec = RunSpec(prompt=fields.text("prompt"), model=family.name)
+def _spec(
+    fields: FormFields, family: ModelFamily, stages: Sequence[str], default_prompt: str = ""
+) -> RunSpec:
+    spec = RunSpec(prompt=_prompt(fields, family) or default_prompt, model=family.name)
     for name in stages:
         getattr(spec, name).SetInParent()
     # Without ranking each picture goes on as soon as it is there.
@@ -206,32 +261,32 @@ def _refine_only(name: str, stages: Sequence[str]) -> None:
 
 
 def _request(
-    fields: FormFields, family: ModelFamily, spec: RunSpec, stages: tuple[str, ...], n: int
+    fields: FormFields,
+    family: ModelFamily,
+    spec: RunSpec,
+    stages: tuple[str, ...],
+    n: int,
+    size: Size | None,
 ) -> ImageRequest:
     is_stream = fields.flag("stream")
-    if fields.choice("background", ("auto", "opaque", "transparent"), "auto") == "transparent":
-        raise InvalidRequest("background", "pictures are opaque here, got 'transparent'")
-    partial_images = fields.integer("partial_images", 0, low=0, high=MAX_PARTIAL_IMAGES)
-    if partial_images and not is_stream:
-        raise InvalidRequest("partial_images", "come in a stream; set stream, too")
-    response_format = fields.choice("response_format", ("b64_json", "url"), "b64_json")
-    if is_stream and response_format == "url":
-        raise InvalidRequest("response_format", "a stream carries its pictures: must be b64_json with stream")
     output_format = fields.choice("output_format", FORMATS, "png")
-    if fields.has("output_compression") and output_format == "png":
-        raise InvalidRequest("output_compression", "is for jpeg and webp; leave it out for png")
+    check_background(fields, family)
+    has_url, has_b64_json = forms_of_answer(fields, family, is_stream=is_stream)
     request = ImageRequest(
         spec=spec,
         n=n,
         stages=stages,
         steps=_steps(spec, family, stages),
         quality="high" if REFINE.name in stages else "low",
-        response_format=response_format,
+        has_url=has_url,
+        has_b64_json=has_b64_json,
         output_format=output_format,
-        output_compression=fields.integer("output_compression", 100, low=0, high=100),
+        output_compression=read_compression(fields, family, output_format),
         is_stream=is_stream,
-        partial_images=partial_images,
+        partial_images=read_partial_images(fields, family, is_stream=is_stream),
         user=fields.text("safety_identifier") or fields.text("user"),
+        output_size=size,
+        warnings=fields.warnings,
     )
     _rank(request, family)
     _ask_for_previews(request)

@@ -205,7 +205,12 @@ _RUN_PATHS: dict[str, Any] = {
         ],
         "get": {
             "summary": "A picture to keep, which says how it was made",
-            "responses": {"200": {"description": "the file", "content": _BINARY}, **dict(error(404))},
+            "responses": {
+                "200": {"description": "the file", "content": _BINARY},
+                "206": {"description": "the part that Range asks for", "content": _BINARY},
+                "304": {"description": "the caller has it already"},
+                **dict(error(404, 416)),
+            },
         },
     },
     "/images/{sha256}": {
@@ -214,6 +219,7 @@ _RUN_PATHS: dict[str, Any] = {
             query("download", _STRING, "save under this name"),
             query("format", {"enum": ["png", "jpeg", "webp"]}, "of a signed link"),
             query("compression", {"type": "integer"}, "of a signed link"),
+            query("size", _STRING, "of a signed link"),
             query("expires", {"type": "integer"}, "of a signed link"),
             query("signature", _STRING, "of a signed link; such a link needs no token"),
         ],
@@ -221,8 +227,9 @@ _RUN_PATHS: dict[str, Any] = {
             "summary": "A picture's file",
             "responses": {
                 "200": {"description": "the file", "content": _BINARY},
+                "206": {"description": "the part that Range asks for", "content": _BINARY},
                 "304": {"description": "the caller has it already"},
-                **dict(error(404)),
+                **dict(error(404, 416)),
             },
         },
     },
@@ -245,6 +252,18 @@ _PAGE_PATHS: dict[str, Any] = {
                 "304": {"description": "the page has not changed"},
             },
         }
+    },
+    "/health": {
+        "parameters": [query("stage", {"enum": ["generate", "refine", "upscale"]}, "of this one alone")],
+        "get": {
+            "summary": "Whether each stage has a worker that can be given work",
+            "security": [{}],
+            "responses": {
+                "200": {"description": "every stage has one", "content": {"application/json": {}}},
+                "503": {"description": "a stage has none", "content": {"application/json": {}}},
+                **dict(error(400)),
+            },
+        },
     },
     "/openapi.json": {
         "get": {

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from gateway.http.openai.request import FORMATS, MAX_N, MAX_PARTIAL_IMAGES, QUALITIES, STAGE_ORDER
+from gateway.http.openai.answer_fields import MAX_PARTIAL_IMAGES
+from gateway.http.openai.request import FORMATS, IDLE_FIELDS, MAX_N, QUALITIES, STAGE_ORDER
 from gateway.http.openapi.schemas import body, error, json_of, path_parameter, ref
 
 _STRING = {"type": "string"}
@@ -21,8 +22,15 @@ def _objects(required: tuple[str, ...], **properties: Any) -> dict[str, Any]:
 
 _ANSWER_FIELDS = {
     "n": {"type": "integer", "minimum": 1, "maximum": MAX_N, "default": 1},
-    "size": {"type": "string", "default": "auto", "description": "auto, or a size that the stages make"},
-    "response_format": {"enum": ["b64_json", "url"], "default": "b64_json"},
+    "size": {
+        "type": "string",
+        "default": "auto",
+        "description": "auto, or WIDTHxHEIGHT; under a family's own name only sizes that the stages make",
+    },
+    "response_format": {
+        "enum": ["b64_json", "url"],
+        "description": "url by default for dall-e-*, both where no model is named, else b64_json",
+    },
     "output_format": {"enum": list(FORMATS), "default": "png"},
     "output_compression": {"type": "integer", "minimum": 0, "maximum": 100, "default": 100},
     "model": {
@@ -42,20 +50,40 @@ _OUR_FIELDS = {
     "negative_prompt": _STRING,
     "stages": {"type": "array", "items": {"enum": list(STAGE_ORDER)}},
 }
-_IDLE_FIELDS = {name: {"type": "string"} for name in ("moderation", "style", "safety_identifier")}
+_IDLE_FIELDS: dict[str, Any] = {
+    name: {"description": "accepted, and without effect"}
+    for name in IDLE_FIELDS
+    if name != "safety_identifier"
+} | {"safety_identifier": _STRING}
 _PROMPTED = {
     "prompt": _STRING,
     "quality": {"enum": list(QUALITIES), "default": "auto"},
-    "background": {"enum": ["auto", "opaque"]},
+    "background": {"enum": ["auto", "opaque", "transparent"], "description": "pictures are opaque"},
 }
 _SKIP_RATIO = {"skip_ratio": {"type": "number", "minimum": 0, "exclusiveMaximum": 1}}
 _FILE: dict[str, Any] = {"contentMediaType": "application/octet-stream", "description": "PNG, JPEG or WebP"}
+_DATA_URL: dict[str, Any] = {
+    "type": "string",
+    "description": "data:image/png;base64,..., or base64 alone",
+}
+_IN_JSON: dict[str, Any] = {
+    "oneOf": [
+        _DATA_URL,
+        {"type": "object", "required": ["image_url"], "properties": {"image_url": _DATA_URL}},
+    ]
+}
+_WARNINGS = {
+    "type": "array",
+    "items": {"type": "string"},
+    "description": "what of the request had no effect, or failed",
+}
 _PICTURE_FIELDS = {
     "seed": _INTEGER,
     "score": {"type": ["number", "null"], "description": "by CLIP"},
     "image": {"type": "string", "description": "the picture's name in the run"},
     "sha256": _STRING,
     "model": _STRING,
+    "revised_prompt": {"type": "string", "description": "the prompt that was drawn"},
 }
 _EVENT_FIELDS = {
     "b64_json": _STRING,
@@ -86,8 +114,26 @@ IMAGE_SCHEMAS: dict[str, Any] = {
         **_SKIP_RATIO,
         **_IDLE_FIELDS,
     ),
+    "ImageEditJson": _objects(
+        ("prompt",),
+        image={"oneOf": [_IN_JSON, {"type": "array", "items": _IN_JSON}]},
+        images={"type": "array", "items": _IN_JSON},
+        mask=_IN_JSON,
+        **_PROMPTED,
+        **_ANSWER_FIELDS,
+        **_STREAM_FIELDS,
+        **_OUR_FIELDS,
+        **_SKIP_RATIO,
+        **_IDLE_FIELDS,
+    ),
     "ImageVariation": _objects(
-        ("image",), image=_FILE, prompt=_STRING, **_ANSWER_FIELDS, **_OUR_FIELDS, **_SKIP_RATIO
+        ("image",),
+        image=_FILE,
+        prompt=_STRING,
+        **_ANSWER_FIELDS,
+        **_OUR_FIELDS,
+        **_SKIP_RATIO,
+        **_IDLE_FIELDS,
     ),
     "ImageAnswer": _objects(
         tuple(_PICTURE_FIELDS), b64_json=_STRING, url={"type": "string", "format": "uri"}, **_PICTURE_FIELDS
@@ -103,7 +149,7 @@ IMAGE_SCHEMAS: dict[str, Any] = {
         usage=ref("Usage"),
         run=_STRING,
         safety_identifier=_STRING,
-        warnings={"type": "array", "items": _STRING},
+        warnings=_WARNINGS,
     ),
     "Usage": _objects(
         ("input_tokens", "input_tokens_details", "output_tokens", "output_tokens_details", "total_tokens"),
@@ -125,6 +171,7 @@ IMAGE_SCHEMAS: dict[str, Any] = {
         type={"enum": ["image_generation.completed", "image_edit.completed"]},
         usage=ref("Usage"),
         safety_identifier=_STRING,
+        warnings=_WARNINGS,
         **_EVENT_FIELDS,
         **_PICTURE_FIELDS,
     ),
@@ -168,7 +215,10 @@ _IDEMPOTENCY = {
 
 
 def _form(name: str) -> dict[str, Any]:
-    return {"required": True, "content": {"multipart/form-data": {"schema": ref(name)}}}
+    content = {"multipart/form-data": {"schema": ref(name)}}
+    if name == "ImageEdit":
+        content |= json_of("ImageEditJson")
+    return {"required": True, "content": content}
 
 
 def _images(summary: str, request: dict[str, Any], *, streams: bool = True) -> dict[str, Any]:
@@ -199,6 +249,19 @@ def _reads(summary: str, name: str, *statuses: int) -> dict[str, Any]:
     }
 
 
+_SKETCHES = {
+    "post": {
+        "summary": "Sketches, as dalle-playground's back end makes them",
+        "requestBody": {
+            "required": True,
+            "content": {**json_of("DalleRequest"), "text/plain": {"schema": ref("DalleRequest")}},
+        },
+        "responses": {
+            "200": {"description": "the pictures", "content": json_of("DalleResponse")},
+            **dict(error(*_STATUSES)),
+        },
+    }
+}
 IMAGE_PATHS: dict[str, Any] = {
     "/v1/images/generations": _images("Pictures from a prompt", body("ImageGeneration")),
     "/v1/images/edits": _images("Pictures from a picture and a prompt", _form("ImageEdit")),
@@ -208,17 +271,6 @@ IMAGE_PATHS: dict[str, Any] = {
         "parameters": [path_parameter("model", "its id")],
         "get": _reads("A model that is served", "Model", 404),
     },
-    "/dalle": {
-        "post": {
-            "summary": "Sketches, as dalle-playground's back end makes them",
-            "requestBody": {
-                "required": True,
-                "content": {**json_of("DalleRequest"), "text/plain": {"schema": ref("DalleRequest")}},
-            },
-            "responses": {
-                "200": {"description": "the pictures", "content": json_of("DalleResponse")},
-                **dict(error(*_STATUSES)),
-            },
-        }
-    },
+    "/dalle": _SKETCHES,
+    "/generate": _SKETCHES,
 }

@@ -1,4 +1,4 @@
-"""POST /dalle as the back end of dalle-playground answers it, so that its page works here as it is.
+"""POST /dalle, and /generate as newer versions call it, as the back end of dalle-playground answers it, so that its page works here as it is.
 
 That page sends JSON as plain text and with headers of its own, and shows each picture as `data:image/FORMAT;base64`.
 """
@@ -72,4 +72,5 @@ def _spec(body: object) -> RunSpec:
     return spec
 
 
-routes = [Route("/dalle", generate, methods=["POST"])]
+PATHS = ("/dalle", "/generate")
+routes = [Route(path, generate, methods=["POST"]) for path in PATHS]

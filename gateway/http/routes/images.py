@@ -1,7 +1,7 @@
 """Pictures over HTTP: by the hash of their file, and as files to keep, which say how they were made."""
 
+import hashlib
 import re
-from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,6 +10,7 @@ from starlette.routing import Route
 import triptych
 from gateway.access.caller import Caller
 from gateway.http.context import RequestContext, api_of, caller_of
+from gateway.http.file_response import attachment, file_response
 from gateway.http.image_formats import MIME_TYPES, convert
 from gateway.stages import STAGES
 from services.errors import NotFound
@@ -17,7 +18,6 @@ from triptych.png_text import with_text
 from triptych.v1.pipeline_pb2 import Image, Run
 
 SHA256 = re.compile("[0-9a-f]{64}")
-MAX_FILE_NAME_CHARS = 120
 STAGE_NAMES = {kind.stage: kind.name for kind in STAGES}
 # Under this address there will never be anything else; private, for it may not be everybody's.
 FOR_EVER = "private, max-age=31536000, immutable"
@@ -32,22 +32,26 @@ async def read_image(request: Request) -> Response:
     if not SHA256.fullmatch(sha256):
         raise NotFound(f"there is no picture {sha256[:80]!r}; expected 64 hexadecimal digits")
     mime_type, data = await api.pipeline.read_file(sha256, caller)
-    headers = {"cache-control": FOR_EVER, "etag": f'"{sha256}"'}
-    if headers["etag"] in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
+    headers = {"cache-control": FOR_EVER, "content-disposition": _name(sha256, mime_type)}
     if name := request.query_params.get("download", ""):
         headers["content-disposition"] = attachment(name)
-    return Response(data, media_type=mime_type, headers=headers)
+    return file_response(request, data, mime_type, etag=sha256, headers=headers)
 
 
 async def _read_link(request: Request, sha256: str) -> Response:
     api = api_of(request)
-    output_format, compression = api.links.check(sha256, request.query_params)
+    output_format, compression, size = api.links.check(sha256, request.query_params)
     # Whoever was given the link could see the picture then.
     _, data = await api.pipeline.read_file(sha256, Caller("link", sees_all=True))
-    data = await convert(data, output_format, compression)
-    headers = {"cache-control": "private, max-age=3600", "cross-origin-resource-policy": "cross-origin"}
-    return Response(data, media_type=MIME_TYPES[output_format], headers=headers)
+    data = await convert(data, output_format, compression, size)
+    mime_type = MIME_TYPES[output_format]
+    headers = {
+        "cache-control": "private, max-age=3600",
+        "cross-origin-resource-policy": "cross-origin",
+        "content-disposition": _name(sha256, mime_type),
+    }
+    etag = f"{sha256}-{output_format}-{compression}-{request.query_params.get('size', '')}"
+    return file_response(request, data, mime_type, etag=etag, headers=headers)
 
 
 async def keep_image(request: Request) -> Response:
@@ -60,7 +64,14 @@ async def keep_image(request: Request) -> Response:
     suffix = image.mime_type.partition("/")[2]
     name = request.query_params.get("download") or f"{ids['id']}-{ids['image']}.{suffix}"
     headers = {"cache-control": "private, no-cache", "content-disposition": attachment(name)}
-    return Response(data, media_type=image.mime_type, headers=headers)
+    # What the file says of itself may change with the program's version.
+    etag = hashlib.sha256(data).hexdigest()
+    return file_response(request, data, image.mime_type, etag=etag, headers=headers)
+
+
+def _name(sha256: str, mime_type: str) -> str:
+    """What `curl -OJ` and a browser's "save as" call a picture that nobody has named."""
+    return attachment(f"{sha256[:12]}.{mime_type.partition('/')[2]}", kind="inline")
 
 
 async def file_of(api: RequestContext, caller: Caller, image: Image) -> bytes:
@@ -80,11 +91,6 @@ def describe(run: Run, image: Image) -> dict[str, str]:
         "run": run.name,
         "Software": f"triptych {triptych.__version__}",
     }
-
-
-def attachment(name: str) -> str:
-    """A header that saves an answer under that name (RFC 6266)."""
-    return f"attachment; filename*=UTF-8''{quote(name[:MAX_FILE_NAME_CHARS], safe='')}"
 
 
 routes = [

@@ -20,14 +20,15 @@ PAGE = "http://localhost:3000"
 BROWSER = {"origin": PAGE, "accept": "*/*", "bypass-tunnel-reminder": "go", "mode": "no-cors"}
 
 
-async def ask(web, text="a red house", number=2):
+async def ask(web, text="a red house", number=2, path="/dalle"):
     body = json.dumps({"text": text, "num_images": number}, separators=(",", ":"))
     headers = {**BROWSER, "content-type": "text/plain;charset=UTF-8"}
-    return await web.http.post("/dalle", content=body, headers=headers)
+    return await web.http.post(path, content=body, headers=headers)
 
 
-async def test_the_page_gets_the_pictures_that_it_can_show(web):
-    answer = await ask(web)
+@pytest.mark.parametrize("path", ["/dalle", "/generate"])
+async def test_the_page_gets_the_pictures_that_it_can_show(web, path):
+    answer = await ask(web, path=path)
     assert answer.status_code == 200
     told = answer.json()
     assert told["generatedImgsFormat"] == "jpeg"
@@ -63,7 +64,7 @@ async def test_the_health_check(web):
     assert answer.headers["access-control-allow-origin"] == PAGE
 
 
-@pytest.mark.parametrize(("path", "method"), [("/dalle", "POST"), ("/", "GET")])
+@pytest.mark.parametrize(("path", "method"), [("/dalle", "POST"), ("/generate", "POST"), ("/", "GET")])
 async def test_the_browser_s_preflight(web, path, method):
     answer = await web.http.options(
         path,

@@ -155,7 +155,7 @@ async def test_a_variation_has_no_mask(painter):
 
 
 async def test_two_pictures_are_refused(painter):
-    with pytest.raises(openai.BadRequestError, match="one picture at a time, got 2"):
+    with pytest.raises(openai.BadRequestError, match="takes no pictures as prompts, got 2"):
         await painter.openai.images.edit(image=[png(3), png(4)], prompt="x")
 
 

@@ -9,7 +9,7 @@ import pytest
 from gateway.access.caller import Caller
 from gateway.access.token_file import new_token, write_tokens
 from gateway.http.openai.fields import FormFields
-from gateway.http.openai.models import ModelFamily
+from gateway.http.openai.models import OPENAI_MODELS, ModelFamily
 from gateway.http.openai.request import GENERATION_FIELDS, generation
 from gateway.runs.admission import AdmissionLimits
 from gateway.runs.manager import RunLimits
@@ -19,13 +19,20 @@ from tests.gateway.http.painting import set_up
 from triptych.v1.stage_pb2 import ModelInfo
 
 FAMILY = ModelFamily(
-    "",
+    "tiny",
     {
         "generate": ModelInfo(name="tiny", image_size=8),
         "refine": ModelInfo(name="tiny", image_size=8),
         "upscale": ModelInfo(name="tiny", scale=4),
     },
 )
+
+
+def read(fields):
+    """What a request under the family's own name asks for."""
+    form = FormFields(fields)
+    form.limit_to(GENERATION_FIELDS)
+    return generation(form, FAMILY)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +59,8 @@ FAMILY = ModelFamily(
         ({"size": "256x256"}, "size", "8x8 and 32x32 pictures"),
         ({"frame_count": 4}, "frame_count", "is not known here"),
         ({"partial_images": 4, "stream": True}, "partial_images", "from 0 to 3"),
+        ({"n": 1.5}, "n", "must be a whole number"),
+        ({"n": "one"}, "n", "must be a whole number"),
         ({"partial_images": 1}, "partial_images", "set stream"),
         ({"stream": True, "response_format": "url"}, "response_format", "must be b64_json"),
         ({"stream": "perhaps"}, "stream", "true or false"),
@@ -59,7 +68,7 @@ FAMILY = ModelFamily(
 )
 def test_a_field_that_cannot_be_served_is_named(fields, param, words):
     with pytest.raises(InvalidRequest) as raised:
-        generation(FormFields({"prompt": "x", **fields}, GENERATION_FIELDS), FAMILY)
+        read({"prompt": "x", **fields})
     assert raised.value.field == param
     assert words in raised.value.description
 
@@ -70,7 +79,8 @@ async def test_a_field_that_the_pipeline_refuses_has_the_api_s_name(painter):
         ({"prompt": "x" * 3000}, "prompt", "at most 2000 bytes"),
         ({"guidance_scale": -1}, "guidance_scale", "0 to 1000"),
     ]:
-        answer = await painter.http.post("/v1/images/generations", json={"prompt": "x", **fields})
+        body = {"prompt": "x", "model": "tiny", **fields}
+        answer = await painter.http.post("/v1/images/generations", json=body)
         error = answer.json()["error"]
         assert (answer.status_code, error["param"], error["type"]) == (400, param, "invalid_request_error")
         assert words in error["message"]
@@ -91,7 +101,8 @@ async def test_an_unknown_model_is_not_found(painter):
 
 async def test_models_are_listed_and_found(painter):
     listed = [model async for model in painter.openai.models.list()]
-    assert [(model.id, model.object, model.owned_by) for model in listed] == [("tiny", "model", "triptych")]
+    assert [model.id for model in listed] == ["tiny", *OPENAI_MODELS]
+    assert {(model.object, model.owned_by) for model in listed} == {("model", "triptych")}
     assert await painter.openai.models.retrieve("tiny") == listed[0]
     with pytest.raises(openai.NotFoundError):
         await painter.openai.models.retrieve("midjourney")

@@ -1,0 +1,23 @@
+"""What programs are told whose base URL lacks /v1, or has it twice: the address that they are to be given."""
+
+from starlette.requests import Request
+
+from gateway.http.errors import HttpError
+
+# Of OpenAI's API, as programs append them to their base URL.
+PATHS = ("images/generations", "images/edits", "images/variations", "chat/completions", "responses")
+
+
+def wrong_base_url(request: Request) -> HttpError | None:
+    """404 with the base URL that works, where the path is one of OpenAI's below another base; otherwise None."""
+    path = request.url.path
+    name = path.removeprefix("/v1/v1").strip("/")
+    if name not in PATHS:
+        return None
+    wrong = "has /v1 twice" if path.startswith("/v1/v1/") else "lacks /v1"
+    base = f"{str(request.base_url).rstrip('/')}/v1"
+    return HttpError(
+        404,
+        "WRONG_BASE_URL",
+        f"there is nothing at {path}: the base URL of your program {wrong}; set it to {base} (OPENAI_BASE_URL={base})",
+    )

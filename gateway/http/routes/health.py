@@ -1,0 +1,28 @@
+"""GET /health: whether each stage has a worker, for load balancers, compose files and people. It needs no token."""
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gateway.http.context import api_of
+from gateway.stages import STAGES
+from services.errors import InvalidRequest
+
+
+async def health(request: Request) -> Response:
+    """200 where every stage, or the one named by `?stage=`, has a worker that can be given work, otherwise 503."""
+    stages = {
+        name: {"ready": num > 0, "workers": num}
+        for name, num in api_of(request).pipeline.num_workers().items()
+    }
+    if asked := request.query_params.get("stage", ""):
+        if asked not in stages:
+            names = ", ".join(kind.name for kind in STAGES)
+            raise InvalidRequest("stage", f"must be one of {names}, got {asked[:40]!r}")
+        stages = {asked: stages[asked]}
+    is_ready = all(stage["ready"] for stage in stages.values())
+    body = {"status": "ready" if is_ready else "not ready", "stages": stages}
+    return JSONResponse(body, 200 if is_ready else 503, {"cache-control": "no-store"})
+
+
+routes = [Route("/health", health, methods=["GET"])]
