@@ -40,7 +40,10 @@ def local(ctx: click.Context, name: str) -> None:
 @deploy.group(no_args_is_help=True)
 @name_option
 @click.option(
-    "--machines", type=FILE, required=True, help="The machines, in TOML: docs/operations/deploy-ssh.md shows one."
+    "--machines",
+    type=FILE,
+    required=True,
+    help="The machines, in TOML: docs/operations/deploy-ssh.md shows one.",
 )
 @click.option(
     "--certificates", type=FOLDER, help="Of `triptych certs`: workers then listen to their gateway alone."

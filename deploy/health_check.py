@@ -8,7 +8,7 @@ from triptych.credentials import Credentials
 TIMEOUT_S = 2.0
 
 
-def trouble_with(address: str, credentials: Credentials | None = None) -> str:
+def health_error(address: str, credentials: Credentials | None = None) -> str:
     """Nothing when it serves; else why not, in a few words."""
     options = [("grpc.enable_http_proxy", 0)]
     with (

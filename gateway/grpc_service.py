@@ -65,12 +65,12 @@ class PipelineService(PipelineServiceServicer):
         # A caller who had seen the end already is told again what it was.
         has_failed = last.finished.state == RunState.RUN_STATE_FAILED
         is_over = last.HasField("finished") and not has_failed
-        if not is_over and (error := await self._pipeline.failure(name, caller)):
+        if not is_over and (error := await self._pipeline.run_error(name, caller)):
             raise error
 
     async def WatchRun(self, request: WatchRunRequest, context: Context) -> AsyncIterator[WatchRunResponse]:
         name, caller = request.name, current_caller()
-        await self._pipeline.check(name, caller)
+        await self._pipeline.require_access(name, caller)
         self._attach(name, context)
         async for event in self._pipeline.watch_run(name, caller, after_sequence=request.after_sequence):
             yield WatchRunResponse(event=event)

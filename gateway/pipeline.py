@@ -51,7 +51,7 @@ class Pipeline:
         self._journal = runs.journal
         self._store = runs.store
         self._deleting: set[asyncio.Task[None]] = set()
-        self._looks: dict[tuple[str, int], asyncio.Task[tuple[RunRow | None, list[Event]]]] = {}
+        self._polls: dict[tuple[str, int], asyncio.Task[tuple[RunRow | None, list[Event]]]] = {}
 
     async def create_run(
         self,
@@ -63,7 +63,7 @@ class Pipeline:
         timeout_s: float | None = None,
     ) -> Run:
         """As `begin_run`, and the run as it stands then."""
-        return await self._view(
+        return await self._load(
             await self.begin_run(request_id, spec, caller, detach=detach, timeout_s=timeout_s)
         )
 
@@ -105,7 +105,7 @@ class Pipeline:
                 f"request_id {request_id!r} made {row.name} from another spec; use a new request_id for a new run"
             )
         if detach and not row.is_detached:
-            await self._runs.keep_detached(row.name)
+            await self._runs.detach(row.name)
         return row.name
 
     async def watch_run(
@@ -117,23 +117,23 @@ class Pipeline:
         NotReady when this gateway stops before the run has ended.
         """
         place, is_over = check_after_sequence(after_sequence), False
-        await self.check(name, caller)
+        await self.require_access(name, caller)
         while True:
             if (live := self._runs.live(name)) is not None:
                 async for event in live.record.log.follow(place):
                     place = event.sequence
-                    yield await self._with_file(event) if with_files else event
-                if live.is_finished and live.record.log.is_settled:
+                    yield await self._inline_image(event) if with_files else event
+                if live.is_finished and live.record.log.is_flushed:
                     return
-            row, events = await self._look(name, place)
+            row, events = await self._poll_shared(name, place)
             for event in events:
                 place, is_over = event.sequence, event.HasField("finished")
                 if not event.HasField("preview"):
-                    yield await self._with_file(event) if with_files else event
+                    yield await self._inline_image(event) if with_files else event
             if events:
                 continue
             if row is None and not is_over:
-                raise await self._absent(name, caller)
+                raise await self._not_found_error(name, caller)
             if row is None or is_finished(row.state):
                 return
             if self._runs.is_stopping:
@@ -144,13 +144,13 @@ class Pipeline:
     @contextmanager
     def attach(self, name: str) -> Iterator[None]:
         """Somebody lives on the run inside the block; without anybody a run that is not detached is cancelled."""
-        self._runs.attendance.attach(name)
+        self._runs.abandonment.attach(name)
         try:
             yield
         finally:
-            self._runs.attendance.detach(name)
+            self._runs.abandonment.detach(name)
 
-    async def failure(self, name: str, caller: Caller) -> TriptychError | None:
+    async def run_error(self, name: str, caller: Caller) -> TriptychError | None:
         """What a run failed of; None where it did not fail, or only in part."""
         run = await self.get_run(name, caller)
         if run.state != RunState.RUN_STATE_FAILED:
@@ -168,22 +168,22 @@ class Pipeline:
 
         Raises NotFound, InvalidRequest, AlreadyExists, NoWorker or QueueFull.
         """
-        await self.check(name, caller)
+        await self.require_access(name, caller)
         most = caller.limits.max_images_per_run
         await asyncio.shield(self._runs.select(request_id, name, selections, max_images=most))
-        return await self._view(name)
+        return await self._load(name)
 
     async def cancel_run(self, name: str, caller: Caller, images: Sequence[str] = ()) -> Run:
         """Stops a run, or only these images; of what is finished nothing changes. Raises NotFound, InvalidRequest."""
-        await self.check(name, caller)
-        if images or not is_finished((await self._view(name)).state):
+        await self.require_access(name, caller)
+        if images or not is_finished((await self._load(name)).state):
             await asyncio.shield(self._runs.cancel(name, images))
-        return await self._view(name)
+        return await self._load(name)
 
     async def get_run(self, name: str, caller: Caller) -> Run:
         """The run as it stands. Raises NotFound."""
-        await self.check(name, caller)
-        return await self._view(name)
+        await self.require_access(name, caller)
+        return await self._load(name)
 
     async def list_runs(
         self, caller: Caller, *, page_size: int = 0, page_token: str = ""
@@ -196,16 +196,16 @@ class Pipeline:
         token = (
             write_page_token(rows[size - 1].create_time_ns, rows[size - 1].name) if len(rows) > size else ""
         )
-        return [await self._view(row.name, row) for row in rows[:size]], token
+        return [await self._load(row.name, row) for row in rows[:size]], token
 
     async def delete_run(self, name: str, caller: Caller) -> None:
         """Deletes a finished run and the pictures that no other run has. Raises NotFound, RunUnderWay."""
-        await self.check(name, caller)
+        await self.require_access(name, caller)
         if (live := self._runs.live(name)) is not None and live.is_finished:
-            await self._runs.put_away(live)
+            await self._runs.evict(live)
         hashes = await self._journal.delete_run(name)
         if hashes is None:
-            await self.check(name, caller)
+            await self.require_access(name, caller)
             raise RunUnderWay(f"{name} is under way; cancel it before it is deleted")
         task = asyncio.create_task(self._delete_files(hashes))
         self._deleting.add(task)
@@ -214,7 +214,7 @@ class Pipeline:
     async def read_image(self, name: str, caller: Caller) -> tuple[Image, bytes]:
         """A finished image of a run, by "runs/{id}/images/{stage}-{index}", and its file. Raises NotFound."""
         run = name.partition("/images/")[0]
-        await self.check(run, caller)
+        await self.require_access(run, caller)
         image = await self._journal.find_image(name) if NUL not in name else None
         if image is None:
             raise NotFound(f"{run} has no finished image {name[:120]!r}")
@@ -241,7 +241,7 @@ class Pipeline:
         """How many workers of each stage can be given work now, by the stage's name."""
         return {kind.name: len(self._pools[kind.name].healthy) for kind in STAGES}
 
-    async def check(self, name: str, caller: Caller) -> None:
+    async def require_access(self, name: str, caller: Caller) -> None:
         """Raises NotFound unless there is such a run for the caller."""
         if (live := self._runs.live(name)) is not None:
             owner: str | None = live.caller
@@ -249,9 +249,9 @@ class Pipeline:
             row = await self._journal.find_run(name) if NUL not in name else None
             owner = None if row is None else row.caller
         if owner is None or not caller.may_see(owner):
-            raise await self._absent(name, caller)
+            raise await self._not_found_error(name, caller)
 
-    async def _absent(self, name: str, caller: Caller) -> NotFound:
+    async def _not_found_error(self, name: str, caller: Caller) -> NotFound:
         """Why there is no such run."""
         expired = await self._journal.find_expired(name) if NUL not in name else None
         if expired is not None and caller.may_see(expired[0]):
@@ -262,26 +262,26 @@ class Pipeline:
             )
         return NotFound(f"there is no run {name[:80]!r} here")
 
-    async def _view(self, name: str, row: RunRow | None = None) -> Run:
+    async def _load(self, name: str, row: RunRow | None = None) -> Run:
         if (live := self._runs.live(name)) is not None:
             run = live.record.to_proto()
-            await self._runs.settled(live)
+            await self._runs.flush(live)
             return run
         row = row or await self._journal.find_run(name)
         if row is None:
             raise NotFound(f"there is no run {name[:80]!r} here")
         return await self._journal.view(row)
 
-    async def _look(self, name: str, after_sequence: int) -> tuple[RunRow | None, list[Event]]:
-        """As `_read_on`, once for all who ask for the same at a time: two hundred may wait for one run."""
+    async def _poll_shared(self, name: str, after_sequence: int) -> tuple[RunRow | None, list[Event]]:
+        """As `_poll`, once for all who ask for the same at a time: two hundred may wait for one run."""
         key = name, after_sequence
-        if (look := self._looks.get(key)) is None:
-            look = self._looks[key] = asyncio.create_task(self._read_on(name, after_sequence))
-            look.add_done_callback(lambda _: self._looks.pop(key, None))
+        if (poll := self._polls.get(key)) is None:
+            poll = self._polls[key] = asyncio.create_task(self._poll(name, after_sequence))
+            poll.add_done_callback(lambda _: self._polls.pop(key, None))
         # Whoever goes away takes nothing from the others.
-        return await asyncio.shield(look)
+        return await asyncio.shield(poll)
 
-    async def _read_on(self, name: str, after_sequence: int) -> tuple[RunRow | None, list[Event]]:
+    async def _poll(self, name: str, after_sequence: int) -> tuple[RunRow | None, list[Event]]:
         """A run and its next events from the journal, asked for again for a while where that does not answer."""
         until = time.monotonic() + PATIENCE_S
         while True:
@@ -294,7 +294,7 @@ class Pipeline:
                     raise
                 await asyncio.sleep(POLL_EVERY_S)
 
-    async def _with_file(self, event: Event) -> Event:
+    async def _inline_image(self, event: Event) -> Event:
         """The event as it leaves here: a finished picture with its file, where a message can hold that."""
         if not event.HasField("image_ready"):
             return event
@@ -307,10 +307,10 @@ class Pipeline:
             return event
         if len(data) > MAX_INLINE_BYTES:
             return event
-        told = Event()
-        told.CopyFrom(event)
-        told.image_ready.image.data = data
-        return told
+        inlined = Event()
+        inlined.CopyFrom(event)
+        inlined.image_ready.image.data = data
+        return inlined
 
     async def _delete_files(self, hashes: Sequence[str]) -> None:
         """Deletes files that no run has, but for those that were put just now: a run may be about to tell of them."""

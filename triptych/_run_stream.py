@@ -28,7 +28,7 @@ class RunStream:
         self,
         begin: Callable[[], Awaitable[int]],
         follow: Callable[[int], AsyncGenerator[Event]],
-        rests: Callable[[str, int], Awaitable[bool]],
+        is_idle: Callable[[str, int], Awaitable[bool]],
         result: RunResult,
         *,
         request_id: str,
@@ -37,7 +37,7 @@ class RunStream:
         leave: Callable[[str], Awaitable[None]] | None = None,
         show: bool | None = None,
     ) -> None:
-        """`begin` returns the sequence number to follow from; `rests` says whether nothing has come after an event.
+        """`begin` returns the sequence number to follow from; `is_idle` says whether nothing has come after an event.
 
         `result` has what is known before. `leave` is called when a run goes on that should not.
         """
@@ -46,7 +46,7 @@ class RunStream:
         self.result = result
         self._begin = begin
         self._follow = follow
-        self._rests = rests
+        self._is_idle = is_idle
         self._backoff = backoff
         self._deadline_s = deadline_s
         self._leave = leave
@@ -59,7 +59,7 @@ class RunStream:
                 "this run has been followed already; expected one `async for` or one `await`: "
                 "follow it again with client.watch(name)"
             )
-        self._events = self._told()
+        self._events = self._iterate()
         return self._events
 
     def __await__(self) -> Generator[object, None, RunResult]:
@@ -97,11 +97,11 @@ class RunStream:
                 if (
                     event.state.state == RunState.RUN_STATE_AWAITING_SELECTION
                     and self._leave is None
-                    and await self._rests(self.result.name, event.sequence)
+                    and await self._is_idle(self.result.name, event.sequence)
                 ):
                     return
 
-    async def _told(self) -> AsyncGenerator[Event]:
+    async def _iterate(self) -> AsyncGenerator[Event]:
         try:
             after_sequence = await self._begin()
             events = resumed(

@@ -150,7 +150,7 @@ class Client:
         is cancelled a little after the last of them has left. `timeout_s` bounds the whole of it. `show`: whether a live contact sheet is shown, by default in notebooks.
         """
         spec = RunSpec(prompt=prompt) if isinstance(prompt, str) else prompt
-        leave = leave_to_others if request_id else self._leave
+        leave = no_cancel if request_id else self._leave
         request_id = request_id or uuid.uuid4().hex
         if detach is None:
             detach = spec.HasField("manual")
@@ -343,7 +343,7 @@ class Client:
         stream = RunStream(
             begin,
             follow,
-            self._rests,
+            self._is_idle,
             result,
             request_id=request_id,
             backoff=self._backoff,
@@ -354,7 +354,7 @@ class Client:
         self._streams.add(stream)
         return stream
 
-    async def _rests(self, name: str, sequence: int) -> bool:
+    async def _is_idle(self, name: str, sequence: int) -> bool:
         run = await repeated(lambda: self.get_run(name), self._backoff)
         return run.last_sequence <= sequence
 
@@ -380,5 +380,5 @@ class Client:
             call.cancel()
 
 
-async def leave_to_others(name: str) -> None:
+async def no_cancel(name: str) -> None:
     """Whoever has the request_id may follow the run, too: the gateway cancels it when nobody is left."""

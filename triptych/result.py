@@ -176,7 +176,7 @@ class RunResult:
                 self.state = state_name(event.finished.state)
                 self.error = event.finished.error if event.finished.HasField("error") else None
 
-    def take_in(self, later: "RunResult") -> None:
+    def merge(self, later: "RunResult") -> None:
         """Adds what a later part of the same run has made, such as that of a selection."""
         self.state, self.error, self.last_sequence = later.state, later.error, later.last_sequence
         self.warnings += later.warnings

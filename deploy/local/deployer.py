@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from deploy.deployer import STAGES, DeployError, Leftovers, Offer, State, Worker
-from deploy.health_check import trouble_with
+from deploy.health_check import health_error
 from deploy.tagged_processes import TaggedProcesses, kill
 
 
@@ -65,5 +65,5 @@ class LocalDeployer:
         if (self.processes.folder / f"draining-{process.pid}").exists():
             state = State.DRAINING
         else:
-            state = State.SERVING if address and not trouble_with(address) else State.STARTING
+            state = State.SERVING if address and not health_error(address) else State.STARTING
         return Worker(str(process.pid), stage, address, state, "this machine")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.deployer import STAGES, DeployError, Leftovers, Offer, State, Worker
-from deploy.health_check import trouble_with
+from deploy.health_check import health_error
 from deploy.meadowrun.bridge_client import Bridge
 from deploy.meadowrun.jobs import PORT, Needs, Settings, files_of, job_of, started_from
 from triptych.credentials import Credentials
@@ -213,7 +213,7 @@ class MeadowrunDeployer:
                 self._last_words[tags["worker"]] = "its launch was cut off"
                 self._give_back([machine])
                 return None
-        elif not (trouble := trouble_with(address, self.credentials)):
+        elif not (trouble := health_error(address, self.credentials)):
             state = State.DRAINING if tags["state"] == "draining" else State.SERVING
             if tags["state"] == "started":
                 self._ask("tag_machine", instance=machine["instance"], tags={"state": "serving"})

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from deploy.deployer import STAGES, DeployError, Leftovers, Offer, State, Worker
-from deploy.health_check import trouble_with
+from deploy.health_check import health_error
 from deploy.ssh import scripts
 from deploy.ssh.connection import Connection, Unreachable
 from deploy.ssh.machine_list import Machine, Machines
@@ -223,7 +223,7 @@ class SshDeployer:
         if found.state == "draining":
             state = State.DRAINING
         elif found.address:
-            trouble = trouble_with(found.address, self.credentials)
+            trouble = health_error(found.address, self.credentials)
             state = State.STARTING if trouble else State.SERVING
             note = f"it serves, but does not answer from here: {trouble}" if trouble else ""
         machine = found.machine

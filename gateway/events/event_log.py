@@ -31,7 +31,7 @@ class EventLog:
         self._previews: dict[tuple[Stage.ValueType, int], list[int]] = {}
         self._finished: set[tuple[Stage.ValueType, int]] = set()
         self._is_closed = False
-        self._is_abandoned = False
+        self._is_disowned = False
         self._grown = asyncio.Event()
 
     @property
@@ -43,15 +43,15 @@ class EventLog:
         return self._is_closed
 
     @property
-    def is_abandoned(self) -> bool:
-        return self._is_abandoned
+    def is_disowned(self) -> bool:
+        return self._is_disowned
 
     @property
-    def is_settled(self) -> bool:
+    def is_flushed(self) -> bool:
         """Whether all of it has been written down."""
         return self._num_published == len(self._events)
 
-    def stamp(self, event: Event) -> None:
+    def assign_sequence(self, event: Event) -> None:
         """Numbers and dates the event that is to be appended next."""
         event.sequence = len(self._events) + 1
         event.time.GetCurrentTime()
@@ -59,10 +59,10 @@ class EventLog:
     def append(self, event: Event) -> None:
         """Has the event written down, with the next number."""
         assert not self._is_closed, "an event after the last one"  # noqa: S101 - our own bug
-        if self._is_abandoned:
+        if self._is_disowned:
             return
         if not event.sequence:
-            self.stamp(event)
+            self.assign_sequence(event)
         if event.HasField("preview"):
             places = self._previews.setdefault((event.preview.stage, event.preview.index), [])
             places.append(len(self._events))
@@ -82,22 +82,22 @@ class EventLog:
                 self._events[places.pop(0)] = None
             if not places:
                 del self._previews[key]
-        self._wake()
+        self._notify()
 
     def close(self) -> None:
         """Ends the log: readers stop once they have had the last event."""
         self._is_closed = True
         self._previews.clear()
-        self._wake()
+        self._notify()
 
     def reopen(self) -> None:
         """Takes back the end: there is more to tell."""
         self._is_closed = False
 
-    def abandon(self) -> None:
+    def disown(self) -> None:
         """Somebody else writes the log from here on: readers stop where it stands, and what is appended is lost."""
-        self._is_abandoned = True
-        self._wake()
+        self._is_disowned = True
+        self._notify()
 
     async def follow(self, after_sequence: int = 0) -> AsyncIterator[Event]:
         """Yields the kept events after that sequence number, then new ones as they come, until the log ends here."""
@@ -108,19 +108,19 @@ class EventLog:
                 place += 1
                 if event is not None:
                     yield event
-            if self._is_abandoned or (self._is_closed and self.is_settled):
+            if self._is_disowned or (self._is_closed and self.is_flushed):
                 return
             await self._grown.wait()
 
-    async def settled(self) -> None:
+    async def flushed(self) -> None:
         """Returns when what has been appended so far is written down, or the log is abandoned."""
         target = len(self._events)
-        while self._num_published < target and not self._is_abandoned:
+        while self._num_published < target and not self._is_disowned:
             await self._grown.wait()
 
     def _is_newer(self, places: list[int]) -> bool:
         return bool(places) and places[0] < self._num_published
 
-    def _wake(self) -> None:
+    def _notify(self) -> None:
         self._grown.set()
         self._grown = asyncio.Event()

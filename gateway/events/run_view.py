@@ -30,7 +30,7 @@ class RunView:
                     self._images[score.image].clip_score = score.clip_score
             case "timing":
                 run.timings.append(event.timing)
-            case "selected" if is_at_rest(run.state):
+            case "selected" if is_idle(run.state):
                 self._reopen(RunState.RUN_STATE_QUEUED)
             case "finished":
                 run.state = event.finished.state
@@ -69,7 +69,7 @@ class RunView:
         self.run.ClearField("error")
 
 
-def is_at_rest(state: RunState.ValueType) -> bool:
+def is_idle(state: RunState.ValueType) -> bool:
     """Whether nothing happens to a run in this state unless somebody asks for it."""
     return state == RunState.RUN_STATE_AWAITING_SELECTION or is_finished(state)
 

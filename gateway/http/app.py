@@ -75,8 +75,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         headers["Allow"] = ", ".join(allowed_methods(request.scope))
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
-    told = HttpError(status, status.name, f"{request.method} {request.url.path}: {error.detail}", headers)
-    return to_response(told, is_openai=is_openai(request.url.path))
+    refusal = HttpError(status, status.name, f"{request.method} {request.url.path}: {error.detail}", headers)
+    return to_response(refusal, is_openai=is_openai(request.url.path))
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:

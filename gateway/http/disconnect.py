@@ -11,7 +11,7 @@ from gateway.http.errors import HttpError
 Result = TypeVar("Result")
 
 
-async def while_waited_for(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """The result of the work; cancels it and raises HttpError when the caller is gone. The body must have been read."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_until_gone(request))

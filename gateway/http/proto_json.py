@@ -20,12 +20,12 @@ MAX_KEPT_BYTES = 8 * 2**20
 
 def to_dict(one: Message) -> dict[str, Any]:
     """A message for an answer; pictures without their files do not say so."""
-    told: dict[str, Any] = MessageToDict(
+    body: dict[str, Any] = MessageToDict(
         one, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    for image in told.get("images", ()):
+    for image in body.get("images", ()):
         image.pop("data", None)
-    return told
+    return body
 
 
 def from_dict(body: object, kind: type[Message]) -> Any:
@@ -62,9 +62,9 @@ class EventEncoder:
 
 def _event_json(event: Event) -> bytes:
     if event.HasField("image_ready") and event.image_ready.image.data:
-        told = Event()
-        told.CopyFrom(event)
-        event = told
+        stripped = Event()
+        stripped.CopyFrom(event)
+        event = stripped
         event.image_ready.image.ClearField("data")
     fields = MessageToDict(event, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     if "image_ready" in fields:

@@ -1,6 +1,6 @@
 """What the events of a run say about the pictures that a caller waits for: partial ones, finished ones, scores.
 
-A run for OpenAI's API is a handful of straight lines: from the first stage of its `spine` on, every picture goes on to
+A run for OpenAI's API is a handful of straight lines: from the first stage of its `streamed_stages` on, every picture goes on to
 exactly one that is answered. It knows events, and no HTTP.
 """
 
@@ -37,7 +37,7 @@ class RunResults:
     """`add` every event of a run, in order."""
 
     # Its stages, in order, and the steps that each takes for a picture.
-    spine: Mapping[str, int]
+    streamed_stages: Mapping[str, int]
     num_partials: int = 0
     # Pictures of the last stage, in the order in which they came, and files as far as events carry them.
     images: list[Image] = field(default_factory=list)
@@ -62,7 +62,7 @@ class RunResults:
                 return self._partial(preview.stage, preview.index, done, preview.image)
             case "image_ready":
                 image = event.image_ready.image
-                if image.stage == STAGE_OF[list(self.spine)[-1]]:
+                if image.stage == STAGE_OF[list(self.streamed_stages)[-1]]:
                     self.images.append(image)
                     return image
                 picture = ImageData(data=image.data, width=image.width, height=image.height)
@@ -75,7 +75,7 @@ class RunResults:
 
     def line_of(self, stage: Stage.ValueType, index: int) -> int:
         """Which of the pictures that are answered this one becomes: its ancestor's place in the first stage of the spine."""
-        while stage != STAGE_OF[next(iter(self.spine))]:
+        while stage != STAGE_OF[next(iter(self.streamed_stages))]:
             name = self._parents.get((stage, index), "").rpartition("/")[2]
             stage_name, _, place = name.rpartition("-")
             if stage_name not in STAGE_OF:
@@ -94,14 +94,14 @@ class RunResults:
         self, stage: Stage.ValueType, index: int, done: float, picture: ImageData
     ) -> PartialImage | None:
         """The picture as it looks now, if the next partial image is due: they are spread evenly over all steps."""
-        name = next((name for name in self.spine if STAGE_OF[name] == stage), None)
+        name = next((name for name in self.streamed_stages if STAGE_OF[name] == stage), None)
         if name is None or not picture.data:
             return None
-        before = list(self.spine)[: list(self.spine).index(name)]
-        steps = sum(self.spine[earlier] for earlier in before) + done * self.spine[name]
+        before = list(self.streamed_stages)[: list(self.streamed_stages).index(name)]
+        steps = sum(self.streamed_stages[earlier] for earlier in before) + done * self.streamed_stages[name]
         image_index = self.line_of(stage, index)
         line = self._lines.setdefault(image_index, ImageProgress())
-        due = (line.num_partial + 1) / (self.num_partials + 1) * sum(self.spine.values())
+        due = (line.num_partial + 1) / (self.num_partials + 1) * sum(self.streamed_stages.values())
         if line.num_partial == self.num_partials or steps < due - 1e-9 or picture.data == line.last:
             return None
         line.num_partial, line.last = line.num_partial + 1, picture.data

@@ -31,29 +31,29 @@ class LinkSigner:
         self, sha256: str, output_format: str, compression: int, size: tuple[int, int] | None = None
     ) -> str:
         """The path and query of a picture in that format and size (None: its own), good for an hour."""
-        told = {
+        signed = {
             "sha256": sha256,
             "format": output_format,
             "compression": str(compression),
             "size": "x".join(str(side) for side in size or ()),
             "expires": str(int(self._clock()) + LIFETIME_S),
         }
-        query = {name: told[name] for name in SIGNED[1:] if told[name]}
-        return f"/images/{sha256}?{urlencode({**query, 'signature': self._signature(told)})}"
+        query = {name: signed[name] for name in SIGNED[1:] if signed[name]}
+        return f"/images/{sha256}?{urlencode({**query, 'signature': self._signature(signed)})}"
 
     def check(self, sha256: str, query: Mapping[str, str]) -> tuple[str, int, tuple[int, int] | None]:
         """The format, compression and size of a link that we signed; raises LinkInvalid for any other."""
-        told = {**{name: query.get(name, "") for name in SIGNED}, "sha256": sha256}
+        signed = {**{name: query.get(name, "") for name in SIGNED}, "sha256": sha256}
         given = query.get("signature", "").encode()
-        if not hmac.compare_digest(self._signature(told).encode(), given):
+        if not hmac.compare_digest(self._signature(signed).encode(), given):
             raise LinkInvalid(
                 "this gateway did not sign the link, or it has been changed; ask for the picture anew"
             )
-        if int(told["expires"]) < self._clock():
+        if int(signed["expires"]) < self._clock():
             raise LinkInvalid("the link has expired; ask for the picture anew")
-        width, _, height = told["size"].partition("x")
-        return told["format"], int(told["compression"]), (int(width), int(height)) if width else None
+        width, _, height = signed["size"].partition("x")
+        return signed["format"], int(signed["compression"]), (int(width), int(height)) if width else None
 
-    def _signature(self, told: Mapping[str, str]) -> str:
-        text = "\n".join(told[name] for name in SIGNED)
+    def _signature(self, signed: Mapping[str, str]) -> str:
+        text = "\n".join(signed[name] for name in SIGNED)
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()

@@ -36,13 +36,13 @@ class EventStream(Response):
         closing: asyncio.Event,
         *,
         heartbeat_s: float = HEARTBEAT_S,
-        can_come_back: bool = False,
+        resumable: bool = False,
     ) -> None:
-        """`can_come_back`: tells a browser to, and when. The `openai` package would take that for an event."""
+        """`resumable`: tells a browser to, and when. The `openai` package would take that for an event."""
         self._messages = messages
         self._closing = closing
         self._heartbeat_s = heartbeat_s
-        self._can_come_back = can_come_back
+        self._can_come_back = resumable
         self._is_quiet = True
         self.status_code = 200
         self.background = None
@@ -58,7 +58,12 @@ class EventStream(Response):
             self._is_quiet = False
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        ends = (self._write_all(write), self._beat(write), _until_gone(receive), self._closing.wait())
+        ends = (
+            self._write_all(write),
+            self._send_heartbeats(write),
+            _until_gone(receive),
+            self._closing.wait(),
+        )
         tasks = [asyncio.ensure_future(end) for end in ends]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -80,7 +85,7 @@ class EventStream(Response):
                 # A reader of a long run that is over would otherwise have all of it before anybody else's turn.
                 await asyncio.sleep(0)
 
-    async def _beat(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+    async def _send_heartbeats(self, write: Callable[[bytes], Awaitable[None]]) -> None:
         while True:
             self._is_quiet = True
             await asyncio.sleep(self._heartbeat_s)

@@ -18,8 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.events.event_log import EventLog
 from gateway.events.run_state import masks_in_event
-from gateway.events.run_view import is_at_rest, is_finished
-from gateway.journal.reader import SELECT_RUN, JournalUnavailable, ReadableJournal, RunRow, as_journal_failed
+from gateway.events.run_view import is_finished, is_idle
+from gateway.journal.reader import SELECT_RUN, JournalUnavailable, ReadableJournal, RunRow, journal_errors
 from gateway.journal.schema import commands, events, expired, images, opened, runs
 from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
 
@@ -114,14 +114,14 @@ class Journal(ReadableJournal):
         if not (kind in _MAY_LINGER or is_beginning) or len(self._waiting) >= MAX_EVENTS_AT_ONCE:
             self._is_urgent.set()
 
-    async def settled(self, run: Journaled) -> None:
+    async def flush(self, run: Journaled) -> None:
         """Returns when all events of the run so far are written down; raises JournalFailed where that takes too long."""
-        if run.log.is_settled:
+        if run.log.is_flushed:
             return
         self._is_urgent.set()
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await run.log.settled()
+                await run.log.flushed()
         except TimeoutError:
             raise JournalUnavailable(self._problem or "the journal is written too slowly") from None
 
@@ -182,7 +182,7 @@ class Journal(ReadableJournal):
             self._has_work.clear()
         for run, sequence in {one.run.name: (one.run, one.event.sequence) for one in group}.values():
             if run.name in lost:
-                run.log.abandon()
+                run.log.disown()
             else:
                 run.log.publish(sequence)
 
@@ -260,7 +260,7 @@ class Journal(ReadableJournal):
 
         return await self._write(write)
 
-    async def keep_detached(self, name: str) -> None:
+    async def detach(self, name: str) -> None:
         """The run goes on without anybody who lives on it."""
         async with self.writing() as connection:
             await connection.execute(sa.update(runs).where(runs.c.name == name).values(is_detached=True))
@@ -301,13 +301,13 @@ class Journal(ReadableJournal):
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction; one at a time, as SQLite has it."""
-        with as_journal_failed():
+        with journal_errors():
             async with self._one_at_a_time, self.engine.begin() as connection:
                 yield connection
 
     async def _write(self, work: Callable[[sa.Connection], Result]) -> Result:
         if self._threads is not None:
-            with as_journal_failed():
+            with journal_errors():
                 async with self._one_at_a_time:
                     return await self._threads.write(work)
         async with self.writing() as connection:
@@ -336,7 +336,7 @@ def _state_of(run: Journaled) -> dict[str, Any]:
     values: dict[str, Any] = {
         "state": message.state,
         "end_time_ns": message.end_time.ToNanoseconds() if is_done else None,
-        "at_rest": message.SerializeToString() if is_at_rest(message.state) else None,
+        "at_rest": message.SerializeToString() if is_idle(message.state) else None,
     }
     if is_done:
         values["owner"] = None

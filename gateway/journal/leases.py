@@ -46,7 +46,7 @@ class Leases:
         self._journal = journal
         self._me = journal.gateway
 
-    async def renew(self) -> None:
+    async def heartbeat(self) -> None:
         """This gateway is alive."""
         async with self._journal.writing() as connection:
             until_ms = await now_ms(connection) + int(LEASE_S * 1e3)
@@ -69,7 +69,7 @@ class Leases:
                 sa.update(runs).where(runs.c.name.in_(names), runs.c.owner == self._me).values(owner=None)
             )
 
-    async def leave(self) -> None:
+    async def release_all(self) -> None:
         """This gateway ends: others need not wait for that of its lease."""
         async with self._journal.writing() as connection:
             await connection.execute(sa.update(runs).where(runs.c.owner == self._me).values(owner=None))
@@ -79,7 +79,9 @@ class Leases:
             mine = attendances.c.gateway == self._me
             await connection.execute(sa.update(attendances).where(mine).values(until_ms=until_ms))
 
-    async def ask(self, run: str, kind: str, payload: bytes, *, max_images: int | None = None) -> int:
+    async def send_command(
+        self, run: str, kind: str, payload: bytes, *, max_images: int | None = None
+    ) -> int:
         """Leaves a command for the gateway that carries out the run; returns its number."""
         if max_images is not None:
             kind = f"{kind}/{max_images}"
@@ -89,13 +91,13 @@ class Leases:
             done = await connection.execute(sa.insert(commands).values(row).returning(commands.c.id))
             return int(done.scalar_one())
 
-    async def read_answer(self, command: int) -> str | None:
+    async def poll_reply(self, command: int) -> str | None:
         """What was answered; None while nothing was."""
         query = sa.select(commands.c.answer).where(commands.c.id == command)
         async with self._journal.reading() as connection:
             return (await connection.execute(query)).scalar_one_or_none()
 
-    async def withdraw(self, command: int) -> None:
+    async def cancel_command(self, command: int) -> None:
         """Nobody waits for it any more."""
         async with self._journal.writing() as connection:
             await connection.execute(sa.delete(commands).where(commands.c.id == command))
@@ -116,12 +118,12 @@ class Leases:
             asked.append(PeerCommand(number, run, kind, payload, int(most) if most else None))
         return asked
 
-    async def answer(self, command: int, error: TriptychError | None) -> None:
+    async def reply(self, command: int, error: TriptychError | None) -> None:
         async with self._journal.writing() as connection:
             text = "" if error is None else write_error(error)
             await connection.execute(sa.update(commands).where(commands.c.id == command).values(answer=text))
 
-    async def attend(self, names: Collection[str]) -> None:
+    async def heartbeat_clients(self, names: Collection[str]) -> None:
         """Somebody lives on these runs of other gateways, here."""
         async with self._journal.writing() as connection:
             now = await now_ms(connection)
@@ -134,7 +136,7 @@ class Leases:
                 rows = [{"run": name, "gateway": self._me, "until_ms": until_ms} for name in names]
                 await connection.execute(sa.insert(attendances), rows)
 
-    async def is_attended(self, name: str) -> bool:
+    async def has_clients(self, name: str) -> bool:
         """Whether somebody lives on the run at another gateway."""
         async with self._journal.reading() as connection:
             query = sa.select(sa.func.count()).where(
@@ -160,25 +162,25 @@ class Leases:
 
 def write_error(error: TriptychError) -> str:
     """An error as another gateway can raise it again."""
-    said: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "message": str(error),
         "status": error.status.name,
         "reason": error.reason,
         "retry_after_s": error.retry_after_s,
     }
     if isinstance(error, InvalidRequest):
-        said |= {"field": error.field, "description": error.description}
-    return json.dumps(said)
+        fields |= {"field": error.field, "description": error.description}
+    return json.dumps(fields)
 
 
 def read_error(text: str) -> TriptychError:
-    said = json.loads(text)
+    fields = json.loads(text)
     error = (
-        InvalidRequest(said["field"], said["description"])
-        if "field" in said
-        else TriptychError(said["message"])
+        InvalidRequest(fields["field"], fields["description"])
+        if "field" in fields
+        else TriptychError(fields["message"])
     )
-    error.status = grpc.StatusCode[said["status"]]
-    error.reason = said["reason"]
-    error.retry_after_s = said["retry_after_s"]
+    error.status = grpc.StatusCode[fields["status"]]
+    error.reason = fields["reason"]
+    error.retry_after_s = fields["retry_after_s"]
     return error

@@ -153,7 +153,7 @@ class ReadableJournal:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        with as_journal_failed():
+        with journal_errors():
             async with self.engine.connect() as connection:
                 yield connection
 
@@ -166,7 +166,7 @@ class ReadableJournal:
             return connection.execute(query).all()
 
         if self._threads is not None:
-            with as_journal_failed():
+            with journal_errors():
                 return await self._threads.read(read)
         async with self.reading() as connection:
             return await connection.run_sync(read)
@@ -186,7 +186,7 @@ SELECT_RUN = sa.select(
 
 
 @contextmanager
-def as_journal_failed() -> Iterator[None]:
+def journal_errors() -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, OSError) as error:

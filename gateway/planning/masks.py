@@ -12,7 +12,7 @@ from triptych.v1.pipeline_pb2 import RefineStage, RunSpec
 from triptych.v1.stage_pb2 import INPAINTING_UNSPECIFIED, ImageData, ModelInfo
 
 
-async def take_mask(spec: RunSpec, models: Mapping[StageKind, ModelInfo]) -> tuple[ImageData, ...]:
+async def extract_mask(spec: RunSpec, models: Mapping[StageKind, ModelInfo]) -> tuple[ImageData, ...]:
     """The mask of a spec that has one, which from here on tells of it by its sha256. Raises as `check_mask`."""
     if not spec.refine.HasField("mask"):
         return ()
@@ -26,7 +26,7 @@ async def take_mask(spec: RunSpec, models: Mapping[StageKind, ModelInfo]) -> tup
         sizes = [(models[GENERATE].image_size, models[GENERATE].image_size)]
     await check_mask(spec.refine, models[REFINE], sizes, "spec.refine")
     mask = ImageData(mime_type=MIME_TYPE, data=spec.refine.mask.data)
-    tell_by_hash(spec.refine)
+    replace_by_hash(spec.refine)
     return (mask,)
 
 
@@ -52,7 +52,7 @@ async def check_mask(
         await asyncio.to_thread(decode_mask, refine.mask.data, field, width=width, height=height)
 
 
-def tell_by_hash(refine: RefineStage) -> None:
+def replace_by_hash(refine: RefineStage) -> None:
     """Replaces the file of a mask, as a caller sent it, by its sha256; a sha256 that the caller sent counts for nothing."""
     if refine.HasField("mask"):
         refine.mask.CopyFrom(ImageData(sha256=hashlib.sha256(refine.mask.data).hexdigest()))

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.events.run_state import mask_of
-from gateway.planning.masks import take_mask
+from gateway.planning.masks import extract_mask
 from gateway.planning.validation import (
     MAX_PROMPT_BYTES,
     check_against_model,
     check_init_images,
     check_parent_size,
+    check_remaining_steps,
     check_settings,
-    check_skipped,
 )
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE, StageKind, kind_of
 from gateway.workers.pool import Pool, models_of
@@ -103,7 +103,7 @@ class Plan:
 
 async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
     """Checks a spec and plans it. Raises InvalidRequest or NoWorker; `pools` are by the stage's name."""
-    spec = complete(asked)
+    spec = with_defaults(asked)
     kinds = _stages(spec)
     settings = {kind: getattr(spec, kind.name).settings for kind in kinds}
     paths = {kind: f"spec.{kind.name}.settings" for kind in kinds}
@@ -115,10 +115,10 @@ async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
         check_against_model(spec.prompt, kind, settings[kind], model, paths[kind])
         if kind is REFINE and (GENERATE in models or spec.init_images):
             has_mask = spec.refine.HasField("mask")
-            check_skipped(settings[kind], model, paths[kind], has_mask=has_mask)
+            check_remaining_steps(settings[kind], model, paths[kind], has_mask=has_mask)
     init_images = await check_init_images(spec, models[kinds[0]])
     _check_parents(spec, models, settings, paths)
-    masks = await take_mask(spec, models)
+    masks = await extract_mask(spec, models)
     if REFINE not in models and any(_top_k(spec, kind) for kind in kinds):
         models[REFINE] = await _choose_ranker(pools)
     chosen = [chosen_model(kind, model) for kind, model in models.items()]
@@ -163,7 +163,7 @@ def chosen_model(kind: StageKind, model: ModelInfo) -> ChosenModel:
     return ChosenModel(stage=kind.stage, name=model.name, digest=model.digest)
 
 
-def complete(asked: RunSpec) -> RunSpec:
+def with_defaults(asked: RunSpec) -> RunSpec:
     """A copy with stages, counts, top-k and seed filled in where they were left out. Raises InvalidRequest."""
     spec = RunSpec()
     spec.CopyFrom(asked)
@@ -177,12 +177,12 @@ def complete(asked: RunSpec) -> RunSpec:
     if spec.HasField("refine") and not spec.refine.HasField("count"):
         spec.refine.count = DEFAULT_VARIATIONS
     if not spec.HasField("manual"):
-        _complete_top_k(spec)
+        _set_default_top_k(spec)
     _check_start(spec)
     return spec
 
 
-def _complete_top_k(spec: RunSpec) -> None:
+def _set_default_top_k(spec: RunSpec) -> None:
     mode = spec.automatic
     mode.SetInParent()
     has_next = spec.HasField("refine") or spec.HasField("upscale")
@@ -243,7 +243,7 @@ def _count_images(spec: RunSpec, kinds: Sequence[StageKind]) -> dict[str, int]:
 
 async def choose_model(name: str, kind: StageKind, pool: Pool) -> ModelInfo:
     """The model that all pictures of the stage are made with: a replay elsewhere must give the same ones."""
-    models = models_of(await pool.require())
+    models = models_of(await pool.healthy_or_raise())
     for model, _ in models:
         if name in ("", model.name):
             return model

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.events.run_state import History, image_name
-from gateway.planning.masks import check_mask, tell_by_hash
+from gateway.planning.masks import check_mask, replace_by_hash
 from gateway.planning.plan import (
     DEFAULT_VARIATIONS,
     MAX_IMAGES,
@@ -17,7 +17,12 @@ from gateway.planning.plan import (
     choose_model,
     chosen_model,
 )
-from gateway.planning.validation import check_against_model, check_parent_size, check_settings, check_skipped
+from gateway.planning.validation import (
+    check_against_model,
+    check_parent_size,
+    check_remaining_steps,
+    check_settings,
+)
 from gateway.stages import REFINE, UPSCALE, StageKind
 from gateway.workers.pool import Pool
 from services.errors import AlreadyExists, InvalidRequest
@@ -31,7 +36,7 @@ Selection = SelectImagesRequest.Selection
 MAX_IMAGES_IN_ALL = 1024
 
 
-def find_selected(
+def find_existing_selection(
     history: History, request_id: str, asked: Sequence[Selection], plan: Plan
 ) -> Event.Selected | None:
     """What this request_id has selected already; raises AlreadyExists when that was something else."""
@@ -42,7 +47,7 @@ def find_selected(
     selected = history.find_selection(request_id)
     if selected is None:
         return None
-    if [choice.selection for choice in selected.choices] != [_complete(one, plan) for one in asked]:
+    if [choice.selection for choice in selected.choices] != [_with_defaults(one, plan) for one in asked]:
         raise AlreadyExists(
             f"request_id {request_id!r} selected other images, or with other settings; use a new one to select again"
         )
@@ -54,7 +59,7 @@ async def make_selection(
 ) -> Event.Selected:
     """Checks all selections, so that none begins of a request that cannot be served whole.
 
-    It has no indexes yet: see `number_children`. Raises InvalidRequest or NoWorker.
+    It has no indexes yet: see `assign_indexes`. Raises InvalidRequest or NoWorker.
     """
     if not asked:
         raise InvalidRequest("selections", "must name at least one image, got none")
@@ -63,7 +68,7 @@ async def make_selection(
     for place, one in enumerate(asked):
         path = f"selections[{place}]"
         kind = _stage_of(one, path)
-        selection = _complete(one, plan)
+        selection = _with_defaults(one, plan)
         stage_path = f"{path}.{kind.name}"
         if kind is REFINE:
             check_count(selection.refine.count, MAX_IMAGES, f"{stage_path}.count")
@@ -80,7 +85,9 @@ async def make_selection(
         model = await _choose_model(plan, kind, pools[kind.name])
         check_against_model(plan.spec.prompt, kind, settings, model, f"{stage_path}.settings")
         if kind is REFINE:
-            check_skipped(settings, model, f"{stage_path}.settings", has_mask=one.refine.HasField("mask"))
+            check_remaining_steps(
+                settings, model, f"{stage_path}.settings", has_mask=one.refine.HasField("mask")
+            )
         size = _size_of_parent(one.image, kind, plan, history, f"{path}.image")
         check_parent_size(kind, settings, model, size, f"{stage_path}.settings", f"{path}.image")
         await check_mask(one.refine, model, [size], stage_path)
@@ -120,7 +127,7 @@ def num_images(plan: Plan, history: History) -> int:
     return len((coming - history.given_up.keys()) | history.images.keys())
 
 
-def number_children(selected: Event.Selected, plan: Plan, history: History) -> None:
+def assign_indexes(selected: Event.Selected, plan: Plan, history: History) -> None:
     """Gives the pictures of a selection the next indexes of their stages. Nothing may be awaited from here to the
     record, or two selections would have the same."""
     next_index = {
@@ -153,7 +160,7 @@ def _stage_of(asked: Selection, path: str) -> StageKind:
             raise InvalidRequest(path, "must say where the image goes: refine or upscale")
 
 
-def _complete(asked: Selection, plan: Plan) -> Selection:
+def _with_defaults(asked: Selection, plan: Plan) -> Selection:
     """With what it leaves out as the run's spec has it."""
     selection = Selection(image=asked.image)
     name = asked.WhichOneof("stage")
@@ -166,7 +173,7 @@ def _complete(asked: Selection, plan: Plan) -> Selection:
         stage.ClearField("mask")
     stage.MergeFrom(getattr(asked, name))
     if isinstance(stage, RefineStage):
-        tell_by_hash(stage)
+        replace_by_hash(stage)
     stage.SetInParent()
     if name == REFINE.name and not selection.refine.HasField("count"):
         selection.refine.count = DEFAULT_VARIATIONS
@@ -180,7 +187,7 @@ def _count(selection: Selection) -> int:
 async def _choose_model(plan: Plan, kind: StageKind, pool: Pool) -> ModelInfo:
     """The model that the run began with, or, where nobody has that any more, what is served now."""
     began_with = plan.model_of(kind)
-    for worker in await pool.require():
+    for worker in await pool.healthy_or_raise():
         if began_with is not None and worker.model.digest == began_with.digest:
             return worker.model
     return await choose_model(plan.spec.model, kind, pool)

@@ -66,7 +66,7 @@ def check_against_model(prompt: str, kind: StageKind, settings: Any, model: Mode
         _check_tiles(settings, model, path)
 
 
-def check_skipped(settings: Any, model: ModelInfo, path: str, *, has_mask: bool = False) -> None:
+def check_remaining_steps(settings: Any, model: ModelInfo, path: str, *, has_mask: bool = False) -> None:
     """Raises InvalidRequest where a picture that is made from another one has too few steps left to be made in."""
     num_steps = _setting(settings, model, "num_steps")
     # Under a mask nothing is skipped that was not asked for: what is repainted is to be another picture.

@@ -22,64 +22,64 @@ class AbandonmentMonitor:
     def __init__(
         self,
         find: Callable[[str], ActiveRun | None],
-        is_attended_elsewhere: Callable[[str], Awaitable[bool]],
+        has_clients_elsewhere: Callable[[str], Awaitable[bool]],
         *,
         grace_s: float,
     ) -> None:
         self._find = find
-        self._is_attended_elsewhere = is_attended_elsewhere
+        self._has_clients_elsewhere = has_clients_elsewhere
         self._grace_s = grace_s
         # How many live on each run here, whichever gateway carries it out.
-        self._present: Counter[str] = Counter()
-        self._looking: set[asyncio.Task[None]] = set()
+        self._num_clients: Counter[str] = Counter()
+        self._scheduled: set[asyncio.Task[None]] = set()
 
     def __contains__(self, name: str) -> bool:
         """Whether somebody lives on the run here."""
-        return name in self._present
+        return name in self._num_clients
 
     @property
     def names(self) -> list[str]:
         """The runs that somebody lives on here."""
-        return list(self._present)
+        return list(self._num_clients)
 
     def attach(self, name: str) -> None:
         """Somebody lives on the run."""
-        self._present[name] += 1
+        self._num_clients[name] += 1
 
     def detach(self, name: str) -> None:
         """One of them went away; the last one takes the run along, unless it was to go on, or somebody comes back."""
-        self._present[name] -= 1
-        if not self._present[name]:
-            del self._present[name]
-            self._look_after(name, self._grace_s)
+        self._num_clients[name] -= 1
+        if not self._num_clients[name]:
+            del self._num_clients[name]
+            self._schedule(name, self._grace_s)
 
-    def expect(self, name: str) -> None:
+    def start_grace_period(self, name: str) -> None:
         """The run is carried out from now on: somebody has to come for it."""
-        self._look_after(name, max(ARRIVAL_S, self._grace_s))
+        self._schedule(name, max(ARRIVAL_S, self._grace_s))
 
     def close(self) -> None:
-        for task in self._looking:
+        for task in self._scheduled:
             task.cancel()
 
-    def _look_after(self, name: str, after_s: float) -> None:
-        if self._left(name) is not None:
-            task = asyncio.create_task(self._look(name, after_s))
-            self._looking.add(task)
-            task.add_done_callback(self._looking.discard)
+    def _schedule(self, name: str, after_s: float) -> None:
+        if self._abandoned(name) is not None:
+            task = asyncio.create_task(self._cancel_if_abandoned(name, after_s))
+            self._scheduled.add(task)
+            task.add_done_callback(self._scheduled.discard)
 
-    async def _look(self, name: str, after_s: float) -> None:
+    async def _cancel_if_abandoned(self, name: str, after_s: float) -> None:
         """Cancels the run after a while unless somebody lives on it, or it needs nobody."""
         await asyncio.sleep(after_s)
-        while self._left(name) is not None:
-            is_elsewhere = await self._is_attended_elsewhere(name)
+        while self._abandoned(name) is not None:
+            is_elsewhere = await self._has_clients_elsewhere(name)
             # Once more: meanwhile somebody may have come back, or this gateway begun to stop.
-            if not is_elsewhere and (live := self._left(name)) is not None:
+            if not is_elsewhere and (live := self._abandoned(name)) is not None:
                 log.info("%s is cancelled: nobody lives on it", name)
                 live.request_cancel()
                 return
             await asyncio.sleep(after_s or ARRIVAL_S)
 
-    def _left(self, name: str) -> ActiveRun | None:
+    def _abandoned(self, name: str) -> ActiveRun | None:
         """The run, if it needs somebody and nobody is there."""
         live = self._find(name)
         if live is None or name in self or live.is_detached or live.is_finished:

@@ -18,7 +18,7 @@ RETRY_AFTER_S = 5.0
 # Whoever waits is told a new place no more often: a queue of hundreds moves with every run that ends.
 TELL_EVERY_S = 2.0
 
-OnMove = Callable[[int, float | None], None]
+OnPosition = Callable[[int, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Admission:
         self._tell_soon()
 
     def _begin(self, turn: "AdmissionTicket") -> None:
-        if turn.was_told:
+        if turn.has_waited:
             now = self._clock()
             if self._began_at is not None:
                 self._pace.moved(1, now - self._began_at)
@@ -161,7 +161,7 @@ class AdmissionTicket:
     def __init__(self, admission: Admission, caller: str) -> None:
         self.caller = caller
         self._admission = admission
-        self._on_move: OnMove | None = None
+        self._on_move: OnPosition | None = None
         self._position = 0
         self._wait_s: float | None = None
         self._has_left = False
@@ -172,7 +172,7 @@ class AdmissionTicket:
         return not self._begun.is_set()
 
     @property
-    def was_told(self) -> bool:
+    def has_waited(self) -> bool:
         """Whether it has had to wait."""
         return self._position > 0
 
@@ -184,14 +184,14 @@ class AdmissionTicket:
 
     def begin(self) -> None:
         self._begun.set()
-        if self.was_told:
+        if self.has_waited:
             self.move(0, None)
 
-    def listen(self, on_move: OnMove) -> None:
+    def listen(self, on_position: OnPosition) -> None:
         """Is told the position and the wait in seconds, where that is known, now and when the position changes."""
-        self._on_move = on_move
+        self._on_move = on_position
         if self.is_waiting:
-            on_move(self._position, self._wait_s)
+            on_position(self._position, self._wait_s)
 
     async def wait(self) -> None:
         """Returns when the run may begin."""

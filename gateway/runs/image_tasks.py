@@ -15,7 +15,13 @@ from gateway.runs.recorder import RunRecorder
 from gateway.stages import UPSCALE, Job, StageKind
 from gateway.workers.errors import StageError, as_recorded
 from gateway.workers.pool import Pool
-from gateway.workers.retry import AttemptEvent, AttemptFailed, AttemptStarted, NoWorkerYet, make_picture
+from gateway.workers.retry import (
+    AttemptEvent,
+    AttemptFailed,
+    AttemptStarted,
+    NoWorkerYet,
+    generate_with_retries,
+)
 from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.worker import Worker
 from services.errors import InvalidRequest, TriptychError
@@ -81,32 +87,32 @@ class ImageTasks:
                 return
             async with self._memory.holding(self._bytes_of(work, parent)):
                 job = await self._job(work, index, parent)
-                watch = Watch(asyncio.get_running_loop().time)
+                stopwatch = Stopwatch(asyncio.get_running_loop().time)
                 timing: StageEvent.Timing | None = None
-                picture = make_picture(
+                picture = generate_with_retries(
                     self._pools[work.kind.name],
                     job,
                     work.model.digest,
                     self._patience,
                     num_attempts=self._history.attempts.get(name, 0),
-                    on_move=partial(self._record.queued, work.kind, index),
+                    on_position=partial(self._record.queued, work.kind, index),
                 )
                 async with aclosing(picture) as happenings:
                     async for happening in happenings:
                         # Read to the end while the picture is written: what comes after it is told with it.
                         if isinstance(happening, StageEvent) and happening.HasField("image"):
-                            watch.stop()
+                            stopwatch.stop()
                             keeping = asyncio.create_task(keep(job, happening.image.image))
                             # Where nobody comes to wait for it, what it failed of is nobody's.
                             keeping.add_done_callback(lambda done: done.cancelled() or done.exception())
                         elif isinstance(happening, StageEvent) and happening.HasField("timing"):
                             timing = happening.timing
                         else:
-                            self._tell(work, job, parent, happening, watch)
+                            self._tell(work, job, parent, happening, stopwatch)
                 if keeping is not None:
                     await keeping
                 if timing is not None:
-                    self._record.timing(work.kind, timing, watch.waited_s)
+                    self._record.timing(work.kind, timing, stopwatch.waited_s)
         except TriptychError as error:
             self.fail(_as_the_callers(error, work.kind), name)
         finally:
@@ -118,7 +124,7 @@ class ImageTasks:
                 give_up()
 
     def _tell(
-        self, work: StageSettings, job: Job, parent: str, happening: AttemptEvent, watch: "Watch"
+        self, work: StageSettings, job: Job, parent: str, happening: AttemptEvent, stopwatch: "Stopwatch"
     ) -> None:
         """Records what happened to a picture on its way."""
         kind, record = work.kind, self._record
@@ -130,15 +136,15 @@ class ImageTasks:
             record.warn(happening.error.reason, f"{happening.error}; {then}", name)
             return
         if isinstance(happening, AttemptStarted):
-            watch.start()
-            watch.worker = happening.worker
-            if not happening.is_again:
+            stopwatch.start()
+            stopwatch.worker = happening.worker
+            if not happening.same_worker:
                 record.stage_started(kind, happening.worker.address, happening.attempt, job.index, parent)
             return
         match happening.WhichOneof("kind"):
             case "accepted":
                 position = happening.accepted.queue_position
-                wait_s = watch.worker.pace.wait_s(position) if watch.worker else None
+                wait_s = stopwatch.worker.pace.wait_s(position) if stopwatch.worker else None
                 record.queued(kind, job.index, position, wait_s)
             case "progress":
                 record.progress(kind, happening.progress)
@@ -181,7 +187,7 @@ class ImageTasks:
         )
 
 
-class Watch:
+class Stopwatch:
     """How long the gateway waited for a picture, from the attempt that gave it, and for whom."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

@@ -84,23 +84,23 @@ class RunManager:
         # Runs that were taken up again when they had come to rest: with their end alone they would stay this gateway's.
         self._claimed: set[str] = set()
         # A gateway that stops ends its calls itself: that callers went away says nothing then.
-        self.attendance = AbandonmentMonitor(
+        self.abandonment = AbandonmentMonitor(
             lambda name: None if self.is_stopping else self._live.get(name),
-            self._is_attended_elsewhere,
+            self._has_clients_elsewhere,
             grace_s=bounds.abandon_grace_s,
         )
-        self._sharing = PeerCoordinator(self._leases, self)
+        self._peers = PeerCoordinator(self._leases, self)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._tending: asyncio.Task[None] | None = None
+        self._heartbeats: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["RunManager"]:
         """Takes up what is left to do, and leaves at the end what is not done."""
         if self.journal.is_shared:
-            await self._leases.renew()
-        await self.take_up_all()
+            await self._leases.heartbeat()
+        await self.recover_all()
         if self.journal.is_shared:
-            self._tending = asyncio.create_task(self._sharing.tend(), name="leases")
+            self._heartbeats = asyncio.create_task(self._peers.run_forever(), name="leases")
         try:
             yield self
         finally:
@@ -109,7 +109,7 @@ class RunManager:
     def live(self, name: str) -> ActiveRun | None:
         """The run, if this gateway carries it out."""
         live = self._live.get(name)
-        return None if live is None or live.record.log.is_abandoned else live
+        return None if live is None or live.record.log.is_disowned else live
 
     def num_in(self, state: RunState.ValueType) -> int:
         """How many of the runs that this gateway carries out are in that state. From any thread."""
@@ -150,7 +150,7 @@ class RunManager:
 
     async def _accept(self, name: str, new: NewRun, plan: Plan, turn: AdmissionTicket) -> RunRow:
         try:
-            row = await self._write_down(name, new, plan, turn)
+            row = await self._persist(name, new, plan, turn)
         except BaseException:
             turn.leave()
             raise
@@ -162,7 +162,7 @@ class RunManager:
         self.on_event(event)
         self.journal.write(record, event)
 
-    async def _write_down(self, name: str, new: NewRun, plan: Plan, turn: AdmissionTicket) -> RunRow:
+    async def _persist(self, name: str, new: NewRun, plan: Plan, turn: AdmissionTicket) -> RunRow:
         init_images = {}
         for place, picture in enumerate(plan.init_images):
             image = Image(
@@ -184,12 +184,12 @@ class RunManager:
             log.info("%s is accepted", name)
         return row
 
-    async def _open(self, name: str) -> ActiveRun | None:
+    async def _claim_or_load(self, name: str) -> ActiveRun | None:
         """The run, carried out here from now on; None where another living gateway has it. Raises NotFound.
 
         Its lock is held.
         """
-        self._drop_lost()
+        self._drop_taken_over()
         live = self._live.get(name)
         if live is not None and live.is_finished:
             # It is nobody's since, so another gateway may have taken it up again.
@@ -202,30 +202,30 @@ class RunManager:
             if await self.journal.find_run(name) is None:
                 raise NotFound(f"there is no run {name[:80]!r} here")
             return None
-        live = await self._take_up(name)
-        if live.is_at_rest:
+        live = await self._recover(name)
+        if live.is_idle:
             self._claimed.add(name)
         return live
 
-    async def settled(self, live: ActiveRun) -> None:
+    async def flush(self, live: ActiveRun) -> None:
         """Returns when all that has happened so far is in the journal. Raises JournalFailed."""
-        await self.journal.settled(live.record)
+        await self.journal.flush(live.record)
 
     async def cancel(self, name: str, images: Sequence[str]) -> None:
         """Stops a run that has not finished, or these images of it, here or where it is carried out."""
         async with self._lock_of(name):
-            live = await self._open(name)
+            live = await self._claim_or_load(name)
         if live is None:
             request = CancelRunRequest(name=name, images=images)
-            await self._sharing.ask(name, "cancel", request.SerializeToString())
+            await self._peers.send(name, "cancel", request.SerializeToString())
             return
         try:
             await live.cancel(images)
-            await self.settled(live)
+            await self.flush(live)
         finally:
             if live.is_finished:
-                self._start(self.put_away(live))
-        if live.record.log.is_abandoned and not live.record.log.is_settled:
+                self._start(self.evict(live))
+        if live.record.log.is_disowned and not live.record.log.is_flushed:
             # Another gateway has taken it over before this could be written.
             await self.cancel(name, images)
 
@@ -242,53 +242,53 @@ class RunManager:
         `max_images` is what the caller may have of one run.
         """
         async with self._lock_of(name):
-            live = await self._open(name)
+            live = await self._claim_or_load(name)
             if live is not None:
                 if live.is_finished:
                     # Whoever lived on it has seen its end.
-                    await self.keep_detached(name)
+                    await self.detach(name)
                 try:
                     await live.select(request_id, selections, self._pools, max_images=max_images)
                 finally:
                     if live.is_finished:
-                        self._start(self.put_away(live))
+                        self._start(self.evict(live))
         if live is None:
             request = SelectImagesRequest(request_id=request_id, name=name, selections=selections)
-            await self._sharing.ask(name, "select", request.SerializeToString(), max_images=max_images)
+            await self._peers.send(name, "select", request.SerializeToString(), max_images=max_images)
         else:
-            await self.settled(live)
+            await self.flush(live)
 
-    async def keep_detached(self, name: str) -> None:
+    async def detach(self, name: str) -> None:
         """The run goes on without anybody who lives on it."""
-        await self.journal.keep_detached(name)
+        await self.journal.detach(name)
         if (live := self._live.get(name)) is not None:
             live.is_detached = True
 
     async def close(self, grace_s: float = 0.0) -> None:
         """Waits so long for runs to finish, then leaves them as they stand: they go on at the next start, or elsewhere."""
         self.is_stopping = True
-        if busy := [live for live in self._live.values() if not live.is_at_rest]:
+        if busy := [live for live in self._live.values() if not live.is_idle]:
             waiting = [asyncio.ensure_future(live.wait()) for live in busy]
             await asyncio.wait(waiting, timeout=grace_s)
             for task in waiting:
                 task.cancel()
-        if self._tending is not None:
-            self._tending.cancel()
+        if self._heartbeats is not None:
+            self._heartbeats.cancel()
         self._admission.close()
-        self.attendance.close()
+        self.abandonment.close()
         for task in list(self._tasks):
             task.cancel()
-        left = [live for live in self._live.values() if not live.is_at_rest]
+        left = [live for live in self._live.values() if not live.is_idle]
         await asyncio.gather(*(live.suspend() for live in self._live.values()))
         if left:
             log.info("%d runs are left as they stand; they go on when this gateway starts again", len(left))
         try:
-            await asyncio.gather(*(self.settled(live) for live in self._live.values()))
-            await self._leases.leave()
+            await asyncio.gather(*(self.flush(live) for live in self._live.values()))
+            await self._leases.release_all()
         except JournalUnavailable as error:
             log.error("%s", error)  # noqa: TRY400 - says all there is
         for live in self._live.values():
-            live.record.log.abandon()
+            live.record.log.disown()
         self._live.clear()
 
     def _carry_out(
@@ -310,35 +310,35 @@ class RunManager:
             is_detached=row.is_detached,
             take_turn=take_turn,
             check_room=lambda: self._admission.check(row.caller),
-            on_rest=self._rest,
+            on_idle=self._on_idle,
         )
         self._live[record.name] = live
-        if not live.is_at_rest:
-            self.attendance.expect(record.name)
+        if not live.is_idle:
+            self.abandonment.start_grace_period(record.name)
         return live
 
-    async def _is_attended_elsewhere(self, name: str) -> bool:
-        return self.journal.is_shared and await self._leases.is_attended(name)
+    async def _has_clients_elsewhere(self, name: str) -> bool:
+        return self.journal.is_shared and await self._leases.has_clients(name)
 
-    def attended_elsewhere(self) -> list[str]:
+    def followed_elsewhere(self) -> list[str]:
         """Runs of other gateways that somebody lives on here."""
-        return [name for name in self.attendance.names if name not in self._live]
+        return [name for name in self.abandonment.names if name not in self._live]
 
-    async def take_up_all(self) -> None:
+    async def recover_all(self) -> None:
         """Carries out what no living gateway does, and leaves what another one has taken over."""
         for name in await self._leases.claim_open():
             async with self._lock_of(name):
                 if name not in self._live:
                     log.info("%s goes on", name)
                     try:
-                        await self._take_up(name)
+                        await self._recover(name)
                     except JournalUnavailable:
                         raise
                     except Exception:  # one run that cannot go on keeps no other from it
                         log.exception("%s cannot go on", name)
-        self._drop_lost()
+        self._drop_taken_over()
 
-    async def _take_up(self, name: str) -> ActiveRun:
+    async def _recover(self, name: str) -> ActiveRun:
         """Makes a run live from what the journal says of it; it is this gateway's already."""
         row = await self.journal.find_run(name)
         events = await self.journal.read_log(name)
@@ -356,34 +356,34 @@ class RunManager:
             deadline = asyncio.get_running_loop().time() + left_s
         return self._patience.until(deadline)
 
-    def _rest(self, live: ActiveRun) -> None:
+    def _on_idle(self, live: ActiveRun) -> None:
         if live.error is not None:
             self.failures[live.name] = live.error
             while len(self.failures) > MAX_FAILURES:
                 del self.failures[next(iter(self.failures))]
         if live.is_finished:
-            self._start(self.put_away(live))
+            self._start(self.evict(live))
             return
-        awaiting = [one for one in self._live.values() if one.is_at_rest and not one.is_finished]
+        awaiting = [one for one in self._live.values() if one.is_idle and not one.is_finished]
         if len(awaiting) > self._bounds.max_awaiting:
-            oldest = next((one for one in awaiting if one.name not in self.attendance), None)
+            oldest = next((one for one in awaiting if one.name not in self.abandonment), None)
             if oldest is not None:
-                self._start(self.put_away(oldest))
+                self._start(self.evict(oldest))
 
-    async def put_away(self, live: ActiveRun) -> None:
+    async def evict(self, live: ActiveRun) -> None:
         """What is at rest and in the journal need not be in memory."""
         async with self._lock_of(live.name):
-            if self._live.get(live.name) is live and live.is_at_rest:
+            if self._live.get(live.name) is live and live.is_idle:
                 await self._drop(live)
                 if not live.is_finished or live.name in self._claimed:
                     self._claimed.discard(live.name)
                     await self._leases.release([live.name])
 
     async def _drop(self, live: ActiveRun) -> None:
-        await live.record.log.settled()
-        if live.is_at_rest:
+        await live.record.log.flushed()
+        if live.is_idle:
             del self._live[live.name]
-            live.record.log.abandon()
+            live.record.log.disown()
 
     def _lock_of(self, name: str) -> asyncio.Lock:
         """Held while it is decided who carries out the run."""
@@ -391,10 +391,10 @@ class RunManager:
             lock = self._locks[name] = asyncio.Lock()
         return lock
 
-    def _drop_lost(self) -> None:
+    def _drop_taken_over(self) -> None:
         """Stops what another gateway has taken over while this one was silent."""
         for live in list(self._live.values()):
-            if live.record.log.is_abandoned:
+            if live.record.log.is_disowned:
                 log.warning("%s was taken over by another gateway", live.name)
                 del self._live[live.name]
                 self._start(live.suspend())

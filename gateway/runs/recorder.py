@@ -41,7 +41,7 @@ class RunRecorder:
         self._init_images = dict(init_images or {})
         # Of each stage's images the place in a worker's queue, and the wait in seconds where that is known.
         self._positions: dict[Stage.ValueType, dict[int, tuple[int, float | None]]] = {}
-        self._told_position: dict[Stage.ValueType, int] = {}
+        self._reported_position: dict[Stage.ValueType, int] = {}
         if is_finished(self.state):
             self.log.close()
 
@@ -73,7 +73,7 @@ class RunRecorder:
         data = await self._store.get(image.sha256)
         return ImageData(mime_type=image.mime_type, data=data, width=image.width, height=image.height)
 
-    async def keep_mask(self, mask: ImageData) -> None:
+    async def store_mask(self, mask: ImageData) -> None:
         """Keeps the file of a mask that is about to be told of."""
         await self._store.put(mask.data)
 
@@ -88,17 +88,17 @@ class RunRecorder:
     def begin(self) -> None:
         """The run is carried out, for the first time or again."""
         if self.state != RunState.RUN_STATE_RUNNING:
-            self._tell(Event(state=Event.StateChanged(state=RunState.RUN_STATE_RUNNING, run=self.name)))
+            self._append(Event(state=Event.StateChanged(state=RunState.RUN_STATE_RUNNING, run=self.name)))
 
     def stage_started(self, kind: StageKind, worker: str, attempt: int, index: int, parent: str) -> None:
         started = Event.StageStarted(
             stage=kind.stage, worker=worker, attempt=attempt, indexes=[index], parent=parent
         )
-        self._tell(Event(stage_started=started))
+        self._append(Event(stage_started=started))
 
-    def waits(self, position: int, wait_s: float | None) -> None:
+    def queued_run(self, position: int, wait_s: float | None) -> None:
         """The run's place among those that wait to begin; 0 when it begins."""
-        self._tell(Event(queued=_queued(Stage.STAGE_UNSPECIFIED, position, wait_s)))
+        self._append(Event(queued=_queued(Stage.STAGE_UNSPECIFIED, position, wait_s)))
 
     def queued(self, kind: StageKind, index: int, position: int, wait_s: float | None = None) -> None:
         """An image's place in its worker's queue; what is told is that of the run's first, when it changes."""
@@ -108,9 +108,9 @@ class RunRecorder:
         else:
             places.pop(index, None)
         first, first_wait_s = min(places.values(), key=lambda place: place[0], default=(0, None))
-        if first != self._told_position.get(kind.stage, 0):
-            self._told_position[kind.stage] = first
-            self._tell(Event(queued=_queued(kind.stage, first, first_wait_s)))
+        if first != self._reported_position.get(kind.stage, 0):
+            self._reported_position[kind.stage] = first
+            self._append(Event(queued=_queued(kind.stage, first, first_wait_s)))
 
     def progress(self, kind: StageKind, progress: StageEvent.Progress) -> None:
         step, num_steps = progress.step, progress.num_steps
@@ -119,7 +119,7 @@ class RunRecorder:
             if int(step * share) == int((step - 1) * share):
                 return
         told = Event.ImageProgress(stage=kind.stage, index=progress.index, step=step, num_steps=num_steps)
-        self._tell(Event(progress=told))
+        self._append(Event(progress=told))
 
     def preview(self, kind: StageKind, preview: StageEvent.Preview) -> None:
         if len(preview.image.data) > MAX_INLINE_BYTES:
@@ -131,7 +131,7 @@ class RunRecorder:
             num_steps=preview.num_steps,
             image=preview.image,
         )
-        self._tell(Event(preview=told))
+        self._append(Event(preview=told))
 
     async def image_ready(
         self, kind: StageKind, job: Job, picture: ImageData, model: ChosenModel, parent: str
@@ -150,7 +150,7 @@ class RunRecorder:
             model_name=model.name,
             model_digest=model.digest,
         )
-        self._tell(Event(image_ready=Event.ImageReady(image=image)))
+        self._append(Event(image_ready=Event.ImageReady(image=image)))
         return image
 
     def timing(self, kind: StageKind, timing: StageEvent.Timing, waited_s: float) -> None:
@@ -168,7 +168,7 @@ class RunRecorder:
         transfer = Duration()
         transfer.FromNanoseconds(max(0, transfer_ns))
         told.transfer.CopyFrom(transfer)
-        self._tell(Event(timing=told))
+        self._append(Event(timing=told))
 
     def ranked(
         self, kind: StageKind, scores: Sequence[tuple[Image, float]], selected: Sequence[Image]
@@ -179,37 +179,37 @@ class RunRecorder:
             scores=[Event.Ranked.Score(image=image.name, clip_score=score) for image, score in scores],
             selected=[image.name for image in selected],
         )
-        self._tell(Event(ranked=told))
+        self._append(Event(ranked=told))
 
     def selected(self, selected: Event.Selected) -> None:
         """Images are taken to a stage by hand."""
         self.log.reopen()
-        self._tell(Event(selected=selected))
+        self._append(Event(selected=selected))
 
     def warn(self, reason: str, message: str, image: str = "", *, given_up: bool = False) -> None:
         """Something went wrong; `given_up`: what it is about will not be made."""
         warning = Event.Warning(reason=reason, message=message, image=image, given_up=given_up)
-        self._tell(Event(warning=warning))
+        self._append(Event(warning=warning))
 
-    def rest(self, next_stage: StageKind, candidates: Sequence[Image]) -> None:
+    def await_selection(self, next_stage: StageKind, candidates: Sequence[Image]) -> None:
         """The run rests until it is told which images go on."""
         required = Event.SelectionRequired(
             next_stage=next_stage.stage, candidates=[image.name for image in candidates]
         )
-        self._tell(Event(selection_required=required))
+        self._append(Event(selection_required=required))
         state = RunState.RUN_STATE_AWAITING_SELECTION
-        self._tell(Event(state=Event.StateChanged(state=state, run=self.name)))
+        self._append(Event(state=Event.StateChanged(state=state, run=self.name)))
 
     def finish(self, state: RunState.ValueType, error: TriptychError | None) -> None:
         """The last event, unless images are selected again."""
         finished = Event.Finished(state=state)
         if error is not None:
             finished.error.CopyFrom(RunError(reason=error.reason, message=str(error)))
-        self._tell(Event(finished=finished))
+        self._append(Event(finished=finished))
         self.log.close()
 
-    def _tell(self, event: Event) -> None:
-        self.log.stamp(event)
+    def _append(self, event: Event) -> None:
+        self.log.assign_sequence(event)
         self.history.add(event)
         self._view.add(event)
         # The last, so that what is written down with the event is the run as it stands then.

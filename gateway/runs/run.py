@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from gateway.planning.plan import Plan
 from gateway.planning.selections import (
     Selection,
+    assign_indexes,
     changed_models,
     check_total,
-    find_selected,
+    find_existing_selection,
     make_selection,
-    number_children,
 )
 from gateway.runs.admission import AdmissionTicket
 from gateway.runs.flow import Flow
@@ -30,7 +30,7 @@ class ActiveRun:
     """`make_flow` gives a flow that begins from where the record stands; it is begun unless the run is at rest.
 
     `take_turn` gives a place among the runs that may be carried out, and `check_room` raises QueueFull where a run that
-    was at rest can have none. `on_rest` is called whenever the run has come to rest: it has finished, or waits to be given images.
+    was at rest can have none. `on_idle` is called whenever the run has come to rest: it has finished, or waits to be given images.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ActiveRun:
         is_detached: bool,
         take_turn: Callable[[], AdmissionTicket],
         check_room: Callable[[], None],
-        on_rest: Callable[["ActiveRun"], None],
+        on_idle: Callable[["ActiveRun"], None],
     ) -> None:
         self.record = record
         self.caller = caller
@@ -52,16 +52,16 @@ class ActiveRun:
         # Detached runs go on without anybody who lives on them.
         self.is_detached = is_detached
         self._make_flow = make_flow
-        self._on_rest = on_rest
+        self._on_idle = on_idle
         self._take_turn = take_turn
         self._check_room = check_room
         self._is_cancelled = False
         self._is_suspended = False
-        self._is_at_rest = True
+        self._is_idle = True
         self._flow: Flow | None = None
         self._task: asyncio.Task[None] | None = None
         if record.history.is_open:
-            self._go_on()
+            self._start()
 
     @property
     def name(self) -> str:
@@ -72,13 +72,13 @@ class ActiveRun:
         return self.record.log.is_closed
 
     @property
-    def is_at_rest(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether nothing is done for it: it has finished, or waits to be given images."""
-        return self._is_at_rest
+        return self._is_idle
 
     def request_cancel(self) -> None:
         """Stops the work of all stages; of a finished run nothing changes."""
-        if self._is_at_rest and not self.is_finished:
+        if self._is_idle and not self.is_finished:
             self._finish(RunState.RUN_STATE_CANCELLED)
         elif not self.is_finished and not self._is_cancelled and self._task is not None:
             self._is_cancelled = True
@@ -103,31 +103,31 @@ class ActiveRun:
 
         Raises InvalidRequest, AlreadyExists, NoWorker or QueueFull, and then nothing was begun.
         """
-        if self._is_cancelled and not self._is_at_rest:
+        if self._is_cancelled and not self._is_idle:
             await self.wait()
         history = self.record.history
-        if find_selected(history, request_id, asked, self.plan):
+        if find_existing_selection(history, request_id, asked, self.plan):
             return
-        if self._is_at_rest:
+        if self._is_idle:
             self._check_room()
         selected = await make_selection(request_id, asked, self.plan, history, pools)
         for one in asked:
             if one.refine.HasField("mask"):
-                await self.record.keep_mask(one.refine.mask)
+                await self.record.store_mask(one.refine.mask)
         # Once more: nothing is awaited from here to the record.
-        if find_selected(history, request_id, asked, self.plan):
+        if find_existing_selection(history, request_id, asked, self.plan):
             return
         if max_images is not None:
             check_total(selected, self.plan, history, max_images)
-        number_children(selected, self.plan, history)
+        assign_indexes(selected, self.plan, history)
         self.record.selected(selected)
         for model in changed_models(selected, self.plan):
             self.record.warn(
                 "MODEL_CHANGED",
                 f"nobody serves the model any more that this run began with; made with {model.name} {model.digest[:12]}",
             )
-        if self._is_at_rest:
-            self._go_on()
+        if self._is_idle:
+            self._start()
         elif self._flow is not None:
             self._flow.selected()
 
@@ -142,26 +142,26 @@ class ActiveRun:
                 raise InvalidRequest(
                     f"images[{place}]", f"must be an image of {self.record.name}, got {name[:120]!r}"
                 )
-        if self._flow is not None and not self._is_at_rest:
+        if self._flow is not None and not self._is_idle:
             self._flow.cancel_images(images)
 
     async def wait(self) -> None:
         """Returns when the run is at rest, however that came, or suspended."""
-        while not self._is_at_rest and self._task is not None and not self._task.done():
+        while not self._is_idle and self._task is not None and not self._task.done():
             await asyncio.wait([self._task])
             # Its callback may begin another flow.
             await asyncio.sleep(0)
 
-    def _go_on(self) -> None:
+    def _start(self) -> None:
         """Begins with what the record says is left to do."""
         self._is_cancelled = False
-        self._is_at_rest = False
+        self._is_idle = False
         turn = self._take_turn()
-        turn.listen(self.record.waits)
+        turn.listen(self.record.queued_run)
         self._flow = self._make_flow()
         self._task = asyncio.create_task(self._carry_out(turn, self._flow), name=self.record.name)
         self._task.add_done_callback(lambda _: turn.leave())
-        self._task.add_done_callback(self._conclude)
+        self._task.add_done_callback(self._on_done)
 
     async def _carry_out(self, turn: AdmissionTicket, flow: Flow) -> None:
         await turn.wait()
@@ -174,7 +174,7 @@ class ActiveRun:
             for stage in self.plan.stages
         )
 
-    def _conclude(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
         # A callback, because a task that is cancelled before its first step runs no line of its own.
         flow = self._flow
         if self._is_suspended or flow is None:
@@ -184,7 +184,7 @@ class ActiveRun:
             bug = task.exception()
             if bug is None:
                 if flow.has_more:
-                    self._go_on()
+                    self._start()
                     return
                 state, self.error = flow.outcome
             else:
@@ -192,14 +192,14 @@ class ActiveRun:
                 state = RunState.RUN_STATE_FAILED
                 self.error = TriptychError("internal error; see the gateway's log")
         if state == RunState.RUN_STATE_AWAITING_SELECTION:
-            self._is_at_rest = True
-            self.record.rest(flow.next_stage, flow.candidates)
-            self._on_rest(self)
+            self._is_idle = True
+            self.record.await_selection(flow.next_stage, flow.candidates)
+            self._on_idle(self)
         else:
             self._finish(state)
 
     def _finish(self, state: RunState.ValueType) -> None:
-        self._is_at_rest = True
+        self._is_idle = True
         self.record.finish(state, self.error)
         log.info("%s ended: %s", self.record.name, RunState.Name(state))
-        self._on_rest(self)
+        self._on_idle(self)

@@ -21,26 +21,26 @@ from triptych.v1.stage_pb2 import StageEvent
 log = logging.getLogger(__name__)
 
 
-async def ask_worker(
+async def stream_image(
     pool: Pool, worker: Worker, job: Job, patience: RetryPolicy
 ) -> AsyncGenerator[StageEvent]:
     """The events of one picture from one worker; raises StageError."""
     where = f"{pool.kind.worker} {worker.address}"
     stream = pool.kind.start(worker.channel, job, patience.timeout_s())
-    seat = CallMonitor(patience, worker.pace)
+    monitor = CallMonitor(patience, worker.pace)
     has_picture = False
-    worker.on_stall.add(seat.leave)
+    worker.on_stall.add(monitor.abort)
     try:
         while True:
-            async with asyncio.timeout(seat.limit_s) as seat.limit:
+            async with asyncio.timeout(monitor.limit_s) as monitor.limit:
                 event = await stream.read()
-            seat.limit = None
+            monitor.limit = None
             if event is None:
                 break
-            if problem := _find_fault(event, job, pool.kind, has_picture=has_picture):
+            if problem := _validate_event(event, job, pool.kind, has_picture=has_picture):
                 raise _broken(f"{where} was asked for image {job.index} and answered with {problem}")
-            pool.heard(worker)
-            seat.move(event)
+            pool.touch(worker)
+            monitor.on_event(event)
             if event.HasField("failure"):
                 raise from_failure(event.failure, where)
             has_picture = has_picture or event.HasField("image")
@@ -48,19 +48,19 @@ async def ask_worker(
         if not has_picture:
             raise _broken(f"{where} ended without the picture")
     except TimeoutError:
-        error = seat.stalled(where)
-        if not seat.is_left:
-            pool.stalled(worker, str(error), patience.stall_timeout_s)
+        error = monitor.stalled(where)
+        if not monitor.is_aborted:
+            pool.report_stalled(worker, str(error), patience.stall_timeout_s)
         raise error from None
     except grpc.aio.AioRpcError as error:
-        raised = seat.blame(from_rpc(error, where))
-        pool.failed(worker, raised)
+        raised = monitor.mark_blame(from_rpc(error, where))
+        pool.report_failed(worker, raised)
         raise raised from None
     except StageError as error:
-        pool.failed(worker, error)
-        raise seat.blame(error) from None
+        pool.report_failed(worker, error)
+        raise monitor.mark_blame(error) from None
     finally:
-        worker.on_stall.discard(seat.leave)
+        worker.on_stall.discard(monitor.abort)
         stream.cancel()
 
 
@@ -75,18 +75,18 @@ class CallMonitor:
         self.is_waiting = False
         self.is_being_made = False
         # Whether it left the queue because the worker has stalled with others.
-        self.is_left = False
+        self.is_aborted = False
         # Of the read that is under way.
         self.limit: asyncio.Timeout | None = None
 
     @property
     def limit_s(self) -> float:
-        if self.is_left:
+        if self.is_aborted:
             return 0.0
         # A queue may well stand still for longer than a picture that is being made.
         return self._patience.queue_timeout_s if self.is_waiting else self._patience.stall_timeout_s
 
-    def move(self, event: StageEvent) -> None:
+    def on_event(self, event: StageEvent) -> None:
         position = event.accepted.queue_position if event.HasField("accepted") else 0
         now = asyncio.get_running_loop().time()
         if self._position:
@@ -94,30 +94,30 @@ class CallMonitor:
         self._position, self._moved_at = position, now
         self.is_waiting, self.is_being_made = position > 0, position == 0
 
-    def leave(self) -> None:
+    def abort(self) -> None:
         """Gives up the place in the queue, if it has one."""
         if self.is_waiting:
-            self.is_left = True
+            self.is_aborted = True
             if self.limit is not None:
                 self.limit.reschedule(asyncio.get_running_loop().time())
 
-    def blame(self, error: StageError) -> StageError:
+    def mark_blame(self, error: StageError) -> StageError:
         """Whether the picture may be the cause."""
         error.is_in_queue = not self.is_being_made
         return error
 
     def stalled(self, where: str) -> StageError:
         """What it means that the limit has passed."""
-        if self.is_left:
+        if self.is_aborted:
             text = f"{where} has stalled, and the picture left its queue"
         elif self.is_waiting:
             text = f"the queue of {where} has not moved for {self.limit_s:g} s"
         else:
             text = f"{where} has been silent for {self.limit_s:g} s"
-        return self.blame(StageError(text, reason="WORKER_STALLED", retry_after_s=5.0))
+        return self.mark_blame(StageError(text, reason="WORKER_STALLED", retry_after_s=5.0))
 
 
-def _find_fault(event: StageEvent, job: Job, kind: StageKind, *, has_picture: bool) -> str:
+def _validate_event(event: StageEvent, job: Job, kind: StageKind, *, has_picture: bool) -> str:
     """What of the event cannot belong to the job; empty if nothing."""
     match event.WhichOneof("kind"):
         case "accepted":
@@ -144,8 +144,8 @@ def _find_fault(event: StageEvent, job: Job, kind: StageKind, *, has_picture: bo
     except ValueError as error:
         return str(error)
     if size != (detail.image.width, detail.image.height):
-        said = f"{detail.image.width} x {detail.image.height}"
-        return f"a picture of {size[0]} x {size[1]} pixels that is said to have {said}"
+        claimed = f"{detail.image.width} x {detail.image.height}"
+        return f"a picture of {size[0]} x {size[1]} pixels that is said to have {claimed}"
     return ""
 
 

@@ -45,7 +45,7 @@ async def _ask(pool: Pool, request: RankRequest, digest: str, patience: RetryPol
         except StageError as error:
             failure = error
         failure.is_in_queue = False
-        pool.failed(worker, failure)
+        pool.report_failed(worker, failure)
         failures.add(worker, failure)
 
 

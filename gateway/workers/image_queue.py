@@ -15,7 +15,7 @@ from services.queues import FairQueue, QueueRate
 # Whoever waits is told a new place no more often: a long line moves with every picture that ends.
 TELL_EVERY_S = 2.0
 
-OnMove = Callable[[int, float | None], None]
+OnPosition = Callable[[int, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class WaitRequest:
 
     caller: str = ""
     timeout_s: float | None = None
-    on_move: OnMove = lambda position, wait_s: None
+    on_position: OnPosition = lambda position, wait_s: None
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Availability:
 class Ticket:
     key: str
     look: Callable[[], Availability]
-    on_move: OnMove
+    on_position: OnPosition
     turn: asyncio.Future[Worker | None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -71,7 +71,7 @@ class ImageQueue:
         `kind` tells pictures apart that may not be given the same workers. The room is counted in `Worker.promised` until
         the picture takes it away from there. Raises DeadlineExceeded.
         """
-        place = Ticket(f"{waiter.caller}\n{kind}", look, waiter.on_move)
+        place = Ticket(f"{waiter.caller}\n{kind}", look, waiter.on_position)
         self._places.push(place, place.key)
         self._looks[place.key] = look
         if self._served_at is None:
@@ -123,7 +123,7 @@ class ImageQueue:
         look = place.look()
         here_s, there_s = self._pace.wait_s(position), look.wait_s
         wait_s = here_s + there_s if here_s is not None and there_s is not None else here_s
-        place.on_move(position + look.num_ahead, wait_s)
+        place.on_position(position + look.num_ahead, wait_s)
 
     def _tell_soon(self) -> None:
         if self._telling is None:

@@ -41,7 +41,7 @@ class Pool:
         self._line = ImageQueue(self._clock)
         # Set, and replaced, when a worker may be given work that could not before, or none any more.
         self._changed = asyncio.Event()
-        discovery.on_change = self._tell_changed
+        discovery.on_change = self._notify
 
     async def __aenter__(self) -> Self:
         await self.discovery.__aenter__()
@@ -57,7 +57,7 @@ class Pool:
     def healthy(self) -> list[Worker]:
         return self.discovery.healthy
 
-    async def require(self) -> list[Worker]:
+    async def healthy_or_raise(self) -> list[Worker]:
         """The workers that can be given work, asked anew if none is known; raises NoWorker."""
         await self.discovery.refresh_until(lambda: self.healthy)
         if not self.healthy:
@@ -68,34 +68,34 @@ class Pool:
         self,
         digest: str,
         *,
-        but: Collection[str] = (),
-        rather_not: Collection[str] = (),
-        alone: bool = False,
+        exclude: Collection[str] = (),
+        avoid: Collection[str] = (),
+        exclusive: bool = False,
         patience_s: float = 0.0,
         waiter: WaitRequest | None = None,
     ) -> Worker:
-        """The worker with that model and the fewest images to do, none of the addresses `but`.
+        """The worker with that model and the fewest images to do, none of the addresses `exclude`.
 
-        Those of `rather_not` only where there is no other; `alone`, once it has nothing else to do; a `waiter` also
+        Those of `avoid` only where there is no other; `exclusive`, once it has nothing else to do; a `waiter` also
         waits until one has room. Then `working` has to follow at once. Waits so long for one that can be given work;
         raises NoWorker, and DeadlineExceeded for a waiter.
         """
         until = self._clock() + patience_s
-        await self.discovery.refresh_until(lambda: self._candidates(digest, but))
+        await self.discovery.refresh_until(lambda: self._candidates(digest, exclude))
         while True:
             changed = self._changed
-            if waiter is None or alone:
-                found = self._candidates(digest, but)
-                worker = min(found, key=lambda one: (one.address in rather_not, one.load), default=None)
+            if waiter is None or exclusive:
+                found = self._candidates(digest, exclude)
+                worker = min(found, key=lambda one: (one.address in avoid, one.load), default=None)
             else:
-                worker = await self._take_room(digest, but, rather_not, waiter)
+                worker = await self._take_room(digest, exclude, avoid, waiter)
             if worker is not None:
-                if not alone or await self._empty(worker):
+                if not exclusive or await self._drain(worker):
                     return worker
                 continue
             left_s = until - self._clock()
             if left_s <= 0:
-                raise self._none_for(digest)
+                raise self._no_worker_error(digest)
             try:
                 async with asyncio.timeout(left_s):
                     await changed.wait()
@@ -107,28 +107,28 @@ class Pool:
         """Pictures that wait for a worker to have room."""
         return len(self._line)
 
-    def has(self, digest: str, *, but: Collection[str]) -> bool:
+    def has(self, digest: str, *, exclude: Collection[str]) -> bool:
         """Whether a worker could be given a picture of that model now."""
-        return bool(self._candidates(digest, but))
+        return bool(self._candidates(digest, exclude))
 
     async def _take_room(
-        self, digest: str, but: Collection[str], rather_not: Collection[str], waiter: WaitRequest
+        self, digest: str, exclude: Collection[str], avoid: Collection[str], waiter: WaitRequest
     ) -> Worker | None:
         """The worker with room that has least to do, at the waiter's turn; None where none may be given the picture."""
-        look = functools.partial(self._look, digest, but, rather_not)
+        look = functools.partial(self._look, digest, exclude, avoid)
         while (found := look()).has_to_wait:
-            kind = f"{digest} {sorted(but)} {sorted(rather_not)}"
+            kind = f"{digest} {sorted(exclude)} {sorted(avoid)}"
             worker = await self._line.wait(waiter, kind, look)
             if worker is not None:
                 worker.promised -= 1
-                if worker in self._candidates(digest, but):
+                if worker in self._candidates(digest, exclude):
                     return worker
                 self._line.serve()
         return found.worker
 
-    def _look(self, digest: str, but: Collection[str], rather_not: Collection[str]) -> Availability:
-        found = self._candidates(digest, but)
-        better = [worker for worker in found if worker.address not in rather_not] or found
+    def _look(self, digest: str, exclude: Collection[str], avoid: Collection[str]) -> Availability:
+        found = self._candidates(digest, exclude)
+        better = [worker for worker in found if worker.address not in avoid] or found
         free = [worker for worker in better if not worker.is_full]
         if free or not found:
             return Availability(min(free, key=lambda worker: worker.load, default=None))
@@ -138,7 +138,7 @@ class Pool:
         known = [wait_s for wait_s in waits if wait_s is not None]
         return Availability(has_to_wait=True, num_ahead=num_ahead, wait_s=min(known, default=None))
 
-    async def _empty(self, worker: Worker) -> bool:
+    async def _drain(self, worker: Worker) -> bool:
         """Reserves the worker and waits until its work is done; false where it is lost over that."""
         worker.is_reserved = True
         is_empty = False
@@ -150,14 +150,14 @@ class Pool:
             worker.is_reserved = is_empty
         return is_empty
 
-    def _candidates(self, digest: str, but: Collection[str]) -> list[Worker]:
+    def _candidates(self, digest: str, exclude: Collection[str]) -> list[Worker]:
         return [
             worker
             for worker in self.healthy
-            if worker.model.digest == digest and worker.address not in but and worker.has_room
+            if worker.model.digest == digest and worker.address not in exclude and worker.has_room
         ]
 
-    def _none_for(self, digest: str) -> NoWorker:
+    def _no_worker_error(self, digest: str) -> NoWorker:
         if self.healthy and not any(worker.model.digest == digest for worker in self.discovery.workers):
             return ModelUnavailable(
                 f"no {self.kind.worker} has the model that this run began with any more ({digest[:12]}); start one "
@@ -166,30 +166,30 @@ class Pool:
         return NoWorker(self.discovery.why_none())
 
     @contextmanager
-    def working(self, worker: Worker, *, alone: bool = False) -> Iterator[None]:
-        """Counts one image as the worker's, inside the block; it gets no other there if it was chosen `alone`."""
+    def working(self, worker: Worker, *, exclusive: bool = False) -> Iterator[None]:
+        """Counts one image as the worker's, inside the block; it gets no other there if it was chosen `exclusive`."""
         worker.outstanding += 1
         try:
             yield
         finally:
             worker.outstanding -= 1
             if worker.is_on_probation or worker.is_reserved:
-                self._tell_changed()
-            worker.is_reserved = worker.is_reserved and not alone
+                self._notify()
+            worker.is_reserved = worker.is_reserved and not exclusive
             self._line.serve()
 
-    def heard(self, worker: Worker) -> None:
+    def touch(self, worker: Worker) -> None:
         """The worker said something of a picture."""
         worker.heard_at = self._clock()
 
-    def succeeded(self, worker: Worker) -> None:
+    def report_succeeded(self, worker: Worker) -> None:
         """A picture of the worker arrived: what was held against it is forgotten."""
         worker.num_losses = worker.num_broken_answers = 0
         if worker.is_on_probation:
             worker.is_on_probation = False
-            self._tell_changed()
+            self._notify()
 
-    def failed(self, worker: Worker, error: TriptychError) -> None:
+    def report_failed(self, worker: Worker, error: TriptychError) -> None:
         """A call to the worker failed; all that it had when it was lost count as one loss.
 
         A single answer that cannot be right may be the picture's fault; several in a row are the worker's.
@@ -204,7 +204,7 @@ class Pool:
                 if worker.num_broken_answers >= MAX_BROKEN_ANSWERS:
                     self._pause(worker, str(error), STALL_PAUSE_S)
 
-    def stalled(self, worker: Worker, problem: str, silence_s: float) -> None:
+    def report_stalled(self, worker: Worker, problem: str, silence_s: float) -> None:
         """A picture has made no progress for so long; those who wait in the queue behind it had better leave.
 
         Where the worker has gone on with others meanwhile it is the picture, and nothing is held against the worker.
@@ -212,8 +212,8 @@ class Pool:
         if self._clock() - worker.heard_at < silence_s / 2:
             return
         self._pause(worker, problem, STALL_PAUSE_S)
-        for leave in list(worker.on_stall):
-            leave()
+        for abort in list(worker.on_stall):
+            abort()
 
     def _pause(self, worker: Worker, problem: str, first_s: float) -> None:
         if worker.problem:
@@ -228,7 +228,7 @@ class Pool:
         """Asks after every worker now."""
         await self.discovery.refresh()
 
-    def _tell_changed(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
         self._line.serve()

@@ -11,9 +11,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from gateway.stages import Job
-from gateway.workers.call import ask_worker
+from gateway.workers.call import stream_image
 from gateway.workers.errors import StageError
-from gateway.workers.image_queue import OnMove, WaitRequest
+from gateway.workers.image_queue import OnPosition, WaitRequest
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import FailureHistory, RetryPolicy
 from gateway.workers.worker import Worker
@@ -32,7 +32,7 @@ class AttemptStarted:
 
     worker: Worker
     attempt: int
-    is_again: bool = False
+    same_worker: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,56 +52,56 @@ class NoWorkerYet:
 AttemptEvent = AttemptStarted | AttemptFailed | NoWorkerYet | StageEvent
 
 
-async def make_picture(
+async def generate_with_retries(
     pool: Pool,
     job: Job,
     digest: str,
     patience: RetryPolicy,
     *,
     num_attempts: int = 0,
-    on_move: OnMove = lambda position, wait_s: None,
+    on_position: OnPosition = lambda position, wait_s: None,
 ) -> AsyncGenerator[AttemptEvent]:
     """Yields what happens until the picture and its timing are there; closing it cancels the work.
 
-    `num_attempts` were made before. `on_move` is told its place while it waits for a worker to have room. Raises
+    `num_attempts` were made before. `on_position` is told its place while it waits for a worker to have room. Raises
     NoWorker, DeadlineExceeded or StageError when the picture cannot be had.
     """
     full: Worker | None = None
-    untold: StageError | None = None
+    pending_failure: StageError | None = None
     failures = FailureHistory(patience.max_workers, picture=f"{pool.kind.name}-{job.index}")
     queue_until = asyncio.get_running_loop().time() + QUEUE_PATIENCE_S
     while True:
-        alone = failures.must_be_alone
-        if untold is not None and alone:
+        exclusive = failures.must_be_alone
+        if pending_failure is not None and exclusive:
             # It may have to wait until a worker has nothing else to do.
-            yield AttemptFailed(untold)
-            untold = None
-        waiter = WaitRequest(job.caller, patience.timeout_s(), on_move)
+            yield AttemptFailed(pending_failure)
+            pending_failure = None
+        waiter = WaitRequest(job.caller, patience.timeout_s(), on_position)
         try:
-            worker = await failures.choose(pool, digest, waiter=waiter, alone=alone)
+            worker = await failures.choose(pool, digest, waiter=waiter, exclusive=exclusive)
         except DeadlineExceeded:
             raise
         except TriptychError as error:
             if not (patience.worker_timeout_s and failures.may_wait):
                 raise
             yield NoWorkerYet(error)
-            untold = None
-            worker = await failures.choose(pool, digest, patience, waiter=waiter, alone=alone)
+            pending_failure = None
+            worker = await failures.choose(pool, digest, patience, waiter=waiter, exclusive=exclusive)
         # Nothing may come between here and the block that the worker is counted in.
-        is_again, full = worker is full, None
-        num_attempts += not is_again
+        same_worker, full = worker is full, None
+        num_attempts += not same_worker
         has_picture = False
         try:
-            with pool.working(worker, alone=alone):
-                if untold is not None:
-                    yield AttemptFailed(untold)
-                    untold = None
-                yield AttemptStarted(worker, num_attempts, is_again)
-                async with aclosing(ask_worker(pool, worker, job, patience)) as events:
+            with pool.working(worker, exclusive=exclusive):
+                if pending_failure is not None:
+                    yield AttemptFailed(pending_failure)
+                    pending_failure = None
+                yield AttemptStarted(worker, num_attempts, same_worker)
+                async with aclosing(stream_image(pool, worker, job, patience)) as events:
                     async for event in events:
                         if event.HasField("image"):
                             has_picture = True
-                            pool.succeeded(worker)
+                            pool.report_succeeded(worker)
                         yield event
             return
         except StageError as error:
@@ -115,7 +115,7 @@ async def make_picture(
                     failures.full.clear()
                 continue
             failures.add(worker, error)
-            untold = error
+            pending_failure = error
 
 
 async def _wait_for_room(error: StageError, until: float) -> None:

@@ -93,7 +93,7 @@ class FailureHistory:
     def has_another(self, pool: Pool, digest: str, full: Worker) -> bool:
         """Whether there is a worker that may have room, where this one has none."""
         self.full.append(full.address)
-        return pool.has(digest, but=[*self._useless, *self.full])
+        return pool.has(digest, exclude=[*self._useless, *self.full])
 
     @property
     def last(self) -> StageError | None:
@@ -116,16 +116,16 @@ class FailureHistory:
         patience: RetryPolicy | None = None,
         *,
         waiter: WaitRequest | None = None,
-        alone: bool = False,
+        exclusive: bool = False,
     ) -> Worker:
         """A worker that may do better, now or with patience. Raises the last failure where there is none, else NoWorker."""
         wait_s = min(patience.worker_timeout_s, patience.timeout_s()) if patience and self.may_wait else 0.0
         try:
             return await pool.choose(
                 digest,
-                but=self._useless,
-                rather_not=[*self._unlucky, *self.full],
-                alone=alone,
+                exclude=self._useless,
+                avoid=[*self._unlucky, *self.full],
+                exclusive=exclusive,
                 patience_s=wait_s,
                 waiter=waiter,
             )

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from services.engine.events import Accepted, Event, EventMailbox, Progress
-from services.engine.output_processor import OutputProcessor, Request, Work
+from services.engine.output_processor import OutputProcessor, Request, ScheduledJob
 from services.engine.stepper import JobRequest, Stepper
 from services.errors import DeadlineExceeded, QueueFull, WorkerEvicted
 from services.queues import FairQueue
@@ -38,8 +38,8 @@ class Engine(Generic[Job]):
         self._stepper = stepper
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: FairQueue[Work[Job]] = FairQueue()
-        self._slots: dict[int, Work[Job]] = {}
+        self._waiting: FairQueue[ScheduledJob[Job]] = FairQueue()
+        self._slots: dict[int, ScheduledJob[Job]] = {}
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._closing = False
         self._seconds_per_job = 1.0  # moving average between finished jobs while busy; starts as a guess
@@ -86,7 +86,7 @@ class Engine(Generic[Job]):
         with self._changed:
             self._check_room(len(tickets))
             for ticket in tickets:
-                self._waiting.push(Work(ticket, request, now), caller)
+                self._waiting.push(ScheduledJob(ticket, request, now), caller)
             self._post_positions()
             self._changed.notify()
         try:
@@ -97,7 +97,7 @@ class Engine(Generic[Job]):
                 self._waiting.remove(lambda work: work.request is request)
                 self._changed.notify()
 
-    async def call(self, work: Callable[[], Result]) -> Result:
+    async def run_between_steps(self, work: Callable[[], Result]) -> Result:
         """Runs something short on the device thread, between two steps, and returns or raises what it does."""
         future: Future[Result] = Future()
         with self._changed:
@@ -133,8 +133,8 @@ class Engine(Generic[Job]):
     def _run(self) -> None:
         try:
             while self._wait_for_work():
-                self._make_calls()
-                self._drop_unwanted()
+                self._run_calls()
+                self._drop_cancelled()
                 self._admit()
                 self._step()
         except BaseException:
@@ -157,7 +157,7 @@ class Engine(Generic[Job]):
         is_free = len(self._slots) < self.num_slots and self._num_undecoded < self.num_slots
         return is_free and len(self._waiting) > 0
 
-    def _make_calls(self) -> None:
+    def _run_calls(self) -> None:
         while True:
             with self._changed:
                 if not self._calls:
@@ -170,10 +170,10 @@ class Engine(Generic[Job]):
             except Exception as error:  # noqa: BLE001 - it belongs to the caller that waits for it
                 future.set_exception(error)
 
-    def _drop_unwanted(self) -> None:
+    def _drop_cancelled(self) -> None:
         now = self._clock()
 
-        def is_late(work: Work[Job]) -> bool:
+        def is_late(work: ScheduledJob[Job]) -> bool:
             return work.request.deadline is not None and now >= work.request.deadline
 
         with self._changed:
@@ -210,7 +210,7 @@ class Engine(Generic[Job]):
         started_at = self._clock()
         stepped = self._step_each(slots)
         elapsed_s = self._clock() - started_at
-        self._delivery.count_step(elapsed_s)
+        self._delivery.add_step_time(elapsed_s)
         done = []
         for slot in stepped:
             work = self._slots[slot]
@@ -266,7 +266,7 @@ class Engine(Generic[Job]):
 
     def _preview(self) -> None:
         due = [(slot, work) for slot, work in self._slots.items() if work.is_preview_due]
-        if not due or not self._delivery.has_time_for_previews:
+        if not due or not self._delivery.previews_allowed:
             return
         works, views = [], []
         for slot, work in due:

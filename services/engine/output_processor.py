@@ -46,7 +46,7 @@ class Request:
 
 
 @dataclass(eq=False)
-class Work(Generic[Job]):
+class ScheduledJob(Generic[Job]):
     """A job from acceptance to delivery; written by the device thread once it is admitted."""
 
     ticket: JobRequest[Job]
@@ -94,31 +94,33 @@ class OutputProcessor:
         self._decoder.shutdown()
         self._encoder.shutdown()
 
-    def count_step(self, elapsed_s: float) -> None:
+    def add_step_time(self, elapsed_s: float) -> None:
         """Previews earn their share of every step."""
         with self._lock:
             self._credit_s = min(PREVIEW_CREDIT_S, self._credit_s + PREVIEW_SHARE * elapsed_s)
 
     @property
-    def has_time_for_previews(self) -> bool:
+    def previews_allowed(self) -> bool:
         """Not while the last ones are being made: their readers could not use others yet."""
         with self._lock:
             return self._credit_s > 0 and not self._is_previewing
 
-    def deliver_previews(self, works: Sequence[Work[Any]], views: Sequence[Any]) -> None:
+    def deliver_previews(self, works: Sequence[ScheduledJob[Any]], views: Sequence[Any]) -> None:
         self._is_previewing = True
         steps = [work.step for work in works]
         self._encoder.submit(self._make_previews, works, views, steps)
 
     def deliver_results(
-        self, works: Sequence[Work[Any]], views: Sequence[Any], when_decoded: Callable[[], None]
+        self, works: Sequence[ScheduledJob[Any]], views: Sequence[Any], when_decoded: Callable[[], None]
     ) -> None:
         """Calls `when_decoded` as soon as the views are not needed any more."""
         self._decoder.submit(self._make_results, works, views, when_decoded)
 
     # On the threads of this class.
 
-    def _make_previews(self, works: Sequence[Work[Any]], views: Sequence[Any], steps: Sequence[int]) -> None:
+    def _make_previews(
+        self, works: Sequence[ScheduledJob[Any]], views: Sequence[Any], steps: Sequence[int]
+    ) -> None:
         started_at = self._clock()
         try:
             pictures = self._decode(views)
@@ -134,7 +136,7 @@ class OutputProcessor:
             self._is_previewing = False
 
     def _make_results(
-        self, works: Sequence[Work[Any]], views: Sequence[Any], when_decoded: Callable[[], None]
+        self, works: Sequence[ScheduledJob[Any]], views: Sequence[Any], when_decoded: Callable[[], None]
     ) -> None:
         try:
             for work, picture, decode_s in self._decoded(works, views):
@@ -144,8 +146,8 @@ class OutputProcessor:
             when_decoded()
 
     def _decoded(
-        self, works: Sequence[Work[Any]], views: Sequence[Any]
-    ) -> Iterator[tuple[Work[Any], Picture, float]]:
+        self, works: Sequence[ScheduledJob[Any]], views: Sequence[Any]
+    ) -> Iterator[tuple[ScheduledJob[Any], Picture, float]]:
         """All in one batch; if it fails, each alone, and fails those that fail alone."""
         wanted = [(work, view) for work, view in zip(works, views, strict=True) if not work.request.cancelled]
         if not wanted:
@@ -165,7 +167,7 @@ class OutputProcessor:
             for (work, _), picture in zip(wanted, pictures, strict=True):
                 yield work, picture, decode_s
 
-    def _post_result(self, work: Work[Any], picture: Picture, decoded_at: float) -> None:
+    def _post_result(self, work: ScheduledJob[Any], picture: Picture, decoded_at: float) -> None:
         if work.request.cancelled:
             return
         started_at = self._clock()

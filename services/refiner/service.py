@@ -64,7 +64,7 @@ class RefinerService(StageService[LoadedRefiner, RefineJob], RefinerServiceServi
     async def Rank(self, request: RankRequest, context: Context) -> RankResponse:
         model = self.loaded.model
         prompt, pictures = await asyncio.to_thread(read_rank_request, request)
-        return RankResponse(scores=await self.engine.call(lambda: rank(model, prompt, pictures)))
+        return RankResponse(scores=await self.engine.run_between_steps(lambda: rank(model, prompt, pictures)))
 
     async def GetModel(
         self, request: RefinerServiceGetModelRequest, context: Context

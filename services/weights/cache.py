@@ -85,12 +85,12 @@ def open_model(name_or_folder: str, stage: str) -> tuple[Path, Manifest]:
 
 def _logged(name: str) -> Report:
     """A line in the log every ten seconds."""
-    told = time.monotonic()
+    last_message_at = time.monotonic()
 
     def show(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > LOG_EVERY_S:
-            told = time.monotonic()
+        nonlocal last_message_at
+        if time.monotonic() - last_message_at > LOG_EVERY_S:
+            last_message_at = time.monotonic()
             log.info("fetching %s: %d of %d MB", name, done // 10**6, total // 10**6)
 
     return show
@@ -188,7 +188,7 @@ def _is_there(location: str, client: Any, entry: FileEntry) -> bool:
     return (remote.sha256, remote.num_bytes) == (entry.sha256, entry.num_bytes)
 
 
-def models_here() -> Iterator[tuple[str, str, Path]]:
+def local_models() -> Iterator[tuple[str, str, Path]]:
     """Stage, name and folder of every model that a service would find by name."""
     for stage in PARTS:
         roots = [BUILT_IN_FOLDER / stage / "models"]

@@ -112,7 +112,7 @@ def _stage_of(name: str) -> str:
 
 def folder_of(name: str, stage: str | None = None) -> Path:
     """Where a model that is on this machine lies; raises ModelError for none, and for several of that name."""
-    found = {of: folder for of, here, folder in reversed([*cache.models_here()]) if here == name}
+    found = {of: folder for of, here, folder in reversed([*cache.local_models()]) if here == name}
     stages = [stage] if stage else list(found)
     if len(stages) > 1:
         raise ModelError(

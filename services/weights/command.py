@@ -20,10 +20,10 @@ import click
 
 from services.errors import ModelError
 from services.weights import cache_command, model_folder
-from services.weights.cache import models_here, models_in_s3, s3_cache
+from services.weights.cache import local_models, models_in_s3, s3_cache
 from services.weights.catalog import KNOWN
 from services.weights.conversion import conversion_module
-from services.weights.model_folder import MANIFEST, PARTS, STAGE_OF_PART, Difference, Manifest
+from services.weights.model_folder import MANIFEST, PARTS, STAGE_OF_PART, GoldenDifference, Manifest
 
 
 @click.group(no_args_is_help=True)
@@ -125,7 +125,7 @@ def verify(ctx: click.Context, model: str, stage: str | None, golden: Path | Non
             f"{root / MANIFEST} names no file of {', '.join(absent)}; convert that part before it is verified"
         )
     model_folder.check_files(root, manifest, parts=parts)
-    differences: list[Difference] = []
+    differences: list[GoldenDifference] = []
     if golden is not None:
         part = single_part(root, parts)
         differences = stage_module(manifest.stage, "verify").compare(root / part, part, golden)
@@ -194,7 +194,7 @@ def _rows(in_s3: dict[tuple[str, str], tuple[str, int]]) -> Iterator[dict[str, A
         place = {"folder": "", "s3": in_s3.get((stage, name), ("", 0))[0]}
         return {"stage": stage, "name": name, "num_bytes": num_bytes, **usual, **place, **more}
 
-    for stage, name, folder in models_here():
+    for stage, name, folder in local_models():
         try:
             manifest = model_folder.read_manifest(folder)
         except ModelError as error:
@@ -306,7 +306,7 @@ def of_part(manifest: Manifest, part: str) -> list[str]:
 
 
 def report(
-    manifest: Manifest, parts: Sequence[str], num_files: int, differences: Sequence[Difference]
+    manifest: Manifest, parts: Sequence[str], num_files: int, differences: Sequence[GoldenDifference]
 ) -> dict[str, Any]:
     """What `verify --json` prints; a difference that is no number is null there, since JSON has none."""
     arrays = [
@@ -325,7 +325,7 @@ def report(
     }
 
 
-def table(differences: Sequence[Difference]) -> list[str]:
+def table(differences: Sequence[GoldenDifference]) -> list[str]:
     if not differences:
         return []
     header = ("array", "largest absolute difference", "tolerance", "ok")

@@ -69,7 +69,7 @@ def download(
             return
         part = _Part(path, remote)
         _check_room(path.parent, remote.num_bytes - part.num_done_bytes)
-        with full_disk_explained(path.parent, f"{remote.name} has {remote.num_bytes / 2**30:.1f} GiB"):
+        with full_disk_errors(path.parent, f"{remote.name} has {remote.num_bytes / 2**30:.1f} GiB"):
             part.fetch_missing(report)
         if wanted and (found := sha256_of(part.path)) != wanted:
             part.discard()
@@ -241,7 +241,7 @@ def _check_room(folder: Path, num_bytes: int) -> None:
 
 
 @contextmanager
-def full_disk_explained(folder: Path, what: str) -> Iterator[None]:
+def full_disk_errors(folder: Path, what: str) -> Iterator[None]:
     """Turns the errors of a disk without room into a ModelError that says `what` was to be written."""
     try:
         yield

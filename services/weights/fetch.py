@@ -21,7 +21,7 @@ from services.weights.download import (
     Remote,
     Report,
     download,
-    full_disk_explained,
+    full_disk_errors,
     sha256_of,
 )
 from services.weights.model_folder import MANIFEST, Manifest
@@ -76,7 +76,7 @@ def pull_published(known: KnownModel, origin: str, staging: Path, show: Report) 
         unfinished = staging / f".{source.part}"
         shutil.rmtree(unfinished, ignore_errors=True)
         log.info("converting %s", source.part)
-        with full_disk_explained(staging, f"the {source.part} of {known.name} was being converted"):
+        with full_disk_errors(staging, f"the {source.part} of {known.name} was being converted"):
             convert(published, unfinished, source.part)
         unfinished.rename(part)
         shutil.rmtree(downloads, ignore_errors=True)

@@ -28,7 +28,7 @@ BUILT_IN_FOLDER = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
-class Difference:
+class GoldenDifference:
     """How far one array of a loaded network is from its golden vector."""
 
     name: str

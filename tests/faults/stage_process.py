@@ -148,8 +148,8 @@ class CountingService(StageService[Counting, Drawing]):
         seeds = {index: seed for index, seed, _ in items}
         events = self.stream(tickets, seeds=seeds, caller=request.caller, context=context)
         async for event in events:
-            for told in self._spoil(event):
-                yield told
+            for reported in self._spoil(event):
+                yield reported
             if self._orders.garbage == "ends early" and self._is_place(event):
                 self._spoilt()
                 return

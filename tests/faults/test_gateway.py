@@ -27,8 +27,8 @@ def is_of(event: Event, kind: str, stage: str) -> bool:
         return True
     if event.WhichOneof("kind") != kind:
         return False
-    told = getattr(event, kind)
-    return (told.image.stage if kind == "image_ready" else told.stage) == STAGES[stage]
+    reported = getattr(event, kind)
+    return (reported.image.stage if kind == "image_ready" else reported.stage) == STAGES[stage]
 
 
 def moments() -> dict[str, object]:

@@ -97,8 +97,8 @@ async def test_pictures_begun_again_in_every_stage_are_the_same(tiny, row, numbe
         victims[-1].send(number)
         steps.append(f"{worker} from step {step.step} of {step.num_steps} on")
     assert await hashes_of(started, watcher) == undisturbed
-    told = [event.warning.reason for event in watcher.events if event.HasField("warning")]
-    row(f"{', '.join(steps)}; {', '.join(told) or 'all finished first'}; all bytes the same")
+    reported = [event.warning.reason for event in watcher.events if event.HasField("warning")]
+    row(f"{', '.join(steps)}; {', '.join(reported) or 'all finished first'}; all bytes the same")
     for victim in victims:
         await victim.kill()
 

@@ -60,8 +60,8 @@ def check(answer):
     """Fails on a bug, and on an error that does not say what is wrong or says too much."""
     assert answer.status_code != 500, answer.text
     if answer.status_code >= 400 and answer.request.method != "HEAD":
-        told = answer.json()["error"]
-        assert told["message"]
+        reported = answer.json()["error"]
+        assert reported["message"]
         assert not INSIDE.search(answer.text), answer.text
 
 

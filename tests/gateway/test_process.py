@@ -55,9 +55,9 @@ def refused(*arguments) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly(number):
-    with gateway_process() as (process, said):
-        assert said["service"] == "gateway"
-        host, _, port = said["address"].rpartition(":")
+    with gateway_process() as (process, announced):
+        assert announced["service"] == "gateway"
+        host, _, port = announced["address"].rpartition(":")
         socket.create_connection((host, int(port)), timeout=5).close()
         process.send_signal(number)
         _, errors = process.communicate(timeout=20)
@@ -114,13 +114,13 @@ def test_its_refusal_is_one_line():
 
 def test_it_listens_for_others_when_it_is_safe(tmp_path):
     options = ["--tokens", "TOKENS", "--tls-cert", "CERTS/gateway.crt", "--tls-key", "CERTS/gateway.key"]
-    with gateway_process("--host", "0.0.0.0", *with_doors(tmp_path, options)) as (_, said):
-        assert said["address"].startswith("0.0.0.0:")
+    with gateway_process("--host", "0.0.0.0", *with_doors(tmp_path, options)) as (_, announced):
+        assert announced["address"].startswith("0.0.0.0:")
 
 
 def test_it_listens_for_others_when_it_is_told_to():
-    with gateway_process("--host", "0.0.0.0", "--insecure") as (_, said):
-        assert said["address"].startswith("0.0.0.0:")
+    with gateway_process("--host", "0.0.0.0", "--insecure") as (_, announced):
+        assert announced["address"].startswith("0.0.0.0:")
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ async def test_workers_are_taken_from_a_list_that_changes(tmp_path):
     path = tmp_path / "workers.json"
     path.write_text("{}")
     async with scripted_stages() as stages:
-        with gateway_process("--workers-file", str(path), named=[]) as (_, said):
-            async with Client(said["address"]) as client:
+        with gateway_process("--workers-file", str(path), named=[]) as (_, announced):
+            async with Client(announced["address"]) as client:
                 assert await client.list_models() == []
                 path.write_text(json.dumps({"generator": [stages.generators[0].address]}))
                 found = []
@@ -173,8 +173,8 @@ async def test_a_signal_leaves_the_run_of_a_streaming_caller_to_the_next_gateway
         generator = stages.generators[0]
         generator.close_gates(0)
         named = [*NOBODY, "--generator", generator.address]
-        with gateway_process(*options, named=named) as (process, said):
-            async with grpc.aio.insecure_channel(said["address"]) as channel:
+        with gateway_process(*options, named=named) as (process, announced):
+            async with grpc.aio.insecure_channel(announced["address"]) as channel:
                 asked = spec(generate={"count": 1}, refine=None, upscale=None)
                 call = PipelineServiceStub(channel).StreamRun(StreamRunRequest(spec=asked))
                 name = (await call.read()).event.state.run
@@ -182,8 +182,8 @@ async def test_a_signal_leaves_the_run_of_a_streaming_caller_to_the_next_gateway
                 process.send_signal(signal.SIGTERM)
                 assert await asyncio.to_thread(process.wait, 20) == 0
         generator.gates[0].set()
-        with gateway_process(*options, named=named) as (_, said):
-            async with grpc.aio.insecure_channel(said["address"]) as channel:
+        with gateway_process(*options, named=named) as (_, announced):
+            async with grpc.aio.insecure_channel(announced["address"]) as channel:
                 watching = PipelineServiceStub(channel).WatchRun(WatchRunRequest(name=name))
                 events = [response.event async for response in watching]
     assert events[-1].finished.state == RunState.RUN_STATE_SUCCEEDED

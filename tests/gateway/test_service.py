@@ -131,10 +131,10 @@ async def test_an_image_downloads_as_its_hash_says(gateway):
 async def test_a_large_picture_is_downloaded_in_chunks(gateway):
     gateway.upscaler.picture_bytes = 5 * 2**20
     call = gateway.stub.StreamRun(StreamRunRequest(spec=spec()))
-    told = [
+    reported = [
         response.event.image_ready.image async for response in call if response.event.HasField("image_ready")
     ]
-    large = told[-1]
+    large = reported[-1]
     assert large.data == b""
     call = gateway.stub.DownloadImage(DownloadImageRequest(name=large.name))
     parts = [part async for part in call]

@@ -14,9 +14,11 @@ def prompts(model):
     """Two prompts in one array, of different lengths."""
     tokens = [model.text_tokens(text) for text in ("a cat", "a very long dog")]
     ids, mask = (jnp.asarray(np.stack(parts)) for parts in zip(*tokens, strict=True))
-    encode, remember = (jax.jit(part, static_argnums=1) for part in (dalle.encode, dalle.remember))
+    encode, project_cross_attention = (
+        jax.jit(part, static_argnums=1) for part in (dalle.encode, dalle.project_cross_attention)
+    )
     hidden = encode(model.dalle_params, model.dalle_config, ids, mask)
-    return remember(model.dalle_params, model.dalle_config, hidden, mask)
+    return project_cross_attention(model.dalle_params, model.dalle_config, hidden, mask)
 
 
 def test_decoding_with_a_cache_equals_decoding_without(model, prompts):
@@ -44,7 +46,9 @@ def test_what_stands_behind_the_text_mask_is_never_read(model):
     @jax.jit
     def read(params, ids, mask, image_tokens):
         hidden = dalle.encode(params, config, ids, mask)
-        return dalle.decode(params, config, image_tokens, dalle.remember(params, config, hidden, mask))
+        return dalle.decode(
+            params, config, image_tokens, dalle.project_cross_attention(params, config, hidden, mask)
+        )
 
     ids, mask = (jnp.asarray(part[None]) for part in model.text_tokens("a cat"))
     start = jnp.full((1, 1), config.decoder_start_token_id)

@@ -20,7 +20,7 @@ def step(stepper, slots, times):
 
 
 def tokens(stepper, slot):
-    return stepper._sketches[slot].image_tokens
+    return stepper._sequences[slot].image_tokens
 
 
 def draw_alone(model, job):
@@ -182,8 +182,8 @@ def test_generate_makes_a_picture_for_each_prompt_in_order(model):
 
 
 def test_generate_takes_the_models_own_settings_unless_told_otherwise(model):
-    default, told, other = (
+    default, reported, other = (
         generate(model, ["a dog"], [1], sampling=sampling)[0].tolist()
         for sampling in (None, SamplingDefaults(guidance_scale=3.0), SamplingDefaults(top_k=1))
     )
-    assert default == told != other
+    assert default == reported != other

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.weights.model_folder import Difference
+from services.weights.model_folder import GoldenDifference
 from tests.parity.__main__ import python_of
 
 ORACLES = Path(__file__).parent / "oracles"
@@ -28,7 +28,7 @@ def ask(oracle: str, environment: str, folder: Path, cases: Mapping[str, Any]) -
     return folder
 
 
-def beyond_tolerance(differences: list[Difference]) -> list[Difference]:
+def beyond_tolerance(differences: list[GoldenDifference]) -> list[GoldenDifference]:
     """What a comparison must be free of; a comparison of nothing proves nothing."""
     assert differences
     return [difference for difference in differences if not difference.ok]

@@ -13,7 +13,7 @@ from torch import Tensor
 from services.pytorch.parts import config_from_json, shapes
 from services.refiner.conversion.convert import convert
 from services.refiner.model import NETWORKS, empty_network, load_part
-from services.weights.model_folder import Difference
+from services.weights.model_folder import GoldenDifference
 from tests.parity.conftest import ask, beyond_tolerance
 
 pytestmark = pytest.mark.parity
@@ -113,9 +113,9 @@ def ours(case: str, answers: Path, folder: Path) -> tuple[Any, dict[str, Tensor]
         return load_part(folder, part), {name: torch.from_numpy(vectors[name]) for name in vectors.files}
 
 
-def differences(computed: dict[str, Tensor], vectors: dict[str, Tensor]) -> list[Difference]:
+def differences(computed: dict[str, Tensor], vectors: dict[str, Tensor]) -> list[GoldenDifference]:
     return [
-        Difference(
+        GoldenDifference(
             name,
             float((value - vectors[name]).abs().max()),
             RELATIVE_TOLERANCE * float(vectors[name].abs().max()),

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from services.engine.events import EventMailbox
-from services.engine.output_processor import PREVIEW_CREDIT_S, PREVIEW_SHARE, OutputProcessor, Request, Work
+from services.engine.output_processor import (
+    PREVIEW_CREDIT_S,
+    PREVIEW_SHARE,
+    OutputProcessor,
+    Request,
+    ScheduledJob,
+)
 from services.engine.stepper import JobRequest
 
 NUM_STEPS = 200
@@ -24,10 +30,10 @@ async def test_previews_take_no_more_than_their_share_of_the_steps_time(preview_
 
     delivery = OutputProcessor(decode, lambda: now[0])
     request = Request("me", EventMailbox(1), asyncio.get_running_loop(), None)
-    work = Work(JobRequest(0, "job"), request, accepted_at=0.0, num_steps=NUM_STEPS)
+    work = ScheduledJob(JobRequest(0, "job"), request, accepted_at=0.0, num_steps=NUM_STEPS)
     for _ in range(NUM_STEPS):
-        delivery.count_step(1.0)
-        if delivery.has_time_for_previews:
+        delivery.add_step_time(1.0)
+        if delivery.previews_allowed:
             delivery.deliver_previews([work], ["view"])
             num_previews += 1
             await asyncio.to_thread(delivery._encoder.submit(lambda: None).result)

@@ -309,7 +309,7 @@ async def test_no_job_is_admitted_while_as_many_wait_for_decoding_as_there_are_s
     async with running(stepper) as engine:
         first = asyncio.create_task(collect(engine, Job(1, 1), Job(2, 1), Job(3, 1)))
         await asyncio.to_thread(stepper.decode_begun.acquire)
-        await engine.call(lambda: None)
+        await engine.run_between_steps(lambda: None)
         assert stepper.admitted == [1, 2]
         stepper.decode_gate.release(10)
         assert outcome(await first) == {0: "Finished", 1: "Finished", 2: "Finished"}
@@ -361,10 +361,10 @@ async def test_a_bug_on_the_device_thread_fails_all_jobs_and_is_noticed():
 
 async def test_short_work_runs_on_the_device_thread_between_steps():
     async with running(Scripted(1)) as engine:
-        assert await engine.call(lambda: threading.current_thread().name) == "device"
+        assert await engine.run_between_steps(lambda: threading.current_thread().name) == "device"
 
 
 async def test_short_work_raises_to_the_caller_that_asked_for_it():
     async with running(Scripted(1)) as engine:
         with pytest.raises(ZeroDivisionError):
-            await engine.call(lambda: 1 // 0)
+            await engine.run_between_steps(lambda: 1 // 0)

@@ -83,10 +83,10 @@ def test_two_processes_that_pull_a_model_at_once_download_it_once(in_s3, model, 
             )
             for _ in range(2)
         ]
-        said = [process.communicate(timeout=120)[0] for process in both]
+        output = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert NUM_BYTES < proxy.num_bytes_down < 1.1 * NUM_BYTES
-    assert sum(f"from s3://{in_s3}/cache" in line for line in said) == 1
+    assert sum(f"from s3://{in_s3}/cache" in line for line in output) == 1
     check_files(find_cached("real-l", "upscaler").folder, read_manifest(model))
 
 
@@ -97,8 +97,8 @@ def test_an_object_that_was_replaced_by_another_model_s_is_noticed(in_s3, s3):
 
 
 def test_a_damaged_object_that_says_it_is_whole_is_replaced_with_force(in_s3, s3, model):
-    said = s3.head_object(Bucket=in_s3, Key=KEY)["Metadata"]
-    s3.put_object(Bucket=in_s3, Key=KEY, Body=bytes(NUM_BYTES), Metadata=said)
+    output = s3.head_object(Bucket=in_s3, Key=KEY)["Metadata"]
+    s3.put_object(Bucket=in_s3, Key=KEY, Body=bytes(NUM_BYTES), Metadata=output)
     push(model, f"s3://{in_s3}/cache")
     with pytest.raises(ModelError, match=r"is damaged: .* with `triptych weights push --force`"):
         fetch("real-l", "upscaler")
@@ -231,10 +231,10 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_download(in_s3, disk):
 def test_a_disk_that_fills_up_keeps_what_has_arrived_and_goes_on_with_room(in_s3, disk, model):
     (disk.from_here / "filler").write_bytes(bytes(NUM_BYTES))
     # Room is counted on that somebody else takes meanwhile.
-    said = pull_onto(disk, in_s3, spare_bytes=-NUM_BYTES)
-    assert f"the disk of {disk.path}" in said
-    assert "is full: s3://" in said
-    assert "what has arrived is kept, make room and run the command again" in said
+    output = pull_onto(disk, in_s3, spare_bytes=-NUM_BYTES)
+    assert f"the disk of {disk.path}" in output
+    assert "is full: s3://" in output
+    assert "what has arrived is kept, make room and run the command again" in output
     part = next(disk.from_here.rglob("model.safetensors.part"))
     before = part.stat().st_blocks
 

@@ -246,7 +246,7 @@ def test_the_exported_transformer_is_the_trained_one(
     model = load_model(open_model(str(tmp_path), "generator")[0])
     mask = jnp.asarray(text_mask(text_tokens)[:, 0, 0].numpy())
     hidden = dalle.encode(model.dalle_params, model.dalle_config, jnp.asarray(text_tokens.numpy()), mask)
-    prompt = dalle.remember(model.dalle_params, model.dalle_config, hidden, mask)
+    prompt = dalle.project_cross_attention(model.dalle_params, model.dalle_config, hidden, mask)
     inputs = torch.cat((start, image_tokens[:, :-1]), 1)
     logits = dalle.decode(model.dalle_params, model.dalle_config, jnp.asarray(inputs.numpy()), prompt)
 

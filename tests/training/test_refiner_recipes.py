@@ -169,9 +169,9 @@ def test_the_unet_takes_two_steps_and_refines(two_steps: Options):
     tokenizer = Tokenizer(train_wordpieces.bert_tokenizer(vocab), train_text_encoder.NUM_TOKENS)
     encoder = TextEncoder(replace(train_text_encoder.CONFIG, n_embed=32, n_layer=1)).requires_grad_(False)
     pool = latent_pool.encode_scenes(sample_scenes(3, 0), coder, painter, soften, 0)
-    teacher = train_unet.Teacher(pool, encoder, tokenizer)
+    teacher = train_unet.DiffusionLoss(pool, encoder, tokenizer)
     network = UNet(replace(train_unet.CONFIG, model_channels=32, context_dim=32))
-    exam = train_unet.Exam(painter, pool, coder, teacher)
+    exam = train_unet.UNetEvaluation(painter, pool, coder, teacher)
     train(
         "unet",
         network,
@@ -233,7 +233,7 @@ def test_swinir_starts_no_worse_than_a_linear_filter():
 def test_the_noise_to_answer_leads_from_a_degraded_latent_to_the_true_one():
     scenes = sample_scenes(2, 0)
     pool = latent_pool.Pool(scenes, torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4))
-    teacher = train_unet.Teacher(pool, None, None)  # type: ignore[arg-type]
+    teacher = train_unet.DiffusionLoss(pool, None, None)  # type: ignore[arg-type]
     timesteps = torch.tensor([300, 300])
     x, answer = teacher.noisy([0, 1], timesteps, torch.tensor([400, 0]))
     alpha = torch.tensor(train_unet.train_alphas_cumprod()[300]).float()

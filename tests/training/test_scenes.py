@@ -228,14 +228,14 @@ def test_objects_whose_slots_go_unsaid_are_named_from_left_to_right():
     def first_word(scene: Scene, text: str, i: int) -> int:
         return min(text.find(word) for word in OBJECTS[scene.objects[i].name].words if word in text)
 
-    told = 0
+    reported = 0
     for scene in sample_scenes(400, seed=9):
         spoken = grammar_caption(scene, rng)
         if len({o.name for o in scene.objects}) == len(scene.objects) > 1 and "slot" not in spoken.mentions:
             places = [first_word(scene, spoken.text, i) for i in range(len(scene.objects))]
             assert places == sorted(places), spoken.text
-            told += 1
-    assert told > 20
+            reported += 1
+    assert reported > 20
 
 
 def test_a_crowded_world_shows_more_different_objects_in_a_scene():

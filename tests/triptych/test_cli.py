@@ -7,7 +7,9 @@ import pytest
 
 from tests.triptych.command_line import ROOT, environment
 
-RUN = "import sys; from triptych.cli.main import main; sys.argv = ['triptych', *{arguments}]; {before}; main()"
+RUN = (
+    "import sys; from triptych.cli.main import main; sys.argv = ['triptych', *{arguments}]; {before}; main()"
+)
 
 
 def run_python(code: str) -> "subprocess.CompletedProcess[str]":

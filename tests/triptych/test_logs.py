@@ -52,7 +52,7 @@ def service(folder, name, *arguments):
 
 
 @pytest.fixture
-async def told(tmp_path, upscaler_model):
+async def reported(tmp_path, upscaler_model):
     """A gateway and a stage as processes, after calls of every outcome: their logs, and what must not be in them."""
     token = (
         CliRunner().invoke(tokens, ["add", "alice", "--tokens", str(tmp_path / "tokens.json")]).stdout.strip()
@@ -97,8 +97,8 @@ async def told(tmp_path, upscaler_model):
     return {path.stem: path.read_text() for path in tmp_path.glob("*.log")}, [token, wrong], pictures
 
 
-async def test_no_prompt_token_or_picture_is_in_a_log(told):
-    logs, secret_texts, pictures = told
+async def test_no_prompt_token_or_picture_is_in_a_log(reported):
+    logs, secret_texts, pictures = reported
     assert set(logs) == {"gateway", "upscaler"}
     for name, log in logs.items():
         assert "serving" in log, name

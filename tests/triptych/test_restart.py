@@ -86,8 +86,8 @@ async def test_a_run_that_is_followed_goes_on_when_its_gateway_is_killed(gateway
             generator.gates[1].set()
             await gateway.start()
     assert run.result.state == "succeeded"
-    told = [event.image_ready.image.index for event in events if event.HasField("image_ready")]
-    assert told == [0, 1]
+    reported = [event.image_ready.image.index for event in events if event.HasField("image_ready")]
+    assert reported == [0, 1]
     replayed = [event async for event in client.watch(run.result.name)]
     lasting = [event for event in events if not event.HasField("preview")]
     assert lasting == [event for event in replayed if not event.HasField("preview")]

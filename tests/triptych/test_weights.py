@@ -154,10 +154,10 @@ def test_a_pull_that_is_interrupted_ends_at_once_and_goes_on_later(model, tmp_pa
         first = subprocess.Popen(command(*arguments), env=variables, stderr=subprocess.PIPE, text=True)
         assert site.stalled.wait(60)
         first.send_signal(signal.SIGINT)
-        said = first.communicate(timeout=60)[1]
+        output = first.communicate(timeout=60)[1]
         assert first.returncode == 130
-        assert "stopped; what has arrived is kept, run the command again to go on" in said
-        assert "Traceback" not in said
+        assert "stopped; what has arrived is kept, run the command again to go on" in output
+        assert "Traceback" not in output
         site.stall_at = 0
         again = subprocess.run(
             command(*arguments), env=variables, capture_output=True, text=True, check=False

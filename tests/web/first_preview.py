@@ -34,8 +34,11 @@ new MutationObserver(() => {
 
 async def first_preview_ms(url: str, run: str) -> float:
     """When the gateway told its first preview."""
-    async with httpx.AsyncClient(timeout=30) as http, http.stream("GET", f"{url}runs/{run}/events") as told:
-        async for line in told.aiter_lines():
+    async with (
+        httpx.AsyncClient(timeout=30) as http,
+        http.stream("GET", f"{url}runs/{run}/events") as reported,
+    ):
+        async for line in reported.aiter_lines():
             if line.startswith("data:") and "preview" in (event := json.loads(line[5:])):
                 return datetime.fromisoformat(event["time"]).timestamp() * 1000
     raise RuntimeError("the run had no preview")

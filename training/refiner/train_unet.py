@@ -84,7 +84,7 @@ def draw_timesteps(rng: random.Random) -> tuple[int, int]:
     return rng.randint(0, start), start if rng.random() < MENDING_SHARE else 0
 
 
-class Teacher:
+class DiffusionLoss:
     """Makes batches: noisy latents, timesteps, what the network is told, what it is to answer."""
 
     def __init__(self, pool: Pool, encoder: TextEncoder, tokenizer: Tokenizer) -> None:
@@ -124,7 +124,7 @@ class Teacher:
         return self._encoder(tokens.to(device_of(self._encoder))).cpu()
 
 
-def losses_of_step(unet: UNet, teacher: Teacher, batch_size: int, step: int) -> Losses:
+def losses_of_step(unet: UNet, teacher: DiffusionLoss, batch_size: int, step: int) -> Losses:
     device = device_of(unet)
     x, timesteps, context, answer = (
         tensor.to(device) for tensor in teacher.draw(batch_size, rng_of_step("unet", step))
@@ -134,10 +134,12 @@ def losses_of_step(unet: UNet, teacher: Teacher, batch_size: int, step: int) -> 
     return {"loss": F.mse_loss(guess.float(), answer)}
 
 
-class Exam:
+class UNetEvaluation:
     """Held-out scenes to measure on, and how to refine them as the service does."""
 
-    def __init__(self, painter: Painter, pool: Pool, autoencoder: Autoencoder, teacher: Teacher) -> None:
+    def __init__(
+        self, painter: Painter, pool: Pool, autoencoder: Autoencoder, teacher: DiffusionLoss
+    ) -> None:
         self._pool = pool
         self._autoencoder = autoencoder
         self._teacher = teacher
@@ -224,12 +226,12 @@ def run(arguments: argparse.Namespace, sprites: SpriteSource) -> UNet:
     )
     held_out = pool_scenes(arguments.num_measured, 1, held_out=True)
     exam_pool = encode_scenes(held_out, autoencoder, painter, degrade, 1)
-    exam = Exam(painter, exam_pool, autoencoder, Teacher(exam_pool, encoder, tokenizer))
+    exam = UNetEvaluation(painter, exam_pool, autoencoder, DiffusionLoss(exam_pool, encoder, tokenizer))
     unet = load_exported("refiner", "unet", UNet, UNetConfig) if options.from_weights else UNet(CONFIG)
     average = train(
         "unet",
         unet,
-        partial(losses_of_step, unet, Teacher(pool, encoder, tokenizer), options.batch_size),
+        partial(losses_of_step, unet, DiffusionLoss(pool, encoder, tokenizer), options.batch_size),
         options,
         measure=exam.measure,
         sheet=exam.sheet,

@@ -75,7 +75,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TrainingImages:
     refined: Sequence[Pair]
     sharp: Sequence[Pair]
     soft: Sequence[Pair]
@@ -102,7 +102,7 @@ def make_corpus(
     held_out: bool,
     sizes: tuple[int, int, int] = (REFINED_PX, SHARP_PX, LEAVES_PX),
     cache: Path | None = None,
-) -> Corpus:
+) -> TrainingImages:
     """`count` scenes sharp and as the refiner leaves them, half as many at half the size, and `count` dead leaves.
 
     Without a refiner, what stands for its pictures is soft. The refiner's pictures are kept in the file `cache`.
@@ -124,7 +124,7 @@ def make_corpus(
     for _ in range(count):
         large = dead_leaves(rng, leaves_px)
         leaves.append(Pair(large, shrink(large)))
-    return Corpus(refined or soft, sharp, soft, leaves)
+    return TrainingImages(refined or soft, sharp, soft, leaves)
 
 
 def _cached(path: Path | None, key: str, make: Callable[[], list[Picture]]) -> list[Picture]:
@@ -144,7 +144,7 @@ def soften(small: Picture, rng: random.Random) -> Picture:
     return (np.asarray(blurred) + noise).clip(0, 255).astype(np.uint8)
 
 
-def draw_batch(corpus: Corpus, batch_size: int, rng: random.Random) -> tuple[Tensor, Tensor]:
+def draw_batch(corpus: TrainingImages, batch_size: int, rng: random.Random) -> tuple[Tensor, Tensor]:
     """Small and large crops in [0, 1], the busiest of those looked at."""
     candidates: list[tuple[float, int, Picture, Picture]] = []
     for _ in range(batch_size * CANDIDATES_A_CROP):
@@ -165,7 +165,7 @@ def draw_batch(corpus: Corpus, batch_size: int, rng: random.Random) -> tuple[Ten
     return from_pictures([c[2] for c in chosen]), from_pictures([c[3] for c in chosen])
 
 
-def _draw_kind(corpus: Corpus, rng: random.Random) -> Sequence[Pair]:
+def _draw_kind(corpus: TrainingImages, rng: random.Random) -> Sequence[Pair]:
     kind = rng.random()
     for pairs, share in (
         (corpus.refined, REFINED_SHARE),
@@ -183,7 +183,7 @@ def from_pictures(pictures: Sequence[Picture]) -> Tensor:
     return to_tensor(pictures) / 2 + 0.5
 
 
-def start_as_linear_filter(network: SwinIR, corpus: Corpus) -> None:
+def start_as_linear_filter(network: SwinIR, corpus: TrainingImages) -> None:
     """Starts the network as the best 3x3 linear enlarger: features 0 to 2 carry RGB, the body says nothing.
 
     The weights of the last convolution come from least squares; what is learned is what a linear filter cannot do.
@@ -218,7 +218,7 @@ def start_as_linear_filter(network: SwinIR, corpus: Corpus) -> None:
         nn.init.zeros_(after_body.bias)  # type: ignore[arg-type]
 
 
-def losses_of_step(network: SwinIR, corpus: Corpus, batch_size: int, step: int) -> Losses:
+def losses_of_step(network: SwinIR, corpus: TrainingImages, batch_size: int, step: int) -> Losses:
     device = device_of(network)
     small, large = (t.to(device) for t in draw_batch(corpus, batch_size, rng_of_step("swinir", step)))
     with torch.autocast(device.type, torch.bfloat16):
@@ -251,7 +251,7 @@ def mean_slope(pictures: Sequence[Picture]) -> float:
     return float(np.mean(slopes))
 
 
-def measure(corpus: Corpus, photographs: dict[str, Picture], network: SwinIR) -> Measures:
+def measure(corpus: TrainingImages, photographs: dict[str, Picture], network: SwinIR) -> Measures:
     """dB gained over Lanczos on scenes, and over bicubic on photographs; slopes of refined ones against the truth's."""
 
     def gain(pairs: Sequence[Pair], ours: Sequence[Picture], filter_: Image.Resampling) -> float:
@@ -274,7 +274,7 @@ def measure(corpus: Corpus, photographs: dict[str, Picture], network: SwinIR) ->
     return measures
 
 
-def draw_sheet(corpus: Corpus, network: SwinIR) -> Image.Image:
+def draw_sheet(corpus: TrainingImages, network: SwinIR) -> Image.Image:
     """Lanczos, ours, truth: refined ones, then sharp ones."""
     pairs = [*corpus.refined[:3], *corpus.sharp[:1]]
     return contact_sheet(

@@ -109,11 +109,11 @@ def show(result: RunResult, output: Output) -> None:
 
     for stage in STAGE_TITLES:
         pictures = [each for each in result.of_stage(stage) if each.data and each.name not in output.shown]
-        show_pictures([Shown(each.data, words(each)) for each in pictures])
+        show_pictures([Shown(each.data, describe(each)) for each in pictures])
         output.shown.update(each.name for each in pictures)
 
 
-def words(picture: Picture) -> str:
+def describe(picture: Picture) -> str:
     """Short enough for below a picture in the terminal."""
     mark = " *" if picture.is_chosen else ""
     score = "" if picture.clip_score is None else f" {picture.clip_score:.3f}"

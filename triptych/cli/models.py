@@ -3,14 +3,14 @@
 import click
 from google.protobuf import json_format
 
-from triptych.cli.runs import asks_gateway
+from triptych.cli.runs import with_client
 from triptych.client import Client
 from triptych.v1.pipeline_pb2 import ListModelsResponse
 from triptych.v1.stage_pb2 import Stage
 
 
 @click.command()
-@asks_gateway
+@with_client
 async def models(client: Client, as_json: bool) -> None:
     """Say which models a gateway serves, what they understand, and what to try."""
     served = await client.list_models()

@@ -68,15 +68,18 @@ class Child:
         """Waits until it serves; raises ClickException with its own last words when it stops instead."""
         async for line in lines_of(self.output):
             with suppress(ValueError, KeyError, TypeError):
-                said = json.loads(line)
+                announced = json.loads(line)
                 ready = ServiceReady(
-                    said["service"], said["address"], said.get("model", ""), said.get("http", "")
+                    announced["service"],
+                    announced["address"],
+                    announced.get("model", ""),
+                    announced.get("http", ""),
                 )
                 self.output_reader = asyncio.create_task(drain(self.output))
                 return ready
-        raise click.ClickException(f"the {self.name} did not start: {await self.epitaph()}")
+        raise click.ClickException(f"the {self.name} did not start: {await self.last_output()}")
 
-    async def epitaph(self) -> str:
+    async def last_output(self) -> str:
         """Waits for its end and says why it ended: its own error message if it left one."""
         code = await self.process.wait()
         await self.log_reader
@@ -157,7 +160,7 @@ class Pipeline:
             for wait in waits:
                 wait.cancel()
         child = waits[done.pop()]
-        return f"the {child.name} stopped: {await child.epitaph()}"
+        return f"the {child.name} stopped: {await child.last_output()}"
 
 
 @asynccontextmanager

@@ -147,7 +147,7 @@ async def choose(
         to_refine = RefineStage() if choice.stage == "refine" else None
         selected = client.select(choice.names, refine=to_refine, upscale=choice.stage == "upscale")
         await follow(selected, progress, output)
-        result.take_in(selected.result)
+        result.merge(selected.result)
     return result
 
 
@@ -167,5 +167,5 @@ async def why_it_broke(pipeline: Pipeline, otherwise: str) -> str:
     """The last words of a service that has ended; `otherwise` when all still run."""
     for child in pipeline.children:
         if child.process.returncode is not None:
-            return f"the {child.name} stopped: {await child.epitaph()}"
+            return f"the {child.name} stopped: {await child.last_output()}"
     return otherwise

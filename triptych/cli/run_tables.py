@@ -32,9 +32,9 @@ def print_runs(runs: Sequence[Run]) -> None:
     for title in ("RUN", "STATE", "PICTURES", "AGE", "PROMPT"):
         table.add_column(title, no_wrap=title != "PROMPT")
     for run in runs:
-        age = told_age(run.create_time.ToDatetime(UTC))
+        age = format_age(run.create_time.ToDatetime(UTC))
         name = run.name.removeprefix("runs/")
-        table.add_row(name, told_state(run), str(len(run.images)), age, Text(run.spec.prompt))
+        table.add_row(name, format_state(run), str(len(run.images)), age, Text(run.spec.prompt))
     # A name that is cut is of no use to the next command: what is not read by people is wide enough.
     width = None if sys.stdout.isatty() else WIDE
     Console(highlight=False, width=width).print(table)
@@ -65,20 +65,20 @@ def image_tree(images: Sequence[Image]) -> Tree:
 
 def grow(branch: Tree, parent: str, children: Mapping[str, Sequence[Image]]) -> None:
     for image in children.get(parent, ()):
-        grow(branch.add(Text(told_image(image))), image.name, children)
+        grow(branch.add(Text(format_image(image))), image.name, children)
 
 
-def told_image(image: Image) -> str:
+def format_image(image: Image) -> str:
     score = f"  clip {image.clip_score:.3f}" if image.HasField("clip_score") else ""
     return f"{image.name.rpartition('/')[2]}  {image.width}x{image.height}  seed {image.seed}{score}"
 
 
-def told_state(run: Run) -> Text:
+def format_state(run: Run) -> Text:
     state = state_name(run.state).replace("_", " ")
     return Text(state, style=STYLES.get(state, ""))
 
 
-def told_age(since: datetime) -> str:
+def format_age(since: datetime) -> str:
     """In the largest unit that makes at least one: "3 h"."""
     seconds = max(0, int((datetime.now(UTC) - since).total_seconds()))
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):

@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from triptych._run_stream import RunStream
 from triptych.cli.credential_options import credential_options
 from triptych.cli.display import choose_display
-from triptych.cli.follow_run import Output, conclude, decide_show, follow, lost, words
+from triptych.cli.follow_run import Output, conclude, decide_show, describe, follow, lost
 from triptych.cli.output_folder import OutputFolder
 from triptych.cli.run_tables import print_run, print_runs
 from triptych.cli.signals import run_in_foreground
@@ -33,7 +33,7 @@ def runs() -> None:
     """
 
 
-def asks_gateway(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+def with_client(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Gives a command the options of a gateway and --json, and runs it with a `client`."""
 
     @wraps(command)
@@ -58,7 +58,7 @@ def asks_gateway(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[
     )(decorated)
 
 
-def keeps_pictures(command: Callable[..., Any]) -> Callable[..., Any]:
+def with_output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command --out and --show."""
     command = click.option(
         "--show/--no-show", default=None, help="Show the pictures here.  [default: where the terminal can]"
@@ -76,7 +76,7 @@ def full_image_name(run: str, image: str) -> str:
 
 @runs.command("list")
 @click.option("--limit", type=click.IntRange(min=1), default=20, help="How many, newest first.")
-@asks_gateway
+@with_client
 async def list_runs(client: Client, limit: int, as_json: bool) -> None:
     """List the newest runs."""
     found: list[Run] = []
@@ -95,8 +95,8 @@ async def list_runs(client: Client, limit: int, as_json: bool) -> None:
 
 @runs.command()
 @click.argument("run")
-@keeps_pictures
-@asks_gateway
+@with_output_options
+@with_client
 async def show(client: Client, run: str, out: Path | None, show: bool | None, as_json: bool) -> None:
     """Show how a run stands and what became of what."""
     found = await client.get_run(full_name(run))
@@ -117,7 +117,7 @@ async def show(client: Client, run: str, out: Path | None, show: bool | None, as
     if shows_pictures:
         from triptych.cli.terminal_images import Shown, show_pictures
 
-        show_pictures([Shown(image.data, words(Picture.of(image))) for image in images])
+        show_pictures([Shown(image.data, describe(Picture.of(image))) for image in images])
 
 
 async def with_data(client: Client, images: list[Image]) -> AsyncIterator[Image]:
@@ -134,8 +134,8 @@ async def with_data(client: Client, images: list[Image]) -> AsyncIterator[Image]
 @runs.command()
 @click.argument("run")
 @click.option("--after", type=click.IntRange(min=0), default=0, help="Begin after the event of this number.")
-@keeps_pictures
-@asks_gateway
+@with_output_options
+@with_client
 async def watch(
     client: Client, run: str, after: int, out: Path | None, show: bool | None, as_json: bool
 ) -> None:
@@ -151,8 +151,8 @@ async def watch(
 @click.option("--refine", type=click.IntRange(min=1), help="Make so many variations of each.")
 @click.option("--upscale", is_flag=True, help="Enlarge each.")
 @click.option("--no-wait", is_flag=True, help="Leave when the gateway has accepted it.")
-@keeps_pictures
-@asks_gateway
+@with_output_options
+@with_client
 async def select(
     client: Client,
     run: str,
@@ -184,7 +184,7 @@ async def select(
 @runs.command()
 @click.argument("run")
 @click.argument("images", metavar="[IMAGE]...", nargs=-1)
-@asks_gateway
+@with_client
 async def cancel(client: Client, run: str, images: tuple[str, ...], as_json: bool) -> None:
     """Stop a run, or only these of its images; a second time changes nothing."""
     cancelled = await client.cancel_run(full_name(run), [full_image_name(run, image) for image in images])
@@ -194,7 +194,7 @@ async def cancel(client: Client, run: str, images: tuple[str, ...], as_json: boo
 
 @runs.command()
 @click.argument("names", metavar="RUN...", nargs=-1, required=True)
-@asks_gateway
+@with_client
 async def rm(client: Client, names: tuple[str, ...], as_json: bool) -> None:
     """Delete finished runs and the pictures that no other run has."""
     for name in names:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from gateway.access.caller import Caller
 from gateway.http.context import RequestContext, api_of, caller_of
-from gateway.http.disconnect import while_waited_for
+from gateway.http.disconnect import cancel_on_disconnect
 from gateway.http.errors import HttpError, openai_body
 from gateway.http.image_formats import convert, read_prompt
 from gateway.http.openai.fields import FormFields
@@ -31,7 +31,7 @@ from gateway.http.openai.request import (
     ImageRequest,
     edit,
     generation,
-    in_words_of_the_api,
+    rename_field,
     usage_of,
     variation,
 )
@@ -88,15 +88,15 @@ async def _answer(
         # Whoever has a key may come back with it after a broken connection, and finds the run where it is by then.
         run = await api.pipeline.create_run(key, asked.spec, caller, detach=bool(key))
     except InvalidRequest as error:
-        raise in_words_of_the_api(error) from None
+        raise rename_field(error) from None
     if asked.is_stream:
         return EventStream(_stream(api, caller, asked, run, kind), api.never, heartbeat_s=api.heartbeat_s)
-    return await while_waited_for(request, _whole(request, caller, asked, run))
+    return await cancel_on_disconnect(request, _json_response(request, caller, asked, run))
 
 
-async def _whole(request: Request, caller: Caller, asked: ImageRequest, run: Run) -> Response:
+async def _json_response(request: Request, caller: Caller, asked: ImageRequest, run: Run) -> Response:
     """All pictures in one answer, best first where they are scored."""
-    api, results = api_of(request), RunResults(asked.spine)
+    api, results = api_of(request), RunResults(asked.streamed_stages)
     with api.pipeline.attach(run.name):
         async with aclosing(api.pipeline.watch_run(run.name, caller)) as events:
             async for event in events:
@@ -135,7 +135,7 @@ async def _stream(
     api: RequestContext, caller: Caller, asked: ImageRequest, run: Run, kind: str
 ) -> AsyncGenerator[bytes]:
     """Partial images and finished ones as they come; what goes wrong is an event with `error`."""
-    results = RunResults(asked.spine, asked.partial_images)
+    results = RunResults(asked.streamed_stages, asked.partial_images)
     # A picture whose score is still to come waits for it.
     waiting: list[Image] = []
     has_scores = bool(asked.spec.automatic.top_k_after_generate or asked.spec.automatic.top_k_after_refine)
@@ -164,8 +164,8 @@ async def _check_end(api: RequestContext, caller: Caller, run: Run, event: Event
     if event.finished.state == RunState.RUN_STATE_CANCELLED:
         raise HttpError(409, "CANCELLED", f"{run.name} was cancelled")
     if event.finished.state == RunState.RUN_STATE_FAILED:
-        if error := await api.pipeline.failure(run.name, caller):
-            raise in_words_of_the_api(error) if isinstance(error, InvalidRequest) else error
+        if error := await api.pipeline.run_error(run.name, caller):
+            raise rename_field(error) if isinstance(error, InvalidRequest) else error
         raise HttpError(500, event.finished.error.reason, event.finished.error.message)
 
 
@@ -174,7 +174,7 @@ async def _partial_event(asked: ImageRequest, run: Run, kind: str, happened: Par
     data = await convert(picture.data, asked.output_format, asked.output_compression, asked.output_size)
     width, height = asked.output_size or (picture.width, picture.height)
     name = f"{kind}.partial_image"
-    told = {
+    body = {
         "type": name,
         "partial_image_index": happened.number,
         **_picture(asked, data),
@@ -182,7 +182,7 @@ async def _partial_event(asked: ImageRequest, run: Run, kind: str, happened: Par
         "image_index": happened.image_index,
         "run": run.name,
     }
-    return message(json.dumps(told).encode(), event=name)
+    return message(json.dumps(body).encode(), event=name)
 
 
 async def _completed_event(
@@ -195,7 +195,7 @@ async def _completed_event(
     image: Image,
 ) -> bytes:
     name = f"{kind}.completed"
-    told = {
+    body = {
         "type": name,
         **_picture(asked, b""),
         "b64_json": await _encoded(api, caller, asked, image),
@@ -206,10 +206,10 @@ async def _completed_event(
         **_extras(asked, results, image),
     }
     if asked.user:
-        told["safety_identifier"] = asked.user
+        body["safety_identifier"] = asked.user
     if warnings := _warnings(asked, results):
-        told["warnings"] = warnings
-    return message(json.dumps(told).encode(), event=name)
+        body["warnings"] = warnings
+    return message(json.dumps(body).encode(), event=name)
 
 
 def _picture(asked: ImageRequest, data: bytes) -> dict[str, Any]:

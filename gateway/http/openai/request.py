@@ -112,7 +112,7 @@ class ImageRequest:
     warnings: Sequence[str] = field(default=())
 
     @property
-    def spine(self) -> dict[str, int]:
+    def streamed_stages(self) -> dict[str, int]:
         """The stages from which on every picture goes on to one that is answered, and the steps of each."""
         chooses = self.spec.generate.count > self.n
         return {name: self.steps[name] for name in (self.stages[1:] if chooses else self.stages)}
@@ -308,10 +308,10 @@ def _ask_for_previews(request: ImageRequest) -> None:
     """Previews where partial images are due, spread evenly over all steps, and no others: each is a picture to decode."""
     if not request.partial_images:
         return
-    apart = sum(request.spine.values()) / (request.partial_images + 1)
+    apart = sum(request.streamed_stages.values()) / (request.partial_images + 1)
     due_at = [apart * (number + 1) for number in range(request.partial_images)]
     begin = 0
-    for name, num_steps in request.spine.items():
+    for name, num_steps in request.streamed_stages.items():
         if any(begin < due <= begin + num_steps for due in due_at):
             settings: Any = getattr(request.spec, name).settings
             # In a later stage they are due in between: the next one must not be far.
@@ -338,7 +338,7 @@ def _steps(spec: RunSpec, family: ModelFamily, stages: Sequence[str]) -> dict[st
     return known
 
 
-def in_words_of_the_api(error: InvalidRequest) -> InvalidRequest:
+def rename_field(error: InvalidRequest) -> InvalidRequest:
     """An error of the contract's field, with the name that the caller gave it."""
     return InvalidRequest(PARAMS.get(error.field, error.field), error.description)
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.http.context import api_of, caller_of
-from gateway.http.disconnect import while_waited_for
+from gateway.http.disconnect import cancel_on_disconnect
 from gateway.http.errors import HttpError
 from gateway.http.image_formats import USUAL_JPEG_QUALITY, convert
 from gateway.http.request_body import read_json
@@ -39,7 +39,7 @@ async def generate(request: Request) -> Response:
                 async for event in events:
                     results.add(event)
                     if event.HasField("finished") and event.finished.state == RunState.RUN_STATE_FAILED:
-                        error = await api.pipeline.failure(run.name, caller)
+                        error = await api.pipeline.run_error(run.name, caller)
                         raise error or HttpError(
                             500, event.finished.error.reason, event.finished.error.message
                         )
@@ -48,7 +48,7 @@ async def generate(request: Request) -> Response:
             await convert(await file_of(api, caller, image), FORMAT, USUAL_JPEG_QUALITY) for image in found
         ]
 
-    files = await while_waited_for(request, pictures())
+    files = await cancel_on_disconnect(request, pictures())
     answer = {
         "generatedImgs": [base64.b64encode(data).decode() for data in files],
         "generatedImgsFormat": FORMAT,

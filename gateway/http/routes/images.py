@@ -54,7 +54,7 @@ async def _read_link(request: Request, sha256: str) -> Response:
     return file_response(request, data, mime_type, etag=etag, headers=headers)
 
 
-async def keep_image(request: Request) -> Response:
+async def download_image(request: Request) -> Response:
     """A picture of a run as a file to keep: a PNG says in its own text chunks how it was made."""
     api, caller, ids = api_of(request), caller_of(request), request.path_params
     run = await api.pipeline.get_run(f"runs/{ids['id']}", caller)
@@ -95,5 +95,5 @@ def describe(run: Run, image: Image) -> dict[str, str]:
 
 routes = [
     Route("/images/{sha256}", read_image, methods=["GET"]),
-    Route("/runs/{id}/images/{image}", keep_image, methods=["GET"]),
+    Route("/runs/{id}/images/{image}", download_image, methods=["GET"]),
 ]

@@ -96,7 +96,7 @@ async def watch_run(request: Request) -> Response:
     if request.method == "HEAD":
         return Response(media_type=EventStream.media_type)
     return EventStream(
-        _events(api, name, caller, after), api.closing, heartbeat_s=api.heartbeat_s, can_come_back=True
+        _events(api, name, caller, after), api.closing, heartbeat_s=api.heartbeat_s, resumable=True
     )
 
 

@@ -34,11 +34,11 @@ class GenerateJob:
 
 
 @dataclass
-class Sketch:
+class TokenSequence:
     """A job under way. `num_cached` of its positions are in the batch's cache; 0 again if that was lost."""
 
     job: GenerateJob
-    prompt: dalle.Prompt
+    prompt: dalle.EncodedPrompt
     image_tokens: list[int] = field(default_factory=list)
     num_cached: int = 0
 
@@ -65,7 +65,7 @@ class Batch:
     slots: list[int | None]
     length: int
     cache: dalle.Cache
-    prompt: dalle.Prompt
+    prompt: dalle.EncodedPrompt
     settings: Settings
 
 
@@ -73,7 +73,7 @@ def next_tokens(
     params: Params,
     config: DalleConfig,
     batch: Batch,
-    uncond_prompt: dalle.Prompt,
+    uncond_prompt: dalle.EncodedPrompt,
     image_tokens: Int[np.ndarray, " B"],
     positions: Int[np.ndarray, " B"],
 ) -> Int[np.ndarray, " B"]:
@@ -98,8 +98,8 @@ def read_tokens(
     cache: dalle.Cache,
     image_tokens: Int[Array, " B"],
     positions: Int[Array, " B"],
-    prompt: dalle.Prompt,
-    uncond_prompt: dalle.Prompt,
+    prompt: dalle.EncodedPrompt,
+    uncond_prompt: dalle.EncodedPrompt,
     guidance_scale: Float[Array, " B"],
 ) -> tuple[Float[Array, "B V"], dalle.Cache]:
     """One pass through the network with the prompt and without; the cache that is passed in is used up."""
@@ -120,9 +120,9 @@ def draw_tokens(
     return sampling.draw(filtered, settings.seeds, positions)
 
 
-def lay_out(
+def build_batch(
     config: DalleConfig,
-    members: Sequence[tuple[int | None, Sketch]],
+    members: Sequence[tuple[int | None, TokenSequence]],
     length: int,
     text_length: int,
     old: Batch | None,
@@ -135,16 +135,16 @@ def lay_out(
     program of its own to compile.
     """
     moves = []  # new row, old row, how many positions
-    for lane, (slot, sketch) in enumerate(members):
+    for lane, (slot, sequence) in enumerate(members):
         if slot is not None and old is not None and slot in old.slots:
             old_lane = old.slots.index(slot)
-            moves.append((lane, old_lane, sketch.num_cached))
-            moves.append((len(members) + lane, len(old.slots) + old_lane, sketch.num_cached))
+            moves.append((lane, old_lane, sequence.num_cached))
+            moves.append((len(members) + lane, len(old.slots) + old_lane, sequence.num_cached))
 
     heads = config.decoder_attention_heads
     shape = (2 * len(members), heads, length, config.d_model // heads)
 
-    def moved(layer: Array | None) -> Array:
+    def copy_rows(layer: Array | None) -> Array:
         array = np.zeros(shape, np.float32)
         if layer is not None:
             source = np.asarray(layer)
@@ -154,13 +154,14 @@ def lay_out(
 
     nothing = [None] * config.decoder_layers
     cache = dalle.Cache(
-        [moved(layer) for layer in (old.cache.k if old else nothing)],
-        [moved(layer) for layer in (old.cache.v if old else nothing)],
+        [copy_rows(layer) for layer in (old.cache.k if old else nothing)],
+        [copy_rows(layer) for layer in (old.cache.v if old else nothing)],
     )
     prompts = [
-        dalle.first_tokens(jax.tree.map(np.asarray, sketch.prompt), text_length) for _, sketch in members
+        dalle.truncate_prompt(jax.tree.map(np.asarray, sequence.prompt), text_length)
+        for _, sequence in members
     ]
-    prompt: dalle.Prompt = jax.tree.map(lambda *rows: jnp.asarray(np.concatenate(rows)), *prompts)
+    prompt: dalle.EncodedPrompt = jax.tree.map(lambda *rows: jnp.asarray(np.concatenate(rows)), *prompts)
     return Batch([slot for slot, _ in members], length, cache, prompt, _settings([s.job for _, s in members]))
 
 

@@ -74,7 +74,7 @@ def load_vqgan(part_folder: Path) -> tuple[vqgan.Params, vqgan.VqganConfig]:
     config = vqgan.VqganConfig.from_json(read_config(part_folder))
     params = vqgan.group_norms(load_parameters(part_folder, vqgan.parameter_shapes(config)), config)
     if jax.default_backend() == "cpu":
-        params = vqgan.halve_products(params, config)
+        params = vqgan.apply_winograd(params, config)
     return to_device(params), config
 
 

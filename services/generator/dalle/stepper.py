@@ -17,7 +17,13 @@ from einops import rearrange
 from jax import Array
 from jaxtyping import Bool, Float, Int, UInt8
 
-from services.generator.dalle.batch import Batch, GenerateJob as GenerateJob, Sketch, lay_out, next_tokens
+from services.generator.dalle.batch import (
+    Batch,
+    GenerateJob as GenerateJob,
+    TokenSequence,
+    build_batch,
+    next_tokens,
+)
 from services.generator.dalle.device import num_processors, oom_as_job_error
 from services.generator.dalle.model import Model
 from services.generator.dalle.networks import dalle, vqgan
@@ -59,57 +65,57 @@ class GeneratorStepper:
         self.model = model
         self._config = model.dalle_config
         self._lengths = _cache_lengths(self._config, num_slots)
-        self._sketches: dict[int, Sketch] = {}
+        self._sequences: dict[int, TokenSequence] = {}
         self._batch: Batch | None = None
-        self._prompts: OrderedDict[bytes, dalle.Prompt] = OrderedDict()
+        self._prompts: OrderedDict[bytes, dalle.EncodedPrompt] = OrderedDict()
         uncond = self._encode(model.tokenizer.uncond_tokens)
         # Its padding is never attended to: two tokens are all there is.
-        self._uncond_prompt: dalle.Prompt = dalle.first_tokens(uncond, 2)
+        self._uncond_prompt: dalle.EncodedPrompt = dalle.truncate_prompt(uncond, 2)
 
     def warm_up(self) -> None:
         """Compiles every program that serving can need: each number of lanes with each length."""
         self._decode([[0] * self._config.image_length])
         _ = self._glimpse
         job = GenerateJob("", 0, 1.0, 0, 1.0, 1.0)
-        sketch = Sketch(job, self._prompt_of(job.prompt))
-        for lanes in _sizes(self.num_slots):
+        sequence = TokenSequence(job, self._prompt_of(job.prompt))
+        for lanes in _bucket_sizes(self.num_slots):
             for length in self._lengths:
                 for text_length in self._text_lengths(lanes):
-                    members = [(None, sketch)] * lanes
-                    self._forward(lay_out(self._config, members, length, text_length, None))
+                    members = [(None, sequence)] * lanes
+                    self._forward(build_batch(self._config, members, length, text_length, None))
 
     def admit(self, slot: int, job: GenerateJob) -> int:
         """Encodes the prompt; there are as many steps as image tokens."""
         with oom_as_job_error():
-            self._sketches[slot] = Sketch(job, self._prompt_of(job.prompt))
+            self._sequences[slot] = TokenSequence(job, self._prompt_of(job.prompt))
         return self._config.image_length
 
     def step(self, slots: Sequence[int]) -> None:
         """Draws one more token for each slot."""
-        goals = {slot: len(self._sketches[slot].image_tokens) + 1 for slot in slots}
+        goals = {slot: len(self._sequences[slot].image_tokens) + 1 for slot in slots}
         # One forward, unless a failed step took the cache with it: then what was drawn is read again first.
-        while behind := [slot for slot in slots if self._sketches[slot].num_cached < goals[slot]]:
+        while behind := [slot for slot in slots if self._sequences[slot].num_cached < goals[slot]]:
             try:
                 with oom_as_job_error():
-                    batch = self._arranged()
+                    batch = self._ensure_batch()
                     drawn = self._forward(batch)
             except BaseException:
                 self._batch = None
-                for sketch in self._sketches.values():
-                    sketch.num_cached = 0
+                for sequence in self._sequences.values():
+                    sequence.num_cached = 0
                 raise
             for slot in behind:
-                sketch = self._sketches[slot]
-                if sketch.num_cached == len(sketch.image_tokens):
-                    sketch.image_tokens.append(int(drawn[batch.slots.index(slot)]))
-                sketch.num_cached += 1
+                sequence = self._sequences[slot]
+                if sequence.num_cached == len(sequence.image_tokens):
+                    sequence.image_tokens.append(int(drawn[batch.slots.index(slot)]))
+                sequence.num_cached += 1
 
     def preview(self, slot: int) -> DecodedTokens:
         """What there is; the rest will be in the mean colour of that."""
-        return DecodedTokens(list(self._sketches[slot].image_tokens), is_finished=False)
+        return DecodedTokens(list(self._sequences[slot].image_tokens), is_finished=False)
 
     def result(self, slot: int) -> DecodedTokens:
-        return DecodedTokens(self._sketches[slot].image_tokens, is_finished=True)
+        return DecodedTokens(self._sequences[slot].image_tokens, is_finished=True)
 
     def decode(self, views: Sequence[DecodedTokens]) -> list[Picture]:
         """Finished ones by the VQGAN; of the others a glimpse, since it takes as long as a hundred steps."""
@@ -119,11 +125,11 @@ class GeneratorStepper:
 
     def release(self, slot: int) -> None:
         """Frees the slot; its lane idles until the batch is laid out anew."""
-        self._sketches.pop(slot, None)
+        self._sequences.pop(slot, None)
         if self._batch is not None:
             self._batch.slots = [None if lane == slot else lane for lane in self._batch.slots]
 
-    def _prompt_of(self, text: str) -> dalle.Prompt:
+    def _prompt_of(self, text: str) -> dalle.EncodedPrompt:
         tokens = self.model.text_tokens(text)
         name = tokens.ids.tobytes()
         if name not in self._prompts:
@@ -133,27 +139,27 @@ class GeneratorStepper:
             self._prompts.popitem(last=False)
         return self._prompts[name]
 
-    def _encode(self, tokens: TextTokens) -> dalle.Prompt:
+    def _encode(self, tokens: TextTokens) -> dalle.EncodedPrompt:
         ids, mask = jnp.asarray(tokens.ids[None]), jnp.asarray(tokens.mask[None])
         return _encoded(self.model.dalle_params, self._config, ids, mask)
 
-    def _arranged(self) -> Batch:
+    def _ensure_batch(self) -> Batch:
         """The batch with all sketches in it, neither larger nor longer than it must be."""
-        lanes = next(size for size in _sizes(self.num_slots) if size >= len(self._sketches))
+        lanes = next(size for size in _bucket_sizes(self.num_slots) if size >= len(self._sequences))
         # A finished sketch has filled the longest cache; it is not stepped again.
-        filled = max(sketch.num_cached for sketch in self._sketches.values())
+        filled = max(sequence.num_cached for sequence in self._sequences.values())
         length = next((length for length in self._lengths if length > filled), self._lengths[-1])
         batch = self._batch
         if (
             batch is None
             or (len(batch.slots), batch.length) != (lanes, length)
-            or not self._sketches.keys() <= set(batch.slots)
+            or not self._sequences.keys() <= set(batch.slots)
         ):
-            members: list[tuple[int | None, Sketch]] = list(self._sketches.items())
+            members: list[tuple[int | None, TokenSequence]] = list(self._sequences.items())
             members += [(None, members[0][1])] * (lanes - len(members))
-            longest = max(sketch.num_text_tokens for sketch in self._sketches.values())
+            longest = max(sequence.num_text_tokens for sequence in self._sequences.values())
             text_length = next(size for size in self._text_lengths(lanes) if size >= longest)
-            batch = self._batch = lay_out(self._config, members, length, text_length, batch)
+            batch = self._batch = build_batch(self._config, members, length, text_length, batch)
         return batch
 
     def _text_lengths(self, lanes: int) -> list[int]:
@@ -168,9 +174,9 @@ class GeneratorStepper:
         tokens = np.full(len(batch.slots), self._config.decoder_start_token_id, np.int32)
         positions = np.zeros(len(batch.slots), np.int32)
         for lane, slot in enumerate(batch.slots):
-            if slot is not None and (sketch := self._sketches[slot]).num_cached:
-                tokens[lane] = sketch.image_tokens[sketch.num_cached - 1]
-                positions[lane] = min(sketch.num_cached, batch.length - 1)
+            if slot is not None and (sequence := self._sequences[slot]).num_cached:
+                tokens[lane] = sequence.image_tokens[sequence.num_cached - 1]
+                positions[lane] = min(sequence.num_cached, batch.length - 1)
         return next_tokens(
             self.model.dalle_params, self._config, batch, self._uncond_prompt, tokens, positions
         )
@@ -242,8 +248,8 @@ def generate(
 @partial(jax.jit, static_argnames="config")
 def _encoded(
     params: Params, config: DalleConfig, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
-) -> dalle.Prompt:
-    return dalle.remember(params, config, dalle.encode(params, config, ids, mask), mask)
+) -> dalle.EncodedPrompt:
+    return dalle.project_cross_attention(params, config, dalle.encode(params, config, ids, mask), mask)
 
 
 @jax.jit
@@ -251,7 +257,7 @@ def _pixels(params: vqgan.Params, image_tokens: Int[Array, "B tokens"]) -> UInt8
     return vqgan.to_uint8(vqgan.decode(params, vqgan.look_up(params, image_tokens)))
 
 
-def _sizes(largest: int) -> list[int]:
+def _bucket_sizes(largest: int) -> list[int]:
     """1, 2, 4, ... and `largest` itself: the numbers of lanes, or of pictures, that programs are compiled for."""
     return [size for size in (2**i for i in range(largest.bit_length())) if size < largest] + [largest]
 

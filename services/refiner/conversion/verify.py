@@ -22,7 +22,7 @@ from services.refiner.networks.diffusion import guide
 from services.refiner.networks.text_encoder import TextEncoder
 from services.refiner.networks.unet import UNet
 from services.refiner.text.tokenizer import read_tokenizer
-from services.weights.model_folder import Difference
+from services.weights.model_folder import GoldenDifference
 
 # Of an array's largest value. The vectors are float32, and two float32 implementations of one network were seen to
 # differ by up to 3e-6 of it: only the order of sums.
@@ -48,7 +48,7 @@ UNET_ACTIVATIONS = {
 Arrays = Mapping[str, Tensor]
 
 
-def compare(part_folder: Path, part: str, golden: Path) -> list[Difference]:
+def compare(part_folder: Path, part: str, golden: Path) -> list[GoldenDifference]:
     """The largest difference of each array; raises ModelError when the vectors are not for this part."""
     if part not in FILES:
         raise ModelError(f"no part '{part}' in a refiner: expected one of {', '.join(FILES)}")
@@ -67,7 +67,7 @@ def compare(part_folder: Path, part: str, golden: Path) -> list[Difference]:
     return differences
 
 
-def _compare_file(part_folder: Path, part: str, file: Path) -> list[Difference]:
+def _compare_file(part_folder: Path, part: str, file: Path) -> list[GoldenDifference]:
     if file.suffix == ".json":
         return [_compare_tokens(part_folder, part, file)]
     arrays = _read_arrays(file)
@@ -88,12 +88,12 @@ def _compare_file(part_folder: Path, part: str, file: Path) -> list[Difference]:
     return [_difference(name, value, arrays[name]) for name, value in computed.items()]
 
 
-def _difference(name: str, actual: Tensor, expected: Tensor) -> Difference:
+def _difference(name: str, actual: Tensor, expected: Tensor) -> GoldenDifference:
     if actual.shape != expected.shape:
         raise ModelError(f"{name}: expected shape {tuple(expected.shape)}, got {tuple(actual.shape)}")
     # NaN on either side must not pass for equality.
     largest = float((actual - expected).abs().nan_to_num(nan=torch.inf).max())
-    return Difference(name, largest, RELATIVE_TOLERANCE * float(expected.abs().max()))
+    return GoldenDifference(name, largest, RELATIVE_TOLERANCE * float(expected.abs().max()))
 
 
 def _run_bert(network: TextEncoder, arrays: Arrays) -> Iterator[tuple[str, Tensor]]:
@@ -161,7 +161,7 @@ def _keep_output(seen: dict[str, Tensor], name: str, _module: Any, _inputs: Any,
     seen[name] = output[:1]  # the first row is what was recorded
 
 
-def _compare_tokens(part_folder: Path, part: str, file: Path) -> Difference:
+def _compare_tokens(part_folder: Path, part: str, file: Path) -> GoldenDifference:
     """Token ids of the recorded texts; one that differs anywhere is beyond the tolerance."""
     try:
         texts = json.loads(file.read_text("utf-8"))
@@ -172,7 +172,7 @@ def _compare_tokens(part_folder: Path, part: str, file: Path) -> Difference:
     network = load_part(part_folder, part)
     vocab_size = network.config.vocab_size
     tokenizer = read_tokenizer(part_folder, num_tokens=expected.shape[1], vocab_size=vocab_size)
-    return Difference(file.stem, float(np.abs(tokenizer.encode(prompts) - expected).max()), 0.0)
+    return GoldenDifference(file.stem, float(np.abs(tokenizer.encode(prompts) - expected).max()), 0.0)
 
 
 def _read_arrays(file: Path) -> Arrays:

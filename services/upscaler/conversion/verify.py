@@ -19,7 +19,7 @@ from services.upscaler.model import load_swinir, place, read_safetensors
 from services.upscaler.networks.swinir import SwinIR, SwinIRConfig
 from services.upscaler.stepper import upscale
 from services.upscaler.tiling import pad
-from services.weights.model_folder import Difference
+from services.weights.model_folder import GoldenDifference
 
 # The noise of float32 is below 4.4e-7; the mildest mistakes tried (tanh GELU, LayerNorm eps 1e-6) show at 1.3e-5.
 TOLERANCE = 2e-6
@@ -35,7 +35,7 @@ KIND_OF_NAME = {
 TILING_IN_NAME = re.compile(r"tile(\d+)_ov(\d+)")
 
 
-def compare(part_folder: Path, part: str, golden: Path) -> list[Difference]:
+def compare(part_folder: Path, part: str, golden: Path) -> list[GoldenDifference]:
     """Runs the part as the service loads it; `golden` is a vectors file or a folder of them with a golden.json."""
     if part != "swinir":
         raise ModelError(f"the upscaler has the part swinir, got '{part}'")
@@ -131,7 +131,7 @@ def enlarge_averaged_tiles(
     return total / count
 
 
-def compare_activations(network: SwinIR, vectors: Mapping[str, Tensor]) -> list[Difference]:
+def compare_activations(network: SwinIR, vectors: Mapping[str, Tensor]) -> list[GoldenDifference]:
     differences = []
     modules = dict(network.named_modules())
     sizes = {name.split(".")[0].removeprefix("acts_") for name in vectors if name.startswith("acts_")}
@@ -181,11 +181,11 @@ def _tiling(case: str, found: re.Match[str] | None) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _difference(name: str, ours: Tensor, golden: Tensor) -> Difference:
+def _difference(name: str, ours: Tensor, golden: Tensor) -> GoldenDifference:
     # Pictures are of the order of 1; the noise of larger activations grows with them.
     largest = max(1.0, golden.abs().max().item())
     tolerance = TOLERANCE * largest if golden.is_floating_point() else TOLERANCE_LEVELS
     if ours.shape != golden.shape:
-        return Difference(name, float("inf"), tolerance)
+        return GoldenDifference(name, float("inf"), tolerance)
     difference = (ours.double() - golden.double()).abs().max().item()
-    return Difference(name, difference, tolerance)
+    return GoldenDifference(name, difference, tolerance)

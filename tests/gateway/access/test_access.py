@@ -77,7 +77,7 @@ async def methods_by_reflection(address):
         for service in (one.name for one in listed if not one.name.startswith("grpc.")):
             answers = (await ask(file_containing_symbol=service)).file_descriptor_response
             files = map(descriptor_pb2.FileDescriptorProto.FromString, answers.file_descriptor_proto)
-            told = {
+            reported = {
                 method.name
                 for file in files
                 for one in file.service
@@ -85,7 +85,7 @@ async def methods_by_reflection(address):
                 if f"{file.package}.{one.name}" == service
             }
             descriptor = pool.FindServiceByName(service)
-            assert {method.name for method in descriptor.methods} == told
+            assert {method.name for method in descriptor.methods} == reported
             found += descriptor.methods
         return found
 

@@ -77,12 +77,12 @@ def generate(worker):
 
 async def test_a_stage_that_asks_for_certificates_serves_the_gateway(made):
     async with pool_of_one(made) as (pool, _):
-        assert len(await pool.require()) == 1
+        assert len(await pool.healthy_or_raise()) == 1
 
 
 async def test_a_stage_found_by_name_proves_to_be_that_name(made):
     async with pool_of_one(made, is_name=True) as (pool, _):
-        assert len(await pool.require()) == 1
+        assert len(await pool.healthy_or_raise()) == 1
 
 
 async def test_a_stage_that_is_another_one_than_its_name_is_given_no_work(made):
@@ -190,9 +190,9 @@ async def test_a_gateway_s_process_proves_itself_to_stages_and_callers(made, tmp
         arguments = [str(part) for option in options.items() for part in option]
         # Entered on a thread: the stage that the process looks for is served by this one.
         process = gateway_process(*arguments)
-        _, said = await asyncio.to_thread(process.__enter__)
+        _, announced = await asyncio.to_thread(process.__enter__)
         try:
-            async with Client(said["address"], ca=made / "ca.crt", token=token) as client:
+            async with Client(announced["address"], ca=made / "ca.crt", token=token) as client:
                 asked = RunSpec(upscale={}, init_images=[{"data": png(7)}])
                 events = [event async for event in client.stream_run(asked)]
         finally:

@@ -128,7 +128,7 @@ async def test_previews_that_were_not_kept_leave_their_numbers():
 async def test_readers_of_an_abandoned_log_stop_where_it_stands():
     log = new_log()
     log.append(Event(warning={}))
-    log.abandon()
+    log.disown()
     log.append(Event(warning={}))
     assert await sequences(log) == [1]
 

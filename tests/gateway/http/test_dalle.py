@@ -30,9 +30,11 @@ async def ask(web, text="a red house", number=2, path="/dalle"):
 async def test_the_page_gets_the_pictures_that_it_can_show(web, path):
     answer = await ask(web, path=path)
     assert answer.status_code == 200
-    told = answer.json()
-    assert told["generatedImgsFormat"] == "jpeg"
-    pictures = [Image.open(io.BytesIO(base64.b64decode(one, validate=True))) for one in told["generatedImgs"]]
+    reported = answer.json()
+    assert reported["generatedImgsFormat"] == "jpeg"
+    pictures = [
+        Image.open(io.BytesIO(base64.b64decode(one, validate=True))) for one in reported["generatedImgs"]
+    ]
     assert [picture.format for picture in pictures] == ["JPEG", "JPEG"]
 
 
@@ -51,9 +53,9 @@ async def test_the_pictures_are_sketches_of_the_text(web):
 
 
 async def test_a_picture_is_what_the_stage_made(web):
-    told = (await ask(web, number=1)).json()
+    reported = (await ask(web, number=1)).json()
     seed = web.gateway.generator.requests[0].images[0].seed
-    shown = pixels(base64.b64decode(told["generatedImgs"][0]))
+    shown = pixels(base64.b64decode(reported["generatedImgs"][0]))
     assert np.abs(shown - pixels(png(seed))).max() < 16
 
 
@@ -75,8 +77,10 @@ async def test_the_browser_s_preflight(web, path, method):
         },
     )
     assert (answer.status_code, answer.content) == (200, b"")
-    told = {name: value for name, value in answer.headers.items() if name.startswith("access-control-allow")}
-    assert told == {
+    reported = {
+        name: value for name, value in answer.headers.items() if name.startswith("access-control-allow")
+    }
+    assert reported == {
         "access-control-allow-origin": PAGE,
         "access-control-allow-methods": "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT",
         "access-control-allow-headers": "bypass-tunnel-reminder, mode",

@@ -39,12 +39,12 @@ async def read_events(web, name, **more) -> list[Event]:
 async def test_the_events_are_those_of_the_protocol(web):
     name = await create(web)
     seen = await read_events(web, name)
-    told = [event async for event in web.gateway.client.watch_run(name)]
-    for event in told:
+    reported = [event async for event in web.gateway.client.watch_run(name)]
+    for event in reported:
         if event.HasField("image_ready"):
             event.image_ready.image.ClearField("data")
     kept = [event for event in seen if not event.HasField("preview")]
-    assert kept == [event for event in told if not event.HasField("preview")]
+    assert kept == [event for event in reported if not event.HasField("preview")]
     assert seen[-1].HasField("finished")
 
 

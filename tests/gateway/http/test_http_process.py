@@ -46,8 +46,8 @@ async def gateway(stages, folder):
             stderr=log,
         )
         try:
-            said = json.loads(await process.stdout.readline())
-            async with httpx.AsyncClient(base_url=f"http://{said['http']}", timeout=30) as http:
+            announced = json.loads(await process.stdout.readline())
+            async with httpx.AsyncClient(base_url=f"http://{announced['http']}", timeout=30) as http:
                 yield process, http
         finally:
             if process.returncode is None:

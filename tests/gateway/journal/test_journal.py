@@ -46,9 +46,9 @@ async def test_a_journal_of_another_version_is_refused(tmp_path):
     with sqlite3.connect(tmp_path / "journal.db") as connection:
         connection.execute("UPDATE about SET value = '99' WHERE key = 'version'")
     connection.close()
-    said = await opening(tmp_path / "journal.db")
-    assert "is of version 99, and this gateway writes version 1" in said
-    assert "name another journal with --journal" in said
+    refusal = await opening(tmp_path / "journal.db")
+    assert "is of version 99, and this gateway writes version 1" in refusal
+    assert "name another journal with --journal" in refusal
 
 
 async def test_a_journal_that_another_gateway_uses_is_refused(tmp_path):
@@ -60,8 +60,8 @@ async def test_a_journal_that_another_gateway_uses_is_refused(tmp_path):
 
 async def test_a_file_that_is_no_database_is_refused(tmp_path):
     (tmp_path / "journal.db").write_text("this is a letter and no database, " * 100)
-    said = await opening(tmp_path / "journal.db")
-    assert "file is not a database; mend that, or name another one with --journal" in said
+    refusal = await opening(tmp_path / "journal.db")
+    assert "file is not a database; mend that, or name another one with --journal" in refusal
 
 
 async def test_a_database_of_another_program_is_refused(tmp_path):
@@ -73,21 +73,21 @@ async def test_a_database_of_another_program_is_refused(tmp_path):
 
 async def test_a_journal_in_a_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    said = await opening(tmp_path / "file" / "journal.db")
-    assert "cannot be written" in said
-    assert "--journal" in said
+    refusal = await opening(tmp_path / "file" / "journal.db")
+    assert "cannot be written" in refusal
+    assert "--journal" in refusal
 
 
 async def test_an_address_that_is_no_journal_is_refused_without_telling_its_password():
-    said = await opening("mysql://me:secret@host/database")
-    assert "a journal is a path or postgresql://" in said
-    assert "secret" not in said
+    refusal = await opening("mysql://me:secret@host/database")
+    assert "a journal is a path or postgresql://" in refusal
+    assert "secret" not in refusal
 
 
 async def test_a_database_that_nobody_serves_is_refused(tmp_path):
-    said = await opening(f"postgresql://me:secret@/database?host={tmp_path}")
-    assert "the journal in the database cannot be used" in said
-    assert "secret" not in said
+    refusal = await opening(f"postgresql://me:secret@/database?host={tmp_path}")
+    assert "the journal in the database cannot be used" in refusal
+    assert "secret" not in refusal
 
 
 async def test_nothing_is_left_of_a_journal_that_is_none():
@@ -107,7 +107,7 @@ async def test_a_run_is_not_told_of_what_cannot_be_written(gateway):
         gateway.generator.gates[0].set()
         await live.wait()
         assert live.is_finished
-        assert not live.record.log.is_settled
+        assert not live.record.log.is_flushed
     events = [event async for event in gateway.facade.watch_run(run.name, ALL)]
     assert finished(events).state == RunState.RUN_STATE_SUCCEEDED
     assert [event.sequence for event in await gateway.runs.journal.read_log(run.name)] == list(
@@ -183,7 +183,7 @@ async def test_a_failed_run_says_why_when_it_is_in_memory_no_more(gateway):
     run = await gateway.facade.create_run("", spec(**SKETCHES), ALL)
     await run_finished(gateway, run.name)
     gateway.runs.failures.clear()
-    assert (await gateway.facade.failure(run.name, ALL)).reason == "INTERNAL"
+    assert (await gateway.facade.run_error(run.name, ALL)).reason == "INTERNAL"
 
 
 async def test_the_files_of_a_deleted_run_go_unless_another_run_has_them(gateway, monkeypatch):

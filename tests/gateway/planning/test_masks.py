@@ -110,8 +110,8 @@ async def test_a_run_without_a_mask_asks_for_none(gateway):
 
 async def test_a_run_tells_of_its_mask_by_its_hash(gateway):
     events = await collect(gateway, masked())
-    told = events[0].state.spec.refine.mask
-    assert told == ImageData(sha256=SHA256)
+    reported = events[0].state.spec.refine.mask
+    assert reported == ImageData(sha256=SHA256)
     assert await gateway.facade.read_file(SHA256, ALL) == ("image/png", MASK)
 
 

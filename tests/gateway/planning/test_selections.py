@@ -87,8 +87,8 @@ async def test_several_selections_of_one_request_are_told_with_their_indexes(gat
     second = selection(f"{name}/images/generate-1", refine={"count": 2})
     third = selection(f"{name}/images/generate-1", upscale={})
     events = await select(gateway, name, first, second, third)
-    told = [(choice.model.stage, list(choice.indexes)) for choice in events[0].selected.choices]
-    assert told == [(2, [0]), (2, [1, 2]), (3, [0])]
+    reported = [(choice.model.stage, list(choice.indexes)) for choice in events[0].selected.choices]
+    assert reported == [(2, [0]), (2, [1, 2]), (3, [0])]
     assert len(ready(events)) == 4
 
 
@@ -192,5 +192,5 @@ async def test_a_model_that_is_served_no_more_is_replaced_and_told(gateway):
 
 async def test_the_first_event_says_the_models_of_the_run(gateway):
     events = await collect(gateway, spec())
-    told = [(model.stage, model.name, model.digest) for model in events[0].state.models]
-    assert told == [(stage, "scripted", "d1") for stage in (1, 2, 3)]
+    reported = [(model.stage, model.name, model.digest) for model in events[0].state.models]
+    assert reported == [(stage, "scripted", "d1") for stage in (1, 2, 3)]

@@ -46,11 +46,11 @@ async def test_a_selection_that_cannot_be_served_is_refused(gateway, choices, fi
     await gateway.notice()
     name = await automatic_run(gateway)
     before = await gateway.client.get_run(name)
-    said = await refused(
+    refusal = await refused(
         gateway, name, *(selection(f"{name}/images/{one}", **stage) for one, stage in choices)
     )
-    assert said[0] == field
-    assert description in said[1]
+    assert refusal[0] == field
+    assert description in refusal[1]
     assert await gateway.client.get_run(name) == before
 
 

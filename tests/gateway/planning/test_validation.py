@@ -100,9 +100,9 @@ async def refused(gateway, asked) -> tuple[str, str]:
 async def test_a_spec_that_cannot_be_served_is_refused(gateway, text, field, description):
     gateway.refiner.info.limits.max_num_steps = 30
     await gateway.notice()
-    said = await refused(gateway, text_format.Parse(text, RunSpec()))
-    assert said[0] == field
-    assert description in said[1]
+    refusal = await refused(gateway, text_format.Parse(text, RunSpec()))
+    assert refusal[0] == field
+    assert description in refusal[1]
     assert gateway.generator.requests == gateway.refiner.requests == gateway.upscaler.requests == []
 
 
@@ -119,12 +119,12 @@ async def test_tiles_that_the_model_cannot_make_are_refused(gateway, settings, f
     limits = gateway.upscaler.info.limits
     limits.max_tile_size, limits.tile_multiple = 512, 8
     await gateway.notice()
-    said = await refused(
+    refusal = await refused(
         gateway,
         text_format.Parse(f"prompt: 'x' upscale {{settings {{{settings}}}}} generate {{}}", RunSpec()),
     )
-    assert said[0] == f"spec.upscale.settings.{field}"
-    assert description in said[1]
+    assert refusal[0] == f"spec.upscale.settings.{field}"
+    assert description in refusal[1]
     assert gateway.generator.requests == []
 
 
@@ -171,16 +171,16 @@ async def test_tiles_that_are_the_model_s_own_choice_bound_the_overlap(gateway):
     gateway.upscaler.info.defaults["tile_size"] = 64
     await gateway.notice()
     text = "prompt: 'x' generate {} upscale {settings {tile_overlap: 60}}"
-    said = await refused(gateway, text_format.Parse(text, RunSpec()))
-    assert said == ("spec.upscale.settings.tile_overlap", "must be 0 to 56 with tiles of 64, got 60")
+    refusal = await refused(gateway, text_format.Parse(text, RunSpec()))
+    assert refusal == ("spec.upscale.settings.tile_overlap", "must be 0 to 56 with tiles of 64, got 60")
 
 
 async def test_a_setting_beyond_the_model_s_range_is_refused_before_any_stage_begins(gateway):
     gateway.refiner.info.ranges["guidance_scale"].highest = 100
     await gateway.notice()
     text = "prompt: 'x' generate {} refine {settings {guidance_scale: 101}} manual {}"
-    said = await refused(gateway, text_format.Parse(text, RunSpec()))
-    assert said == ("spec.refine.settings.guidance_scale", "must be 0 to 100, got 101")
+    refusal = await refused(gateway, text_format.Parse(text, RunSpec()))
+    assert refusal == ("spec.refine.settings.guidance_scale", "must be 0 to 100, got 101")
     assert gateway.generator.requests == []
 
 
@@ -206,15 +206,15 @@ async def test_what_is_refined_from_nothing_has_all_its_steps(gateway):
 
 
 async def test_a_prompt_of_ten_megabytes_is_refused_in_a_sentence(gateway):
-    said = await refused(gateway, RunSpec(prompt="x" * 10 * 2**20))
-    assert said == ("spec.prompt", "must have at most 2000 bytes, got 10485760")
+    refusal = await refused(gateway, RunSpec(prompt="x" * 10 * 2**20))
+    assert refusal == ("spec.prompt", "must have at most 2000 bytes, got 10485760")
 
 
 async def test_a_model_may_accept_less_of_a_prompt(gateway):
     gateway.generator.info.limits.max_prompt_bytes = 10
     await gateway.notice()
-    said = await refused(gateway, RunSpec(prompt="a red house", generate={}))
-    assert said == ("spec.prompt", "must have at most 10 bytes, got 11")
+    refusal = await refused(gateway, RunSpec(prompt="a red house", generate={}))
+    assert refusal == ("spec.prompt", "must have at most 10 bytes, got 11")
 
 
 async def test_a_picture_beyond_the_model_s_limit_is_too_large(gateway):

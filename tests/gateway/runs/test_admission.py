@@ -44,27 +44,27 @@ async def admit():
         admission.close()
 
 
-def listening(admission, caller, told):
+def listening(admission, caller, reported):
     turn = admission.enter(caller)
-    turn.listen(told)
+    turn.listen(reported)
     return turn
 
 
 async def test_a_run_begins_at_once_where_there_is_room(admit):
-    told = Told()
+    reported = Told()
     turn = admit(max_running=1).enter("ann")
-    turn.listen(told)
-    assert (turn.is_waiting, told.places) == (False, [])
+    turn.listen(reported)
+    assert (turn.is_waiting, reported.places) == (False, [])
 
 
 async def test_further_runs_wait_and_know_their_place(admit):
-    admission, told = admit(max_running=1), [Told(), Told()]
+    admission, reported = admit(max_running=1), [Told(), Told()]
     first = admission.enter("ann")
-    turns = [listening(admission, "ann", one) for one in told]
+    turns = [listening(admission, "ann", one) for one in reported]
     assert [one.is_waiting for one in turns] == [True, True]
-    assert [one.places for one in told] == [[1], [2]]
+    assert [one.places for one in reported] == [[1], [2]]
     first.leave()
-    assert told[0].places == [1, 0]
+    assert reported[0].places == [1, 0]
     await turns[0].wait()
 
 
@@ -81,11 +81,11 @@ async def test_callers_begin_in_turns_however_much_one_of_them_asks_for(admit):
 
 
 async def test_a_newcomer_s_place_is_that_of_its_turn(admit):
-    admission, told = admit(max_running=1), Told()
+    admission, reported = admit(max_running=1), Told()
     for _ in range(5):
         admission.enter("ann")
-    listening(admission, "bob", told)
-    assert told.places == [2]
+    listening(admission, "bob", reported)
+    assert reported.places == [2]
 
 
 async def test_a_caller_s_own_limit_lets_others_pass(admit):
@@ -156,14 +156,14 @@ async def test_leaving_twice_gives_one_place(admit):
 
 
 async def test_no_wait_is_told_before_one_was_measured(admit):
-    admission, told = admit(max_running=1), Told()
+    admission, reported = admit(max_running=1), Told()
     admission.enter("ann")
-    listening(admission, "ann", told)
-    assert told.waits_s == [None]
+    listening(admission, "ann", reported)
+    assert reported.waits_s == [None]
 
 
 async def test_the_wait_is_that_of_the_queue_s_own_pace(admit):
-    clock, told = Clock(), Told()
+    clock, reported = Clock(), Told()
     admission = admit(clock, max_running=1)
     running = admission.enter("ann")
     waiting = [admission.enter("ann") for _ in range(4)]
@@ -171,12 +171,12 @@ async def test_the_wait_is_that_of_the_queue_s_own_pace(admit):
         clock.now += 10
         running.leave()
         running = turn
-    listening(admission, "ann", told)
-    assert (told.places, told.waits_s) == ([2], [20.0])
+    listening(admission, "ann", reported)
+    assert (reported.places, reported.waits_s) == ([2], [20.0])
 
 
 async def test_a_pause_without_anybody_waiting_is_no_pace(admit):
-    clock, told = Clock(), Told()
+    clock, reported = Clock(), Told()
     admission = admit(clock, max_running=1)
     first = admission.enter("ann")
     second = admission.enter("ann")
@@ -184,23 +184,23 @@ async def test_a_pause_without_anybody_waiting_is_no_pace(admit):
     clock.now += 1000
     third = admission.enter("ann")
     second.leave()
-    listening(admission, "ann", told)
-    assert told.waits_s == [None]
+    listening(admission, "ann", reported)
+    assert reported.waits_s == [None]
     third.leave()
 
 
 async def test_those_who_wait_are_told_their_new_places_now_and_then(admit, monkeypatch):
     monkeypatch.setattr("gateway.runs.admission.TELL_EVERY_S", 0.0)
-    admission, told = admit(max_running=1), Told()
+    admission, reported = admit(max_running=1), Told()
     first = admission.enter("ann")
     admission.enter("ann")
-    listening(admission, "ann", told)
+    listening(admission, "ann", reported)
     first.leave()
-    assert told.places == [2]
+    assert reported.places == [2]
     moved = asyncio.Event()
     asyncio.get_running_loop().call_later(0, moved.set)
     await moved.wait()
-    assert told.places == [2, 1]
+    assert reported.places == [2, 1]
 
 
 @pytest.mark.parametrize("seed", range(20))

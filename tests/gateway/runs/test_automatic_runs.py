@@ -26,12 +26,12 @@ async def test_a_prompt_alone_is_the_article_s_flow(gateway):
 
 async def test_the_first_event_says_the_run_and_the_whole_spec(gateway):
     events = await collect(gateway, RunSpec(prompt="a red house", generate={}))
-    told = events[0].state
-    assert told.state == RunState.RUN_STATE_QUEUED
-    assert told.run.startswith("runs/")
-    assert told.spec.prompt == "a red house"
-    assert told.spec.HasField("seed")
-    assert told.spec.generate.count == 8
+    reported = events[0].state
+    assert reported.state == RunState.RUN_STATE_QUEUED
+    assert reported.run.startswith("runs/")
+    assert reported.spec.prompt == "a red house"
+    assert reported.spec.HasField("seed")
+    assert reported.spec.generate.count == 8
 
 
 async def test_sequence_numbers_have_no_gap(gateway):
@@ -175,8 +175,8 @@ async def test_a_run_can_start_from_pictures(gateway):
 async def test_init_images_are_echoed_without_their_data(gateway):
     asked = spec(generate=None)
     asked.init_images.append(image(7))
-    told = (await collect(gateway, asked))[0].state.spec.init_images[0]
-    assert (told.width, told.height, told.data) == (8, 8, b"")
+    reported = (await collect(gateway, asked))[0].state.spec.init_images[0]
+    assert (reported.width, reported.height, reported.data) == (8, 8, b"")
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ async def test_a_run_cancelled_before_its_first_step_ends(gateway):
         is_detached=True,
         take_turn=lambda: admission.enter("me"),
         check_room=lambda: None,
-        on_rest=lambda _: None,
+        on_idle=lambda _: None,
     )
     await run.cancel()
     assert record.state == RunState.RUN_STATE_CANCELLED

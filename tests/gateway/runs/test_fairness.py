@@ -20,8 +20,8 @@ def one_at_a_time(**more):
 
 
 def places(events, stage=Stage.STAGE_UNSPECIFIED):
-    told = [event.queued for event in events if event.HasField("queued")]
-    return [one.position for one in told if one.stage == stage]
+    reported = [event.queued for event in events if event.HasField("queued")]
+    return [one.position for one in reported if one.stage == stage]
 
 
 async def begin(gateway, caller=ANN, **more):
@@ -61,8 +61,8 @@ async def test_the_first_waits_are_not_estimated_and_later_ones_are():
         estimates = []
         for name in names:
             await run_finished(gateway, name)
-            told = [event.queued for event in await whole_log(gateway, name) if event.HasField("queued")]
-            estimates += [one.HasField("estimated_wait") for one in told if one.position]
+            reported = [event.queued for event in await whole_log(gateway, name) if event.HasField("queued")]
+            estimates += [one.HasField("estimated_wait") for one in reported if one.position]
         assert estimates[0] is False
         assert estimates[-1] is True
 
@@ -163,8 +163,8 @@ async def test_the_wait_in_a_worker_s_queue_is_measured_as_it_moves(gateway):
 
     gateway.generator._script = move
     events = await whole_log(gateway, await begin(gateway, generate={"count": 1}))
-    told = [event.queued for event in events if event.queued.stage == Stage.STAGE_GENERATE]
-    assert [(one.position, one.HasField("estimated_wait")) for one in told] == [
+    reported = [event.queued for event in events if event.queued.stage == Stage.STAGE_GENERATE]
+    assert [(one.position, one.HasField("estimated_wait")) for one in reported] == [
         (4, False),
         (3, True),
         (2, True),

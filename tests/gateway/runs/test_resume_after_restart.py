@@ -4,7 +4,7 @@ import pytest
 
 from gateway.events.run_state import CANCELLED
 from gateway.planning.plan import make_plan, restore_plan
-from gateway.planning.selections import Selection, make_selection, number_children
+from gateway.planning.selections import Selection, assign_indexes, make_selection
 from gateway.runs.flow import Flow
 from gateway.runs.memory_budget import WeightedSemaphore
 from gateway.runs.recorder import RunRecorder, first_event
@@ -51,14 +51,14 @@ class Workshop:
                 await flow.run()
                 state, error = flow.outcome
                 if state == RunState.RUN_STATE_AWAITING_SELECTION:
-                    record.rest(flow.next_stage, flow.candidates)
+                    record.await_selection(flow.next_stage, flow.candidates)
                 else:
                     record.finish(state, error)
             if len(history.selections) == len(selections):
                 return
             asked = selections[len(history.selections)]
             selected = await make_selection("", asked, plan, history, self.pools)
-            number_children(selected, plan, history)
+            assign_indexes(selected, plan, history)
             record.selected(selected)
 
     def made(self):

@@ -39,7 +39,7 @@ class Kept:
             finished = Event(finished=Event.Finished(state=RunState.RUN_STATE_SUCCEEDED))
             finished.time.FromNanoseconds(time.time_ns() - int(age_s * 1e9))
             written.tell(finished)
-        await self.journal.settled(written)
+        await self.journal.flush(written)
 
     async def runs(self) -> set[str]:
         return {row.name.removeprefix("runs/") for row in await self.journal.list_runs(None, None, 100)}
@@ -68,7 +68,7 @@ class Written:
     def tell(self, event: Event) -> None:
         dated = Event()
         dated.CopyFrom(event)
-        self.log.stamp(event)
+        self.log.assign_sequence(event)
         if dated.HasField("time"):
             event.time.CopyFrom(dated.time)
         self.view.add(event)

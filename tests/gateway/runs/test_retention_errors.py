@@ -19,7 +19,7 @@ async def finished(gateway):
     """The name of a run of Ann's, as it was before it expired."""
     run = await gateway.facade.create_run("once", spec(**SKETCHES), ANN)
     assert [event async for event in gateway.facade.watch_run(run.name, ANN)]
-    await gateway.runs.put_away(live) if (live := gateway.runs.live(run.name)) else None
+    await gateway.runs.evict(live) if (live := gateway.runs.live(run.name)) else None
     return run.name
 
 
@@ -81,6 +81,6 @@ async def test_a_run_is_replayed_without_pictures_that_are_not_kept_any_more(gat
     image, _ = await gateway.facade.read_image(f"{finished}/images/generate-0", ANN)
     await gateway.runs.store.delete(image.sha256)
     events = [event async for event in gateway.facade.watch_run(finished, ANN)]
-    [told] = [event.image_ready.image for event in events if event.image_ready.image.name == image.name]
-    assert (told.sha256, told.data) == (image.sha256, b"")
+    [reported] = [event.image_ready.image for event in events if event.image_ready.image.name == image.name]
+    assert (reported.sha256, reported.data) == (image.sha256, b"")
     assert events[-1].HasField("finished")

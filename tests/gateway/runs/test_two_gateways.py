@@ -60,7 +60,7 @@ async def watch(gateway, name, after_sequence=0):
 async def die(gateway):
     """As after kill -9, or SIGSTOP: it writes nothing more, and its lease ends. Returns what wakes it up."""
     runs, awake = gateway.runs, asyncio.Event()
-    runs._tending.cancel()
+    runs._heartbeats.cancel()
     commit = runs.journal._commit
 
     async def commit_when_awake(group):
@@ -245,8 +245,8 @@ async def test_a_gateway_that_wakes_up_writes_nothing_of_a_run_that_was_taken_ov
         stages.generators[0].gates[index].set()
     events = await watch(second, run.name)
     wake()
-    await asleep.log.settled()
-    assert asleep.log.is_abandoned
+    await asleep.log.flushed()
+    assert asleep.log.is_disowned
     assert lasting(await watch(first, run.name)) == lasting(events)
     assert "TEST" not in {event.warning.reason for event in events}
 
@@ -270,21 +270,21 @@ async def test_a_run_lives_while_its_caller_is_at_the_other_gateway(stages, data
     ):
         run = await first.facade.create_run("", spec(**SKETCHES), ALL, detach=False)
         with second.facade.attach(run.name):
-            await second.runs._leases.attend([run.name])
+            await second.runs._leases.heartbeat_clients([run.name])
             with first.facade.attach(run.name):
                 pass
             asked = asyncio.Event()
-            is_attended = first.runs._leases.is_attended
+            has_clients = first.runs._leases.has_clients
 
             async def ask(name):
-                answer = await is_attended(name)
+                answer = await has_clients(name)
                 asked.set()
                 return answer
 
-            first.runs._leases.is_attended = ask
+            first.runs._leases.has_clients = ask
             await asked.wait()
             assert (await first.facade.get_run(run.name, ALL)).state == RunState.RUN_STATE_RUNNING
-        await second.runs._leases.attend([])
+        await second.runs._leases.heartbeat_clients([])
         assert (await run_finished(first, run.name)).state == RunState.RUN_STATE_CANCELLED
 
 
@@ -313,9 +313,9 @@ async def test_callers_of_a_gateway_that_stops_have_time_to_come_back_to_the_oth
     first, second = gateways
     stages.generators[0].close_gates(0)
     run = await first.facade.create_run("", spec(**SKETCHES), ALL, detach=False)
-    await second.runs._leases.attend([run.name])
+    await second.runs._leases.heartbeat_clients([run.name])
     await second.runs.close()
-    assert await first.runs._leases.is_attended(run.name)
+    assert await first.runs._leases.has_clients(run.name)
 
 
 async def test_a_gateway_that_starts_takes_up_what_nobody_does(stages, database, tmp_path):

@@ -255,17 +255,17 @@ def write_until_killed(folder, num_pictures) -> set[str]:
     """What a process said that it has put, before it was killed while it wrote."""
     command = [sys.executable, "-c", WRITER, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        told = [process.stdout.readline() for _ in range(num_pictures)]
+        reported = [process.stdout.readline() for _ in range(num_pictures)]
         process.kill()
-        told += process.stdout
-    return {line.strip() for line in told if line.endswith("\n")}
+        reported += process.stdout
+    return {line.strip() for line in reported if line.endswith("\n")}
 
 
 @pytest.mark.parametrize("num_pictures", [1, 3, 5])
 async def test_what_a_killed_writer_had_put_is_there_and_whole(folder, tmp_path, num_pictures):
-    told = write_until_killed(tmp_path / "pictures", num_pictures)
+    reported = write_until_killed(tmp_path / "pictures", num_pictures)
     listed = await kept(folder)
-    assert told <= listed
+    assert reported <= listed
     for sha256 in listed:
         assert len(await folder.get(sha256)) >= 50_000
 

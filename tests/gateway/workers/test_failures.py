@@ -41,9 +41,9 @@ async def test_one_image_that_fails_leaves_the_others(gateway):
 
 async def test_a_failed_image_is_told_by_name_and_reason(gateway):
     gateway.generator.failures[1] = OUT_OF_MEMORY
-    told = warnings(await collect(gateway, spec(**SKETCHES)))
-    assert [(one.reason, one.image.rpartition("/")[2]) for one in told] == [("DEVICE_OOM", "generate-1")]
-    assert "the device has no memory left" in told[0].message
+    reported = warnings(await collect(gateway, spec(**SKETCHES)))
+    assert [(one.reason, one.image.rpartition("/")[2]) for one in reported] == [("DEVICE_OOM", "generate-1")]
+    assert "the device has no memory left" in reported[0].message
 
 
 async def test_the_best_of_those_that_did_not_fail_goes_on(gateway):

@@ -61,7 +61,7 @@ async def test_only_a_worker_with_the_run_s_model_is_chosen(worker, other):
 async def test_a_worker_that_was_lost_is_trusted_again_after_a_pause(worker, clock):
     async with pool_of(worker, clock=clock) as pool:
         found = await pool.choose("d1")
-        pool.failed(found, LOST)
+        pool.report_failed(found, LOST)
         with pytest.raises(NoWorker, match="its call broke off; it is given nothing for 1 s"):
             await pool.choose("d1")
         clock.now += LOST_PAUSE_S
@@ -73,12 +73,12 @@ async def test_the_pause_grows_with_each_loss_until_a_picture_arrives(worker, cl
         found = await pool.choose("d1")
         pauses = []
         for _ in range(4):
-            pool.failed(found, LOST)
+            pool.report_failed(found, LOST)
             pauses.append(found.paused_until - clock.now)
             clock.now = found.paused_until
             await pool.refresh()
-        pool.succeeded(found)
-        pool.failed(found, LOST)
+        pool.report_succeeded(found)
+        pool.report_failed(found, LOST)
         assert [*pauses, found.paused_until - clock.now] == [1, 2, 4, 8, 1]
 
 
@@ -86,7 +86,7 @@ async def test_a_pause_has_an_end(worker, clock):
     async with pool_of(worker, clock=clock) as pool:
         found = await pool.choose("d1")
         for _ in range(40):
-            pool.failed(found, LOST)
+            pool.report_failed(found, LOST)
             pause_s = found.paused_until - clock.now
             clock.now = found.paused_until
             await pool.refresh()
@@ -97,7 +97,7 @@ async def test_all_calls_that_break_off_at_once_are_one_loss(worker, clock):
     async with pool_of(worker, clock=clock) as pool:
         found = await pool.choose("d1")
         for _ in range(5):
-            pool.failed(found, LOST)
+            pool.report_failed(found, LOST)
         assert (found.num_losses, found.paused_until) == (1, clock.now + LOST_PAUSE_S)
 
 
@@ -105,20 +105,20 @@ async def test_a_worker_that_was_lost_again_shows_with_one_picture_that_it_can(w
     async with pool_of(worker, clock=clock) as pool:
         found = await pool.choose("d1")
         for _ in range(2):
-            pool.failed(found, LOST)
+            pool.report_failed(found, LOST)
             clock.now = found.paused_until
             await pool.refresh()
         with pool.working(found):
             with pytest.raises(NoWorker):
                 await pool.choose("d1")
-            pool.succeeded(found)
+            pool.report_succeeded(found)
             assert await pool.choose("d1") is found
 
 
 async def test_a_worker_that_was_lost_once_is_given_work_as_before(worker, clock):
     async with pool_of(worker, clock=clock) as pool:
         found = await pool.choose("d1")
-        pool.failed(found, LOST)
+        pool.report_failed(found, LOST)
         clock.now += LOST_PAUSE_S
         await pool.refresh()
         with pool.working(found):
@@ -129,7 +129,7 @@ async def test_a_worker_that_stalled_is_left_alone_though_it_answers(worker, clo
     async with pool_of(worker, clock=clock) as pool:
         found = await pool.choose("d1")
         clock.now += 300
-        pool.stalled(found, "it has been silent", silence_s=300)
+        pool.report_stalled(found, "it has been silent", silence_s=300)
         clock.now += LOST_PAUSE_S
         await pool.refresh()
         assert pool.healthy == []
@@ -142,36 +142,36 @@ async def test_a_worker_that_goes_on_with_others_has_not_stalled(worker, clock):
     async with pool_of(worker, clock=clock) as pool:
         found = await pool.choose("d1")
         clock.now += 290
-        pool.heard(found)
+        pool.touch(found)
         clock.now += 10
-        pool.stalled(found, "image 3 makes no progress", silence_s=300)
+        pool.report_stalled(found, "image 3 makes no progress", silence_s=300)
         assert pool.healthy == [found]
 
 
 async def test_those_who_wait_at_a_stalled_worker_are_told(worker, clock):
     async with pool_of(worker, clock=clock) as pool:
         found = await pool.choose("d1")
-        told = []
-        found.on_stall.add(lambda: told.append("leave"))
+        reported = []
+        found.on_stall.add(lambda: reported.append("leave"))
         clock.now += 300
-        pool.stalled(found, "it has been silent", silence_s=300)
-        assert told == ["leave"]
+        pool.report_stalled(found, "it has been silent", silence_s=300)
+        assert reported == ["leave"]
 
 
 async def test_one_wrong_answer_is_not_held_against_a_worker_but_several_are(worker, clock):
     async with pool_of(worker, clock=clock) as pool:
         found = await pool.choose("d1")
         for _ in range(MAX_BROKEN_ANSWERS - 1):
-            pool.failed(found, BROKEN)
+            pool.report_failed(found, BROKEN)
         assert pool.healthy == [found]
-        pool.failed(found, BROKEN)
+        pool.report_failed(found, BROKEN)
         assert pool.healthy == []
 
 
 async def test_a_worker_that_drains_gets_nothing_new_and_no_blame(worker, clock):
     async with pool_of(worker, clock=clock) as pool:
         found = await pool.choose("d1")
-        pool.failed(found, WorkerEvicted("this worker stopped"))
+        pool.report_failed(found, WorkerEvicted("this worker stopped"))
         assert (pool.healthy, found.num_losses) == ([], 0)
 
 
@@ -190,21 +190,21 @@ async def test_a_picture_waits_for_a_worker(worker):
 async def test_a_worker_that_failed_before_is_chosen_where_there_is_no_other(worker, other):
     other.info.digest = worker.info.digest
     async with pool_of(worker, other) as pool:
-        assert (await pool.choose("d1", rather_not=[worker.address])).address == other.address
+        assert (await pool.choose("d1", avoid=[worker.address])).address == other.address
         await other.kill()
         await pool.refresh()
-        assert (await pool.choose("d1", rather_not=[worker.address])).address == worker.address
+        assert (await pool.choose("d1", avoid=[worker.address])).address == worker.address
 
 
 async def test_a_picture_that_is_to_be_alone_waits_until_its_worker_has_nothing_else(worker):
     async with pool_of(worker) as pool:
         found = await pool.choose("d1")
         with pool.working(found):
-            waiting = await underway(pool.choose("d1", alone=True))
+            waiting = await underway(pool.choose("d1", exclusive=True))
             with pytest.raises(NoWorker):
                 await pool.choose("d1")
             assert not waiting.done()
-        with pool.working(await waiting, alone=True), pytest.raises(NoWorker):
+        with pool.working(await waiting, exclusive=True), pytest.raises(NoWorker):
             await pool.choose("d1")
         assert await pool.choose("d1") is found
 
@@ -213,7 +213,7 @@ async def test_a_picture_that_no_longer_wants_to_be_alone_leaves_its_worker_to_o
     async with pool_of(worker) as pool:
         found = await pool.choose("d1")
         with pool.working(found):
-            waiting = await underway(pool.choose("d1", alone=True))
+            waiting = await underway(pool.choose("d1", exclusive=True))
             waiting.cancel()
             await asyncio.wait([waiting])
             assert await pool.choose("d1") is found
@@ -223,13 +223,13 @@ async def test_a_picture_that_is_to_be_alone_goes_elsewhere_when_its_worker_is_l
     other.info.digest = worker.info.digest
     async with pool_of(worker, other) as pool:
         first, second = (
-            await pool.choose("d1", but=[other.address]),
-            await pool.choose("d1", but=[worker.address]),
+            await pool.choose("d1", exclude=[other.address]),
+            await pool.choose("d1", exclude=[worker.address]),
         )
         with pool.working(second), pool.working(second):
             with pool.working(first):
-                waiting = await underway(pool.choose("d1", alone=True))
-                pool.failed(first, LOST)
+                waiting = await underway(pool.choose("d1", exclusive=True))
+                pool.report_failed(first, LOST)
             await pool.refresh()
             assert not waiting.done()
         assert await waiting is second
@@ -237,7 +237,7 @@ async def test_a_picture_that_is_to_be_alone_goes_elsewhere_when_its_worker_is_l
 
 async def test_models_are_told_apart_by_their_digest(worker, other):
     async with pool_of(worker, other) as pool:
-        models = models_of(await pool.require())
+        models = models_of(await pool.healthy_or_raise())
     assert {(model.digest, count) for model, count in models} == {("d1", 1), ("d2", 1)}
 
 

@@ -78,8 +78,8 @@ async def test_a_file_that_broke_changes_nothing(tmp_path, caplog):
         assert len(await listed.targets(GENERATE)) == 1
     path.unlink()
     assert len(await listed.targets(GENERATE)) == 1
-    told = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert [record.levelname for record in told] == ["WARNING", "WARNING"]
+    reported = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.levelname for record in reported] == ["WARNING", "WARNING"]
 
 
 def test_a_file_that_is_not_there_is_an_error_at_once(tmp_path):

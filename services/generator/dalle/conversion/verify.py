@@ -19,7 +19,7 @@ from services.generator.dalle.model import load_dalle, load_vqgan
 from services.generator.dalle.networks import dalle, vqgan
 from services.generator.dalle.networks.dalle_parameters import DalleConfig, Params
 from services.generator.dalle.networks.sampling import guide
-from services.weights.model_folder import Difference
+from services.weights.model_folder import GoldenDifference
 
 Vectors = Mapping[str, NDArray[np.generic]]
 
@@ -28,7 +28,7 @@ GUIDED_TOLERANCE = 1e-4
 VQGAN_TOLERANCE = 1e-4
 
 
-def compare(part_folder: Path, part: str, golden: Path) -> list[Difference]:
+def compare(part_folder: Path, part: str, golden: Path) -> list[GoldenDifference]:
     """Runs the part as the service would load it on the vectors; raises ModelError if they do not fit it."""
     compare_part = {"dalle": _compare_dalle, "vqgan": _compare_vqgan}[part]
     vectors = _read_vectors(golden)
@@ -38,17 +38,18 @@ def compare(part_folder: Path, part: str, golden: Path) -> list[Difference]:
         raise ModelError(f"{golden}: no array {error}: expected the golden vectors of a {part}") from None
 
 
-def _compare_dalle(part_folder: Path, vectors: Vectors) -> list[Difference]:
+def _compare_dalle(part_folder: Path, vectors: Vectors) -> list[GoldenDifference]:
     params, config = load_dalle(part_folder)
-    encode, remember, decode = (
-        jax.jit(function, static_argnums=1) for function in (dalle.encode, dalle.remember, dalle.decode)
+    encode, project_cross_attention, decode = (
+        jax.jit(function, static_argnums=1)
+        for function in (dalle.encode, dalle.project_cross_attention, dalle.decode)
     )
     differences, prompts, logits = [], [], []
     for suffix, logits_name in (("", "logits_cond"), ("_uncond", "logits_uncond")):
         mask = jnp.asarray(vectors["attention_mask" + suffix] != 0)
         hidden = encode(params, config, jnp.asarray(vectors["input_ids" + suffix]), mask)
         differences.append(_difference("encoder_hidden" + suffix, hidden, vectors, LOGITS_TOLERANCE))
-        prompts.append(remember(params, config, hidden, mask))
+        prompts.append(project_cross_attention(params, config, hidden, mask))
         logits.append(decode(params, config, jnp.asarray(vectors["decoder_input_ids"]), prompts[-1]))
         differences.append(_difference(logits_name, logits[-1], vectors, LOGITS_TOLERANCE))
     guided = guide(logits[0], logits[1], jnp.full(logits[0].shape[:-1], 10.0))
@@ -62,8 +63,8 @@ def _compare_dalle(part_folder: Path, vectors: Vectors) -> list[Difference]:
 def greedy(
     params: Params,
     config: DalleConfig,
-    prompt: dalle.Prompt,
-    uncond_prompt: dalle.Prompt,
+    prompt: dalle.EncodedPrompt,
+    uncond_prompt: dalle.EncodedPrompt,
     *,
     guidance_scale: float,
 ) -> Int[np.ndarray, "B S"]:
@@ -83,7 +84,7 @@ def greedy(
     return np.stack(image_tokens, axis=1)
 
 
-def _compare_vqgan(part_folder: Path, vectors: Vectors) -> list[Difference]:
+def _compare_vqgan(part_folder: Path, vectors: Vectors) -> list[GoldenDifference]:
     params, _ = load_vqgan(part_folder)
     encode, decode = jax.jit(vqgan.encode), jax.jit(vqgan.decode)
     codes = vqgan.look_up(params, jnp.asarray(vectors["indices"]))
@@ -103,7 +104,7 @@ def _compare_vqgan(part_folder: Path, vectors: Vectors) -> list[Difference]:
     ]
 
 
-def _difference(name: str, found: ArrayLike, vectors: Vectors, tolerance: float) -> Difference:
+def _difference(name: str, found: ArrayLike, vectors: Vectors, tolerance: float) -> GoldenDifference:
     expected = np.asarray(vectors[name], np.float64)
     got = np.asarray(found, np.float64)
     if got.shape != expected.shape:
@@ -112,7 +113,7 @@ def _difference(name: str, found: ArrayLike, vectors: Vectors, tolerance: float)
         )
     if expected.dtype.kind == "f" and tolerance < 1:
         tolerance *= max(1.0, float(np.abs(expected).max()))
-    return Difference(name, float(np.abs(got - expected).max()), tolerance)
+    return GoldenDifference(name, float(np.abs(got - expected).max()), tolerance)
 
 
 def _read_vectors(golden: Path) -> dict[str, NDArray[np.generic]]:

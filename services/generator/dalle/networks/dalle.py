@@ -26,7 +26,7 @@ class CrossAttentionKV(NamedTuple):
     v: Float[Array, "B N T K"]
 
 
-class Prompt(NamedTuple):
+class EncodedPrompt(NamedTuple):
     """An encoded prompt: the memory of each decoder layer, and which text positions are real."""
 
     memories: list[CrossAttentionKV]
@@ -55,27 +55,27 @@ def encode(
     return _norm(encoder["final_norm"], x)
 
 
-def remember(
+def project_cross_attention(
     params: Params, config: DalleConfig, hidden: Float[Array, "B T D"], text_mask: Bool[Array, "B T"]
-) -> Prompt:
+) -> EncodedPrompt:
     """Projects the encoder's hidden states to the keys and values of each decoder layer's cross-attention."""
     memories = []
     for layer in params["decoder"]["layers"]:
         k, v = jnp.split(_dense(layer["cross_attention"]["kv"], hidden), 2, axis=-1)
         memories.append(CrossAttentionKV(*(_split_heads(x, config.decoder_attention_heads) for x in (k, v))))
-    return Prompt(memories, text_mask)
+    return EncodedPrompt(memories, text_mask)
 
 
-def first_tokens(prompt: Prompt, length: int) -> Prompt:
+def truncate_prompt(prompt: EncodedPrompt, length: int) -> EncodedPrompt:
     """The prompt without what stands behind its first `length` tokens: for one whose rest is padding."""
     memories = [
         CrossAttentionKV(memory.k[:, :, :length], memory.v[:, :, :length]) for memory in prompt.memories
     ]
-    return Prompt(memories, prompt.text_mask[:, :length])
+    return EncodedPrompt(memories, prompt.text_mask[:, :length])
 
 
 def decode(
-    params: Params, config: DalleConfig, image_tokens: Int[Array, "B S"], prompt: Prompt
+    params: Params, config: DalleConfig, image_tokens: Int[Array, "B S"], prompt: EncodedPrompt
 ) -> Float[Array, "B S V"]:
     """Logits after each of `image_tokens` (the start token first), without a cache: to check the cached step."""
     length = image_tokens.shape[1]
@@ -105,7 +105,7 @@ def decode_step(
     cache: Cache,
     image_tokens: Int[Array, " B"],
     positions: Int[Array, " B"],
-    prompts: Sequence[Prompt],
+    prompts: Sequence[EncodedPrompt],
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Reads one image token a row, each row at its own position, and returns the logits of the next.
 
@@ -208,7 +208,7 @@ def _dense(dense: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
     if "weight" in dense:
         # Weights times a few columns take half the time of a few rows times a kernel on a CPU. Without the barriers XLA
         # takes out the transpositions, which cost nothing, and with them the gain.
-        columns = _kept(dense["weight"] @ _kept(x.reshape(-1, x.shape[-1]).T))
+        columns = _barrier(dense["weight"] @ _barrier(x.reshape(-1, x.shape[-1]).T))
         x = columns.T.reshape(*x.shape[:-1], -1)
     else:
         x = x @ dense["kernel"]
@@ -222,6 +222,6 @@ def _norm(norm: Params, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     return (x * norm["scale"] if "scale" in norm else x) + norm["bias"]
 
 
-def _kept(x: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
+def _barrier(x: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
     """As it is: XLA moves nothing across it."""
     return lax.optimization_barrier(x)  # type: ignore[no-untyped-call] # JAX has no annotation there

@@ -138,7 +138,7 @@ def parameter_shapes(config: VqganConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def halve_products(params: Params, config: VqganConfig) -> Params:
+def apply_winograd(params: Params, config: VqganConfig) -> Params:
     """Gives the wide convolutions of the blocks `points` in place of `kernel`, which `winograd.convolve` takes: for CPUs."""
 
     def halved(branch: Any) -> Any:
