@@ -23,6 +23,8 @@ from triptych.v1.pipeline_pb2 import (
     ListModelsResponse,
     ListRunsRequest,
     ListRunsResponse,
+    ReadPromptRequest,
+    ReadPromptResponse,
     RunState,
     SelectImagesRequest,
     SelectImagesResponse,
@@ -112,6 +114,9 @@ class PipelineService(PipelineServiceServicer):
 
     async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
         return ListModelsResponse(models=await self._pipeline.list_models())
+
+    async def ReadPrompt(self, request: ReadPromptRequest, context: Context) -> ReadPromptResponse:
+        return ReadPromptResponse(reading=await self._pipeline.read_prompt(request.prompt, request.model))
 
     def _attach(self, name: str, context: Context) -> None:
         """Counts the caller as a client of the run until the call ends."""

@@ -15,14 +15,17 @@ from gateway.journal.journal import PATIENCE_S
 from gateway.journal.reader import JournalUnavailable, RunRow
 from gateway.pagination import NUL, check_page_size, read_page_token, write_page_token
 from gateway.planning.plan import MAX_REQUEST_ID_CHARS, check_size, make_plan
+from gateway.planning.prompt_reading import read_prompt
+from gateway.planning.validation import MAX_PROMPT_BYTES
 from gateway.runs.manager import RunManager, digest_of
 from gateway.runs.recorder import MAX_INLINE_BYTES
 from gateway.runs.retention import EventsExpired
-from gateway.stages import STAGES
+from gateway.stages import GENERATE, STAGES
 from gateway.store.base import TIMEOUT_S as STORE_TIMEOUT_S
 from gateway.workers.errors import as_recorded
 from gateway.workers.pool import Pool, models_of
 from services.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, RunUnderWay, TriptychError
+from services.serving.request_checks import check_prompt
 from triptych.v1.pipeline_pb2 import (
     Event,
     Image,
@@ -32,6 +35,7 @@ from triptych.v1.pipeline_pb2 import (
     RunState,
     SelectImagesRequest,
 )
+from triptych.v1.stage_pb2 import PromptReading
 
 log = logging.getLogger(__name__)
 
@@ -226,6 +230,16 @@ class Pipeline:
         if image is None:
             raise NotFound(f"there is no picture {sha256[:80]!r} here")
         return image.mime_type, await self._store.get(sha256)
+
+    async def read_prompt(self, prompt: str, model: str = "") -> PromptReading:
+        """What the generator would draw for a prompt: the prompt itself, unless its model replaces words.
+
+        Raises InvalidRequest for what is no prompt, and NoWorker.
+        """
+        check_prompt(prompt, MAX_PROMPT_BYTES, "prompt")
+        pool = self._pools[GENERATE.name]
+        await pool.healthy_or_raise()
+        return await read_prompt(prompt, pool, model) or PromptReading(prompt=prompt)
 
     async def list_models(self) -> list[ListModelsResponse.StageModel]:
         """What each stage serves now, and by how many workers."""

@@ -15,6 +15,7 @@ from triptych import _run_stream, client
 from triptych._reconnect import Backoff
 from triptych.result import Picture, RunResult
 from triptych.v1.pipeline_pb2 import Event, ListModelsResponse, RefineStage, Run, RunSpec, UpscaleStage
+from triptych.v1.stage_pb2 import PromptReading
 
 Answer = TypeVar("Answer")
 END = object()
@@ -104,6 +105,9 @@ class Client:
 
     def list_models(self) -> list[ListModelsResponse.StageModel]:
         return self._loop.wait(self._client.list_models())
+
+    def read_prompt(self, prompt: str, *, model: str = "") -> PromptReading:
+        return self._loop.wait(self._client.read_prompt(prompt, model=model))
 
     def download_image(self, name: str, *, timeout_s: float | None = None) -> bytes:
         return self._loop.wait(self._client.download_image(name, timeout_s=timeout_s))

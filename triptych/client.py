@@ -50,6 +50,7 @@ from triptych.v1.pipeline_pb2 import (
     ListModelsRequest,
     ListModelsResponse,
     ListRunsRequest,
+    ReadPromptRequest,
     RefineStage,
     Run,
     RunSpec,
@@ -60,6 +61,7 @@ from triptych.v1.pipeline_pb2 import (
     WatchRunRequest,
     WatchRunResponse,
 )
+from triptych.v1.stage_pb2 import PromptReading
 
 # With the client come the errors that its callers catch.
 __all__ = [
@@ -309,6 +311,12 @@ class Client:
         """What each stage serves now, and by how many workers."""
         answer = await self._answer(self._stub.ListModels(ListModelsRequest(), timeout=UNARY_TIMEOUT_S))
         return list(answer.models)
+
+    async def read_prompt(self, prompt: str, *, model: str = "") -> PromptReading:
+        """What the generator would draw for a prompt: which words it replaces, before anything is made."""
+        request = ReadPromptRequest(prompt=prompt, model=model)
+        answer = await self._answer(self._stub.ReadPrompt(request, timeout=UNARY_TIMEOUT_S))
+        return answer.reading
 
     async def download_image(self, name: str, *, timeout_s: float | None = None) -> bytes:
         """An image's file, gone on with where a connection broke, and checked against its sha256.

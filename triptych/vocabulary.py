@@ -1,7 +1,9 @@
-"""Finds the words of a prompt that are not among those a small model lists, so that its picture disappoints nobody."""
+"""Says which words of a prompt a small model does not know, and what it draws in their place."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+from triptych.v1.stage_pb2 import PromptReading
 
 
 def words_of(text: str) -> list[str]:
@@ -27,3 +29,19 @@ def unknown_words(prompt: str, known: Iterable[str]) -> list[str]:
 def forms_of(word: str) -> set[str]:
     """The word and what it may be the regular plural of."""
     return {word} | {word.removesuffix(ending) for ending in ("s", "es")}
+
+
+# Fetches the published models, which know all words.
+PUBLISHED_MODELS = "triptych weights pull mini"
+
+
+def describe_reading(reading: PromptReading) -> Iterator[str]:
+    """One line for each replaced word, or what to do if nothing in the prompt is known; nothing if all is."""
+    if reading.is_unknown:
+        yield f"this small model knows nothing in your prompt and draws {reading.prompt!r}"
+        if reading.suggestions:
+            yield "try: " + ", ".join(f"{prompt!r}" for prompt in reading.suggestions)
+        yield f"a published model knows all words: {PUBLISHED_MODELS}"
+        return
+    for one in reading.replacements:
+        yield f"{one.word}: drawn as {one.replacement}"

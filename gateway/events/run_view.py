@@ -56,6 +56,8 @@ class RunView:
             run.name = changed.run
             run.spec.CopyFrom(changed.spec)
             run.models.extend(changed.models)
+            if changed.HasField("prompt_reading"):
+                run.prompt_reading.CopyFrom(changed.prompt_reading)
             run.create_time.CopyFrom(event.time)
         if changed.state == RunState.RUN_STATE_RUNNING:
             if not run.HasField("start_time"):

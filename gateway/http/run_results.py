@@ -45,12 +45,16 @@ class RunResults:
     # Steps that networks took, by stage and index.
     steps: dict[tuple[int, int], int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    # The prompt that is drawn, where it is not the caller's.
+    revised_prompt: str = ""
     _parents: dict[tuple[Stage.ValueType, int], str] = field(default_factory=dict)
     _lines: dict[int, ImageProgress] = field(default_factory=dict)
 
     def add(self, event: Event) -> Image | PartialImage | None:
         """What of the event is for the caller."""
         match event.WhichOneof("kind"):
+            case "state" if event.state.HasField("prompt_reading"):
+                self.revised_prompt = event.state.prompt_reading.prompt
             case "stage_started":
                 for index in event.stage_started.indexes:
                     self._parents[event.stage_started.stage, index] = event.stage_started.parent

@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway.events.run_state import mask_of
 from gateway.planning.masks import extract_mask
+from gateway.planning.prompt_reading import is_changed, read_prompt
 from gateway.planning.validation import (
     MAX_PROMPT_BYTES,
     check_against_model,
@@ -23,7 +24,7 @@ from gateway.workers.pool import Pool, models_of
 from services.errors import InvalidRequest, NoWorker
 from services.serving.request_checks import check_count, check_prompt
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, RunSpec
-from triptych.v1.stage_pb2 import ImageData, ModelInfo
+from triptych.v1.stage_pb2 import ImageData, ModelInfo, PromptReading
 
 # The article's flow, for what a spec leaves out: 8 candidates, the best one -> 8 variations, the best one -> x4.
 DEFAULT_CANDIDATES = 8
@@ -77,6 +78,13 @@ class Plan:
     init_images: tuple[ImageData, ...]
     # With their files, which the spec tells of by their sha256.
     masks: tuple[ImageData, ...] = ()
+    # What is drawn for the prompt, where that differs from it.
+    reading: PromptReading | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The prompt that the stages are given."""
+        return self.spec.prompt if self.reading is None else self.reading.prompt
 
     @property
     def is_manual(self) -> bool:
@@ -121,10 +129,14 @@ async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
     masks = await extract_mask(spec, models)
     if REFINE not in models and any(_top_k(spec, kind) for kind in kinds):
         models[REFINE] = await _choose_ranker(pools)
+    reading = None
+    if spec.prompt and (GENERATE in models or REFINE in models):
+        reading = await read_prompt(spec.prompt, pools[GENERATE.name], spec.model)
     chosen = [chosen_model(kind, model) for kind, model in models.items()]
     for image in spec.init_images:
         image.ClearField("data")
-    return replace(restore_plan(spec, chosen, init_images), masks=masks)
+    plan = restore_plan(spec, chosen, init_images)
+    return replace(plan, masks=masks, reading=reading if is_changed(reading, spec.prompt) else None)
 
 
 def check_size(plan: Plan, max_images: int | None) -> None:
@@ -137,7 +149,12 @@ def check_size(plan: Plan, max_images: int | None) -> None:
         )
 
 
-def restore_plan(spec: RunSpec, models: Sequence[ChosenModel], init_images: Sequence[ImageData]) -> Plan:
+def restore_plan(
+    spec: RunSpec,
+    models: Sequence[ChosenModel],
+    init_images: Sequence[ImageData],
+    reading: PromptReading | None = None,
+) -> Plan:
     """The plan of a run that was planned before, from what it was told then."""
     kinds = _stages(spec)
     sizes = _count_images(spec, kinds)
@@ -156,7 +173,7 @@ def restore_plan(spec: RunSpec, models: Sequence[ChosenModel], init_images: Sequ
         )
         for kind in kinds
     )
-    return Plan(spec, stages, tuple(models), tuple(init_images))
+    return Plan(spec, stages, tuple(models), tuple(init_images), reading=reading)
 
 
 def chosen_model(kind: StageKind, model: ModelInfo) -> ChosenModel:

@@ -207,7 +207,7 @@ class Flow:
         if stage.kind.stage in self._history.ranked:
             return self._history.ranked[stage.kind.stage]
         names = [image.name for image in images]
-        prompt, read = self._plan.spec.prompt, self._record.read
+        prompt, read = self._plan.prompt, self._record.read
         try:
             scores = await score(self._pools[REFINE.name], prompt, names, read, ranker.digest, self._patience)
         except TriptychError as error:
@@ -223,7 +223,7 @@ class Flow:
         """Tells whoever chooses by hand how well pictures fit the prompt. It is a help: without it nothing fails."""
         ranker = self._plan.model_of(REFINE)
         images = [image for name in names if (image := self._history.images.get(name))]
-        prompt, read = self._plan.spec.prompt, self._record.read
+        prompt, read = self._plan.prompt, self._record.read
         if not self._plan.is_manual or not prompt or ranker is None or kind is UPSCALE or len(images) < 2:
             return
         pool = self._pools[REFINE.name]

@@ -178,7 +178,7 @@ class ImageTasks:
         return Job(
             index=index,
             seed=(spec.seed + index) & MAX_SEED,
-            prompt=spec.prompt,
+            prompt=self._plan.prompt,
             settings=work.settings,
             run_seed=spec.seed,
             caller=self._caller,

@@ -176,7 +176,7 @@ class RunManager:
             init_images[image.name] = image
         for mask in plan.masks:
             await self.store.put(mask.data)
-        first = first_event(name, plan.spec, plan.models)
+        first = first_event(name, plan.spec, plan.models, plan.reading)
         row = await self.journal.add_run(name, new, first, init_images)
         if row.name == name:
             record = RunRecorder([first], self._write, self.store, init_images)
@@ -346,7 +346,8 @@ class RunManager:
             raise NotFound(f"there is no run {name[:80]!r} here")
         record = RunRecorder(events, self._write, self.store, await self.journal.init_images(name))
         began = events[0].state
-        plan = restore_plan(began.spec, began.models, ())
+        reading = began.prompt_reading if began.HasField("prompt_reading") else None
+        plan = restore_plan(began.spec, began.models, (), reading)
         return self._carry_out(record, plan, row)
 
     def _patience_of(self, row: RunRow) -> RetryPolicy:

@@ -15,7 +15,7 @@ from gateway.stages import Job, StageKind
 from gateway.store.base import Store
 from services.errors import NotFound, TriptychError
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, Image, ImageTiming, Run, RunError, RunSpec, RunState
-from triptych.v1.stage_pb2 import ImageData, Stage, StageEvent
+from triptych.v1.stage_pb2 import ImageData, PromptReading, Stage, StageEvent
 
 # A picture of 256 tokens would fill the log with steps that nobody can see one by one.
 MAX_PROGRESS_EVENTS = 64
@@ -223,9 +223,13 @@ def _queued(stage: Stage.ValueType, position: int, wait_s: float | None) -> Even
     return queued
 
 
-def first_event(name: str, spec: RunSpec, models: Sequence[ChosenModel]) -> Event:
+def first_event(
+    name: str, spec: RunSpec, models: Sequence[ChosenModel], reading: PromptReading | None = None
+) -> Event:
     """The event that a run begins with: it says all that was asked for."""
-    state = Event.StateChanged(state=RunState.RUN_STATE_QUEUED, run=name, spec=spec, models=models)
+    state = Event.StateChanged(
+        state=RunState.RUN_STATE_QUEUED, run=name, spec=spec, models=models, prompt_reading=reading
+    )
     event = Event(sequence=1, state=state)
     event.time.GetCurrentTime()
     return event

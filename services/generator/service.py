@@ -23,9 +23,11 @@ from triptych.v1.generator_pb2 import (
     GenerateResponse,
     GeneratorServiceGetModelRequest,
     GeneratorServiceGetModelResponse,
+    GeneratorServiceReadPromptRequest,
+    GeneratorServiceReadPromptResponse,
 )
 from triptych.v1.generator_pb2_grpc import GeneratorServiceServicer, add_GeneratorServiceServicer_to_server
-from triptych.v1.stage_pb2 import STAGE_GENERATE, ModelInfo
+from triptych.v1.stage_pb2 import STAGE_GENERATE, ModelInfo, PromptReading
 
 SERVICE_NAME = "triptych.v1.GeneratorService"
 # Below it, logits divided by the temperature leave the range of a float; top_k 1 is what such a caller wants.
@@ -47,6 +49,12 @@ class GeneratorService(StageService[LoadedGenerator, GenerateJob], GeneratorServ
         seeds = {item.index: item.seed for item in request.images}
         async for event in self.stream(tickets, seeds=seeds, caller=request.caller, context=context):
             yield GenerateResponse(event=event)
+
+    async def ReadPrompt(
+        self, request: GeneratorServiceReadPromptRequest, context: Context
+    ) -> GeneratorServiceReadPromptResponse:
+        prompt = check_prompt(request.prompt, self.loaded.info.limits.max_prompt_bytes)
+        return GeneratorServiceReadPromptResponse(reading=PromptReading(prompt=prompt))
 
     async def GetModel(
         self, request: GeneratorServiceGetModelRequest, context: Context

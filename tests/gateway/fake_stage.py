@@ -38,7 +38,7 @@ from triptych.v1 import (
     upscaler_pb2_grpc,
 )
 from triptych.v1.pipeline_pb2_grpc import PipelineServiceStub, add_PipelineServiceServicer_to_server
-from triptych.v1.stage_pb2 import ImageData, ModelInfo, StageEvent
+from triptych.v1.stage_pb2 import ImageData, ModelInfo, PromptReading, StageEvent
 
 # Tests that lose a worker do not wait for it to come back.
 IMPATIENT = RetryPolicy(worker_timeout_s=0.0)
@@ -141,11 +141,20 @@ class ScriptedStage:
 class ScriptedGenerator(ScriptedStage, generator_pb2_grpc.GeneratorServiceServicer):
     kind = GENERATE
 
+    def __init__(self) -> None:
+        super().__init__()
+        # What it makes of a prompt, where that is not the prompt itself; it is asked once it lists a vocabulary.
+        self.readings: dict[str, PromptReading] = {}
+
     def add_to_server(self, server: grpc.aio.Server) -> None:
         generator_pb2_grpc.add_GeneratorServiceServicer_to_server(self, server)
 
     async def GetModel(self, request, context):
         return generator_pb2.GeneratorServiceGetModelResponse(model=self.info)
+
+    async def ReadPrompt(self, request, context):
+        reading = self.readings.get(request.prompt, PromptReading(prompt=request.prompt))
+        return generator_pb2.GeneratorServiceReadPromptResponse(reading=reading)
 
     async def Generate(self, request, context):
         self.requests.append(request)

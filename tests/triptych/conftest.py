@@ -20,13 +20,21 @@ from triptych.v1.pipeline_pb2 import (
     Event,
     Image,
     ListModelsResponse,
+    ReadPromptResponse,
     RunError,
     RunSpec,
     RunState,
     StreamRunResponse,
 )
 from triptych.v1.pipeline_pb2_grpc import PipelineServiceServicer, add_PipelineServiceServicer_to_server
-from triptych.v1.stage_pb2 import STAGE_GENERATE, STAGE_REFINE, STAGE_UPSCALE, ImageData, ModelInfo
+from triptych.v1.stage_pb2 import (
+    STAGE_GENERATE,
+    STAGE_REFINE,
+    STAGE_UPSCALE,
+    ImageData,
+    ModelInfo,
+    PromptReading,
+)
 
 STAGE_FIELDS = {STAGE_GENERATE: "generate", STAGE_REFINE: "refine", STAGE_UPSCALE: "upscale"}
 Triptych = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -45,7 +53,13 @@ class ScriptedGateway(PipelineServiceServicer):
         self.address = ""
         self.specs: list[RunSpec] = []
         self.was_cancelled = threading.Event()
+        self.readings: dict[str, PromptReading] = {}
         self.vocabulary = {"things": ["house", "full moon"], "colours": ["red"]}
+
+    def ReadPrompt(self, request, context):
+        return ReadPromptResponse(
+            reading=self.readings.get(request.prompt, PromptReading(prompt=request.prompt))
+        )
 
     def ListModels(self, request, context):
         words = {kind: ModelInfo.WordList(words=each) for kind, each in self.vocabulary.items()}

@@ -12,6 +12,7 @@ from PIL import Image
 import triptych as package
 from tests.triptych.command_line import command, environment
 from triptych.v1.pipeline_pb2 import Event
+from triptych.v1.stage_pb2 import PromptReading, WordReplacement
 
 PROMPT = "a red house under a full moon"
 
@@ -91,9 +92,24 @@ def test_options_come_from_the_environment_too(triptych, gateway):
     assert (spec.seed, spec.refine.settings.skip_ratio) == (42, 0.25)
 
 
-def test_words_that_the_model_may_not_know_are_named(triptych, gateway):
-    done = triptych("run", "two red houses beside a wizard", "--gateway", gateway.address)
-    assert "Note: the model scripted may not know: two, wizard" in done.stderr
+def test_words_that_are_drawn_as_others_are_named(triptych, gateway):
+    replaced = [WordReplacement(word="kitten", replacement="cat", similarity=0.8)]
+    gateway.readings["a kitten"] = PromptReading(prompt="a cat", replacements=replaced)
+    done = triptych("run", "a kitten", "--gateway", gateway.address)
+    assert "Note: kitten: drawn as cat" in done.stderr
+    assert done.returncode == 0
+
+
+def test_a_prompt_of_which_nothing_is_known_is_answered_with_others_and_the_way_to_a_larger_model(
+    triptych, gateway
+):
+    gateway.readings["qwerty"] = PromptReading(
+        prompt="a red house", is_unknown=True, suggestions=["a cat", "two trees", "a boat"]
+    )
+    done = triptych("run", "qwerty", "--gateway", gateway.address)
+    assert "knows nothing in your prompt and draws 'a red house'" in done.stderr
+    assert "try: 'a cat', 'two trees', 'a boat'" in done.stderr
+    assert "triptych weights pull mini" in done.stderr
     assert done.returncode == 0
 
 

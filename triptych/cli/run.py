@@ -18,11 +18,11 @@ from triptych.cli.run_options import RunOptions, check_options, model_options, m
 from triptych.cli.signals import run_in_foreground
 from triptych.client import Client, Unreachable
 from triptych.credentials import Credentials
+from triptych.errors import CallError
 from triptych.progress import RunProgress
 from triptych.result import RunResult
-from triptych.v1 import stage_pb2
 from triptych.v1.pipeline_pb2 import RefineStage, RunSpec
-from triptych.vocabulary import unknown_words
+from triptych.vocabulary import describe_reading
 
 # Short enough for a folder's name; `--seed` takes all of uint64.
 SEED_BITS = 32
@@ -125,7 +125,7 @@ async def make(
 ) -> tuple[RunResult, RunProgress]:
     """Makes the run and tells its events. Raises CallError, but not because the run failed."""
     async with Client(address, **vars(credentials), backoff=backoff) as client:
-        await note_unknown_words(client, spec.prompt, output.display)
+        await note_replaced_words(client, spec, output.display)
         run, progress = client.run(spec), RunProgress(spec)
         await follow(run, progress, output)
         if run.result.state == "awaiting_selection" and can_ask():
@@ -151,16 +151,16 @@ async def choose(
     return result
 
 
-async def note_unknown_words(client: Client, prompt: str, display: Display) -> None:
-    """Says which words of the prompt are not among those that the generator lists, where it lists any."""
-    for served in await client.list_models():
-        model = served.model
-        known = [word for words in model.vocabulary.values() for word in words.words]
-        if model.stage != stage_pb2.STAGE_GENERATE or not known:
-            continue
-        if unknown := unknown_words(prompt, known):
-            hint = f"; try: {model.example_prompts[0]}" if model.example_prompts else ""
-            display.note(f"Note: the model {model.name} may not know: {', '.join(unknown)}{hint}")
+async def note_replaced_words(client: Client, spec: RunSpec, display: Display) -> None:
+    """Says which words of the prompt the model replaces, before any time is spent. It is a help: without it nothing fails."""
+    if not spec.prompt:
+        return
+    try:
+        reading = await client.read_prompt(spec.prompt, model=spec.model)
+    except CallError:  # the run itself says what is wrong, and an older gateway has no such call
+        return
+    for line in describe_reading(reading):
+        display.note(f"Note: {line}")
 
 
 async def why_it_broke(pipeline: Pipeline, otherwise: str) -> str:

@@ -40,6 +40,11 @@ class GeneratorServiceStub:
                 request_serializer=triptych_dot_v1_dot_generator__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=triptych_dot_v1_dot_generator__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.ReadPrompt = channel.unary_unary(
+                '/triptych.v1.GeneratorService/ReadPrompt',
+                request_serializer=triptych_dot_v1_dot_generator__pb2.GeneratorServiceReadPromptRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_generator__pb2.GeneratorServiceReadPromptResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/triptych.v1.GeneratorService/GetModel',
                 request_serializer=triptych_dot_v1_dot_generator__pb2.GeneratorServiceGetModelRequest.SerializeToString,
@@ -59,6 +64,13 @@ class GeneratorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadPrompt(self, request, context):
+        """What would be drawn for a prompt. Generate reads prompts in the same way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """What is loaded here.
         """
@@ -73,6 +85,11 @@ def add_GeneratorServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=triptych_dot_v1_dot_generator__pb2.GenerateRequest.FromString,
                     response_serializer=triptych_dot_v1_dot_generator__pb2.GenerateResponse.SerializeToString,
+            ),
+            'ReadPrompt': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadPrompt,
+                    request_deserializer=triptych_dot_v1_dot_generator__pb2.GeneratorServiceReadPromptRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_generator__pb2.GeneratorServiceReadPromptResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -108,6 +125,33 @@ class GeneratorService:
             '/triptych.v1.GeneratorService/Generate',
             triptych_dot_v1_dot_generator__pb2.GenerateRequest.SerializeToString,
             triptych_dot_v1_dot_generator__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadPrompt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.GeneratorService/ReadPrompt',
+            triptych_dot_v1_dot_generator__pb2.GeneratorServiceReadPromptRequest.SerializeToString,
+            triptych_dot_v1_dot_generator__pb2.GeneratorServiceReadPromptResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class GeneratorServiceStub:
     """Streams previews and pictures as they appear. Errors: INVALID_ARGUMENT with field violations, RESOURCE_EXHAUSTED
     with reason QUEUE_FULL and RetryInfo.
     """
+    ReadPrompt: _grpc.UnaryUnaryMultiCallable[_generator_pb2.GeneratorServiceReadPromptRequest, _generator_pb2.GeneratorServiceReadPromptResponse]
+    """What would be drawn for a prompt. Generate reads prompts in the same way."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_generator_pb2.GeneratorServiceGetModelRequest, _generator_pb2.GeneratorServiceGetModelResponse]
     """What is loaded here."""
 
@@ -49,6 +51,8 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
     """Streams previews and pictures as they appear. Errors: INVALID_ARGUMENT with field violations, RESOURCE_EXHAUSTED
     with reason QUEUE_FULL and RetryInfo.
     """
+    ReadPrompt: _aio.UnaryUnaryMultiCallable[_generator_pb2.GeneratorServiceReadPromptRequest, _generator_pb2.GeneratorServiceReadPromptResponse]  # type: ignore[assignment]
+    """What would be drawn for a prompt. Generate reads prompts in the same way."""
     GetModel: _aio.UnaryUnaryMultiCallable[_generator_pb2.GeneratorServiceGetModelRequest, _generator_pb2.GeneratorServiceGetModelResponse]  # type: ignore[assignment]
     """What is loaded here."""
 
@@ -64,6 +68,14 @@ class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams previews and pictures as they appear. Errors: INVALID_ARGUMENT with field violations, RESOURCE_EXHAUSTED
         with reason QUEUE_FULL and RetryInfo.
         """
+
+    @_abc_1.abstractmethod
+    def ReadPrompt(
+        self,
+        request: _generator_pb2.GeneratorServiceReadPromptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generator_pb2.GeneratorServiceReadPromptResponse, _abc.Awaitable[_generator_pb2.GeneratorServiceReadPromptResponse]]:
+        """What would be drawn for a prompt. Generate reads prompts in the same way."""
 
     @_abc_1.abstractmethod
     def GetModel(

@@ -268,6 +268,7 @@ class Run(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    PROMPT_READING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"runs/{id}"."""
     state: Global___RunState.ValueType
@@ -295,6 +296,10 @@ class Run(_message.Message):
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChosenModel]:
         """What the pictures of each stage are made with, chosen when the run was accepted."""
 
+    @_builtins.property
+    def prompt_reading(self) -> _stage_pb2.PromptReading:
+        """What is drawn for the prompt, where the models replaced words that they do not know."""
+
     def __init__(
         self,
         *,
@@ -309,10 +314,11 @@ class Run(_message.Message):
         timings: _abc.Iterable[Global___ImageTiming] | None = ...,
         error: Global___RunError | None = ...,
         models: _abc.Iterable[Global___ChosenModel] | None = ...,
+        prompt_reading: _stage_pb2.PromptReading | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "prompt_reading", b"prompt_reading", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "images", b"images", "last_sequence", b"last_sequence", "models", b"models", "name", b"name", "spec", b"spec", "start_time", b"start_time", "state", b"state", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "images", b"images", "last_sequence", b"last_sequence", "models", b"models", "name", b"name", "prompt_reading", b"prompt_reading", "spec", b"spec", "start_time", b"start_time", "state", b"state", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -493,6 +499,7 @@ class Event(_message.Message):
         RUN_FIELD_NUMBER: _builtins.int
         SPEC_FIELD_NUMBER: _builtins.int
         MODELS_FIELD_NUMBER: _builtins.int
+        PROMPT_READING_FIELD_NUMBER: _builtins.int
         state: Global___RunState.ValueType
         run: _builtins.str
         """The run's name, and its spec with the seed filled in, so that the first event says all."""
@@ -502,6 +509,10 @@ class Event(_message.Message):
         def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChosenModel]:
             """In the first event, too."""
 
+        @_builtins.property
+        def prompt_reading(self) -> _stage_pb2.PromptReading:
+            """Likewise, where the models replaced words of the prompt that they do not know."""
+
         def __init__(
             self,
             *,
@@ -509,10 +520,11 @@ class Event(_message.Message):
             run: _builtins.str = ...,
             spec: Global___RunSpec | None = ...,
             models: _abc.Iterable[Global___ChosenModel] | None = ...,
+            prompt_reading: _stage_pb2.PromptReading | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["prompt_reading", b"prompt_reading", "spec", b"spec"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "run", b"run", "spec", b"spec", "state", b"state"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "prompt_reading", b"prompt_reading", "run", b"run", "spec", b"spec", "state", b"state"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1329,6 +1341,49 @@ class DownloadImageResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DownloadImageResponse: _TypeAlias = DownloadImageResponse  # noqa: Y015
+
+@_typing.final
+class ReadPromptRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    prompt: _builtins.str
+    model: _builtins.str
+    """As RunSpec.model."""
+    def __init__(
+        self,
+        *,
+        prompt: _builtins.str = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "prompt", b"prompt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadPromptRequest: _TypeAlias = ReadPromptRequest  # noqa: Y015
+
+@_typing.final
+class ReadPromptResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reading(self) -> _stage_pb2.PromptReading: ...
+    def __init__(
+        self,
+        *,
+        reading: _stage_pb2.PromptReading | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reading", b"reading"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reading", b"reading"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadPromptResponse: _TypeAlias = ReadPromptResponse  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):

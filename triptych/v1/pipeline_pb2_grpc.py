@@ -85,6 +85,11 @@ class PipelineServiceStub:
                 request_serializer=triptych_dot_v1_dot_pipeline__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=triptych_dot_v1_dot_pipeline__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.ReadPrompt = channel.unary_unary(
+                '/triptych.v1.PipelineService/ReadPrompt',
+                request_serializer=triptych_dot_v1_dot_pipeline__pb2.ReadPromptRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_pipeline__pb2.ReadPromptResponse.FromString,
+                _registered_method=True)
 
 
 class PipelineServiceServicer:
@@ -161,6 +166,13 @@ class PipelineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadPrompt(self, request, context):
+        """What the generator would draw for a prompt, before anything is made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PipelineServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -213,6 +225,11 @@ def add_PipelineServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=triptych_dot_v1_dot_pipeline__pb2.ListModelsRequest.FromString,
                     response_serializer=triptych_dot_v1_dot_pipeline__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'ReadPrompt': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadPrompt,
+                    request_deserializer=triptych_dot_v1_dot_pipeline__pb2.ReadPromptRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_pipeline__pb2.ReadPromptResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -486,6 +503,33 @@ class PipelineService:
             '/triptych.v1.PipelineService/ListModels',
             triptych_dot_v1_dot_pipeline__pb2.ListModelsRequest.SerializeToString,
             triptych_dot_v1_dot_pipeline__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadPrompt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.PipelineService/ReadPrompt',
+            triptych_dot_v1_dot_pipeline__pb2.ReadPromptRequest.SerializeToString,
+            triptych_dot_v1_dot_pipeline__pb2.ReadPromptResponse.FromString,
             options,
             channel_credentials,
             insecure,

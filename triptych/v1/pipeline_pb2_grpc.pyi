@@ -54,6 +54,8 @@ class PipelineServiceStub:
     """An image's file in chunks, from an offset."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.ListModelsRequest, _pipeline_pb2.ListModelsResponse]
     """The models of each stage that live workers serve now."""
+    ReadPrompt: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.ReadPromptRequest, _pipeline_pb2.ReadPromptResponse]
+    """What the generator would draw for a prompt, before anything is made."""
 
 @_typing.type_check_only
 class PipelineServiceAsyncStub(PipelineServiceStub):
@@ -81,6 +83,8 @@ class PipelineServiceAsyncStub(PipelineServiceStub):
     """An image's file in chunks, from an offset."""
     ListModels: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.ListModelsRequest, _pipeline_pb2.ListModelsResponse]  # type: ignore[assignment]
     """The models of each stage that live workers serve now."""
+    ReadPrompt: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.ReadPromptRequest, _pipeline_pb2.ReadPromptResponse]  # type: ignore[assignment]
+    """What the generator would draw for a prompt, before anything is made."""
 
 class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
     """A prompt becomes pictures: sketch, refine, enlarge."""
@@ -165,5 +169,13 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pipeline_pb2.ListModelsResponse, _abc.Awaitable[_pipeline_pb2.ListModelsResponse]]:
         """The models of each stage that live workers serve now."""
+
+    @_abc_1.abstractmethod
+    def ReadPrompt(
+        self,
+        request: _pipeline_pb2.ReadPromptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pipeline_pb2.ReadPromptResponse, _abc.Awaitable[_pipeline_pb2.ReadPromptResponse]]:
+        """What the generator would draw for a prompt, before anything is made."""
 
 def add_PipelineServiceServicer_to_server(servicer: PipelineServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

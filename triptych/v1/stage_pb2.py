@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17triptych/v1/stage.proto\x12\x0btriptych.v1\x1a\x1egoogle/protobuf/duration.proto\"[\n\tImageData\x12\x11\n\tmime_type\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x0e\n\x06sha256\x18\x05 \x01(\t\"(\n\tImageItem\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04seed\x18\x02 \x01(\x04\"\x8c\x07\n\nStageEvent\x12\x34\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32 .triptych.v1.StageEvent.AcceptedH\x00\x12\x34\n\x08progress\x18\x02 \x01(\x0b\x32 .triptych.v1.StageEvent.ProgressH\x00\x12\x32\n\x07preview\x18\x03 \x01(\x0b\x32\x1f.triptych.v1.StageEvent.PreviewH\x00\x12\x36\n\x05image\x18\x04 \x01(\x0b\x32%.triptych.v1.StageEvent.FinishedImageH\x00\x12\x30\n\x06timing\x18\x05 \x01(\x0b\x32\x1e.triptych.v1.StageEvent.TimingH\x00\x12\x37\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32$.triptych.v1.StageEvent.ImageFailureH\x00\x1a\x36\n\x08\x41\x63\x63\x65pted\x12\x16\n\x0equeue_position\x18\x01 \x01(\x05\x12\x12\n\nnum_images\x18\x02 \x01(\x05\x1a:\n\x08Progress\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x11\n\tnum_steps\x18\x03 \x01(\x05\x1a`\n\x07Preview\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x11\n\tnum_steps\x18\x03 \x01(\x05\x12%\n\x05image\x18\x04 \x01(\x0b\x32\x16.triptych.v1.ImageData\x1aS\n\rFinishedImage\x12\r\n\x05index\x18\x01 \x01(\x05\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x16.triptych.v1.ImageData\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x1a\xc7\x01\n\x06Timing\x12\r\n\x05index\x18\x01 \x01(\x05\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nbatch_wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ncode\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a>\n\x0cImageFailure\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\tB\x06\n\x04kind\"\xaa\x07\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12!\n\x05stage\x18\x03 \x01(\x0e\x32\x12.triptych.v1.Stage\x12\x12\n\nimage_size\x18\x04 \x01(\x05\x12\r\n\x05scale\x18\x05 \x01(\x05\x12-\n\x06limits\x18\x06 \x01(\x0b\x32\x1d.triptych.v1.ModelInfo.Limits\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x0f\n\x07version\x18\t \x01(\t\x12:\n\nvocabulary\x18\n \x03(\x0b\x32&.triptych.v1.ModelInfo.VocabularyEntry\x12\x17\n\x0f\x65xample_prompts\x18\x0b \x03(\t\x12\x36\n\x08\x64\x65\x66\x61ults\x18\x0c \x03(\x0b\x32$.triptych.v1.ModelInfo.DefaultsEntry\x12+\n\ninpainting\x18\r \x01(\x0e\x32\x17.triptych.v1.Inpainting\x12\x32\n\x06ranges\x18\x0e \x03(\x0b\x32\".triptych.v1.ModelInfo.RangesEntry\x1aR\n\x0fVocabularyEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.triptych.v1.ModelInfo.WordList:\x02\x38\x01\x1a/\n\rDefaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1aK\n\x0bRangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.triptych.v1.ModelInfo.Range:\x02\x38\x01\x1a(\n\x05Range\x12\x0e\n\x06lowest\x18\x01 \x01(\x01\x12\x0f\n\x07highest\x18\x02 \x01(\x01\x1a\x19\n\x08WordList\x12\r\n\x05words\x18\x01 \x03(\t\x1a\xd4\x01\n\x06Limits\x12\x12\n\nmax_images\x18\x01 \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x02 \x01(\x05\x12\x17\n\x0fmax_image_bytes\x18\x03 \x01(\x05\x12\x18\n\x10max_image_pixels\x18\x04 \x01(\x03\x12\x15\n\rmax_num_steps\x18\x05 \x01(\x05\x12\x11\n\tmax_queue\x18\x06 \x01(\x05\x12\x11\n\tnum_slots\x18\x07 \x01(\x05\x12\x15\n\rmax_tile_size\x18\x08 \x01(\x05\x12\x15\n\rtile_multiple\x18\t \x01(\x05*W\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTAGE_GENERATE\x10\x01\x12\x10\n\x0cSTAGE_REFINE\x10\x02\x12\x11\n\rSTAGE_UPSCALE\x10\x03*X\n\nInpainting\x12\x1a\n\x16INPAINTING_UNSPECIFIED\x10\x00\x12\x16\n\x12INPAINTING_BLENDED\x10\x01\x12\x16\n\x12INPAINTING_TRAINED\x10\x02\x42\x39\n\x0f\x63om.triptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17triptych/v1/stage.proto\x12\x0btriptych.v1\x1a\x1egoogle/protobuf/duration.proto\"[\n\tImageData\x12\x11\n\tmime_type\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x0e\n\x06sha256\x18\x05 \x01(\t\"(\n\tImageItem\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04seed\x18\x02 \x01(\x04\"\x8c\x07\n\nStageEvent\x12\x34\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32 .triptych.v1.StageEvent.AcceptedH\x00\x12\x34\n\x08progress\x18\x02 \x01(\x0b\x32 .triptych.v1.StageEvent.ProgressH\x00\x12\x32\n\x07preview\x18\x03 \x01(\x0b\x32\x1f.triptych.v1.StageEvent.PreviewH\x00\x12\x36\n\x05image\x18\x04 \x01(\x0b\x32%.triptych.v1.StageEvent.FinishedImageH\x00\x12\x30\n\x06timing\x18\x05 \x01(\x0b\x32\x1e.triptych.v1.StageEvent.TimingH\x00\x12\x37\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32$.triptych.v1.StageEvent.ImageFailureH\x00\x1a\x36\n\x08\x41\x63\x63\x65pted\x12\x16\n\x0equeue_position\x18\x01 \x01(\x05\x12\x12\n\nnum_images\x18\x02 \x01(\x05\x1a:\n\x08Progress\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x11\n\tnum_steps\x18\x03 \x01(\x05\x1a`\n\x07Preview\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x11\n\tnum_steps\x18\x03 \x01(\x05\x12%\n\x05image\x18\x04 \x01(\x0b\x32\x16.triptych.v1.ImageData\x1aS\n\rFinishedImage\x12\r\n\x05index\x18\x01 \x01(\x05\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x16.triptych.v1.ImageData\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x1a\xc7\x01\n\x06Timing\x12\r\n\x05index\x18\x01 \x01(\x05\x12(\n\x05queue\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nbatch_wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ncode\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a>\n\x0cImageFailure\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\tB\x06\n\x04kind\"H\n\x0fWordReplacement\x12\x0c\n\x04word\x18\x01 \x01(\t\x12\x13\n\x0breplacement\x18\x02 \x01(\t\x12\x12\n\nsimilarity\x18\x03 \x01(\x01\"|\n\rPromptReading\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x32\n\x0creplacements\x18\x02 \x03(\x0b\x32\x1c.triptych.v1.WordReplacement\x12\x12\n\nis_unknown\x18\x03 \x01(\x08\x12\x13\n\x0bsuggestions\x18\x04 \x03(\t\"\xaa\x07\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12!\n\x05stage\x18\x03 \x01(\x0e\x32\x12.triptych.v1.Stage\x12\x12\n\nimage_size\x18\x04 \x01(\x05\x12\r\n\x05scale\x18\x05 \x01(\x05\x12-\n\x06limits\x18\x06 \x01(\x0b\x32\x1d.triptych.v1.ModelInfo.Limits\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x0f\n\x07version\x18\t \x01(\t\x12:\n\nvocabulary\x18\n \x03(\x0b\x32&.triptych.v1.ModelInfo.VocabularyEntry\x12\x17\n\x0f\x65xample_prompts\x18\x0b \x03(\t\x12\x36\n\x08\x64\x65\x66\x61ults\x18\x0c \x03(\x0b\x32$.triptych.v1.ModelInfo.DefaultsEntry\x12+\n\ninpainting\x18\r \x01(\x0e\x32\x17.triptych.v1.Inpainting\x12\x32\n\x06ranges\x18\x0e \x03(\x0b\x32\".triptych.v1.ModelInfo.RangesEntry\x1aR\n\x0fVocabularyEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.triptych.v1.ModelInfo.WordList:\x02\x38\x01\x1a/\n\rDefaultsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1aK\n\x0bRangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.triptych.v1.ModelInfo.Range:\x02\x38\x01\x1a(\n\x05Range\x12\x0e\n\x06lowest\x18\x01 \x01(\x01\x12\x0f\n\x07highest\x18\x02 \x01(\x01\x1a\x19\n\x08WordList\x12\r\n\x05words\x18\x01 \x03(\t\x1a\xd4\x01\n\x06Limits\x12\x12\n\nmax_images\x18\x01 \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x02 \x01(\x05\x12\x17\n\x0fmax_image_bytes\x18\x03 \x01(\x05\x12\x18\n\x10max_image_pixels\x18\x04 \x01(\x03\x12\x15\n\rmax_num_steps\x18\x05 \x01(\x05\x12\x11\n\tmax_queue\x18\x06 \x01(\x05\x12\x11\n\tnum_slots\x18\x07 \x01(\x05\x12\x15\n\rmax_tile_size\x18\x08 \x01(\x05\x12\x15\n\rtile_multiple\x18\t \x01(\x05*W\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTAGE_GENERATE\x10\x01\x12\x10\n\x0cSTAGE_REFINE\x10\x02\x12\x11\n\rSTAGE_UPSCALE\x10\x03*X\n\nInpainting\x12\x1a\n\x16INPAINTING_UNSPECIFIED\x10\x00\x12\x16\n\x12INPAINTING_BLENDED\x10\x01\x12\x16\n\x12INPAINTING_TRAINED\x10\x02\x42\x39\n\x0f\x63om.triptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,10 +39,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELINFO_DEFAULTSENTRY']._serialized_options = b'8\001'
   _globals['_MODELINFO_RANGESENTRY']._loaded_options = None
   _globals['_MODELINFO_RANGESENTRY']._serialized_options = b'8\001'
-  _globals['_STAGE']._serialized_start=2059
-  _globals['_STAGE']._serialized_end=2146
-  _globals['_INPAINTING']._serialized_start=2148
-  _globals['_INPAINTING']._serialized_end=2236
+  _globals['_STAGE']._serialized_start=2259
+  _globals['_STAGE']._serialized_end=2346
+  _globals['_INPAINTING']._serialized_start=2348
+  _globals['_INPAINTING']._serialized_end=2436
   _globals['_IMAGEDATA']._serialized_start=72
   _globals['_IMAGEDATA']._serialized_end=163
   _globals['_IMAGEITEM']._serialized_start=165
@@ -61,18 +61,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STAGEEVENT_TIMING']._serialized_end=1044
   _globals['_STAGEEVENT_IMAGEFAILURE']._serialized_start=1046
   _globals['_STAGEEVENT_IMAGEFAILURE']._serialized_end=1108
-  _globals['_MODELINFO']._serialized_start=1119
-  _globals['_MODELINFO']._serialized_end=2057
-  _globals['_MODELINFO_VOCABULARYENTRY']._serialized_start=1565
-  _globals['_MODELINFO_VOCABULARYENTRY']._serialized_end=1647
-  _globals['_MODELINFO_DEFAULTSENTRY']._serialized_start=1649
-  _globals['_MODELINFO_DEFAULTSENTRY']._serialized_end=1696
-  _globals['_MODELINFO_RANGESENTRY']._serialized_start=1698
-  _globals['_MODELINFO_RANGESENTRY']._serialized_end=1773
-  _globals['_MODELINFO_RANGE']._serialized_start=1775
-  _globals['_MODELINFO_RANGE']._serialized_end=1815
-  _globals['_MODELINFO_WORDLIST']._serialized_start=1817
-  _globals['_MODELINFO_WORDLIST']._serialized_end=1842
-  _globals['_MODELINFO_LIMITS']._serialized_start=1845
-  _globals['_MODELINFO_LIMITS']._serialized_end=2057
+  _globals['_WORDREPLACEMENT']._serialized_start=1118
+  _globals['_WORDREPLACEMENT']._serialized_end=1190
+  _globals['_PROMPTREADING']._serialized_start=1192
+  _globals['_PROMPTREADING']._serialized_end=1316
+  _globals['_MODELINFO']._serialized_start=1319
+  _globals['_MODELINFO']._serialized_end=2257
+  _globals['_MODELINFO_VOCABULARYENTRY']._serialized_start=1765
+  _globals['_MODELINFO_VOCABULARYENTRY']._serialized_end=1847
+  _globals['_MODELINFO_DEFAULTSENTRY']._serialized_start=1849
+  _globals['_MODELINFO_DEFAULTSENTRY']._serialized_end=1896
+  _globals['_MODELINFO_RANGESENTRY']._serialized_start=1898
+  _globals['_MODELINFO_RANGESENTRY']._serialized_end=1973
+  _globals['_MODELINFO_RANGE']._serialized_start=1975
+  _globals['_MODELINFO_RANGE']._serialized_end=2015
+  _globals['_MODELINFO_WORDLIST']._serialized_start=2017
+  _globals['_MODELINFO_WORDLIST']._serialized_end=2042
+  _globals['_MODELINFO_LIMITS']._serialized_start=2045
+  _globals['_MODELINFO_LIMITS']._serialized_end=2257
 # @@protoc_insertion_point(module_scope)

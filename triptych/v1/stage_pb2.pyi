@@ -349,6 +349,71 @@ class StageEvent(_message.Message):
 Global___StageEvent: _TypeAlias = StageEvent  # noqa: Y015
 
 @_typing.final
+class WordReplacement(_message.Message):
+    """A word that a small model does not know, and the nearest one that it draws in its place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORD_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    word: _builtins.str
+    """As the prompt has it."""
+    replacement: _builtins.str
+    similarity: _builtins.float
+    """Of the two words, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        word: _builtins.str = ...,
+        replacement: _builtins.str = ...,
+        similarity: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement", "similarity", b"similarity", "word", b"word"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WordReplacement: _TypeAlias = WordReplacement  # noqa: Y015
+
+@_typing.final
+class PromptReading(_message.Message):
+    """What a model makes of a prompt. A model with a small vocabulary replaces words that it does not know."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_FIELD_NUMBER: _builtins.int
+    REPLACEMENTS_FIELD_NUMBER: _builtins.int
+    IS_UNKNOWN_FIELD_NUMBER: _builtins.int
+    SUGGESTIONS_FIELD_NUMBER: _builtins.int
+    prompt: _builtins.str
+    """The prompt that is drawn."""
+    is_unknown: _builtins.bool
+    """Whether nothing in the prompt is known: then another prompt is drawn in its place."""
+    @_builtins.property
+    def replacements(self) -> _containers.RepeatedCompositeFieldContainer[Global___WordReplacement]: ...
+    @_builtins.property
+    def suggestions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Prompts that the model draws well; only if nothing is known."""
+
+    def __init__(
+        self,
+        *,
+        prompt: _builtins.str = ...,
+        replacements: _abc.Iterable[Global___WordReplacement] | None = ...,
+        is_unknown: _builtins.bool = ...,
+        suggestions: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_unknown", b"is_unknown", "prompt", b"prompt", "replacements", b"replacements", "suggestions", b"suggestions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptReading: _TypeAlias = PromptReading  # noqa: Y015
+
+@_typing.final
 class ModelInfo(_message.Message):
     """What a stage has loaded and what it accepts."""
 

@@ -243,7 +243,7 @@ def _extras(asked: ImageRequest, results: RunResults, image: Image) -> dict[str,
         "image": image.name,
         "sha256": image.sha256,
         "model": image.model_name,
-        "revised_prompt": asked.spec.prompt,
+        "revised_prompt": results.revised_prompt or asked.spec.prompt,
     }
 
 

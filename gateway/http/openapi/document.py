@@ -21,6 +21,8 @@ from triptych.v1.pipeline_pb2 import (
     Event,
     ListModelsResponse,
     ListRunsResponse,
+    ReadPromptRequest,
+    ReadPromptResponse,
     Run,
     SelectImagesRequest,
     StreamRunRequest,
@@ -31,6 +33,8 @@ MESSAGES = (
     Event,
     ListRunsResponse,
     ListModelsResponse,
+    ReadPromptRequest,
+    ReadPromptResponse,
     StreamRunRequest,
     SelectImagesRequest,
     CancelRunRequest,
@@ -143,6 +147,13 @@ _BINARY: dict[str, Any] = {"image/png": {}, "image/jpeg": {}, "image/webp": {}}
 
 _RUN_PATHS: dict[str, Any] = {
     "/models": {"get": {"summary": "What each stage serves now", "responses": answer("ListModelsResponse")}},
+    "/prompts/read": {
+        "post": {
+            "summary": "Which words of a prompt the generator would replace, before anything is made",
+            "requestBody": body("ReadPromptRequest"),
+            "responses": answer("ReadPromptResponse", "200", *error(400, 413, 415, 503)),
+        }
+    },
     "/runs": {
         "post": {
             "summary": "Begin a run, or find the one that the request_id has made",

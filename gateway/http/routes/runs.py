@@ -23,6 +23,8 @@ from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
     ListModelsResponse,
     ListRunsResponse,
+    ReadPromptRequest,
+    ReadPromptResponse,
     RunState,
     SelectImagesRequest,
     StreamRunRequest,
@@ -33,6 +35,14 @@ async def list_models(request: Request) -> Response:
     caller_of(request)
     models = await api_of(request).pipeline.list_models()
     return JSONResponse(to_dict(ListModelsResponse(models=models)))
+
+
+async def read_prompt(request: Request) -> Response:
+    """Which words of a prompt the generator would replace: for a page that says so before anything is made."""
+    api, _ = api_of(request), caller_of(request)
+    asked = from_dict(await read_json(request, api.limits.max_body_bytes), ReadPromptRequest)
+    reading = await api.pipeline.read_prompt(asked.prompt, asked.model)
+    return JSONResponse(to_dict(ReadPromptResponse(reading=reading)))
 
 
 async def create_run(request: Request) -> Response:
@@ -130,6 +140,7 @@ def _name(request: Request) -> str:
 
 routes = [
     Route("/models", list_models, methods=["GET"]),
+    Route("/prompts/read", read_prompt, methods=["POST"]),
     Route("/runs", create_run, methods=["POST"]),
     Route("/runs", list_runs, methods=["GET"]),
     Route("/runs/{id}", get_run, methods=["GET"]),

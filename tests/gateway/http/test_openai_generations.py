@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.gateway.fake_stage import image, png
 from tests.gateway.http.painting import pixels
-from triptych.v1.stage_pb2 import StageEvent
+from triptych.v1.stage_pb2 import ModelInfo, PromptReading, StageEvent, WordReplacement
 
 
 def decoded(item) -> bytes:
@@ -161,3 +161,12 @@ async def test_a_picture_beyond_what_an_event_carries_comes_whole(web):
     answer = await web.openai.images.generate(prompt="x", quality="low", extra_body={"seed": 7})
     assert decoded(answer.data[0]).startswith(image(7).data)
     assert len(decoded(answer.data[0])) > 4 * 2**20
+
+
+async def test_the_revised_prompt_is_the_one_that_is_drawn(painter):
+    painter.gateway.generator.info.vocabulary["things"].CopyFrom(ModelInfo.WordList(words=["cat"]))
+    replaced = [WordReplacement(word="kitten", replacement="cat", similarity=0.8)]
+    painter.gateway.generator.readings["a kitten"] = PromptReading(prompt="a cat", replacements=replaced)
+    await painter.gateway.notice()
+    answer = await painter.openai.images.generate(prompt="a kitten")
+    assert answer.data[0].revised_prompt == "a cat"

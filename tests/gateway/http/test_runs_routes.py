@@ -7,6 +7,7 @@ from gateway.runs.manager import RunLimits
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.run_fixtures import collect, spec
 from triptych.v1.pipeline_pb2 import RunState
+from triptych.v1.stage_pb2 import ModelInfo, PromptReading, WordReplacement
 
 SKETCHES = {"prompt": "a red house", "seed": "100", "generate": {"count": 2}}
 
@@ -180,3 +181,13 @@ async def test_a_body_that_does_not_come_is_not_waited_for(web):
     writer.write(head.encode())
     assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
     writer.close()
+
+
+async def test_a_prompt_is_read_before_a_run_is_begun(web):
+    web.gateway.generator.info.vocabulary["things"].CopyFrom(ModelInfo.WordList(words=["cat"]))
+    replaced = [WordReplacement(word="kitten", replacement="cat", similarity=0.8)]
+    web.gateway.generator.readings["a kitten"] = PromptReading(prompt="a cat", replacements=replaced)
+    await web.gateway.notice()
+    answer = await web.http.post("/prompts/read", json={"prompt": "a kitten"})
+    assert answer.json()["reading"]["replacements"][0]["replacement"] == "cat"
+    assert (await web.http.post("/prompts/read", json={"prompt": ""})).status_code == 400
