@@ -80,12 +80,14 @@ tiny: $(VENV)/dev ## Train the built-in models from nothing (many hours; needs n
 	$(TEST_ENV) $(BIN)/python -m training.generator.train_vqgan
 	$(TEST_ENV) $(BIN)/python -m training.generator.train_dalle
 	$(TEST_ENV) $(BIN)/python -m training.generator.export
+	$(TEST_ENV) $(BIN)/python -m training.world.word_table
 	for recipe in refiner.train_autoencoder refiner.train_text_encoder refiner.train_unet refiner.train_clip upscaler.train_swinir; do \
 		$(TEST_ENV) $(BIN)/python -m training.$$recipe --export || exit 1; \
 	done
 
-quality: $(VENV)/dev ## Measure the built-in models on held-out prompts: make quality ARGS="--seed 7"
+quality: $(VENV)/dev ## Measure the built-in models on held-out and natural prompts: make quality ARGS="--seed 7"
 	$(TEST_ENV) $(BIN)/python -m training.evaluation.generator_report $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m training.evaluation.natural_report
 
 check: $(VENV)/dev ## Lint, types, protos, stubs
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from services.weights.model_folder import BUILT_IN_FOLDER, read_config, write_atomically, write_manifest
+from training.world.prompts import EXAMPLE_PROMPTS, vocabulary
 from training.world.scenes import NARROW
 from training.world.sprites import NOTICE
 
@@ -49,9 +50,6 @@ def write_part(
 
 
 def write_stage_manifest(stage: str, folder: Path) -> None:
-    # Imported late: it brings the generator's framework along, which training itself does not need.
-    from training.generator.export import EXAMPLE_PROMPTS, vocabulary
-
     write_manifest(
         folder,
         name=NAME,

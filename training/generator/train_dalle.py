@@ -38,6 +38,7 @@ from training.world.scenes import WORLDS, Scene, World, crowded, sample_scenes
 from training.world.sprites import fluent_sprites
 
 CHECKPOINT = checkpoint.FOLDER / "generator.pt"
+SAVE_EVERY = 50
 POOL = checkpoint.FOLDER / "tokens.npz"
 WEIGHTS = Path("services/generator/models/tiny/dalle/model.safetensors")
 TOKENIZER = WEIGHTS.with_name("tokenizer.json")
@@ -238,6 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--from-weights", action="store_true", help="start from the committed weights")
     parser.add_argument("--bfloat16", action="store_true", help="faster where the CPU knows bfloat16")
     parser.add_argument("--compile", action="store_true", help="a fifth faster, after half a minute")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop then; go on with --resume")
     parser.add_argument("--report-every", type=int, default=250)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     options = parser.parse_args(arguments)
@@ -312,11 +314,14 @@ def _train(
         ]
     )
     losses, started = [], time.process_time()
-    while trainer.step < trainer.recipe.steps:
+    ends = time.monotonic() + 60 * options.minutes
+    while trainer.step < trainer.recipe.steps and time.monotonic() < ends:
         losses.append(trainer.train_step())
-        if trainer.step % options.report_every == 0 or trainer.step in (20, trainer.recipe.steps):
+        reports = trainer.step % options.report_every == 0 or trainer.step in (20, trainer.recipe.steps)
+        if reports or trainer.step % SAVE_EVERY == 0:
             checkpoint.save(options.checkpoint, **trainer.state())
             trainer.pool.save(pool_file)
+        if reports:
             validation = trainer.validate(scenes, held_out)
             sheet, _ = sample_sheet(trainer.network, trainer.tokenizer, decoder, scenes[:16], seed=2)
             sheet.save(options.checkpoint.with_suffix(".png"))

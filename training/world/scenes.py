@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from training.world.vocabulary import (
+    COMMON_OBJECTS,
     FOUR_SLOTS,
     HOMES,
     NARROW_OBJECTS,
@@ -63,6 +64,20 @@ class World:
     paired: float = 0.0  # how often two of three that are not all of a kind are: "two trees and a house"
     related: float = 0.0  # how often one of two is above, on or in front of the other
     places: tuple[str, ...] = NARROW_PLACES
+    # Objects that are met more often than their number says: those that a model has yet to learn.
+    focus: tuple[str, ...] = ()
+    focus_share: float = 0.0
+
+    def choose_objects(self, rng: random.Random, count: int) -> list[str]:
+        """So many different objects."""
+        if not self.focus:
+            return rng.sample(self.objects, count)
+        names: list[str] = []
+        while len(names) < count:
+            name = rng.choice(self.focus if rng.random() < self.focus_share else self.objects)
+            if name not in names:
+                names.append(name)
+        return names
 
 
 NARROW = World(tuple(NARROW_OBJECTS), num_variants=2)
@@ -76,7 +91,13 @@ WIDE = World(
     related=0.3,
     places=PLACES,
 )
-WORLDS = {"narrow": NARROW, "wide": WIDE}
+COMMON = replace(
+    WIDE,
+    objects=tuple(COMMON_OBJECTS),
+    focus=tuple(name for name in COMMON_OBJECTS if name not in NARROW_OBJECTS),
+    focus_share=0.5,
+)
+WORLDS = {"narrow": NARROW, "common": COMMON, "wide": WIDE}
 
 
 def crowded(world: World) -> World:
@@ -190,15 +211,15 @@ def _sample_objects(rng: random.Random, world: World) -> tuple[SceneObject, ...]
         slot = rng.choices(SLOTS, [0.2, 0.6, 0.2])[0]
         # A big object beside the edge would be cut off.
         sizes: Sequence[str] = SIZES if slot == "center" else SIZES[:2]
-        return (_sample_object(rng, world, rng.choice(world.objects), slot, sizes),)
+        return (_sample_object(rng, world, _choose(rng, world), slot, sizes),)
     if count == 2 and world.related and rng.random() < world.related:
         return _sample_related(rng, world)
     slots = {2: ("left", "right"), 3: SLOTS, 4: FOUR_SLOTS}[count]
     sizes = SIZES[:2] if count == 2 else SIZES[:1]
     if rng.random() < world.alike[count - 1]:
-        first = _sample_object(rng, world, rng.choice(world.objects), slots[0], sizes)
+        first = _sample_object(rng, world, _choose(rng, world), slots[0], sizes)
         return tuple(replace(first, slot=slot) for slot in slots)
-    names = rng.sample(world.objects, count)
+    names = world.choose_objects(rng, count)
     objects = [_sample_object(rng, world, name, slot, sizes) for name, slot in zip(names, slots, strict=True)]
     if count > 2 and world.paired and rng.random() < world.paired:
         # The first two alike, or the last two: what is between two of a kind is told by its relation.
@@ -207,6 +228,10 @@ def _sample_objects(rng: random.Random, world: World) -> tuple[SceneObject, ...]
         if count == 4:
             objects[3] = replace(objects[2], slot=slots[3])
     return tuple(objects)
+
+
+def _choose(rng: random.Random, world: World) -> str:
+    return world.choose_objects(rng, 1)[0] if world.focus else rng.choice(world.objects)
 
 
 def _sample_related(rng: random.Random, world: World) -> tuple[SceneObject, SceneObject]:

@@ -36,12 +36,11 @@ class SentenceEncoder:
         self._layers, self._heads = config["num_hidden_layers"], config["num_attention_heads"]
         self._eps = config["layer_norm_eps"]
         self._tokenizer.enable_padding()
-        self._tokenizer.enable_truncation(48)
+        self._tokenizer.enable_truncation(32)
 
-    @property
-    def words(self) -> set[str]:
-        """The whole words among its pieces: some 20,000 of the commonest."""
-        return {piece for piece in self._tokenizer.get_vocab() if piece.isalpha()}
+    def num_pieces(self, word: str) -> int:
+        """Into how many pieces of its vocabulary a word falls apart: common words are one."""
+        return len(self._tokenizer.encode(word, add_special_tokens=False).tokens)
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], batch: int = 64) -> Float[np.ndarray, "N D"]:

@@ -167,6 +167,31 @@ NARROW_OBJECTS = [
     "ghost",
     "ufo",
 ]
+# What people ask for most besides: a small model learns these first, where there is no time for all.
+COMMON_OBJECTS = [
+    *NARROW_OBJECTS,
+    "woman",
+    "man",
+    "astronaut",
+    "wizard",
+    "otter",
+    "horse",
+    "elephant",
+    "lion",
+    "dinosaur",
+    "dragon",
+    "whale",
+    "frog",
+    "pizza",
+    "hamburger",
+    "train",
+    "bus",
+    "plane",
+    "lighthouse",
+    "umbrella",
+    "guitar",
+    "sunflower",
+]
 # Places where a thing is at home: it stands there more often, and there when nothing is said.
 HOMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(

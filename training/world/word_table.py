@@ -9,7 +9,8 @@ by animals, people by people. Needs npm, pip, 1 GB and five minutes. Writes the 
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +18,72 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from services.weights.model_folder import write_atomically
-from training.world.phrases import ADJECTIVES, DOING, ENDINGS, JUNK, OPENINGS, plural
+from services.weights.model_folder import (
+    MANIFEST,
+    Manifest,
+    read_manifest,
+    write_atomically,
+    write_manifest,
+)
+from training.world.phrases import (
+    ADJECTIVES,
+    COLOUR_WORDS,
+    DOING,
+    ENDINGS,
+    JUNK,
+    NUMBER_WORDS,
+    OPENINGS,
+    PLACE_PHRASES,
+    SKY_PHRASES,
+    TIME_PHRASES,
+    WEATHER_PHRASES,
+    plural,
+)
 from training.world.scenes import WORLDS, World
 from training.world.sentence_embeddings import SentenceEncoder
-from training.world.vocabulary import COLOURS, OBJECTS
+from training.world.vocabulary import COLOURS, HOMES, OBJECTS
 from training.world.wordnet import WordNet, read_wordnet
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 FILE = Path("services/generator/models/tiny/dalle/words.json")
+NOTICE = """\
+The table of words (words.json) was made from WordNet 3.1 by Princeton University, with similarities by all-MiniLM-L6-v2
+(sentence-transformers, Apache License 2.0), which is not part of it. WordNet's licence:
+
+This software and database is being provided to you, the LICENSEE, by
+Princeton University under the following license.  By obtaining, using
+and/or copying this software and database, you agree that you have
+read, understood, and will comply with these terms and conditions.:
+
+Permission to use, copy, modify and distribute this software and
+database and its documentation for any purpose and without fee or
+royalty is hereby granted, provided that you agree to comply with
+the following copyright notice and statements, including the disclaimer,
+and that the same appear on ALL copies of the software, database and
+documentation, including modifications that you make for internal
+use or for distribution.
+
+WordNet 3.0 Copyright 2006 by Princeton University.  All rights reserved.
+
+THIS SOFTWARE AND DATABASE IS PROVIDED "AS IS" AND PRINCETON
+UNIVERSITY MAKES NO REPRESENTATIONS OR WARRANTIES, EXPRESS OR
+IMPLIED.  BY WAY OF EXAMPLE, BUT NOT LIMITATION, PRINCETON
+UNIVERSITY MAKES NO REPRESENTATIONS OR WARRANTIES OF MERCHANT-
+ABILITY OR FITNESS FOR ANY PARTICULAR PURPOSE OR THAT THE USE
+OF THE LICENSED SOFTWARE, DATABASE OR DOCUMENTATION WILL NOT
+INFRINGE ANY THIRD PARTY PATENTS, COPYRIGHTS, TRADEMARKS OR
+OTHER RIGHTS.
+
+The name of Princeton University or Princeton may not be used in
+advertising or publicity pertaining to distribution of the software
+and/or database.  Title to copyright in this software, database and
+any associated documentation shall at all times remain with
+Princeton University and LICENSEE agrees to preserve same.
+"""
 # Words that name what is no object, by the place, time or weather that they stand for.
 SETTING_WORDS = {
     "sea": ("place", "sea"), "ocean": ("place", "sea"), "beach": ("place", "beach"), "shore": ("place", "beach"),
@@ -65,171 +124,50 @@ PERSONS = frozenset(
 COMPATIBLE = {("food", "plant"), ("plant", "food"), ("location", "place"), ("object", "place"), ("artifact", "place"),
               ("plant", "place"), ("phenomenon", "weather"), ("time", "time"), ("object", "weather")}  # fmt: skip
 # Nouns of WordNet that ask for nothing in a picture.
-NOT_DRAWN = frozenset(
-    [
-        "front",
-        "back",
-        "top",
-        "bottom",
-        "side",
-        "middle",
-        "center",
-        "background",
-        "foreground",
-        "view",
-        "scene",
-        "group",
-        "pair",
-        "piece",
-        "thing",
-        "object",
-        "item",
-        "part",
-        "line",
-        "point",
-        "way",
-        "kind",
-        "type",
-        "sort",
-        "form",
-        "lot",
-        "bit",
-        "set",
-        "end",
-        "edge",
-        "area",
-        "place",
-        "spot",
-        "room",
-        "space",
-        "size",
-        "color",
-        "colour",
-        "shade",
-        "light",
-        "style",
-        "paint",
-        "canvas",
-        "portrait",
-        "photograph",
-        "print",
-        "poster",
-        "sketch",
-        "photo",
-        "picture",
-        "image",
-        "drawing",
-        "painting",
-        "illustration",
-        "cartoon",
-        "film",
-        "movie",
-        "video",
-        "camera",
-        "wallpaper",
-        "logo",
-        "icon",
-        "design",
-        "pattern",
-        "texture",
-        "surface",
-        "model",
-        "figure",
-        "head",
-        "face",
-        "eye",
-        "eyes",
-        "hair",
-        "hand",
-        "arm",
-        "leg",
-        "foot",
-        "body",
-        "tail",
-        "wing",
-        "nose",
-        "mouth",
-        "ear",
-        "skin",
-        "world",
-        "life",
-        "love",
-        "fun",
-        "baby",
-        "babies",
-        "adult",
-        "people",
-        "person",
-        "one",
-        "two",
-        "three",
-        "four",
-        "couple",
-        "friend",
-        "friends",
-        "family",
-        "crowd",
-        "team",
-        "wild",
-        "pet",
-        "creature",
-        "animal",
-        "food",
-        "meal",
-        "dish",
-        "plant",
-        "flowering",
-        "vehicle",
-        "machine",
-        "device",
-        "product",
-        "material",
-        "wood",
-        "metal",
-        "glass",
-        "plastic",
-        "paper",
-        "stone",
-        "gold",
-        "silver",
-        "chocolate",
-        "wedding",
-        "birthday",
-        "party",
-        "summer",
-        "spring",
-        "autumn",
-        "fall",
-        "winter",
-        "will",
-        "may",
-        "can",
-        "must",
-        "being",
-        "human",
-        "individual",
-        "someone",
-        "somebody",
-        "dark",
-        "bright",
-        "full",
-        "half",
-        "short",
-        "long",
-        "tall",
-        "small",
-        "big",
-        "old",
-        "new",
-        "high",
-        "low",
-        "left",
-        "right",
-        "good",
-        "best",
-    ]
+NOT_DRAWN = _words(
+    """front back top bottom side middle center background foreground view scene group pair piece thing object item part
+    line point way kind type sort form lot bit set end edge area place spot room space size color colour shade light
+    style paint canvas portrait photograph print poster sketch photo picture image drawing painting illustration
+    cartoon film movie video camera wallpaper logo icon design pattern texture surface model figure head face eye eyes
+    hair hand arm leg foot body tail wing nose mouth ear skin world life love fun baby babies adult people person one
+    two three four couple friend friends family crowd team wild pet creature animal food meal dish plant flowering
+    vehicle machine device product material wood metal glass plastic paper stone gold silver chocolate wedding birthday
+    party summer spring autumn fall winter will may can must being human individual someone somebody dark bright full
+    half short long tall small big old new high low left right good best master"""
 )
-MIN_SIMILARITY = 0.5
+# Words of the phrases for settings that are no nouns of one.
+NOT_SETTINGS = _words(
+    """in on the a by at with over under near among behind of top and while it going down bright sandy green pine yellow
+    red setting full thin falling another outer dark during weather"""
+)
+IRREGULAR = {"mice": "mouse", "geese": "goose", "oxen": "ox", "fungi": "fungus", "octopi": "octopus", "lice": "louse",
+             "children": "child", "grandchildren": "grandchild", "hippopotami": "hippopotamus"}  # fmt: skip
+# More than can be drawn.
+LARGE_NUMBERS = ("five", "six", "seven", "eight", "nine", "ten", "5", "6", "7", "8", "9", "10")
+# Places, times and weathers that are told badly by meanings that tell of land, water and hours.
+SETTING_NAMES = {
+    "lake": "sea", "river": "sea", "pond": "sea", "bay": "sea", "lagoon": "sea", "harbor": "sea", "island": "beach",
+    "jungle": "forest", "rainforest": "forest", "swamp": "forest", "garden": "meadow", "park": "meadow", "farm": "meadow",
+    "lawn": "meadow", "prairie": "meadow", "village": "town", "neighborhood": "town", "valley": "mountains",
+    "canyon": "mountains", "waterfall": "mountains", "cave": "mountains", "cliff": "mountains", "glacier": "snow",
+    "iceberg": "snow", "arctic": "snow", "morning": "day", "afternoon": "day", "twilight": "sunset", "nightfall": "night",
+    "storm": "rain", "thunderstorm": "rain", "lightning": "rain", "fog": "clouds", "mist": "clouds", "blizzard": "snowstorm",
+    "galaxy": "space", "universe": "space", "path": "road", "freeway": "road", "lane": "road",
+}  # fmt: skip
+# Other words for things, that are known but written for nothing else.
+NOT_TARGETS = frozenset(
+    ("kitty", "puppy", "bunny", "home", "cottage", "guy", "camp", "automobile", "kid", "burger", "santa", "cab",
+     "motorbike", "spaceman", "fortress", "sea otter", "bike", "locomotive", "toadstool", "lady")
+)  # fmt: skip
+PEOPLE = frozenset(("woman", "man", "girl", "boy"))
+# What can be drawn, by the files of the lexicographers; and what has Latin names.
+DRAWN = frozenset(
+    ("animal", "artifact", "food", "location", "object", "person", "phenomenon", "plant", "time")
+)
+LIVING = frozenset(("animal", "plant"))
+MIN_SIMILARITY = 0.4
+NEAR_PERSON = 0.5
+RARE_SENSE_PENALTY = 0.06
 KIND_BONUS = 0.4  # for what is a kind of the other: a poodle is a dog, whatever the embeddings say
 MAX_WORDS = 20_000
 
@@ -247,7 +185,7 @@ def targets_of(world: World, wordnet: WordNet) -> list[Target]:
     for name in world.objects:
         wanted = ("person",) if name in PERSONS else LEXICONS
         for word in OBJECTS[name].words:
-            if senses := wordnet.senses.get(word):
+            if word not in NOT_TARGETS and (senses := wordnet.senses.get(word)):
                 synset = min(
                     (s for s in senses if wordnet.synsets[s].lexicon in wanted),
                     key=lambda s: (wanted.index(wordnet.synsets[s].lexicon), senses.index(s)),
@@ -257,32 +195,43 @@ def targets_of(world: World, wordnet: WordNet) -> list[Target]:
     for word, (kind, written) in SETTING_WORDS.items():
         if word in WIDE_PLACES and len(world.places) < len(WORLDS["wide"].places):
             continue
-        found.append(Target(written, kind, kind, wordnet.senses[word][0], written))
+        if word in wordnet.senses:
+            found.append(Target(written, kind, kind, wordnet.senses[word][0], written))
     return found
 
 
-def common_nouns(wordnet: WordNet, vocabulary: Iterable[str], targets: Sequence[Target]) -> list[str]:
-    """What people may ask for and can be seen: words that are known to `vocabulary`, and kinds of the targets.
+def common_nouns(
+    wordnet: WordNet, num_pieces: Callable[[str], int], targets: Sequence[Target]
+) -> list[tuple[str, int]]:
+    """What people may ask for and can be seen: each noun with those of its senses that can be drawn, the frequent first.
 
-    A word that is more often a verb or an adjective is left out: "a light blue house" asks for no lamp.
+    A word that is more often a verb or an adjective is left out: "a light blue house" asks for no lamp. So are words that
+    mostly mean what cannot be seen, and Latin names.
     """
-    common = set(vocabulary)
     kinds = {target.synset for target in targets if target.kind == "object"}
     found = []
     for word, senses in wordnet.senses.items():
         parts = word.split(" ")
         if len(parts) > 2 or len(word) < 3 or not all(part.isalpha() for part in parts):
             continue
-        first = wordnet.synsets[senses[0]]
-        if not first.lexicon or first.lexicon == "body" or word in NOT_DRAWN:
+        if word in NOT_DRAWN or wordnet.other_counts.get(word, 0) > wordnet.noun_counts.get(word, 0):
             continue
-        if wordnet.other_counts.get(word, 0) > wordnet.noun_counts.get(word, 0):
+        # One word may be met now and then; of a name of two, both are common words.
+        if max(map(num_pieces, parts)) > 3 - len(parts) or (len(parts) == 2 and set(parts) & STOP_WORDS):
             continue
-        is_kind = bool(kinds & wordnet.ancestors(senses[0]).keys())
-        is_common = all(part in common for part in parts)
-        if is_kind or (is_common and (len(parts) == 1 or not set(parts) & STOP_WORDS)):
-            found.append(word)
+        drawn = [sense for sense in senses[:2] if wordnet.synsets[sense].lexicon in DRAWN]
+        if drawn and (drawn[0] == senses[0] or _is_mostly_seen(wordnet, word, senses)):
+            is_latin = wordnet.synsets[drawn[0]].is_proper and wordnet.synsets[drawn[0]].lexicon in LIVING
+            if not is_latin or (len(parts) == 2 and kinds & wordnet.ancestors(drawn[0]).keys()):
+                found += [(word, sense) for sense in drawn]
     return found
+
+
+def _is_mostly_seen(wordnet: WordNet, word: str, senses: Sequence[int]) -> bool:
+    """Of a word whose first meaning cannot be drawn: a group of houses, an animal that stands for a party."""
+    first, second = (wordnet.synsets[sense] for sense in (senses[0], senses[min(1, len(senses) - 1)]))
+    rare = wordnet.noun_counts.get(word, 0) <= 5
+    return first.lexicon == "group" or (rare and second.lexicon == "animal")
 
 
 # Fillers of captions: they are read over, whatever WordNet knows of them.
@@ -298,13 +247,15 @@ def meaning(wordnet: WordNet, word: str, synset: int) -> str:
 
 
 def similarities(
-    wordnet: WordNet, encoder: SentenceEncoder, words: Sequence[str], targets: Sequence[Target]
+    wordnet: WordNet,
+    encoder: SentenceEncoder,
+    nouns: Sequence[tuple[str, int]],
+    targets: Sequence[Target],
 ) -> Float[np.ndarray, "N T"]:
-    """How near each target is to each word, 0 to 1; -1 where one cannot stand for the other."""
-    senses = [wordnet.senses[word][0] for word in words]
-    written = encoder(words) @ encoder([target.word for target in targets]).T
+    """How near each target is to each noun in one of its senses, 0 to 1; -1 where one cannot stand for the other."""
+    written = encoder([word for word, _ in nouns]) @ encoder([target.word for target in targets]).T
     meant = (
-        encoder([meaning(wordnet, word, sense) for word, sense in zip(words, senses, strict=True)])
+        encoder([meaning(wordnet, word, sense) for word, sense in nouns])
         @ encoder([meaning(wordnet, target.word, target.synset) for target in targets]).T
     )
     found = 0.5 * written + 0.5 * meant
@@ -314,10 +265,12 @@ def similarities(
     lexicons = [target.lexicon for target in targets]
     fits = {
         lexicon: np.array([lexicon == other or (lexicon, other) in COMPATIBLE for other in lexicons])
-        for lexicon in LEXICONS
+        for lexicon in DRAWN
     }
-    for row, sense in enumerate(senses):
-        fitting = fits[wordnet.synsets[sense].lexicon].copy()
+    for row, (_, sense) in enumerate(nouns):
+        synset = wordnet.synsets[sense]
+        # Names of one city or one woman are near to nothing but what they are a kind of.
+        fitting = np.zeros(len(targets), bool) if synset.is_proper else fits[synset.lexicon].copy()
         for ancestor, steps in wordnet.ancestors(sense).items():
             for column in columns.get(ancestor, ()):
                 fitting[column] = True
@@ -329,26 +282,125 @@ def similarities(
 def make_table(world: World, wordnet: WordNet, encoder: SentenceEncoder) -> dict[str, tuple[str, float]]:
     """Word to known word and similarity, in alphabetical order."""
     targets = targets_of(world, wordnet)
-    known = known_words(world)
-    words = [word for word in common_nouns(wordnet, encoder.words, targets) if word not in known]
-    near = similarities(wordnet, encoder, words, targets)
-    rows = sorted(
-        ((float(row.max()), word, targets[int(row.argmax())]) for word, row in zip(words, near, strict=True)),
-        key=lambda row: (-row[0], row[1]),
-    )
+    nouns = candidates(world, wordnet, encoder.num_pieces, targets)
+    return nearest(world, wordnet, nouns, targets, similarities(wordnet, encoder, nouns, targets))
+
+
+def candidates(
+    world: World, wordnet: WordNet, num_pieces: Callable[[str], int], targets: Sequence[Target]
+) -> list[tuple[str, int]]:
+    """The common nouns that the world does not know."""
+    reserved = reserved_words(world)
+    # "A full moon" and "the night sky" are no things with names of their own.
+    settings = known_nouns(world).keys() - {word for name in world.objects for word in OBJECTS[name].words}
+    reserved |= {word for word in wordnet.senses if " " in word and word.split(" ")[-1] in settings}
+    return [noun for noun in common_nouns(wordnet, num_pieces, targets) if noun[0] not in reserved]
+
+
+def nearest(
+    world: World,
+    wordnet: WordNet,
+    nouns: Sequence[tuple[str, int]],
+    targets: Sequence[Target],
+    near: Float[np.ndarray, "N T"],
+) -> dict[str, tuple[str, float]]:
+    """The nearest target of each word that has one, of the nearest words so many as a table may have."""
+    best: dict[str, tuple[float, str]] = {}
+    for (word, sense), row in zip(nouns, near, strict=True):
+        # A sense that is meant less often must be so much nearer.
+        rank = wordnet.senses[word].index(sense)
+        column = int(row.argmax())
+        similarity, target = float(row[column]) - RARE_SENSE_PENALTY * rank, targets[column]
+        if similarity < NEAR_PERSON and wordnet.synsets[sense].lexicon == "person" and row.max() > -1:
+            # Whoever is no dancer and no king is a woman or a man, a girl or a boy.
+            people = [i for i, target in enumerate(targets) if target.word in PEOPLE]
+            if people:
+                column = max(people, key=lambda i: row[i])
+                similarity, target = max(float(row[column]), MIN_SIMILARITY), targets[column]
+        best[word] = max(best.get(word, (-1.0, "")), (similarity, target.word))
+    rows = sorted(((similarity, word, near) for word, (similarity, near) in best.items()), reverse=True)
     table = {
-        word: (target.word, round(similarity, 2))
-        for similarity, word, target in rows[:MAX_WORDS]
+        word: (near_word, round(min(similarity, 1.0), 2))
+        for similarity, word, near_word in rows[:MAX_WORDS]
         if similarity >= MIN_SIMILARITY
     }
-    table |= {word: (colour, 0.9) for word, colour in COLOUR_NAMES.items()}
-    return dict(sorted(table.items()))
+    most = NUMBER_WORDS[max(count for count, share in enumerate(world.counts, 1) if share)][0]
+    known = known_nouns(world)
+    extra = {
+        **{word: (near_word, 0.9) for word, near_word in COLOUR_NAMES.items()},
+        **{word: (near_word, 0.9) for word, near_word in SETTING_NAMES.items() if near_word in known},
+        **dict.fromkeys(LARGE_NUMBERS, (most, 0.9)),
+        **{
+            many: (known.get(table[one][0], table[one][0]), table[one][1])
+            for many, one in IRREGULAR.items()
+            if one in table
+        },
+    }
+    return dict(sorted({**table, **extra}.items()))
 
 
-def known_words(world: World) -> set[str]:
-    """What captions say of objects and settings, singular and plural."""
+def known_nouns(world: World) -> dict[str, str]:
+    """What can be drawn, in the words of captions, and the plurals: things, and words of places, times and weathers."""
+    places = [phrase for place in world.places for phrase in PLACE_PHRASES[place]]
+    settings = [*places, *chain(*TIME_PHRASES.values(), *SKY_PHRASES.values(), *WEATHER_PHRASES.values())]
+    nouns = {word for phrase in settings for word in phrase.split()} - NOT_SETTINGS
+    written = {word for word, (_, near) in SETTING_WORDS.items() if {word, near, plural(word)} & nouns}
     names = {word for name in world.objects for word in OBJECTS[name].words}
-    return names | {plural(word) for word in names} | SETTING_WORDS.keys() | set(COLOURS) | STOP_WORDS
+    # Adjectives and plurals of the phrases stay as they are.
+    others = {word: word for word in nouns if word.removesuffix("s") not in names | written}
+    return dict(sorted(({word: plural(word) for word in names | written} | others).items()))
+
+
+def reserved_words(world: World) -> set[str]:
+    """Words that are never replaced: those that are known, colours, and fillers."""
+    known = known_nouns(world)
+    return {*known, *known.values(), *COLOURS, *chain(*COLOUR_WORDS.values()), *STOP_WORDS}
+
+
+def place_nouns(world: World) -> list[str]:
+    """Those of the known nouns that say where."""
+    said = {word for place in world.places for phrase in PLACE_PHRASES[place] for word in phrase.split()}
+    known = known_nouns(world)
+    names = {word for name in world.objects for word in OBJECTS[name].words}
+    nouns = [noun for noun in known.keys() - names if {noun, known[noun]} & said]
+    return sorted({*nouns, *(known[noun] for noun in nouns)})
+
+
+def settings_of(world: World) -> dict[str, list[str]]:
+    """A phrase for a place where each thing is at home, and for all others some of the common places."""
+    homes = {
+        noun: [PLACE_PHRASES[place][0] for place in dict.fromkeys(HOMES[name]) if place in world.places]
+        for name in world.objects
+        if name in HOMES
+        for word in OBJECTS[name].words
+        for noun in (word, plural(word))
+    }
+    anywhere = [
+        PLACE_PHRASES[place][0] for place in ("meadow", "beach", "mountains", "forest", "snow", "city")
+    ]
+    return {**{noun: phrases for noun, phrases in homes.items() if phrases}, "": anywhere}
+
+
+def write_table(
+    path: Path,
+    known: Mapping[str, str],
+    table: Mapping[str, tuple[str, float]],
+    places: Sequence[str] = (),
+    settings: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """One word a line, so that two tables can be compared."""
+    lines = ",\n".join(f"{json.dumps(word)}:{json.dumps(entry)}" for word, entry in table.items())
+    text = f'{{"known":{json.dumps(known)},\n"places":{json.dumps(places)},\n"settings":{json.dumps(settings or {})},\n'
+    text += f'"replacements":{{\n{lines}\n}}}}\n'
+    write_atomically(path, text.encode())
+
+
+def refresh_manifest(folder: Path) -> Manifest:
+    """Has the manifest name the table's digest, and the notices of what it was made of."""
+    said = read_manifest(folder)
+    notices = said.notices if NOTICE in said.notices else f"{said.notices}\n{NOTICE}"
+    fields = {key: value for key, value in vars(said).items() if key not in ("files", "notices")}
+    return write_manifest(folder, **fields, notices=notices)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -356,12 +408,18 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--world", choices=sorted(WORLDS), default="wide")
+    parser.add_argument(
+        "--with-settings", action="store_true", help="for a model that draws well only what is somewhere"
+    )
     parser.add_argument("--output", type=Path, default=FILE)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    table = make_table(WORLDS[options.world], read_wordnet(), SentenceEncoder())
-    lines = ",\n".join(f"{json.dumps(word)}:{json.dumps(entry)}" for word, entry in table.items())
-    write_atomically(options.output, f"{{\n{lines}\n}}\n".encode())
+    world = WORLDS[options.world]
+    table = make_table(world, read_wordnet(), SentenceEncoder())
+    settings = settings_of(world) if options.with_settings else None
+    write_table(options.output, known_nouns(world), table, place_nouns(world), settings)
+    if (options.output.parents[1] / MANIFEST).exists():
+        refresh_manifest(options.output.parents[1])
     print(f"{options.output}: {len(table)} words, {options.output.stat().st_size / 1e3:.0f} kB")
 
 

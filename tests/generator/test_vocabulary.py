@@ -1,0 +1,169 @@
+"""Words that the built-in model does not know are drawn as near ones, and what is no object stays as it is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from services.errors import ModelError
+from services.generator.vocabulary import FILE, Replacement, Vocabulary, read_vocabulary
+from services.weights.model_folder import FileEntry, Manifest, open_model
+
+KNOWN = {"cat": "cats", "car": "cars", "house": "houses", "cactus": "cacti", "ufo": "ufos", "orange tree": "orange trees",
+         "sea": "seas", "boat": "boats", "man": "men"}  # fmt: skip
+REPLACEMENTS = {
+    "kitten": ("cat", 0.79), "automobile": ("car", 0.9), "cottage": ("house", 0.8), "lemon": ("cat", 0.5),
+    "race car": ("car", 0.8), "fireman": ("man", 0.7), "agave": ("cactus", 0.6), "calf": ("cat", 0.5), "spacecraft": ("ufo", 0.7),
+    "canary": ("cat", 0.5), "geese": ("cats", 0.5), "turquoise": ("blue", 0.9), "lake": ("sea", 0.7), "cat cafe": ("house", 0.6),
+}  # fmt: skip
+EXAMPLES = ("a red house", "two cats", "a car by the sea", "a ufo at night", "three cacti")
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary(KNOWN, REPLACEMENTS, EXAMPLES)
+
+
+@pytest.fixture(scope="module")
+def built_in() -> Vocabulary:
+    found = read_vocabulary(*open_model("tiny", "generator"))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a kitten", "a cat"),
+        ("two kittens", "two cats"),
+        ("Kittens", "Cats"),
+        ("KITTEN!", "Cat!"),
+        ("a kitten's house", "a cat's house"),
+        ("the kittens' house", "the cats' house"),
+        ("an automobile", "a car"),
+        ("An  old automobile", "An  old car"),
+        ("a spacecraft", "a ufo"),
+        ("firemen, canaries and calves", "men, cats and cats"),
+        ("an agave and three agaves", "a cactus and three cacti"),
+        ("geese by a lake", "cats by a sea"),
+        ("a race car", "a car"),
+        ("a race-car and race cars", "a car and cars"),
+        ("a lemon car", "a lemon car"),  # no lemon is asked for
+        ("a lemon, a car", "a cat, a car"),
+        ("an orange tree", "an orange tree"),
+        ("a cat cafe", "a house"),
+        ("a turquoise house", "a blue house"),
+        ("two cats with a boat", "two cats with a boat"),
+    ],
+)
+def test_a_word_is_replaced_in_the_form_that_it_has(vocabulary: Vocabulary, prompt: str, expected: str):
+    replaced = vocabulary.replace_words(prompt)
+
+    assert replaced.prompt == expected
+    assert replaced.known
+
+
+def test_a_replacement_is_told_once_as_the_prompt_has_the_word(vocabulary: Vocabulary):
+    replaced = vocabulary.replace_words("a Kitten, two kittens, two kittens")
+
+    assert replaced.replacements == (Replacement("Kitten", "cat", 0.79), Replacement("kittens", "cats", 0.79))
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "zxqv", "the very beautiful", "a turquoise blorg", "!?", "🙂"])
+def test_where_nothing_is_known_another_scene_is_drawn_and_three_are_named(
+    vocabulary: Vocabulary, prompt: str
+):
+    replaced = vocabulary.replace_words(prompt)
+
+    assert not replaced.known
+    assert replaced.prompt in EXAMPLES
+    assert len({replaced.prompt, *replaced.suggestions}) == 4
+    assert vocabulary.replace_words(prompt) == replaced
+
+
+def test_a_known_word_among_unknown_ones_is_enough(vocabulary: Vocabulary):
+    assert vocabulary.replace_words("zxqv cat blorg").prompt == "zxqv cat blorg"
+    assert vocabulary.replace_words("zxqv cat blorg").known
+
+
+def test_a_model_that_wants_a_place_is_told_one_where_the_prompt_names_none():
+    settings = {"boat": ["at sea"], "boats": ["at sea"], "": ["in a meadow", "in the snow"]}
+    wants_a_place = Vocabulary(KNOWN, REPLACEMENTS, EXAMPLES, places=["sea", "seas"], settings=settings)
+
+    assert wants_a_place.replace_words("two boats").prompt == "two boats at sea"
+    assert wants_a_place.replace_words("a kitten by a lake").prompt == "a cat by a sea"
+    assert wants_a_place.replace_words("a kitten").prompt in ("a cat in a meadow", "a cat in the snow")
+    assert wants_a_place.replace_words("a kitten") == wants_a_place.replace_words("a kitten")
+
+
+def test_a_published_model_has_no_vocabulary(tmp_path: Path):
+    assert read_vocabulary(tmp_path, Manifest("mini", "generator", {})) is None
+
+
+def test_a_broken_table_is_told(tmp_path: Path):
+    (tmp_path / "dalle").mkdir()
+    (tmp_path / FILE).write_text(json.dumps({"known": {}}))
+
+    with pytest.raises(ModelError, match=r"words\.json is not a table of words"):
+        read_vocabulary(
+            tmp_path, Manifest("tiny", "generator", {FILE: FileEntry("", 0)}, example_prompts=EXAMPLES)
+        )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a kitten", "cat"),
+        ("two kittens in the snow", "cats"),
+        ("a red sedan", "car"),
+        ("a cozy bungalow", "house"),
+        ("a poodle", "dog"),
+        ("a sparrow", "bird"),
+        ("a yacht", "sailboat"),
+        ("a sloop", "sailboat"),
+        ("a jungle with a cat", "forest"),
+        ("two salmon", "fish"),
+    ],
+)
+def test_the_built_in_table_knows_what_is_near(built_in: Vocabulary, prompt: str, expected: str):
+    replacements = built_in.replace_words(prompt).replacements
+
+    assert expected in {found.replacement for found in replacements}, replacements
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a cute cat",
+        "a beautiful old house at night",
+        "a photo of a dog, highly detailed, digital art, trending on artstation",
+        "the big red car is very fast and looks great",
+        "a happy little penguin standing on the left",
+        "one tiny blue bird under a full moon",
+        "two trees and a red house",
+        "a painting of a castle in the style of an old master",
+        "a dog running and playing with another dog",
+        "a light green car",
+        "a white siamese-like cat next to a tree, my favorite kind of picture",
+    ],
+)
+def test_what_carries_no_object_is_left_alone(built_in: Vocabulary, prompt: str):
+    replaced = built_in.replace_words(prompt)
+
+    assert replaced.replacements == ()
+    # A place may be added where none is named.
+    assert replaced.prompt.startswith(prompt)
+
+
+def test_the_built_in_table_is_small_and_replaces_by_known_words_alone():
+    folder, manifest = open_model("tiny", "generator")
+    raw = json.loads((folder / FILE).read_text("utf-8"))
+    colours = set(manifest.vocabulary["colours"])
+    counts = {"two", "three", "four"}
+    known = {*raw["known"], *raw["known"].values(), *colours, *counts}
+
+    assert manifest.files[FILE].num_bytes < 1_000_000
+    assert len(raw["replacements"]) > 5_000
+    assert {near for near, _ in raw["replacements"].values()} <= known
+    assert not raw["replacements"].keys() & known
+    assert all(0 < similarity <= 1 for _, similarity in raw["replacements"].values())
