@@ -237,7 +237,7 @@ def serve(
     )
     keep_days = values["keep_days"]
     options = GatewayOptions(
-        targets={stage.name: _named_targets(stage.worker, values, workers_file) for stage in STAGES},
+        targets={stage.name: _named_targets(stage.worker_name, values, workers_file) for stage in STAGES},
         workers_file=workers_file,
         host=host,
         port=port,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from gateway.runs.manager import RunManager
-from gateway.stages import STAGES, StageKind, kind_of
+from gateway.stages import STAGES, Stage, stage_of
 from gateway.workers.pool import Pool
 from triptych.v1.pipeline_pb2 import Event, RunState
 
@@ -41,9 +41,9 @@ class GatewayMetrics:
         )
         for state in ENDS:
             self._ended.labels(_name(state))
-        for kind in STAGES:
+        for stage in STAGES:
             for outcome in ("finished", "failed"):
-                self._images.labels(kind.worker, outcome)
+                self._images.labels(stage.worker_name, outcome)
         self._watch(pools, runs)
         runs.on_event = self.observe
 
@@ -51,9 +51,9 @@ class GatewayMetrics:
         """Takes note of what has just happened in a run."""
         match event.WhichOneof("kind"):
             case "image_ready":
-                self._images.labels(kind_of(event.image_ready.image.stage).worker, "finished").inc()
-            case "warning" if event.warning.given_up and (kind := _kind_of_image(event.warning.image)):
-                self._images.labels(kind.worker, "failed").inc()
+                self._images.labels(stage_of(event.image_ready.image.stage).worker_name, "finished").inc()
+            case "warning" if event.warning.given_up and (stage := _stage_of_image(event.warning.image)):
+                self._images.labels(stage.worker_name, "failed").inc()
             case "finished":
                 self._ended.labels(_name(event.finished.state)).inc()
 
@@ -79,9 +79,9 @@ class GatewayMetrics:
             ["stage"],
             registry=self.registry,
         )
-        for kind in STAGES:
-            healthy.labels(kind.worker).set_function(_healthy(pools[kind.name]))
-            waiting_images.labels(kind.worker).set_function(_num_waiting(pools[kind.name]))
+        for stage in STAGES:
+            healthy.labels(stage.worker_name).set_function(_healthy(pools[stage.name]))
+            waiting_images.labels(stage.worker_name).set_function(_num_waiting(pools[stage.name]))
 
 
 def _count(runs: RunManager, state: RunState.ValueType) -> Callable[[], float]:
@@ -100,7 +100,7 @@ def _name(state: RunState.ValueType) -> str:
     return RunState.Name(state).removeprefix("RUN_STATE_").lower()
 
 
-def _kind_of_image(name: str) -> StageKind | None:
+def _stage_of_image(name: str) -> Stage | None:
     """Of "runs/{id}/images/{stage}-{index}"; a warning may be about no image."""
-    stage = name.rpartition("/")[2].rpartition("-")[0]
-    return next((kind for kind in STAGES if kind.name == stage), None)
+    stage_name = name.rpartition("/")[2].rpartition("-")[0]
+    return next((stage for stage in STAGES if stage.name == stage_name), None)

@@ -120,18 +120,18 @@ class Pipeline:
         A finished picture comes `with_files` where its file has at most 3 MiB. Raises NotFound, InvalidRequest, and
         NotReady when this gateway stops before the run has ended.
         """
-        place, is_over = check_after_sequence(after_sequence), False
+        last_sequence, is_over = check_after_sequence(after_sequence), False
         await self.require_access(name, caller)
         while True:
             if (live := self._runs.live(name)) is not None:
-                async for event in live.record.log.follow(place):
-                    place = event.sequence
+                async for event in live.record.log.follow(last_sequence):
+                    last_sequence = event.sequence
                     yield await self._inline_image(event) if with_files else event
                 if live.is_finished and live.record.log.is_flushed:
                     return
-            row, events = await self._poll_shared(name, place)
+            row, events = await self._poll_shared(name, last_sequence)
             for event in events:
-                place, is_over = event.sequence, event.HasField("finished")
+                last_sequence, is_over = event.sequence, event.HasField("finished")
                 if not event.HasField("preview"):
                     yield await self._inline_image(event) if with_files else event
             if events:

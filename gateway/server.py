@@ -101,17 +101,17 @@ async def run_gateway(options: GatewayOptions) -> None:
     async with AsyncExitStack() as stack:
         stop = await stack.enter_async_context(stop_signal(with_parent=options.exit_with_parent))
         pools = {
-            kind.name: await stack.enter_async_context(
+            stage.name: await stack.enter_async_context(
                 Pool(
                     Discovery(
-                        kind,
-                        options.targets[kind.name],
+                        stage,
+                        options.targets[stage.name],
                         certificates=options.stage_certificates,
-                        more_targets=functools.partial(workers.targets, kind) if workers else None,
+                        more_targets=functools.partial(workers.targets, stage) if workers else None,
                     )
                 )
             )
-            for kind in STAGES
+            for stage in STAGES
         }
         journal, store = await stack.enter_async_context(open_storage(options.storage))
         bounds = RunLimits(room=options.admission, abandon_grace_s=options.abandon_grace_s)

@@ -13,7 +13,7 @@ from triptych.v1.generator_pb2 import GenerateRequest, GeneratorServiceGetModelR
 from triptych.v1.generator_pb2_grpc import GeneratorServiceStub
 from triptych.v1.refiner_pb2 import RefineRequest, RefinerServiceGetModelRequest
 from triptych.v1.refiner_pb2_grpc import RefinerServiceStub
-from triptych.v1.stage_pb2 import ImageData, ImageItem, Stage, StageEvent
+from triptych.v1.stage_pb2 import ImageData, ImageItem, Stage as ProtoStage, StageEvent
 from triptych.v1.upscaler_pb2 import UpscaleRequest, UpscalerServiceGetModelRequest
 from triptych.v1.upscaler_pb2_grpc import UpscalerServiceStub
 
@@ -36,13 +36,14 @@ class Job:
 
 
 @dataclass(frozen=True)
-class StageKind:
+class Stage:
     """What differs between the stages, seen from here."""
 
-    stage: Stage.ValueType
+    # In the contract.
+    number: ProtoStage.ValueType
     name: str
-    # Of the process: `triptych serve WORKER`.
-    worker: str
+    # Of the process: `triptych serve WORKER_NAME`.
+    worker_name: str
     service: str
     make_stub: Callable[[grpc.aio.Channel], Any]
     method: str
@@ -102,8 +103,8 @@ def _item(job: Job) -> ImageItem:
     return ImageItem(index=job.index, seed=job.seed)
 
 
-GENERATE = StageKind(
-    Stage.STAGE_GENERATE,
+GENERATE = Stage(
+    ProtoStage.STAGE_GENERATE,
     "generate",
     "generator",
     "triptych.v1.GeneratorService",
@@ -112,8 +113,8 @@ GENERATE = StageKind(
     _generate,
     GeneratorServiceGetModelRequest,
 )
-REFINE = StageKind(
-    Stage.STAGE_REFINE,
+REFINE = Stage(
+    ProtoStage.STAGE_REFINE,
     "refine",
     "refiner",
     "triptych.v1.RefinerService",
@@ -122,8 +123,8 @@ REFINE = StageKind(
     _refine,
     RefinerServiceGetModelRequest,
 )
-UPSCALE = StageKind(
-    Stage.STAGE_UPSCALE,
+UPSCALE = Stage(
+    ProtoStage.STAGE_UPSCALE,
     "upscale",
     "upscaler",
     "triptych.v1.UpscalerService",
@@ -136,5 +137,5 @@ UPSCALE = StageKind(
 STAGES = (GENERATE, REFINE, UPSCALE)
 
 
-def kind_of(stage: Stage.ValueType) -> StageKind:
+def stage_of(stage: ProtoStage.ValueType) -> Stage:
     return STAGES[stage - 1]

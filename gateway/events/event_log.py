@@ -64,10 +64,10 @@ class EventLog:
         if not event.sequence:
             self.assign_sequence(event)
         if event.HasField("preview"):
-            places = self._previews.setdefault((event.preview.stage, event.preview.index), [])
-            places.append(len(self._events))
-            if len(places) > MAX_PREVIEWS:
-                self._events[places.pop(0)] = None
+            offsets = self._previews.setdefault((event.preview.stage, event.preview.index), [])
+            offsets.append(len(self._events))
+            if len(offsets) > MAX_PREVIEWS:
+                self._events[offsets.pop(0)] = None
         elif event.HasField("image_ready"):
             self._finished.add((event.image_ready.image.stage, event.image_ready.image.index))
         self._events.append(event)
@@ -76,11 +76,11 @@ class EventLog:
     def publish(self, sequence: int) -> None:
         """The events up to that one are written down: readers see them."""
         seen, self._num_published = self._num_published, max(self._num_published, sequence)
-        for key, places in list(self._previews.items()):
+        for key, offsets in list(self._previews.items()):
             # Those that readers could have seen before, where there is something newer now.
-            while places and places[0] < seen and (key in self._finished or self._is_newer(places[1:])):
-                self._events[places.pop(0)] = None
-            if not places:
+            while offsets and offsets[0] < seen and (key in self._finished or self._is_newer(offsets[1:])):
+                self._events[offsets.pop(0)] = None
+            if not offsets:
                 del self._previews[key]
         self._notify()
 
@@ -101,11 +101,11 @@ class EventLog:
 
     async def follow(self, after_sequence: int = 0) -> AsyncIterator[Event]:
         """Yields the kept events after that sequence number, then new ones as they come, until the log ends here."""
-        place = max(after_sequence, 0)
+        offset = max(after_sequence, 0)
         while True:
-            while place < self._num_published:
-                event = self._events[place]
-                place += 1
+            while offset < self._num_published:
+                event = self._events[offset]
+                offset += 1
                 if event is not None:
                     yield event
             if self._is_disowned or (self._is_closed and self.is_flushed):
@@ -118,8 +118,8 @@ class EventLog:
         while self._num_published < target and not self._is_disowned:
             await self._grown.wait()
 
-    def _is_newer(self, places: list[int]) -> bool:
-        return bool(places) and places[0] < self._num_published
+    def _is_newer(self, offsets: list[int]) -> bool:
+        return bool(offsets) and offsets[0] < self._num_published
 
     def _notify(self) -> None:
         self._grown.set()

@@ -11,7 +11,7 @@ from gateway.stages import STAGES
 from triptych.v1.pipeline_pb2 import Event, Image
 from triptych.v1.stage_pb2 import ImageData, Stage
 
-STAGE_OF = {kind.name: kind.stage for kind in STAGES}
+STAGE_OF = {stage.name: stage.number for stage in STAGES}
 
 
 @dataclass

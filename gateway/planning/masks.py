@@ -5,14 +5,14 @@ import hashlib
 from collections.abc import Collection, Mapping
 
 from gateway.events.run_state import MIME_TYPE
-from gateway.stages import GENERATE, REFINE, StageKind
+from gateway.stages import GENERATE, REFINE, Stage
 from services.errors import InvalidRequest
 from services.images.masks import decode_mask
 from triptych.v1.pipeline_pb2 import RefineStage, RunSpec
 from triptych.v1.stage_pb2 import INPAINTING_UNSPECIFIED, ImageData, ModelInfo
 
 
-async def extract_mask(spec: RunSpec, models: Mapping[StageKind, ModelInfo]) -> tuple[ImageData, ...]:
+async def extract_mask(spec: RunSpec, models: Mapping[Stage, ModelInfo]) -> tuple[ImageData, ...]:
     """The mask of a spec that has one, which from here on tells of it by its sha256. Raises as `check_mask`."""
     if not spec.refine.HasField("mask"):
         return ()

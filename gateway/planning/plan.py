@@ -19,7 +19,7 @@ from gateway.planning.validation import (
     check_remaining_steps,
     check_settings,
 )
-from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE, StageKind, kind_of
+from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE, Stage, stage_of
 from gateway.workers.pool import Pool, models_of
 from services.errors import InvalidRequest, NoWorker
 from services.serving.request_checks import check_count, check_prompt
@@ -45,7 +45,7 @@ MAX_SEED = 2**64 - 1
 class StageSettings:
     """What pictures are made with: a stage, its settings, a model."""
 
-    kind: StageKind
+    stage: Stage
     settings: Any
     model: ChosenModel
     # The sha256 of a mask; "": none.
@@ -63,8 +63,8 @@ class PlannedStage:
     max_images: int
 
     @property
-    def kind(self) -> StageKind:
-        return self.work.kind
+    def stage(self) -> Stage:
+        return self.work.stage
 
 
 @dataclass(frozen=True)
@@ -95,44 +95,44 @@ class Plan:
         """The model that ranks; None where nothing is ranked."""
         return self.model_of(REFINE) if any(stage.top_k for stage in self.stages) else None
 
-    def model_of(self, kind: StageKind) -> ChosenModel | None:
-        return next((model for model in self.models if model.stage == kind.stage), None)
+    def model_of(self, stage: Stage) -> ChosenModel | None:
+        return next((model for model in self.models if model.stage == stage.number), None)
 
-    def max_images(self, kind: StageKind) -> int:
+    def max_images(self, stage: Stage) -> int:
         """How many pictures the stage makes without a selection, at most."""
-        return next((stage.max_images for stage in self.stages if stage.kind is kind), 0)
+        return next((planned.max_images for planned in self.stages if planned.stage is stage), 0)
 
     def work_of(self, choice: Event.Selected.Choice) -> StageSettings:
         """What the pictures of a selection are made with."""
-        kind = kind_of(choice.model.stage)
-        stage = getattr(choice.selection, kind.name)
-        return StageSettings(kind, stage.settings, choice.model, mask_of(stage))
+        stage = stage_of(choice.model.stage)
+        selected = getattr(choice.selection, stage.name)
+        return StageSettings(stage, selected.settings, choice.model, mask_of(selected))
 
 
 async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
     """Checks a spec and plans it. Raises InvalidRequest or NoWorker; `pools` are by the stage's name."""
     spec = with_defaults(asked)
-    kinds = _stages(spec)
-    settings = {kind: getattr(spec, kind.name).settings for kind in kinds}
-    paths = {kind: f"spec.{kind.name}.settings" for kind in kinds}
-    for kind in kinds:
-        check_settings(kind, settings[kind], paths[kind])
-    _count_images(spec, kinds)
-    models = {kind: await choose_model(spec.model, kind, pools[kind.name]) for kind in kinds}
-    for kind, model in models.items():
-        check_against_model(spec.prompt, kind, settings[kind], model, paths[kind])
-        if kind is REFINE and (GENERATE in models or spec.init_images):
+    stages = _stages(spec)
+    settings = {stage: getattr(spec, stage.name).settings for stage in stages}
+    paths = {stage: f"spec.{stage.name}.settings" for stage in stages}
+    for stage in stages:
+        check_settings(stage, settings[stage], paths[stage])
+    _count_images(spec, stages)
+    models = {stage: await choose_model(spec.model, stage, pools[stage.name]) for stage in stages}
+    for stage, model in models.items():
+        check_against_model(spec.prompt, stage, settings[stage], model, paths[stage])
+        if stage is REFINE and (GENERATE in models or spec.init_images):
             has_mask = spec.refine.HasField("mask")
-            check_remaining_steps(settings[kind], model, paths[kind], has_mask=has_mask)
-    init_images = await check_init_images(spec, models[kinds[0]])
+            check_remaining_steps(settings[stage], model, paths[stage], has_mask=has_mask)
+    init_images = await check_init_images(spec, models[stages[0]])
     _check_parents(spec, models, settings, paths)
     masks = await extract_mask(spec, models)
-    if REFINE not in models and any(_top_k(spec, kind) for kind in kinds):
+    if REFINE not in models and any(_top_k(spec, stage) for stage in stages):
         models[REFINE] = await _choose_ranker(pools)
     reading = None
     if spec.prompt and (GENERATE in models or REFINE in models):
         reading = await read_prompt(spec.prompt, pools[GENERATE.name], spec.model)
-    chosen = [chosen_model(kind, model) for kind, model in models.items()]
+    chosen = [chosen_model(stage, model) for stage, model in models.items()]
     for image in spec.init_images:
         image.ClearField("data")
     plan = restore_plan(spec, chosen, init_images)
@@ -144,7 +144,7 @@ def check_size(plan: Plan, max_images: int | None) -> None:
     total = sum(stage.max_images for stage in plan.stages)
     if max_images is not None and total > max_images:
         raise InvalidRequest(
-            f"spec.{max(plan.stages, key=lambda stage: stage.max_images).kind.name}",
+            f"spec.{max(plan.stages, key=lambda planned: planned.max_images).stage.name}",
             f"the run makes {total} pictures in all, and you may have {max_images} of one run",
         )
 
@@ -156,28 +156,28 @@ def restore_plan(
     reading: PromptReading | None = None,
 ) -> Plan:
     """The plan of a run that was planned before, from what it was told then."""
-    kinds = _stages(spec)
-    sizes = _count_images(spec, kinds)
+    stages = _stages(spec)
+    sizes = _count_images(spec, stages)
     by_stage = {model.stage: model for model in models}
-    stages = tuple(
+    planned = tuple(
         PlannedStage(
             work=StageSettings(
-                kind,
-                getattr(spec, kind.name).settings,
-                by_stage[kind.stage],
-                mask_of(getattr(spec, kind.name)),
+                stage,
+                getattr(spec, stage.name).settings,
+                by_stage[stage.number],
+                mask_of(getattr(spec, stage.name)),
             ),
-            count=_count(spec, kind),
-            top_k=_top_k(spec, kind),
-            max_images=sizes[kind.name],
+            count=_count(spec, stage),
+            top_k=_top_k(spec, stage),
+            max_images=sizes[stage.name],
         )
-        for kind in kinds
+        for stage in stages
     )
-    return Plan(spec, stages, tuple(models), tuple(init_images), reading=reading)
+    return Plan(spec, planned, tuple(models), tuple(init_images), reading=reading)
 
 
-def chosen_model(kind: StageKind, model: ModelInfo) -> ChosenModel:
-    return ChosenModel(stage=kind.stage, name=model.name, digest=model.digest)
+def chosen_model(stage: Stage, model: ModelInfo) -> ChosenModel:
+    return ChosenModel(stage=stage.number, name=model.name, digest=model.digest)
 
 
 def with_defaults(asked: RunSpec) -> RunSpec:
@@ -185,8 +185,8 @@ def with_defaults(asked: RunSpec) -> RunSpec:
     spec = RunSpec()
     spec.CopyFrom(asked)
     if not _stages(spec):
-        for kind in STAGES[1:] if spec.init_images else STAGES:
-            getattr(spec, kind.name).SetInParent()
+        for stage in STAGES[1:] if spec.init_images else STAGES:
+            getattr(spec, stage.name).SetInParent()
     if not spec.HasField("seed"):
         spec.seed = secrets.randbits(DRAWN_SEED_BITS)
     if spec.HasField("generate") and not spec.generate.HasField("count"):
@@ -229,36 +229,36 @@ def _check_start(spec: RunSpec) -> None:
         check_prompt(spec.prompt, MAX_PROMPT_BYTES, "spec.prompt")
 
 
-def _count_images(spec: RunSpec, kinds: Sequence[StageKind]) -> dict[str, int]:
+def _count_images(spec: RunSpec, stages: Sequence[Stage]) -> dict[str, int]:
     """How many pictures each stage makes; raises InvalidRequest when that is too many, or top-k more than there are."""
     sizes: dict[str, int] = {}
     num_parents = len(spec.init_images) or 1
-    for kind in kinds:
-        if kind is not UPSCALE:
-            check_count(_count(spec, kind), MAX_IMAGES, f"spec.{kind.name}.count")
-        if spec.HasField("manual") and kind is not kinds[0]:
-            sizes[kind.name] = 0
+    for stage in stages:
+        if stage is not UPSCALE:
+            check_count(_count(spec, stage), MAX_IMAGES, f"spec.{stage.name}.count")
+        if spec.HasField("manual") and stage is not stages[0]:
+            sizes[stage.name] = 0
             continue
-        total = num_parents * _count(spec, kind)
+        total = num_parents * _count(spec, stage)
         if total > MAX_IMAGES:
-            field = f"spec.{kind.name}" if kind is UPSCALE else f"spec.{kind.name}.count"
+            field = f"spec.{stage.name}" if stage is UPSCALE else f"spec.{stage.name}.count"
             raise InvalidRequest(
                 field,
-                f"{num_parents} parents with {_count(spec, kind)} each make {total} pictures; a stage makes at most "
+                f"{num_parents} parents with {_count(spec, stage)} each make {total} pictures; a stage makes at most "
                 f"{MAX_IMAGES}: let fewer go on, or make fewer of each",
             )
-        top_k = _top_k(spec, kind)
+        top_k = _top_k(spec, stage)
         if not 0 <= top_k <= total:
             raise InvalidRequest(
-                f"spec.automatic.top_k_after_{kind.name}",
-                f"must be 0 (all go on) to {total}, the pictures that {kind.name} makes, got {top_k}",
+                f"spec.automatic.top_k_after_{stage.name}",
+                f"must be 0 (all go on) to {total}, the pictures that {stage.name} makes, got {top_k}",
             )
-        sizes[kind.name] = total
+        sizes[stage.name] = total
         num_parents = top_k or total
     return sizes
 
 
-async def choose_model(name: str, kind: StageKind, pool: Pool) -> ModelInfo:
+async def choose_model(name: str, stage: Stage, pool: Pool) -> ModelInfo:
     """The model that all pictures of the stage are made with: a replay elsewhere must give the same ones."""
     models = models_of(await pool.healthy_or_raise())
     for model, _ in models:
@@ -266,26 +266,27 @@ async def choose_model(name: str, kind: StageKind, pool: Pool) -> ModelInfo:
             return model
     served = ", ".join(sorted({model.name for model, _ in models}))
     raise InvalidRequest(
-        "spec.model", f"no {kind.worker} serves {name[:80]!r}; served: {served}; empty takes what is served"
+        "spec.model",
+        f"no {stage.worker_name} serves {name[:80]!r}; served: {served}; empty takes what is served",
     )
 
 
 def _check_parents(
     spec: RunSpec,
-    models: Mapping[StageKind, ModelInfo],
-    settings: Mapping[StageKind, Any],
-    paths: Mapping[StageKind, str],
+    models: Mapping[Stage, ModelInfo],
+    settings: Mapping[Stage, Any],
+    paths: Mapping[Stage, str],
 ) -> None:
     """Raises InvalidRequest or ImageTooLarge where a stage cannot begin with what the ones before it make.
 
     By hand any picture may be taken to it, so that one of them is enough.
     """
     sizes = [(image.width, image.height) for image in spec.init_images]
-    for kind, model in models.items():
+    for stage, model in models.items():
         refused: list[InvalidRequest] = []
         for size in sizes:
             try:
-                check_parent_size(kind, settings[kind], model, size, paths[kind], f"spec.{kind.name}")
+                check_parent_size(stage, settings[stage], model, size, paths[stage], f"spec.{stage.name}")
             except InvalidRequest as error:
                 refused.append(error)
         if refused and (len(refused) == len(sizes) or not spec.HasField("manual")):
@@ -304,18 +305,18 @@ async def _choose_ranker(pools: Mapping[str, Pool]) -> ModelInfo:
         ) from None
 
 
-def _stages(spec: RunSpec) -> list[StageKind]:
+def _stages(spec: RunSpec) -> list[Stage]:
     """The stages that a spec names, in order."""
     named = (spec.HasField("generate"), spec.HasField("refine"), spec.HasField("upscale"))
-    return [kind for kind, is_named in zip(STAGES, named, strict=True) if is_named]
+    return [stage for stage, is_named in zip(STAGES, named, strict=True) if is_named]
 
 
-def _count(spec: RunSpec, kind: StageKind) -> int:
-    return 1 if kind is UPSCALE else int(getattr(spec, kind.name).count)
+def _count(spec: RunSpec, stage: Stage) -> int:
+    return 1 if stage is UPSCALE else int(getattr(spec, stage.name).count)
 
 
-def _top_k(spec: RunSpec, kind: StageKind) -> int:
+def _top_k(spec: RunSpec, stage: Stage) -> int:
     """How many of the stage's pictures go on, 0: all; what is enlarged goes nowhere."""
-    if kind is GENERATE:
+    if stage is GENERATE:
         return spec.automatic.top_k_after_generate
-    return spec.automatic.top_k_after_refine if kind is REFINE else 0
+    return spec.automatic.top_k_after_refine if stage is REFINE else 0

@@ -24,7 +24,7 @@ async def read_prompt(prompt: str, pool: Pool, model_name: str = "") -> PromptRe
         request = GeneratorServiceReadPromptRequest(prompt=prompt)
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                answer = await pool.kind.make_stub(worker.channel).ReadPrompt(request, timeout=TIMEOUT_S)
+                answer = await pool.stage.make_stub(worker.channel).ReadPrompt(request, timeout=TIMEOUT_S)
         except (grpc.aio.AioRpcError, TimeoutError) as error:
             log.debug("%s did not read a prompt: %s", worker.address, error)
             continue

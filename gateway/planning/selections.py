@@ -23,12 +23,12 @@ from gateway.planning.validation import (
     check_remaining_steps,
     check_settings,
 )
-from gateway.stages import REFINE, UPSCALE, StageKind
+from gateway.stages import REFINE, UPSCALE, Stage
 from gateway.workers.pool import Pool
 from services.errors import AlreadyExists, InvalidRequest
 from services.serving.request_checks import check_count
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, RefineStage, SelectImagesRequest
-from triptych.v1.stage_pb2 import ModelInfo, Stage
+from triptych.v1.stage_pb2 import ModelInfo, Stage as ProtoStage
 
 Selection = SelectImagesRequest.Selection
 
@@ -65,35 +65,35 @@ async def make_selection(
         raise InvalidRequest("selections", "must name at least one image, got none")
     choices = []
     totals = dict.fromkeys((REFINE, UPSCALE), 0)
-    for place, one in enumerate(asked):
-        path = f"selections[{place}]"
-        kind = _stage_of(one, path)
+    for index, one in enumerate(asked):
+        path = f"selections[{index}]"
+        stage = _stage_of(one, path)
         selection = _with_defaults(one, plan)
-        stage_path = f"{path}.{kind.name}"
-        if kind is REFINE:
+        stage_path = f"{path}.{stage.name}"
+        if stage is REFINE:
             check_count(selection.refine.count, MAX_IMAGES, f"{stage_path}.count")
             if not plan.spec.prompt.strip():
                 raise InvalidRequest(stage_path, "needs a prompt, and this run has none: begin another run")
-        totals[kind] += _count(selection)
-        if totals[kind] > MAX_IMAGES:
+        totals[stage] += _count(selection)
+        if totals[stage] > MAX_IMAGES:
             raise InvalidRequest(
                 stage_path,
-                f"{kind.name} makes at most {MAX_IMAGES} pictures for one request, and this is more",
+                f"{stage.name} makes at most {MAX_IMAGES} pictures for one request, and this is more",
             )
-        settings = getattr(selection, kind.name).settings
-        check_settings(kind, settings, f"{stage_path}.settings")
-        model = await _choose_model(plan, kind, pools[kind.name])
-        check_against_model(plan.spec.prompt, kind, settings, model, f"{stage_path}.settings")
-        if kind is REFINE:
+        settings = getattr(selection, stage.name).settings
+        check_settings(stage, settings, f"{stage_path}.settings")
+        model = await _choose_model(plan, stage, pools[stage.name])
+        check_against_model(plan.spec.prompt, stage, settings, model, f"{stage_path}.settings")
+        if stage is REFINE:
             check_remaining_steps(
                 settings, model, f"{stage_path}.settings", has_mask=one.refine.HasField("mask")
             )
-        size = _size_of_parent(one.image, kind, plan, history, f"{path}.image")
-        check_parent_size(kind, settings, model, size, f"{stage_path}.settings", f"{path}.image")
+        size = _size_of_parent(one.image, stage, plan, history, f"{path}.image")
+        check_parent_size(stage, settings, model, size, f"{stage_path}.settings", f"{path}.image")
         await check_mask(one.refine, model, [size], stage_path)
-        choices.append(Event.Selected.Choice(selection=selection, model=chosen_model(kind, model)))
-    for kind, total in totals.items():
-        if history.next_index(kind.stage, plan.max_images(kind)) + total > MAX_IMAGES_IN_ALL:
+        choices.append(Event.Selected.Choice(selection=selection, model=chosen_model(stage, model)))
+    for stage, total in totals.items():
+        if history.next_index(stage.number, plan.max_images(stage)) + total > MAX_IMAGES_IN_ALL:
             raise InvalidRequest(
                 "selections",
                 f"a run makes at most {MAX_IMAGES_IN_ALL} pictures of a stage: begin another run",
@@ -117,9 +117,9 @@ def num_images(plan: Plan, history: History) -> int:
     coming = set()
     if not history.is_plan_settled:
         coming = {
-            image_name(history.run, stage.kind.stage, index)
-            for stage in plan.stages
-            for index in range(stage.max_images)
+            image_name(history.run, planned.stage.number, index)
+            for planned in plan.stages
+            for index in range(planned.max_images)
         }
     for selected in history.open_selections:
         for choice in selected.choices:
@@ -131,7 +131,7 @@ def assign_indexes(selected: Event.Selected, plan: Plan, history: History) -> No
     """Gives the pictures of a selection the next indexes of their stages. Nothing may be awaited from here to the
     record, or two selections would have the same."""
     next_index = {
-        kind.stage: history.next_index(kind.stage, plan.max_images(kind)) for kind in (REFINE, UPSCALE)
+        stage.number: history.next_index(stage.number, plan.max_images(stage)) for stage in (REFINE, UPSCALE)
     }
     for choice in selected.choices:
         first = next_index[choice.model.stage]
@@ -150,7 +150,7 @@ def changed_models(selected: Event.Selected, plan: Plan) -> list[ChosenModel]:
     return list(changed.values())
 
 
-def _stage_of(asked: Selection, path: str) -> StageKind:
+def _stage_of(asked: Selection, path: str) -> Stage:
     match asked.WhichOneof("stage"):
         case "refine":
             return REFINE
@@ -184,16 +184,16 @@ def _count(selection: Selection) -> int:
     return selection.refine.count if selection.HasField("refine") else 1
 
 
-async def _choose_model(plan: Plan, kind: StageKind, pool: Pool) -> ModelInfo:
+async def _choose_model(plan: Plan, stage: Stage, pool: Pool) -> ModelInfo:
     """The model that the run began with, or, where nobody has that any more, what is served now."""
-    began_with = plan.model_of(kind)
+    began_with = plan.model_of(stage)
     for worker in await pool.healthy_or_raise():
         if began_with is not None and worker.model.digest == began_with.digest:
             return worker.model
-    return await choose_model(plan.spec.model, kind, pool)
+    return await choose_model(plan.spec.model, stage, pool)
 
 
-def _size_of_parent(name: str, kind: StageKind, plan: Plan, history: History, field: str) -> tuple[int, int]:
+def _size_of_parent(name: str, stage: Stage, plan: Plan, history: History, field: str) -> tuple[int, int]:
     """Width and height of a picture that may be taken to the stage; raises InvalidRequest for any other."""
     image = history.images.get(name)
     width, height = (image.width, image.height) if image else _size_of_init_image(name, plan, history)
@@ -202,17 +202,17 @@ def _size_of_parent(name: str, kind: StageKind, plan: Plan, history: History, fi
         raise InvalidRequest(
             field, f"must be a finished image of {history.run}, got {name[:120]!r}, which {state}"
         )
-    if kind is UPSCALE and image and image.stage == Stage.STAGE_UPSCALE:
+    if stage is UPSCALE and image and image.stage == ProtoStage.STAGE_UPSCALE:
         raise InvalidRequest(field, f"must not be enlarged already to be enlarged, got {name!r}")
     return width, height
 
 
 def _size_of_init_image(name: str, plan: Plan, history: History) -> tuple[int, int]:
     """Width and height; 0 where there is none of that name."""
-    prefix, _, place = name.rpartition("-")
-    if prefix != f"{history.run}/images/init" or not place.isdecimal():
+    prefix, _, index = name.rpartition("-")
+    if prefix != f"{history.run}/images/init" or not index.isdecimal():
         return 0, 0
-    if len(place) > 2 or int(place) >= len(plan.spec.init_images):
+    if len(index) > 2 or int(index) >= len(plan.spec.init_images):
         return 0, 0
-    image = plan.spec.init_images[int(place)]
+    image = plan.spec.init_images[int(index)]
     return image.width, image.height

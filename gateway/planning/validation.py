@@ -8,7 +8,7 @@ import asyncio
 import math
 from typing import Any
 
-from gateway.stages import GENERATE, REFINE, UPSCALE, StageKind
+from gateway.stages import GENERATE, REFINE, UPSCALE, Stage
 from services.errors import ImageTooLarge, InvalidRequest
 from services.images.codec import ImageLimits, decode_image
 from services.serving.request_checks import check_prompt, integer, number
@@ -28,15 +28,15 @@ _MAX_PREVIEW_EVERY = 1_000_000
 _MAX_TILE_PX = 4_096
 
 
-def check_settings(kind: StageKind, settings: Any, path: str) -> None:
+def check_settings(stage: Stage, settings: Any, path: str) -> None:
     """Raises InvalidRequest for what no model could mean; a model may accept less."""
     integer(settings, "preview_every", 0, low=0, high=_MAX_PREVIEW_EVERY, path=path)
-    if kind is UPSCALE:
+    if stage is UPSCALE:
         integer(settings, "tile_size", 0, low=0, high=_MAX_TILE_PX, path=path)
         integer(settings, "tile_overlap", 0, low=0, high=_MAX_TILE_PX, path=path)
         return
     number(settings, "guidance_scale", 1, low=0, high=_MAX_GUIDANCE_SCALE, path=path)
-    if kind is GENERATE:
+    if stage is GENERATE:
         number(settings, "temperature", 1, low=0, high=_MAX_TEMPERATURE, above_low=True, path=path)
         integer(settings, "top_k", 0, low=0, high=_MAX_TOP_K, path=path)
         number(settings, "top_p", 1, low=0, high=1, above_low=True, path=path)
@@ -52,17 +52,17 @@ def check_settings(kind: StageKind, settings: Any, path: str) -> None:
         )
 
 
-def check_against_model(prompt: str, kind: StageKind, settings: Any, model: ModelInfo, path: str) -> None:
+def check_against_model(prompt: str, stage: Stage, settings: Any, model: ModelInfo, path: str) -> None:
     """Raises InvalidRequest for what this model does not accept. `path` is that of the settings."""
     limits = model.limits
-    if kind is not UPSCALE and limits.max_prompt_bytes:
+    if stage is not UPSCALE and limits.max_prompt_bytes:
         check_prompt(prompt, limits.max_prompt_bytes, "spec.prompt")
-    if kind is REFINE and limits.max_num_steps:
+    if stage is REFINE and limits.max_num_steps:
         integer(settings, "num_steps", 1, low=1, high=limits.max_num_steps, path=path)
     for name, span in model.ranges.items():
         if name in settings.DESCRIPTOR.fields_by_name and settings.HasField(name):
             number(settings, name, 0, low=span.lowest, high=span.highest, path=path)
-    if kind is UPSCALE:
+    if stage is UPSCALE:
         _check_tiles(settings, model, path)
 
 
@@ -84,7 +84,7 @@ def check_remaining_steps(settings: Any, model: ModelInfo, path: str, *, has_mas
 
 
 def check_parent_size(
-    kind: StageKind, settings: Any, model: ModelInfo, size: tuple[int, int], path: str, field: str
+    stage: Stage, settings: Any, model: ModelInfo, size: tuple[int, int], path: str, field: str
 ) -> None:
     """Raises InvalidRequest or ImageTooLarge where the model cannot begin with a picture of that width and height.
 
@@ -94,9 +94,10 @@ def check_parent_size(
     limits = model.limits
     if limits.max_image_pixels and width * height > limits.max_image_pixels:
         raise ImageTooLarge(
-            field, f"must have at most {limits.max_image_pixels} pixels for {kind.name}, got {width}x{height}"
+            field,
+            f"must have at most {limits.max_image_pixels} pixels for {stage.name}, got {width}x{height}",
         )
-    if kind is not UPSCALE or not limits.max_tile_size or _setting(settings, model, "tile_size") != 0:
+    if stage is not UPSCALE or not limits.max_tile_size or _setting(settings, model, "tile_size") != 0:
         return
     # A whole picture is a tile that is filled up to the next multiple above its own size.
     multiple = max(1, limits.tile_multiple)
@@ -143,9 +144,9 @@ async def check_init_images(spec: RunSpec, model: ModelInfo) -> tuple[ImageData,
         max_pixels=min(widest.max_pixels, model.limits.max_image_pixels or widest.max_pixels),
     )
     checked = []
-    for place, image in enumerate(spec.init_images):
+    for index, image in enumerate(spec.init_images):
         # Decoding takes tens of milliseconds, in which every other run's events would wait.
-        picture = await asyncio.to_thread(decode_image, image.data, limits, f"spec.init_images[{place}].data")
+        picture = await asyncio.to_thread(decode_image, image.data, limits, f"spec.init_images[{index}].data")
         image.height, image.width = picture.shape[:2]
         checked.append(
             ImageData(mime_type=image.mime_type, data=image.data, width=image.width, height=image.height)

@@ -15,7 +15,7 @@ from gateway.planning.plan import Plan, PlannedStage
 from gateway.runs.image_tasks import ImageTasks
 from gateway.runs.memory_budget import WeightedSemaphore
 from gateway.runs.recorder import RunRecorder
-from gateway.stages import REFINE, UPSCALE, StageKind
+from gateway.stages import REFINE, UPSCALE, Stage
 from gateway.workers.clip_scores import score
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
@@ -104,17 +104,17 @@ class Flow:
     @property
     def candidates(self) -> list[Image]:
         """What a manual run has to choose from: the pictures of the furthest stage that has any and is not its last."""
-        for stage in reversed(self._plan.stages[:-1]):
-            images = [image for image in self._history.images.values() if image.stage == stage.kind.stage]
+        for planned in reversed(self._plan.stages[:-1]):
+            images = [image for image in self._history.images.values() if image.stage == planned.stage.number]
             if images:
                 return sorted(images, key=lambda image: image.index)
         return []
 
     @property
-    def next_stage(self) -> StageKind:
+    def next_stage(self) -> Stage:
         """The stage that the candidates are for."""
-        stage = self.candidates[0].stage
-        return next(planned.kind for planned in self._plan.stages if planned.kind.stage > stage)
+        number = self.candidates[0].stage
+        return next(planned.stage for planned in self._plan.stages if planned.stage.number > number)
 
     def cancel_images(self, names: Collection[str]) -> None:
         """Stops the work on these images, begun or not; of finished ones nothing changes."""
@@ -122,7 +122,7 @@ class Flow:
 
     def _has_results(self) -> bool:
         """Whether there is what the run is for: a picture of its last stage, or one that was chosen for beyond it."""
-        last = self._plan.stages[-1].kind.stage
+        last = self._plan.stages[-1].stage.number
         return any(
             image.stage >= last or (not self._plan.is_manual and self._history.is_selected(image.name))
             for image in self._history.images.values()
@@ -150,7 +150,9 @@ class Flow:
                 await self._selection_credits.acquire()
                 made = self._making.make(work, index, choice.selection.image, lambda _: release(), release)
                 pictures.create_task(made)
-        await self._score(work.kind, [self._record.image_name(work.kind, index) for index in choice.indexes])
+        await self._score(
+            work.stage, [self._record.image_name(work.stage, index) for index in choice.indexes]
+        )
 
     async def _run_plan(self) -> None:
         inbox: ParentQueue = asyncio.Queue()
@@ -158,19 +160,19 @@ class Flow:
             inbox.put_nowait(parent)
         inbox.put_nowait(None)
         # By hand nothing goes on from the first stage but what is selected.
-        planned = self._plan.stages[:1] if self._plan.is_manual else self._plan.stages
+        to_run = self._plan.stages[:1] if self._plan.is_manual else self._plan.stages
         async with asyncio.TaskGroup() as stages:
-            for stage in planned:
+            for planned in to_run:
                 outbox: ParentQueue = asyncio.Queue()
-                stages.create_task(self._run_stage(stage, inbox, outbox, is_last=stage is planned[-1]))
+                stages.create_task(self._run_stage(planned, inbox, outbox, is_last=planned is to_run[-1]))
                 inbox = outbox
 
     def _first_parents(self) -> list[Parent]:
         names = self._record.init_names
-        return [Parent(place, name) for place, name in enumerate(names)] or [Parent(0)]
+        return [Parent(index, name) for index, name in enumerate(names)] or [Parent(0)]
 
     async def _run_stage(
-        self, stage: PlannedStage, inbox: ParentQueue, outbox: ParentQueue, *, is_last: bool
+        self, planned: PlannedStage, inbox: ParentQueue, outbox: ParentQueue, *, is_last: bool
     ) -> None:
         credits = asyncio.Semaphore(CREDITS)
         # Where the best go on, all wait here for their scores; those credits are given back, or nobody could be last.
@@ -179,33 +181,33 @@ class Flow:
 
         def deliver(image: Image) -> None:
             made_here.append(image)
-            if stage.top_k:
+            if planned.top_k:
                 waiting.append(image)
-            if stage.top_k or is_last:
+            if planned.top_k or is_last:
                 credits.release()
             else:
                 outbox.put_nowait(Parent(image.index, image.name, credits.release))
 
         async with asyncio.TaskGroup() as pictures:
             while (parent := await inbox.get()) is not None:
-                for place in range(stage.count):
+                for child in range(planned.count):
                     await credits.acquire()
-                    index = parent.position * stage.count + place
-                    made = self._making.make(stage.work, index, parent.name, deliver, credits.release)
+                    index = parent.position * planned.count + child
+                    made = self._making.make(planned.work, index, parent.name, deliver, credits.release)
                     pictures.create_task(made)
                 parent.taken()
-        await self._score(stage.kind, [image.name for image in made_here])
-        for rank, name in enumerate(await self._rank(stage, waiting)):
+        await self._score(planned.stage, [image.name for image in made_here])
+        for rank, name in enumerate(await self._rank(planned, waiting)):
             outbox.put_nowait(Parent(rank, name))
         outbox.put_nowait(None)
 
-    async def _rank(self, stage: PlannedStage, images: list[Image]) -> list[str]:
+    async def _rank(self, planned: PlannedStage, images: list[Image]) -> list[str]:
         """Names of the best of a stage's pictures, best first; none where all have gone on already."""
         ranker = self._plan.ranker
-        if not stage.top_k or not images or ranker is None:
+        if not planned.top_k or not images or ranker is None:
             return []
-        if stage.kind.stage in self._history.ranked:
-            return self._history.ranked[stage.kind.stage]
+        if planned.stage.number in self._history.ranked:
+            return self._history.ranked[planned.stage.number]
         names = [image.name for image in images]
         prompt, read = self._plan.prompt, self._record.read
         try:
@@ -215,16 +217,16 @@ class Flow:
             return []
         # Equal scores keep the order of the indexes, so that the same run chooses the same pictures.
         ranked = sorted(zip(images, scores, strict=True), key=lambda pair: (-pair[1], pair[0].index))
-        selected = [image for image, _ in ranked[: stage.top_k]]
-        self._record.ranked(stage.kind, ranked, selected)
+        selected = [image for image, _ in ranked[: planned.top_k]]
+        self._record.ranked(planned.stage, ranked, selected)
         return [image.name for image in selected]
 
-    async def _score(self, kind: StageKind, names: Sequence[str]) -> None:
+    async def _score(self, stage: Stage, names: Sequence[str]) -> None:
         """Tells whoever chooses by hand how well pictures fit the prompt. It is a help: without it nothing fails."""
         ranker = self._plan.model_of(REFINE)
         images = [image for name in names if (image := self._history.images.get(name))]
         prompt, read = self._plan.prompt, self._record.read
-        if not self._plan.is_manual or not prompt or ranker is None or kind is UPSCALE or len(images) < 2:
+        if not self._plan.is_manual or not prompt or ranker is None or stage is UPSCALE or len(images) < 2:
             return
         pool = self._pools[REFINE.name]
         is_served = any(worker.model.digest == ranker.digest for worker in pool.healthy)
@@ -241,4 +243,4 @@ class Flow:
             self._record.warn(error.reason, f"the pictures have no scores: {error}")
             return
         ranked = sorted(zip(images, scores, strict=True), key=lambda pair: (-pair[1], pair[0].index))
-        self._record.ranked(kind, ranked, [])
+        self._record.ranked(stage, ranked, [])

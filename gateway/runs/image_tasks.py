@@ -12,7 +12,7 @@ from gateway.events.run_state import CANCELLED
 from gateway.planning.plan import MAX_SEED, Plan, StageSettings
 from gateway.runs.memory_budget import WeightedSemaphore
 from gateway.runs.recorder import RunRecorder
-from gateway.stages import UPSCALE, Job, StageKind
+from gateway.stages import UPSCALE, Job, Stage
 from gateway.workers.errors import StageError, as_recorded
 from gateway.workers.pool import Pool
 from gateway.workers.retry import (
@@ -66,7 +66,7 @@ class ImageTasks:
         give_up: Callable[[], None],
     ) -> None:
         """Makes one picture, unless it is there, and calls exactly one of `deliver` and `give_up`."""
-        name = self._record.image_name(work.kind, index)
+        name = self._record.image_name(work.stage, index)
         if image := self._history.images.get(name):
             deliver(image)
             return
@@ -77,7 +77,7 @@ class ImageTasks:
 
         async def keep(job: Job, picture: ImageData) -> None:
             nonlocal is_delivered
-            image = await self._record.image_ready(work.kind, job, picture, work.model, parent)
+            image = await self._record.image_ready(work.stage, job, picture, work.model, parent)
             is_delivered = True
             deliver(image)
 
@@ -90,12 +90,12 @@ class ImageTasks:
                 stopwatch = Stopwatch(asyncio.get_running_loop().time)
                 timing: StageEvent.Timing | None = None
                 picture = generate_with_retries(
-                    self._pools[work.kind.name],
+                    self._pools[work.stage.name],
                     job,
                     work.model.digest,
                     self._patience,
                     num_attempts=self._history.attempts.get(name, 0),
-                    on_position=partial(self._record.queued, work.kind, index),
+                    on_position=partial(self._record.queued, work.stage, index),
                 )
                 async with aclosing(picture) as happenings:
                     async for happening in happenings:
@@ -112,14 +112,14 @@ class ImageTasks:
                 if keeping is not None:
                     await keeping
                 if timing is not None:
-                    self._record.timing(work.kind, timing, stopwatch.waited_s)
+                    self._record.timing(work.stage, timing, stopwatch.waited_s)
         except TriptychError as error:
-            self.fail(_as_the_callers(error, work.kind), name)
+            self.fail(_as_the_callers(error, work.stage), name)
         finally:
             if keeping is not None:
                 keeping.cancel()
             del self._making[name]
-            self._record.queued(work.kind, index, 0)
+            self._record.queued(work.stage, index, 0)
             if not is_delivered:
                 give_up()
 
@@ -127,29 +127,31 @@ class ImageTasks:
         self, work: StageSettings, job: Job, parent: str, happening: AttemptEvent, stopwatch: "Stopwatch"
     ) -> None:
         """Records what happened to a picture on its way."""
-        kind, record = work.kind, self._record
+        stage, record = work.stage, self._record
         if isinstance(happening, AttemptFailed | NoWorkerYet):
             then = (
-                f"trying another {kind.worker}" if isinstance(happening, AttemptFailed) else "waiting for one"
+                f"trying another {stage.worker_name}"
+                if isinstance(happening, AttemptFailed)
+                else "waiting for one"
             )
-            name = record.image_name(kind, job.index)
+            name = record.image_name(stage, job.index)
             record.warn(happening.error.reason, f"{happening.error}; {then}", name)
             return
         if isinstance(happening, AttemptStarted):
             stopwatch.start()
             stopwatch.worker = happening.worker
             if not happening.same_worker:
-                record.stage_started(kind, happening.worker.address, happening.attempt, job.index, parent)
+                record.stage_started(stage, happening.worker.address, happening.attempt, job.index, parent)
             return
         match happening.WhichOneof("kind"):
             case "accepted":
                 position = happening.accepted.queue_position
                 wait_s = stopwatch.worker.pace.wait_s(position) if stopwatch.worker else None
-                record.queued(kind, job.index, position, wait_s)
+                record.queued(stage, job.index, position, wait_s)
             case "progress":
-                record.progress(kind, happening.progress)
+                record.progress(stage, happening.progress)
             case "preview":
-                record.preview(kind, happening.preview)
+                record.preview(stage, happening.preview)
 
     def fail(self, error: TriptychError, image: str = "") -> None:
         """Gives up an image, or what is about none, and tells why."""
@@ -171,7 +173,7 @@ class ImageTasks:
         if image is None:
             return BYTES_PER_PIXEL * SKETCH_PIXELS
         num_pixels = image.width * image.height
-        return BYTES_PER_PIXEL * num_pixels * (1 + (ENLARGED if work.kind is UPSCALE else 1))
+        return BYTES_PER_PIXEL * num_pixels * (1 + (ENLARGED if work.stage is UPSCALE else 1))
 
     async def _job(self, work: StageSettings, index: int, parent: str) -> Job:
         spec = self._plan.spec
@@ -203,14 +205,14 @@ class Stopwatch:
         self.waited_s = self._clock() - self._started_at
 
 
-def _as_the_callers(error: TriptychError, kind: StageKind) -> TriptychError:
+def _as_the_callers(error: TriptychError, stage: Stage) -> TriptychError:
     """A stage names fields of its own request; the caller is told those of the spec."""
     if isinstance(error, StageError):
         for field, description in error.violations.items():
             if field.startswith("settings"):
-                return InvalidRequest(f"spec.{kind.name}.{field}", description)
+                return InvalidRequest(f"spec.{stage.name}.{field}", description)
             if field == "prompt":
                 return InvalidRequest("spec.prompt", description)
             if field == "mask":
-                return InvalidRequest(f"spec.{kind.name}.mask", description)
+                return InvalidRequest(f"spec.{stage.name}.mask", description)
     return error

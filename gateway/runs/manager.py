@@ -164,10 +164,10 @@ class RunManager:
 
     async def _persist(self, name: str, new: NewRun, plan: Plan, turn: AdmissionTicket) -> RunRow:
         init_images = {}
-        for place, picture in enumerate(plan.init_images):
+        for index, picture in enumerate(plan.init_images):
             image = Image(
-                name=f"{name}/images/init-{place}",
-                index=place,
+                name=f"{name}/images/init-{index}",
+                index=index,
                 width=picture.width,
                 height=picture.height,
                 mime_type=picture.mime_type,

@@ -11,11 +11,11 @@ from google.protobuf.duration_pb2 import Duration
 from gateway.events.event_log import EventLog
 from gateway.events.run_state import MIME_TYPE, History, image_name
 from gateway.events.run_view import RunView, is_finished
-from gateway.stages import Job, StageKind
+from gateway.stages import Job, Stage
 from gateway.store.base import Store
 from services.errors import NotFound, TriptychError
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, Image, ImageTiming, Run, RunError, RunSpec, RunState
-from triptych.v1.stage_pb2 import ImageData, PromptReading, Stage, StageEvent
+from triptych.v1.stage_pb2 import ImageData, PromptReading, Stage as ProtoStage, StageEvent
 
 # A picture of 256 tokens would fill the log with steps that nobody can see one by one.
 MAX_PROGRESS_EVENTS = 64
@@ -40,8 +40,8 @@ class RunRecorder:
         self._store = store
         self._init_images = dict(init_images or {})
         # Of each stage's images the place in a worker's queue, and the wait in seconds where that is known.
-        self._positions: dict[Stage.ValueType, dict[int, tuple[int, float | None]]] = {}
-        self._reported_position: dict[Stage.ValueType, int] = {}
+        self._positions: dict[ProtoStage.ValueType, dict[int, tuple[int, float | None]]] = {}
+        self._reported_position: dict[ProtoStage.ValueType, int] = {}
         if is_finished(self.state):
             self.log.close()
 
@@ -54,8 +54,8 @@ class RunRecorder:
         """Names of the pictures that the run starts from, in order."""
         return list(self._init_images)
 
-    def image_name(self, kind: StageKind, index: int) -> str:
-        return image_name(self.name, kind.stage, index)
+    def image_name(self, stage: Stage, index: int) -> str:
+        return image_name(self.name, stage.number, index)
 
     def find_image(self, name: str) -> Image | None:
         """A finished picture, without its file."""
@@ -90,42 +90,42 @@ class RunRecorder:
         if self.state != RunState.RUN_STATE_RUNNING:
             self._append(Event(state=Event.StateChanged(state=RunState.RUN_STATE_RUNNING, run=self.name)))
 
-    def stage_started(self, kind: StageKind, worker: str, attempt: int, index: int, parent: str) -> None:
+    def stage_started(self, stage: Stage, worker: str, attempt: int, index: int, parent: str) -> None:
         started = Event.StageStarted(
-            stage=kind.stage, worker=worker, attempt=attempt, indexes=[index], parent=parent
+            stage=stage.number, worker=worker, attempt=attempt, indexes=[index], parent=parent
         )
         self._append(Event(stage_started=started))
 
     def queued_run(self, position: int, wait_s: float | None) -> None:
         """The run's place among those that wait to begin; 0 when it begins."""
-        self._append(Event(queued=_queued(Stage.STAGE_UNSPECIFIED, position, wait_s)))
+        self._append(Event(queued=_queued(ProtoStage.STAGE_UNSPECIFIED, position, wait_s)))
 
-    def queued(self, kind: StageKind, index: int, position: int, wait_s: float | None = None) -> None:
+    def queued(self, stage: Stage, index: int, position: int, wait_s: float | None = None) -> None:
         """An image's place in its worker's queue; what is told is that of the run's first, when it changes."""
-        places = self._positions.setdefault(kind.stage, {})
+        positions = self._positions.setdefault(stage.number, {})
         if position:
-            places[index] = position, wait_s
+            positions[index] = position, wait_s
         else:
-            places.pop(index, None)
-        first, first_wait_s = min(places.values(), key=lambda place: place[0], default=(0, None))
-        if first != self._reported_position.get(kind.stage, 0):
-            self._reported_position[kind.stage] = first
-            self._append(Event(queued=_queued(kind.stage, first, first_wait_s)))
+            positions.pop(index, None)
+        first, first_wait_s = min(positions.values(), key=lambda place: place[0], default=(0, None))
+        if first != self._reported_position.get(stage.number, 0):
+            self._reported_position[stage.number] = first
+            self._append(Event(queued=_queued(stage.number, first, first_wait_s)))
 
-    def progress(self, kind: StageKind, progress: StageEvent.Progress) -> None:
+    def progress(self, stage: Stage, progress: StageEvent.Progress) -> None:
         step, num_steps = progress.step, progress.num_steps
         if num_steps > MAX_PROGRESS_EVENTS:
             share = MAX_PROGRESS_EVENTS / num_steps
             if int(step * share) == int((step - 1) * share):
                 return
-        told = Event.ImageProgress(stage=kind.stage, index=progress.index, step=step, num_steps=num_steps)
+        told = Event.ImageProgress(stage=stage.number, index=progress.index, step=step, num_steps=num_steps)
         self._append(Event(progress=told))
 
-    def preview(self, kind: StageKind, preview: StageEvent.Preview) -> None:
+    def preview(self, stage: Stage, preview: StageEvent.Preview) -> None:
         if len(preview.image.data) > MAX_INLINE_BYTES:
             return
         told = Event.ImagePreview(
-            stage=kind.stage,
+            stage=stage.number,
             index=preview.index,
             step=preview.step,
             num_steps=preview.num_steps,
@@ -134,13 +134,13 @@ class RunRecorder:
         self._append(Event(preview=told))
 
     async def image_ready(
-        self, kind: StageKind, job: Job, picture: ImageData, model: ChosenModel, parent: str
+        self, stage: Stage, job: Job, picture: ImageData, model: ChosenModel, parent: str
     ) -> Image:
         """Keeps the finished picture, then tells of it. Raises what the store does when it cannot be kept."""
         image = Image(
-            name=self.image_name(kind, job.index),
+            name=self.image_name(stage, job.index),
             parent=parent,
-            stage=kind.stage,
+            stage=stage.number,
             index=job.index,
             seed=job.seed,
             width=picture.width,
@@ -153,11 +153,11 @@ class RunRecorder:
         self._append(Event(image_ready=Event.ImageReady(image=image)))
         return image
 
-    def timing(self, kind: StageKind, timing: StageEvent.Timing, waited_s: float) -> None:
+    def timing(self, stage: Stage, timing: StageEvent.Timing, waited_s: float) -> None:
         """`waited_s` is what the gateway waited for the picture; what the stage cannot account for was transfer."""
         told = ImageTiming(
-            image=self.image_name(kind, timing.index),
-            stage=kind.stage,
+            image=self.image_name(stage, timing.index),
+            stage=stage.number,
             queue=timing.queue,
             batch_wait=timing.batch_wait,
             compute=timing.compute,
@@ -170,12 +170,10 @@ class RunRecorder:
         told.transfer.CopyFrom(transfer)
         self._append(Event(timing=told))
 
-    def ranked(
-        self, kind: StageKind, scores: Sequence[tuple[Image, float]], selected: Sequence[Image]
-    ) -> None:
+    def ranked(self, stage: Stage, scores: Sequence[tuple[Image, float]], selected: Sequence[Image]) -> None:
         """`scores` best first."""
         told = Event.Ranked(
-            stage=kind.stage,
+            stage=stage.number,
             scores=[Event.Ranked.Score(image=image.name, clip_score=score) for image, score in scores],
             selected=[image.name for image in selected],
         )
@@ -191,10 +189,10 @@ class RunRecorder:
         warning = Event.Warning(reason=reason, message=message, image=image, given_up=given_up)
         self._append(Event(warning=warning))
 
-    def await_selection(self, next_stage: StageKind, candidates: Sequence[Image]) -> None:
+    def await_selection(self, next_stage: Stage, candidates: Sequence[Image]) -> None:
         """The run rests until it is told which images go on."""
         required = Event.SelectionRequired(
-            next_stage=next_stage.stage, candidates=[image.name for image in candidates]
+            next_stage=next_stage.number, candidates=[image.name for image in candidates]
         )
         self._append(Event(selection_required=required))
         state = RunState.RUN_STATE_AWAITING_SELECTION
@@ -216,7 +214,7 @@ class RunRecorder:
         self.log.append(event)
 
 
-def _queued(stage: Stage.ValueType, position: int, wait_s: float | None) -> Event.Queued:
+def _queued(stage: ProtoStage.ValueType, position: int, wait_s: float | None) -> Event.Queued:
     queued = Event.Queued(stage=stage, position=position)
     if wait_s is not None:
         queued.estimated_wait.FromMilliseconds(round(wait_s * 1e3))

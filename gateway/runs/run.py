@@ -137,10 +137,10 @@ class ActiveRun:
             self.request_cancel()
             await self.wait()
             return
-        for place, name in enumerate(images):
+        for index, name in enumerate(images):
             if not self._has_image(name):
                 raise InvalidRequest(
-                    f"images[{place}]", f"must be an image of {self.record.name}, got {name[:120]!r}"
+                    f"images[{index}]", f"must be an image of {self.record.name}, got {name[:120]!r}"
                 )
         if self._flow is not None and not self._is_idle:
             self._flow.cancel_images(images)
@@ -170,7 +170,7 @@ class ActiveRun:
     def _has_image(self, name: str) -> bool:
         stage_name, _, index = name.removeprefix(f"{self.record.name}/images/").rpartition("-")
         return self.record.history.is_selected(name) or any(
-            stage.kind.name == stage_name and index.isdecimal() and int(index) < stage.max_images
+            stage.stage.name == stage_name and index.isdecimal() and int(index) < stage.max_images
             for stage in self.plan.stages
         )
 

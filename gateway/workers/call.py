@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 
 import grpc
 
-from gateway.stages import Job, StageKind
+from gateway.stages import Job, Stage
 from gateway.workers.errors import StageError, from_failure, from_rpc
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
@@ -25,8 +25,8 @@ async def stream_image(
     pool: Pool, worker: Worker, job: Job, patience: RetryPolicy
 ) -> AsyncGenerator[StageEvent]:
     """The events of one picture from one worker; raises StageError."""
-    where = f"{pool.kind.worker} {worker.address}"
-    stream = pool.kind.start(worker.channel, job, patience.timeout_s())
+    where = f"{pool.stage.worker_name} {worker.address}"
+    stream = pool.stage.start(worker.channel, job, patience.timeout_s())
     monitor = CallMonitor(patience, worker.pace)
     has_picture = False
     worker.on_stall.add(monitor.abort)
@@ -37,7 +37,7 @@ async def stream_image(
             monitor.limit = None
             if event is None:
                 break
-            if problem := _validate_event(event, job, pool.kind, has_picture=has_picture):
+            if problem := _validate_event(event, job, pool.stage, has_picture=has_picture):
                 raise _broken(f"{where} was asked for image {job.index} and answered with {problem}")
             pool.touch(worker)
             monitor.on_event(event)
@@ -117,7 +117,7 @@ class CallMonitor:
         return self.mark_blame(StageError(text, reason="WORKER_STALLED", retry_after_s=5.0))
 
 
-def _validate_event(event: StageEvent, job: Job, kind: StageKind, *, has_picture: bool) -> str:
+def _validate_event(event: StageEvent, job: Job, stage: Stage, *, has_picture: bool) -> str:
     """What of the event cannot belong to the job; empty if nothing."""
     match event.WhichOneof("kind"):
         case "accepted":
@@ -134,7 +134,7 @@ def _validate_event(event: StageEvent, job: Job, kind: StageKind, *, has_picture
         return "a second picture"
     if not (detail.image.data and detail.image.width > 0 and detail.image.height > 0):
         return "a picture without data or size"
-    if kind.is_seeded and detail.seed != job.seed:
+    if stage.is_seeded and detail.seed != job.seed:
         return f"a picture of seed {detail.seed} where {job.seed} was asked for"
     # The next stage and every caller take it for what it says it is; nobody else on the way looks inside.
     if detail.image.mime_type not in ("", "image/png"):

@@ -20,25 +20,25 @@ async def score(
     prompt: str,
     names: Sequence[str],
     read: Callable[[str], Awaitable[ImageData]],
-    digest: str,
+    model_digest: str,
     patience: RetryPolicy,
 ) -> list[float]:
     """One score for each picture, in order. Raises NoWorker, DeadlineExceeded or StageError."""
     scores: list[float] = []
     for first in range(0, len(names), PICTURES_PER_CALL):
         pictures = [await read(name) for name in names[first : first + PICTURES_PER_CALL]]
-        scores += await _ask(pool, RankRequest(prompt=prompt, images=pictures), digest, patience)
+        scores += await _ask(pool, RankRequest(prompt=prompt, images=pictures), model_digest, patience)
     return scores
 
 
-async def _ask(pool: Pool, request: RankRequest, digest: str, patience: RetryPolicy) -> list[float]:
+async def _ask(pool: Pool, request: RankRequest, model_digest: str, patience: RetryPolicy) -> list[float]:
     failures = FailureHistory(patience.max_workers)
     while True:
-        worker = await failures.choose(pool, digest, patience)
-        where = f"{pool.kind.worker} {worker.address}"
+        worker = await failures.choose(pool, model_digest, patience)
+        where = f"{pool.stage.worker_name} {worker.address}"
         timeout_s = min(patience.timeout_s(), patience.stall_timeout_s)
         try:
-            answer = await pool.kind.make_stub(worker.channel).Rank(request, timeout=timeout_s)
+            answer = await pool.stage.make_stub(worker.channel).Rank(request, timeout=timeout_s)
             return _check(list(answer.scores), len(request.images), where)
         except grpc.aio.AioRpcError as error:
             failure = from_rpc(error, where)

@@ -14,7 +14,7 @@ from typing import Any, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.stages import StageKind
+from gateway.stages import Stage
 from gateway.workers.targets import Resolve, Resolver, Target, resolve_name
 from gateway.workers.worker import Worker
 from services.serving.channels import open_channel
@@ -34,7 +34,7 @@ class Discovery:
 
     def __init__(
         self,
-        kind: StageKind,
+        stage: Stage,
         targets: Sequence[Target],
         *,
         check_every_s: float = CHECK_EVERY_S,
@@ -43,7 +43,7 @@ class Discovery:
         more_targets: ListTargets | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.kind = kind
+        self.stage = stage
         self.targets = tuple(targets)
         self.clock = clock
         # Called when a worker may be given work that could not before, or none any more.
@@ -60,7 +60,7 @@ class Discovery:
         self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._watching = asyncio.create_task(self._watch(), name=f"watch {self.kind.worker}s")
+        self._watching = asyncio.create_task(self._watch(), name=f"watch {self.stage.worker_name}s")
         return self
 
     async def __aexit__(
@@ -101,13 +101,13 @@ class Discovery:
     def note(self, worker: Worker, problem: str) -> None:
         """The worker can be given no work until it has been found healthy again."""
         if problem != worker.problem:
-            log.warning("%s %s can be given no work: %s", self.kind.worker, worker.address, problem)
+            log.warning("%s %s can be given no work: %s", self.stage.worker_name, worker.address, problem)
         worker.problem = problem
         self.on_change()
 
     def why_none(self) -> str:
         """Which workers were tried, why none can be given work, and what to do."""
-        name = self.kind.worker
+        name = self.stage.worker_name
         start = f"start one with `triptych serve {name}` and name it to the gateway with --{name} HOST:PORT"
         if not self.targets and not self._workers:
             return f"no {name} is known to the gateway: {start}"
@@ -122,7 +122,7 @@ class Discovery:
             try:
                 await self.refresh()
             except Exception:
-                log.exception("asking after the %ss failed", self.kind.worker)
+                log.exception("asking after the %ss failed", self.stage.worker_name)
             now = self.clock()
             ends = [worker.paused_until for worker in self._workers.values() if worker.paused_until > now]
             await asyncio.sleep(min([self._check_every_s, *(end - now for end in ends)]))
@@ -163,21 +163,21 @@ class Discovery:
 
     async def _check(self, worker: Worker) -> None:
         checks: Any = health_pb2_grpc.HealthStub(worker.channel)  # its type stubs leave the methods out
-        stub = self.kind.make_stub(worker.channel)
+        stub = self.stage.make_stub(worker.channel)
         try:
-            request = health_pb2.HealthCheckRequest(service=self.kind.service)
+            request = health_pb2.HealthCheckRequest(service=self.stage.service)
             health = await checks.Check(request, timeout=CHECK_TIMEOUT_S)
             if health.status != health_pb2.HealthCheckResponse.SERVING:
                 self.note(worker, "it is starting up or draining")
                 return
-            answer = await stub.GetModel(self.kind.get_model_request(), timeout=CHECK_TIMEOUT_S)
+            answer = await stub.GetModel(self.stage.get_model_request(), timeout=CHECK_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            self.note(worker, _explain(error, self.kind.worker))
+            self.note(worker, _explain(error, self.stage.worker_name))
             return
         if self.clock() < worker.paused_until:
             return
         if worker.problem:
-            log.info("%s %s serves '%s'", self.kind.worker, worker.address, answer.model.name)
+            log.info("%s %s serves '%s'", self.stage.worker_name, worker.address, answer.model.name)
         is_news = worker.problem or worker.model.digest != answer.model.digest
         worker.model, worker.problem = answer.model, ""
         if is_news:

@@ -35,7 +35,7 @@ class Pool:
     """Use as a context manager: its workers are looked after from entry to exit."""
 
     def __init__(self, discovery: Discovery) -> None:
-        self.kind = discovery.kind
+        self.stage = discovery.stage
         self.discovery = discovery
         self._clock = discovery.clock
         self._line = ImageQueue(self._clock)
@@ -66,7 +66,7 @@ class Pool:
 
     async def choose(
         self,
-        digest: str,
+        model_digest: str,
         *,
         exclude: Collection[str] = (),
         avoid: Collection[str] = (),
@@ -81,21 +81,21 @@ class Pool:
         raises NoWorker, and DeadlineExceeded for a waiter.
         """
         until = self._clock() + patience_s
-        await self.discovery.refresh_until(lambda: self._candidates(digest, exclude))
+        await self.discovery.refresh_until(lambda: self._candidates(model_digest, exclude))
         while True:
             changed = self._changed
             if waiter is None or exclusive:
-                found = self._candidates(digest, exclude)
+                found = self._candidates(model_digest, exclude)
                 worker = min(found, key=lambda one: (one.address in avoid, one.load), default=None)
             else:
-                worker = await self._take_room(digest, exclude, avoid, waiter)
+                worker = await self._take_room(model_digest, exclude, avoid, waiter)
             if worker is not None:
                 if not exclusive or await self._drain(worker):
                     return worker
                 continue
             left_s = until - self._clock()
             if left_s <= 0:
-                raise self._no_worker_error(digest)
+                raise self._no_worker_error(model_digest)
             try:
                 async with asyncio.timeout(left_s):
                     await changed.wait()
@@ -107,27 +107,27 @@ class Pool:
         """Pictures that wait for a worker to have room."""
         return len(self._line)
 
-    def has(self, digest: str, *, exclude: Collection[str]) -> bool:
+    def has(self, model_digest: str, *, exclude: Collection[str]) -> bool:
         """Whether a worker could be given a picture of that model now."""
-        return bool(self._candidates(digest, exclude))
+        return bool(self._candidates(model_digest, exclude))
 
     async def _take_room(
-        self, digest: str, exclude: Collection[str], avoid: Collection[str], waiter: WaitRequest
+        self, model_digest: str, exclude: Collection[str], avoid: Collection[str], waiter: WaitRequest
     ) -> Worker | None:
         """The worker with room that has least to do, at the waiter's turn; None where none may be given the picture."""
-        look = functools.partial(self._look, digest, exclude, avoid)
+        look = functools.partial(self._look, model_digest, exclude, avoid)
         while (found := look()).has_to_wait:
-            kind = f"{digest} {sorted(exclude)} {sorted(avoid)}"
+            kind = f"{model_digest} {sorted(exclude)} {sorted(avoid)}"
             worker = await self._line.wait(waiter, kind, look)
             if worker is not None:
                 worker.promised -= 1
-                if worker in self._candidates(digest, exclude):
+                if worker in self._candidates(model_digest, exclude):
                     return worker
                 self._line.serve()
         return found.worker
 
-    def _look(self, digest: str, exclude: Collection[str], avoid: Collection[str]) -> Availability:
-        found = self._candidates(digest, exclude)
+    def _look(self, model_digest: str, exclude: Collection[str], avoid: Collection[str]) -> Availability:
+        found = self._candidates(model_digest, exclude)
         better = [worker for worker in found if worker.address not in avoid] or found
         free = [worker for worker in better if not worker.is_full]
         if free or not found:
@@ -150,17 +150,17 @@ class Pool:
             worker.is_reserved = is_empty
         return is_empty
 
-    def _candidates(self, digest: str, exclude: Collection[str]) -> list[Worker]:
+    def _candidates(self, model_digest: str, exclude: Collection[str]) -> list[Worker]:
         return [
             worker
             for worker in self.healthy
-            if worker.model.digest == digest and worker.address not in exclude and worker.has_room
+            if worker.model.digest == model_digest and worker.address not in exclude and worker.has_room
         ]
 
-    def _no_worker_error(self, digest: str) -> NoWorker:
-        if self.healthy and not any(worker.model.digest == digest for worker in self.discovery.workers):
+    def _no_worker_error(self, model_digest: str) -> NoWorker:
+        if self.healthy and not any(worker.model.digest == model_digest for worker in self.discovery.workers):
             return ModelUnavailable(
-                f"no {self.kind.worker} has the model that this run began with any more ({digest[:12]}); start one "
+                f"no {self.stage.worker_name} has the model that this run began with any more ({model_digest[:12]}); start one "
                 "that has it, or start the run again"
             )
         return NoWorker(self.discovery.why_none())

@@ -55,7 +55,7 @@ AttemptEvent = AttemptStarted | AttemptFailed | NoWorkerYet | StageEvent
 async def generate_with_retries(
     pool: Pool,
     job: Job,
-    digest: str,
+    model_digest: str,
     patience: RetryPolicy,
     *,
     num_attempts: int = 0,
@@ -68,7 +68,7 @@ async def generate_with_retries(
     """
     full: Worker | None = None
     pending_failure: StageError | None = None
-    failures = FailureHistory(patience.max_workers, picture=f"{pool.kind.name}-{job.index}")
+    failures = FailureHistory(patience.max_workers, picture=f"{pool.stage.name}-{job.index}")
     queue_until = asyncio.get_running_loop().time() + QUEUE_PATIENCE_S
     while True:
         exclusive = failures.must_be_alone
@@ -78,7 +78,7 @@ async def generate_with_retries(
             pending_failure = None
         waiter = WaitRequest(job.caller, patience.timeout_s(), on_position)
         try:
-            worker = await failures.choose(pool, digest, waiter=waiter, exclusive=exclusive)
+            worker = await failures.choose(pool, model_digest, waiter=waiter, exclusive=exclusive)
         except DeadlineExceeded:
             raise
         except TriptychError as error:
@@ -86,7 +86,7 @@ async def generate_with_retries(
                 raise
             yield NoWorkerYet(error)
             pending_failure = None
-            worker = await failures.choose(pool, digest, patience, waiter=waiter, exclusive=exclusive)
+            worker = await failures.choose(pool, model_digest, patience, waiter=waiter, exclusive=exclusive)
         # Nothing may come between here and the block that the worker is counted in.
         same_worker, full = worker is full, None
         num_attempts += not same_worker
@@ -106,11 +106,13 @@ async def generate_with_retries(
             return
         except StageError as error:
             if has_picture:
-                log.info("%s %s was lost after the picture: %s", pool.kind.worker, worker.address, error)
+                log.info(
+                    "%s %s was lost after the picture: %s", pool.stage.worker_name, worker.address, error
+                )
                 return
             if error.reason == "QUEUE_FULL":
                 full = worker
-                if not failures.has_another(pool, digest, worker):
+                if not failures.has_another(pool, model_digest, worker):
                     await _wait_for_room(error, queue_until)
                     failures.full.clear()
                 continue

@@ -90,10 +90,10 @@ class FailureHistory:
             reason="IMAGE_POISONED",
         )
 
-    def has_another(self, pool: Pool, digest: str, full: Worker) -> bool:
+    def has_another(self, pool: Pool, model_digest: str, full: Worker) -> bool:
         """Whether there is a worker that may have room, where this one has none."""
         self.full.append(full.address)
-        return pool.has(digest, exclude=[*self._useless, *self.full])
+        return pool.has(model_digest, exclude=[*self._useless, *self.full])
 
     @property
     def last(self) -> StageError | None:
@@ -112,7 +112,7 @@ class FailureHistory:
     async def choose(
         self,
         pool: Pool,
-        digest: str,
+        model_digest: str,
         patience: RetryPolicy | None = None,
         *,
         waiter: WaitRequest | None = None,
@@ -122,7 +122,7 @@ class FailureHistory:
         wait_s = min(patience.worker_timeout_s, patience.timeout_s()) if patience and self.may_wait else 0.0
         try:
             return await pool.choose(
-                digest,
+                model_digest,
                 exclude=self._useless,
                 avoid=[*self._unlucky, *self.full],
                 exclusive=exclusive,

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.stages import STAGES, StageKind
+from gateway.stages import STAGES, Stage
 
 log = logging.getLogger(__name__)
 
@@ -107,14 +107,14 @@ class WorkersFile:
         self._problem = ""
         self._read()
 
-    async def targets(self, kind: StageKind) -> Sequence[Target]:
+    async def targets(self, stage: Stage) -> Sequence[Target]:
         try:
             await asyncio.to_thread(self._read)
         except ValueError as error:
             if str(error) != self._problem:
                 log.warning("%s; going on with the workers that it named before", error)
             self._problem = str(error)
-        return self._targets.get(kind.worker, ())
+        return self._targets.get(stage.worker_name, ())
 
     def _read(self) -> None:
         try:
@@ -133,7 +133,7 @@ class WorkersFile:
 
 def parse_workers(text: str) -> dict[str, tuple[Target, ...]]:
     """Targets by worker's name; raises ValueError that says what was expected."""
-    names = [kind.worker for kind in STAGES]
+    names = [stage.worker_name for stage in STAGES]
     try:
         listed = json.loads(text)
     except json.JSONDecodeError as error:

@@ -197,7 +197,7 @@ async def gateway(stages, folder):
         sys.executable,
         *("-m", "triptych", "serve", "gateway", "--port", "0", "--http-port", "0", "--exit-with-parent"),
         *("--journal", f"{folder}/journal.db", "--store", f"{folder}/pictures", "--grace", "1"),
-        *(part for stage in stages for part in (f"--{stage.kind.worker}", stage.address)),
+        *(part for stage in stages for part in (f"--{stage.stage.worker_name}", stage.address)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

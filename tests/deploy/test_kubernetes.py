@@ -25,7 +25,7 @@ from tests.deploy.kustomized import build, containers_of, key_of, read_documents
 ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"
 OVERLAYS = ("cpu-tiny", "gpu")
 VERSIONS = ("1.36", "1.37")
-WORKERS = tuple(kind.worker for kind in STAGES)
+WORKERS = tuple(kind.worker_name for kind in STAGES)
 COMMANDS = {
     "generator": serve_generator,
     "refiner": serve_refiner,
@@ -130,7 +130,9 @@ def test_a_process_that_drains_is_not_taken_for_hung(overlay, name):
 
 @pytest.mark.parametrize(("overlay", "name"), PROCESSES)
 def test_probes_ask_the_service_by_its_name_on_the_port_for_health(overlay, name):
-    services = {kind.worker: kind.service for kind in STAGES} | {"gateway": "triptych.v1.PipelineService"}
+    services = {kind.worker_name: kind.service for kind in STAGES} | {
+        "gateway": "triptych.v1.PipelineService"
+    }
     container = container_of(overlay, name)
     port = int(variables_of(container)["TRIPTYCH_HEALTH_PORT"])
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -190,12 +192,12 @@ def test_certificates_are_those_that_the_command_makes(overlay, name):
 
 @pytest.mark.parametrize(("overlay", "kind"), list(product(OVERLAYS, STAGES)))
 def test_the_gateway_asks_for_every_replica_by_the_name_of_a_headless_service(overlay, kind):
-    service = BUILT[overlay]["Service", kind.worker]["spec"]
+    service = BUILT[overlay]["Service", kind.worker_name]["spec"]
     variables = variables_of(container_of(overlay, "gateway"))
     (port,) = service["ports"]
-    ports = {one["name"]: one["containerPort"] for one in container_of(overlay, kind.worker)["ports"]}
+    ports = {one["name"]: one["containerPort"] for one in container_of(overlay, kind.worker_name)["ports"]}
     assert service["clusterIP"] == "None"
-    assert variables[f"TRIPTYCH_{kind.worker.upper()}"] == f"dns:{kind.worker}:{port['port']}"
+    assert variables[f"TRIPTYCH_{kind.worker_name.upper()}"] == f"dns:{kind.worker_name}:{port['port']}"
     # A headless service translates no port.
     assert ports[port["targetPort"]] == port["port"]
 

@@ -60,7 +60,7 @@ class ScriptedStage:
     """What all three have in common: they note what is asked of them, and do as the test has set."""
 
     def __init__(self, *, model: str = "scripted", digest: str = "d1") -> None:
-        self.info = ModelInfo(name=model, digest=digest, stage=self.kind.stage)
+        self.info = ModelInfo(name=model, digest=digest, stage=self.stage.number)
         self.requests: list = []
         self.finished: list[int] = []
         self.cancelled: list[int] = []
@@ -82,7 +82,7 @@ class ScriptedStage:
         self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
         self.add_to_server(self._server)
         self.checks = health.aio.HealthServicer()
-        await self.checks.set(self.kind.service, health_pb2.HealthCheckResponse.SERVING)
+        await self.checks.set(self.stage.service, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self.checks, self._server)
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self.address = f"127.0.0.1:{self.port}"
@@ -139,7 +139,7 @@ class ScriptedStage:
 
 
 class ScriptedGenerator(ScriptedStage, generator_pb2_grpc.GeneratorServiceServicer):
-    kind = GENERATE
+    stage = GENERATE
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class ScriptedGenerator(ScriptedStage, generator_pb2_grpc.GeneratorServiceServic
 
 
 class ScriptedRefiner(ScriptedStage, refiner_pb2_grpc.RefinerServiceServicer):
-    kind = REFINE
+    stage = REFINE
 
     def __init__(self, **more) -> None:
         super().__init__(**more)
@@ -195,7 +195,7 @@ class ScriptedRefiner(ScriptedStage, refiner_pb2_grpc.RefinerServiceServicer):
 
 
 class ScriptedUpscaler(ScriptedStage, upscaler_pb2_grpc.UpscalerServiceServicer):
-    kind = UPSCALE
+    stage = UPSCALE
     side = 4 * SIDE_PX
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
@@ -292,10 +292,12 @@ async def gateway_over(
     """A gateway that keeps its pictures, and its journal unless another is named, in that folder."""
     async with AsyncExitStack() as stack:
         pools = {}
-        for kind, workers in zip(STAGES, (stages.generators, stages.refiners, stages.upscalers), strict=True):
+        for stage, workers in zip(
+            STAGES, (stages.generators, stages.refiners, stages.upscalers), strict=True
+        ):
             targets = [Target("127.0.0.1", worker.port) for worker in workers]
-            pools[kind.name] = await stack.enter_async_context(Pool(Discovery(kind, targets)))
-            await pools[kind.name].refresh()
+            pools[stage.name] = await stack.enter_async_context(Pool(Discovery(stage, targets)))
+            await pools[stage.name].refresh()
         store = open_store(str(folder / "pictures"))
         stack.push_async_callback(store.close)
         kept = await stack.enter_async_context(

@@ -57,10 +57,10 @@ class ModelFamily:
 
     def side_px(self, stages: Sequence[str]) -> int:
         """Of the pictures that these stages end with; raises NoWorker where one of them is not served."""
-        for kind in STAGES:
-            if kind.name in stages and kind.name not in self.models:
+        for stage in STAGES:
+            if stage.name in stages and stage.name not in self.models:
                 raise NoWorker(
-                    f"no {kind.worker} serves {self.name or 'any model'} now; the pictures of this request need one"
+                    f"no {stage.worker_name} serves {self.name or 'any model'} now; the pictures of this request need one"
                 )
         base = REFINE.name if REFINE.name in stages else GENERATE.name
         side_px = self.models[base].image_size
@@ -73,9 +73,9 @@ async def find_family(pipeline: Pipeline, name: str) -> ModelFamily:
     served = [one.model for one in await pipeline.list_models()]
     models: dict[str, ModelInfo] = {}
     for model in served:
-        stage = next(kind.name for kind in STAGES if kind.stage == model.stage)
+        stage_name = next(stage.name for stage in STAGES if stage.number == model.stage)
         if wanted in ("", model.name):
-            models.setdefault(stage, model)
+            models.setdefault(stage_name, model)
     if wanted and not models:
         raise unknown_model(wanted, served)
     return ModelFamily(wanted, models, name.removeprefix(PROVIDER))

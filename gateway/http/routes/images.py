@@ -18,7 +18,7 @@ from triptych.png_text import with_text
 from triptych.v1.pipeline_pb2 import Image, Run
 
 SHA256 = re.compile("[0-9a-f]{64}")
-STAGE_NAMES = {kind.stage: kind.name for kind in STAGES}
+STAGE_NAMES = {stage.number: stage.name for stage in STAGES}
 # Under this address there will never be anything else; private, for it may not be everybody's.
 FOR_EVER = "private, max-age=31536000, immutable"
 

@@ -41,7 +41,7 @@ async def gateway(stages, folder):
                 "--http-port",
                 "0",
             ),
-            *(part for stage in stages for part in (f"--{stage.kind.worker}", stage.address)),
+            *(part for stage in stages for part in (f"--{stage.stage.worker_name}", stage.address)),
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
         )

@@ -66,7 +66,7 @@ class Workshop:
         names = []
         for worker in (*self.stages.generators, *self.stages.refiners, *self.stages.upscalers):
             indexes = [request.images[0].index for request in worker.requests]
-            names += [f"{RUN}/images/{worker.kind.name}-{index}" for index in indexes]
+            names += [f"{RUN}/images/{worker.stage.name}-{index}" for index in indexes]
             worker.requests.clear()
         return names
 
