@@ -8,19 +8,19 @@ PROMPT ?= a red house under a full moon
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up test test-faults test-real-size test-compose test-meadowrun fuzz parity tiny quality bench bench-full check fix protos release-protos clean
+.PHONY: help setup run up wheels test test-wheels test-faults test-real-size test-compose test-meadowrun fuzz parity tiny quality bench bench-full check fix protos release-protos clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # The runtime stamp holds what `make run` needs; the dev stamp adds the tools and the tests.
-$(VENV)/runtime: pyproject.toml constraints.txt
+$(VENV)/runtime: pyproject.toml packages/server/pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e . -e 'packages/server[all]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/runtime
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e 'packages/server[all]'
 	@touch $@
 
 setup: $(VENV)/dev ## Install everything into .venv
@@ -104,10 +104,26 @@ fix: $(VENV)/dev ## Format, and repair what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/buf format --write protos
 
+wheels: $(VENV)/dev ## Build the wheels of the client and of the server into dist/
+	rm -rf dist
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist . ./packages/server
+
+# Dependencies come from the package index. SITE: a folder of installed libraries to use in place of downloading them.
+test-wheels: wheels ## Install each wheel into an empty environment elsewhere and use it (minutes)
+	$(TEST_ENV) $(BIN)/python -m tests.packages.installed dist $(if $(SITE),--site $(SITE))
+
 protos: $(VENV)/dev ## Generate triptych/v1 from protos/
 	$(BIN)/python protos/generate.py
 
-release-protos: $(VENV)/dev ## Make today's contract the one that `make check` compares with
+release-wheels: $(VENV)/dev ## Build the wheels of the client and of the server into dist/
+	rm -rf dist
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist . ./packages/server
+
+# Dependencies come from the package index. SITE: a folder of installed libraries to use in place of downloading them.
+test-wheels: wheels ## Install each wheel into an empty environment elsewhere and use it (minutes)
+	$(TEST_ENV) $(BIN)/python -m tests.packages.installed dist $(if $(SITE),--site $(SITE))
+
+protos: $(VENV)/dev ## Make today's contract the one that `make check` compares with
 	$(BIN)/buf build protos --output protos/released.binpb
 
 clean: ## Remove the environment and what was built

@@ -78,9 +78,13 @@ def compose(
     ctx: click.Context, name: str, files: tuple[Path, ...], gpu: bool, build: bool, monitoring: bool
 ) -> None:  # fmt: skip
     """As containers of a Docker engine, by docker-compose.yml; the gateway is one of them."""
+    from deploy.compose.build_context import compose_folder
     from deploy.compose.deployer import COMPOSE_FILE, GPU_FILE, ComposeDeployer, ComposeGateway
 
-    deployer = ComposeDeployer(check_name(name), [*(files or [COMPOSE_FILE]), *([GPU_FILE] if gpu else [])])
+    ours = [] if files else [COMPOSE_FILE]
+    ours += [GPU_FILE] if gpu else []
+    folder = compose_folder() if ours else Path()
+    deployer = ComposeDeployer(check_name(name), [*files, *(folder / file for file in ours)])
     gateway = ComposeGateway(deployer.engine, monitoring=monitoring)
     ctx.obj = Place(deployer, gateway, None, deployer.engine.build if build else lambda: None)
 

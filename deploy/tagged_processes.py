@@ -3,9 +3,7 @@
 The tag is a variable in their environment, so they are found again whatever became of every file.
 """
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -14,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from deploy.deployer import DeployError
+from triptych._installation import child_command, child_environment
 
 TAG = "TRIPTYCH_DEPLOYMENT"
 STOP_TIMEOUT_S = 10.0
@@ -35,12 +34,12 @@ class TaggedProcesses:
         log = self.folder / f"{service}-{time.time_ns()}.log"
         with log.open("ab") as file:
             process = subprocess.Popen(  # noqa: S603 - our own command
-                [sys.executable, "-m", "triptych", "serve", service, *options],
+                child_command("serve", service, *options),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
-                env={**os.environ, TAG: self.tag, "PYTHONUNBUFFERED": "1"},
+                env={**child_environment(), TAG: self.tag, "PYTHONUNBUFFERED": "1"},
             )
         CHILDREN.append(process)
         log.rename(self.folder / f"{service}-{process.pid}.log")

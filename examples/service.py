@@ -1,6 +1,6 @@
 """A back-end service that has Triptych make its pictures: greeting cards, ordered over HTTP.
 
-    pip install triptych starlette uvicorn
+    pip install . starlette uvicorn            # in a checkout of Triptych, which is on no package index
     TRIPTYCH_GATEWAY=127.0.0.1:50050 uvicorn service:app --app-dir examples
 
     curl -d '{"order": "1234", "text": "a red house at night"}' 127.0.0.1:8000/cards -o card.png

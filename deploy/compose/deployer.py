@@ -17,12 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from deploy.compose.build_context import compose_folder
 from deploy.deployer import STAGES, DeployError, Leftovers, Offer, State, Worker
 from deploy.gateway import GATEWAY
 
-ROOT = Path(__file__).parents[2]
-COMPOSE_FILE = ROOT / "docker-compose.yml"
-GPU_FILE = ROOT / "docker-compose.gpu.yml"
+COMPOSE_FILE = "docker-compose.yml"
+GPU_FILE = "docker-compose.gpu.yml"
 PROJECT = "com.docker.compose.project"
 SERVICE = "com.docker.compose.service"
 MONITORING = ("prometheus", "grafana")
@@ -166,8 +166,9 @@ class ComposeDeployer:
 
     delete_volumes = False
 
-    def __init__(self, name: str, files: Sequence[Path] = (COMPOSE_FILE,)) -> None:
+    def __init__(self, name: str, files: Sequence[Path] | None = None) -> None:
         self.name = name
+        files = [compose_folder() / COMPOSE_FILE] if files is None else files
         self.engine = Engine(f"triptych-{name}", files)
 
     def plan(self) -> Sequence[Offer]:

@@ -77,7 +77,7 @@ def started_from(settings: Settings, service: str, options: Sequence[str]) -> di
             "machine image that has Triptych, --interpreter"
         )
     serve = [] if service == "weights" else ["serve"]
-    command = [settings.interpreter, "-m", "triptych", *serve, service, *options]
+    command = [settings.interpreter, "-P", "-m", "triptych", *serve, service, *options]
     return {"interpreter": settings.interpreter, "command": command, "environment": environment}
 
 

@@ -42,10 +42,11 @@ def ensure_environment(tell: Tell, folder: Path | None = None) -> Path:
         if _is_ready(folder, wanted):  # another process was quicker
             return python
         tell(f"Meadowrun gets an environment of its own, once: {folder} (150 MB, a few minutes)")
-        _run([sys.executable, "-m", "venv", "--clear", str(folder)], tell)
+        _run([sys.executable, "-I", "-m", "venv", "--clear", str(folder)], tell)
         pinned = ["-c", str(CONSTRAINTS), f"meadowrun=={VERSION}", "setuptools"]
         _run(
-            [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *pinned], tell
+            [str(python), "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *pinned],
+            tell,
         )
         (folder / READY).write_text(wanted)
     return python

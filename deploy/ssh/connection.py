@@ -93,7 +93,8 @@ class Connection:
         if done.returncode == NO_TRIPTYCH:
             raise DeployError(
                 f"{self._machine.name} has no command '{self._machine.triptych}': install it there (in a copy of the "
-                f"source: python3 -m venv .venv && .venv/bin/pip install '.[{','.join(self._machine.stages)}]'), and "
+                f"source: python3 -m venv .venv && .venv/bin/pip install . './packages/server[{','.join(self._machine.stages)}]'), "
+                "and "
                 'name it in the list of machines: triptych = "/home/.../.venv/bin/triptych"'
             )
         if done.returncode != 0:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from services.errors import TriptychError
+from triptych._installation import missing_library
 
 # Raised by one whenever what is written changes: what a journal of another version says cannot be relied on.
 VERSION = 1
@@ -181,7 +182,7 @@ def _postgresql(address: str) -> AsyncEngine:
             connect_args={"server_settings": _POSTGRESQL_SETTINGS},
         )
     except ImportError:
-        raise InvalidJournal("a journal in PostgreSQL needs: pip install 'triptych[postgres]'") from None
+        raise InvalidJournal(missing_library("asyncpg", "a journal in PostgreSQL")) from None
 
 
 def _sqlite(path: Path) -> AsyncEngine:

@@ -18,13 +18,14 @@ from gateway.store.base import (
     verify_hash,
 )
 from services.errors import TriptychError
+from triptych._installation import missing_library
 
 try:
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 except ImportError:
-    raise InvalidStore("a store in S3 needs boto3; install it with `pip install triptych[s3]`") from None
+    raise InvalidStore(missing_library("boto3", "a store in S3")) from None
 
 Result = TypeVar("Result")
 

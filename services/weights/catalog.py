@@ -37,7 +37,7 @@ class KnownModel:
     def needs(self) -> tuple[str, ...]:
         """What pip must have installed where it is pulled from where it was published."""
         from_wandb = any(source.location.startswith("wandb://") for source in self.sources)
-        return (f"triptych[{self.stage},weights]", *(("wandb",) if from_wandb else ()))
+        return (f"triptych-server[{self.stage},weights]", *(("wandb",) if from_wandb else ()))
 
     @property
     def num_bytes(self) -> int:

@@ -24,6 +24,7 @@ from services.weights.cache import local_models, models_in_s3, s3_cache
 from services.weights.catalog import KNOWN
 from services.weights.conversion import conversion_module
 from services.weights.model_folder import MANIFEST, PARTS, STAGE_OF_PART, GoldenDifference, Manifest
+from triptych._installation import missing_library
 
 
 @click.group(no_args_is_help=True)
@@ -189,7 +190,7 @@ def _rows(in_s3: dict[tuple[str, str], tuple[str, int]]) -> Iterator[dict[str, A
         usual = {
             "digest": "",
             "licence": known.licence if known else "",
-            "needs": f"triptych[{stage},weights]",
+            "needs": f"triptych-server[{stage},weights]",
         }
         place = {"folder": "", "s3": in_s3.get((stage, name), ("", 0))[0]}
         return {"stage": stage, "name": name, "num_bytes": num_bytes, **usual, **place, **more}
@@ -202,7 +203,7 @@ def _rows(in_s3: dict[tuple[str, str], tuple[str, int]]) -> Iterator[dict[str, A
             continue
         yield row(
             stage, name, sum(entry.num_bytes for entry in manifest.files.values()),
-            digest=manifest.digest, licence=manifest.licence, needs=f"triptych[{stage}]", folder=str(folder),
+            digest=manifest.digest, licence=manifest.licence, needs=f"triptych-server[{stage}]", folder=str(folder),
         )  # fmt: skip
     for (stage, name), (_, num_bytes) in in_s3.items():
         if (stage, name) not in seen:
@@ -224,8 +225,7 @@ def stage_module(stage: str, role: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] == "services":
             raise
         raise click.ClickException(
-            f"{error.name} is not installed, and the {stage}'s weights need it; "
-            f"run: pip install 'triptych[{stage}]'"
+            missing_library(error.name, f"the conversion of the {stage}'s weights")
         ) from None
 
 

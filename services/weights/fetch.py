@@ -26,6 +26,7 @@ from services.weights.download import (
 )
 from services.weights.model_folder import MANIFEST, Manifest
 from services.weights.remotes import NotThere, artifact_remotes, open_remote
+from triptych._installation import missing_library
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +96,8 @@ def _converter(stage: str) -> Any:
         return conversion_module(stage, "convert").convert
     except ModuleNotFoundError as error:
         raise ModelError(
-            f"{error.name} is not installed, and the {stage}'s files are converted with it; run: pip install "
-            f"'triptych[{stage}]', or push the model to the S3 cache from a machine that has it"
+            missing_library(str(error.name), f"the conversion of the {stage}'s files")
+            + ", or push the model to the S3 cache from a machine that has it"
         ) from None
 
 

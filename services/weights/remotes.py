@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from services.errors import ModelError
 from services.weights.download import ConnectionLost, Remote
+from triptych._installation import missing_library
 
 PIECE_BYTES = 2**18
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 15.0, 60.0
@@ -317,7 +318,7 @@ def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        raise ModelError(f"{name} is not installed; run: pip install 'triptych[weights]'") from None
+        raise ModelError(missing_library(name, "a download of weights")) from None
 
 
 def _text(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.compose.build_context import compose_folder
 from deploy.compose.deployer import COMPOSE_FILE, ComposeDeployer
 from deploy.deployer import Deployer, DeployError, State, Worker, workers_file
 from deploy.deployment import Deployment
@@ -38,7 +39,7 @@ def make_compose(
         pytest.skip("no container engine answers here")
     asked = folder.with_suffix(".yml")
     asked.write_text(json.dumps({"services": {"upscaler": {"command": list(upscaler)}}}))
-    deployer = ComposeDeployer(name, [COMPOSE_FILE, asked])
+    deployer = ComposeDeployer(name, [compose_folder() / COMPOSE_FILE, asked])
     deployer.delete_volumes = True
     return deployer
 

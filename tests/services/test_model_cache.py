@@ -172,7 +172,7 @@ def test_a_name_that_is_nowhere_keeps_the_services_own_error():
 def test_a_known_model_says_its_size_its_licence_and_what_it_needs(known):
     assert known.num_bytes > 10**6
     assert known.licence in ("Apache-2.0", "MIT")
-    assert known.needs[0] == f"triptych[{known.stage},weights]"
+    assert known.needs[0] == f"triptych-server[{known.stage},weights]"
     assert tuple(source.part for source in known.sources) == PARTS[known.stage]
 
 

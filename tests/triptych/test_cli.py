@@ -34,12 +34,12 @@ def test_help_lists_every_command(triptych):
 
 
 @pytest.mark.parametrize("stage", ["refiner", "upscaler"])
-def test_a_missing_library_names_the_extra_to_install(stage):
+def test_a_missing_library_is_reported_with_the_line_that_installs_it(stage):
     done = run_python(RUN.format(arguments=["serve", stage], before="sys.modules['torch'] = None"))
     assert done.returncode == 1
     assert done.stderr == (
-        f"Error: torch is not installed: expected the libraries of triptych[{stage}]; "
-        f"run: pip install 'triptych[{stage}]'\n"
+        f"Error: torch is not installed, and this command needs it; "
+        f"run: pip install -e {ROOT} -e '{ROOT}/packages/server[all]'\n"
     )
 
 

@@ -15,6 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 import triptych
+from triptych import _installation
 
 PROGRAM = "triptych"
 # Set by the scripts of `triptych completion`: then the command line only says how an argument may go on.
@@ -23,7 +24,7 @@ COMPLETE_VARIABLE = "_TRIPTYCH_COMPLETE"
 INTERRUPTED = 130
 # Errors whose text is all that there is to say, by module: importing them here would import grpc.
 EXPECTED_ERRORS = {"services.errors": "TriptychError", "triptych.errors": "CallError"}
-OUR_PACKAGES = ("triptych", "services", "gateway", "deploy")
+OUR_PACKAGES = ("triptych", *_installation.SERVER_PACKAGES)
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,17 @@ class LazyCommand:
     module: str
     name: str
     summary: str
-    # Of the pyproject; named when one of its libraries is missing.
-    extra: str | None = None
 
     def load(self) -> click.Command:
-        """Imports the command; raises ClickException that names the extra to install."""
+        """Imports the command; raises ClickException with the line that installs what is missing."""
+        if self.module.partition(".")[0] in _installation.SERVER_PACKAGES:
+            require_server()
         try:
             module = importlib.import_module(self.module)
         except ModuleNotFoundError as error:
             if error.name is None or error.name.split(".")[0] in OUR_PACKAGES:
                 raise
-            raise click.ClickException(missing_library(error.name, self.extra)) from None
+            raise click.ClickException(_installation.missing_library(error.name, "this command")) from None
         command: click.Command = getattr(module, self.name)
         return with_environment(command)
 
@@ -87,23 +88,21 @@ def with_environment(command: click.Command) -> click.Command:
     return command
 
 
-def missing_library(name: str, extra: str | None) -> str:
-    """What to say when a library of an extra is not installed."""
-    wanted = f"triptych[{extra}]" if extra else "triptych"
-    return f"{name} is not installed: expected the libraries of {wanted}; run: pip install '{wanted}'"
+def require_server() -> None:
+    """Makes the server's code importable; raises ClickException with the line that installs it."""
+    if not _installation.add_server_to_path():
+        raise click.ClickException(_installation.missing_server())
 
 
 SERVICES = {
     "generator": LazyCommand(
-        "services.generator.service", "serve", "Sketches from a prompt (DALL·E Mini, JAX).", "generator"
+        "services.generator.service", "serve", "Sketches from a prompt (DALL·E Mini, JAX)."
     ),
     "refiner": LazyCommand(
-        "services.refiner.service", "serve", "Variations of a sketch (GLID-3-xl, PyTorch).", "refiner"
+        "services.refiner.service", "serve", "Variations of a sketch (GLID-3-xl, PyTorch)."
     ),
-    "upscaler": LazyCommand(
-        "services.upscaler.service", "serve", "Pictures 4x as large (SwinIR, PyTorch).", "upscaler"
-    ),
-    "gateway": LazyCommand("gateway.command", "serve", "The pipeline over the three stages.", "gateway"),
+    "upscaler": LazyCommand("services.upscaler.service", "serve", "Pictures 4x as large (SwinIR, PyTorch)."),
+    "gateway": LazyCommand("gateway.command", "serve", "The pipeline over the three stages."),
 }
 
 serve = with_environment(
@@ -119,21 +118,15 @@ COMMANDS = {
     "models": LazyCommand(
         "triptych.cli.models", "models", "What a gateway serves, and which words it understands."
     ),
-    "weights": LazyCommand(
-        "services.weights.command", "weights", "Convert, make, check and list models.", "gateway"
-    ),
-    "tokens": LazyCommand(
-        "gateway.access.tokens_command", "tokens", "Say who may call the gateway.", "gateway"
-    ),
-    "certs": LazyCommand(
-        "gateway.access.certs_command", "certs", "Make certificates of one's own.", "gateway"
-    ),
-    "deploy": LazyCommand("deploy.command", "deploy", "Run and scale the pipeline at a place.", "deploy"),
+    "weights": LazyCommand("services.weights.command", "weights", "Convert, make, check and list models."),
+    "tokens": LazyCommand("gateway.access.tokens_command", "tokens", "Say who may call the gateway."),
+    "certs": LazyCommand("gateway.access.certs_command", "certs", "Make certificates of one's own."),
+    "deploy": LazyCommand("deploy.command", "deploy", "Run and scale the pipeline at a place."),
     "bench": LazyCommand(
         "triptych.cli.bench", "bench", "Measure a deployment; simulate its latency and cost."
     ),
     "completion": LazyCommand("triptych.cli.completion", "completion", "Completion for bash, zsh and fish."),
-    "health": LazyCommand("triptych.cli.health", "health", "Ask a service whether it serves.", "gateway"),
+    "health": LazyCommand("triptych.cli.health", "health", "Ask a service whether it serves."),
 }
 
 

@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -17,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import click
+
+from triptych._installation import child_command, child_environment, missing_server, server_folder
 
 # Seconds that a child gives its running calls when it is asked to stop.
 GRACE_S = 3
@@ -128,16 +129,14 @@ async def launch(
 ) -> Child:
     """Starts `triptych serve NAME` on a free port of loopback."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "triptych", "serve", name, "--exit-with-parent", "--grace", str(GRACE_S)),
-        *options,
+        *child_command("serve", name, "--exit-with-parent", "--grace", str(GRACE_S), *options),
         stdin=PIPE,
         stdout=PIPE,
         stderr=PIPE,
         limit=MAX_LINE_BYTES,
         # A process group of its own: Ctrl-C in the terminal reaches this process alone, which stops them in order.
         start_new_session=True,
-        env={name: value for name, value in os.environ.items() if name not in DOORS}
+        env={name: value for name, value in child_environment().items() if name not in DOORS}
         | {"PYTHONUNBUFFERED": "1"},
     )
     return Child(name, process, on_log)
@@ -175,6 +174,8 @@ async def running_pipeline(
 
     The stages start at the same time, the gateway when they serve. Raises ClickException when one cannot start.
     """
+    if server_folder() is None:
+        raise click.ClickException(missing_server())
     children: list[Child] = []
 
     async def start(name: str, options: Sequence[str]) -> ServiceReady:
