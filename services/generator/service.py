@@ -13,6 +13,7 @@ from services.generator.dalle.batch import GenerateJob
 from services.generator.dalle.device import oom_as_model_error, set_up_device
 from services.generator.dalle.model import load_model
 from services.generator.dalle.stepper import GeneratorStepper
+from services.generator.vocabulary import Vocabulary, read_vocabulary
 from services.serving.request_checks import check_items, check_prompt, integer, number
 from services.serving.server import Context
 from services.serving.stage_command import run_stage, stage_options
@@ -27,7 +28,7 @@ from triptych.v1.generator_pb2 import (
     GeneratorServiceReadPromptResponse,
 )
 from triptych.v1.generator_pb2_grpc import GeneratorServiceServicer, add_GeneratorServiceServicer_to_server
-from triptych.v1.stage_pb2 import STAGE_GENERATE, ModelInfo, PromptReading
+from triptych.v1.stage_pb2 import STAGE_GENERATE, ModelInfo, PromptReading, WordReplacement
 
 SERVICE_NAME = "triptych.v1.GeneratorService"
 # Below it, logits divided by the temperature leave the range of a float; top_k 1 is what such a caller wants.
@@ -41,11 +42,13 @@ MAX_INT32 = 2**31 - 1
 class LoadedGenerator:
     stepper: GeneratorStepper
     info: ModelInfo
+    # Of a small model; others know all words.
+    vocabulary: Vocabulary | None = None
 
 
 class GeneratorService(StageService[LoadedGenerator, GenerateJob], GeneratorServiceServicer):
     async def Generate(self, request: GenerateRequest, context: Context) -> AsyncIterator[GenerateResponse]:
-        tickets = read_request(request, self.loaded.info)
+        tickets = read_request(request, self.loaded.info, self.loaded.vocabulary)
         seeds = {item.index: item.seed for item in request.images}
         async for event in self.stream(tickets, seeds=seeds, caller=request.caller, context=context):
             yield GenerateResponse(event=event)
@@ -54,7 +57,7 @@ class GeneratorService(StageService[LoadedGenerator, GenerateJob], GeneratorServ
         self, request: GeneratorServiceReadPromptRequest, context: Context
     ) -> GeneratorServiceReadPromptResponse:
         prompt = check_prompt(request.prompt, self.loaded.info.limits.max_prompt_bytes)
-        return GeneratorServiceReadPromptResponse(reading=PromptReading(prompt=prompt))
+        return GeneratorServiceReadPromptResponse(reading=read_prompt(prompt, self.loaded.vocabulary))
 
     async def GetModel(
         self, request: GeneratorServiceGetModelRequest, context: Context
@@ -62,11 +65,14 @@ class GeneratorService(StageService[LoadedGenerator, GenerateJob], GeneratorServ
         return GeneratorServiceGetModelResponse(model=self.loaded.info)
 
 
-def read_request(request: GenerateRequest, info: ModelInfo) -> list[JobRequest[GenerateJob]]:
+def read_request(
+    request: GenerateRequest, info: ModelInfo, vocabulary: Vocabulary | None = None
+) -> list[JobRequest[GenerateJob]]:
     """Checks the whole request; raises InvalidRequest naming the field."""
     settings, defaults = request.settings, info.defaults
     check_items(request.images, info.limits)
     prompt = check_prompt(request.prompt, info.limits.max_prompt_bytes)
+    prompt = read_prompt(prompt, vocabulary).prompt
     temperature = number(
         settings, "temperature", defaults["temperature"], low=MIN_TEMPERATURE, high=MAX_TEMPERATURE
     )
@@ -84,6 +90,23 @@ def read_request(request: GenerateRequest, info: ModelInfo) -> list[JobRequest[G
         )
         for item in request.images
     ]
+
+
+def read_prompt(prompt: str, vocabulary: Vocabulary | None) -> PromptReading:
+    """What is drawn for a prompt: itself, unless the model has a table of the words that it replaces."""
+    if vocabulary is None:
+        return PromptReading(prompt=prompt)
+    replaced = vocabulary.replace_words(prompt)
+    replacements = [
+        WordReplacement(word=one.word, replacement=one.replacement, similarity=one.similarity)
+        for one in replaced.replacements
+    ]
+    return PromptReading(
+        prompt=replaced.prompt,
+        replacements=replacements,
+        is_unknown=not replaced.known,
+        suggestions=replaced.suggestions,
+    )
 
 
 def load(options: ServeOptions) -> LoadedGenerator:
@@ -107,7 +130,9 @@ def load(options: ServeOptions) -> LoadedGenerator:
             "guidance_scale": ModelInfo.Range(lowest=0, highest=MAX_GUIDANCE_SCALE),
         },
     )
-    return LoadedGenerator(GeneratorStepper(model, num_slots=options.slots), info)
+    return LoadedGenerator(
+        GeneratorStepper(model, num_slots=options.slots), info, read_vocabulary(folder, manifest)
+    )
 
 
 @click.command()

@@ -68,7 +68,7 @@ class Vocabulary:
         """
         self._known = dict(known) | {plural: plural for plural in known.values()}
         self._replacements = replacements
-        self._examples = example_prompts
+        self.example_prompts = example_prompts
         self._places = frozenset(places)
         self._settings = settings or {}
         self._longest = max(name.count(" ") + 1 for name in (*self._known, *replacements))
@@ -145,7 +145,7 @@ class Vocabulary:
 
     def _another(self, prompt: str) -> Replaced:
         """The same other prompt for the same prompt, always."""
-        examples = self._examples
+        examples = self.example_prompts
         first = zlib.crc32(prompt.encode()) % len(examples)
         rest = [examples[(first + i) % len(examples)] for i in range(1, len(examples))]
         return Replaced(examples[first], (), known=False, suggestions=tuple(rest[:NUM_SUGGESTIONS]))

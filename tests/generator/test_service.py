@@ -11,9 +11,15 @@ from services.engine.engine import Engine
 from services.generator.dalle.networks.sampling import SamplingDefaults
 from services.generator.dalle.stepper import GeneratorStepper, generate
 from services.generator.service import SERVICE_NAME, GeneratorService, LoadedGenerator
+from services.generator.vocabulary import Vocabulary
 from services.serving.channels import open_channel
 from services.serving.server import serving
-from triptych.v1.generator_pb2 import GenerateRequest, GenerateSettings, GeneratorServiceGetModelRequest
+from triptych.v1.generator_pb2 import (
+    GenerateRequest,
+    GenerateSettings,
+    GeneratorServiceGetModelRequest,
+    GeneratorServiceReadPromptRequest,
+)
 from triptych.v1.generator_pb2_grpc import GeneratorServiceStub, add_GeneratorServiceServicer_to_server
 from triptych.v1.stage_pb2 import ImageItem, ModelInfo
 
@@ -21,6 +27,12 @@ INFO = ModelInfo(
     name="small",
     limits=ModelInfo.Limits(max_images=8, max_prompt_bytes=200),
     defaults={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 3.0},
+)
+
+VOCABULARY = Vocabulary(
+    {"house": "houses", "cat": "cats"},
+    {"cottage": ("house", 0.8)},
+    ("a red house", "two cats", "a cat", "a house"),
 )
 
 
@@ -35,7 +47,7 @@ async def stub(model):
         ) as running,
         open_channel(running.address) as channel,
     ):
-        service.set_ready(LoadedGenerator(stepper, INFO), engine)
+        service.set_ready(LoadedGenerator(stepper, INFO, VOCABULARY), engine)
         yield GeneratorServiceStub(channel)
 
 
@@ -112,3 +124,27 @@ async def test_the_extremes_of_the_ranges_make_pictures(stub):
 async def test_what_is_loaded_can_be_asked_for(stub):
     response = await stub.GetModel(GeneratorServiceGetModelRequest())
     assert response.model == INFO
+
+
+async def picture_of(stub, prompt):
+    events = await events_of(stub, request(7, prompt=prompt))
+    (image,) = [event.image.image.data for event in events if event.HasField("image")]
+    return image
+
+
+async def test_a_word_that_the_model_does_not_know_is_drawn_as_its_replacement(stub):
+    assert await picture_of(stub, "a red cottage") == await picture_of(stub, "a red house")
+
+
+async def test_what_is_drawn_for_a_prompt_can_be_asked(stub):
+    asked = GeneratorServiceReadPromptRequest(prompt="a red cottage")
+    reading = (await stub.ReadPrompt(asked)).reading
+    assert (reading.prompt, reading.is_unknown) == ("a red house", False)
+    assert [(one.word, one.replacement) for one in reading.replacements] == [("cottage", "house")]
+
+
+async def test_a_prompt_of_which_nothing_is_known_is_answered_with_others(stub):
+    reading = (await stub.ReadPrompt(GeneratorServiceReadPromptRequest(prompt="qwerty"))).reading
+    assert reading.is_unknown
+    assert len(reading.suggestions) == 3
+    assert reading.prompt in VOCABULARY.example_prompts

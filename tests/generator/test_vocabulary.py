@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from services.errors import ModelError
-from services.generator.vocabulary import FILE, Replacement, Vocabulary, read_vocabulary
+from services.generator.vocabulary import FILE, Replaced, Replacement, Vocabulary, read_vocabulary
 from services.weights.model_folder import FileEntry, Manifest, open_model
 
 KNOWN = {"cat": "cats", "car": "cars", "house": "houses", "cactus": "cacti", "ufo": "ufos", "orange tree": "orange trees",
@@ -167,3 +167,21 @@ def test_the_built_in_table_is_small_and_replaces_by_known_words_alone():
     assert {near for near, _ in raw["replacements"].values()} <= known
     assert not raw["replacements"].keys() & known
     assert all(0 < similarity <= 1 for _, similarity in raw["replacements"].values())
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a kitten",
+        "two kittens next to a cottage",
+        "qwerty",
+        "a cute baby sea otter",
+        "an automobile at night",
+        "trees",
+        "🎉",
+    ],
+)
+def test_what_is_drawn_is_drawn_as_it_is(built_in: Vocabulary, prompt: str):
+    """A gateway gives the generator the prompt that it has read already."""
+    drawn = built_in.replace_words(prompt).prompt
+    assert built_in.replace_words(drawn) == Replaced(drawn)
