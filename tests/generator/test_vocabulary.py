@@ -123,6 +123,10 @@ def test_a_broken_table_is_told(tmp_path: Path):
         ("a sloop", "sailboat"),
         ("a jungle with a cat", "forest"),
         ("two salmon", "fish"),
+        ("a trout", "fish"),
+        ("three dachshunds", "dogs"),
+        ("a mansion", "house"),
+        ("a turquoise car", "blue"),
     ],
 )
 def test_the_built_in_table_knows_what_is_near(built_in: Vocabulary, prompt: str, expected: str):

@@ -166,7 +166,6 @@ DRAWN = frozenset(
 )
 LIVING = frozenset(("animal", "plant"))
 MIN_SIMILARITY = 0.4
-NEAR_PERSON = 0.5
 RARE_SENSE_PENALTY = 0.06
 KIND_BONUS = 0.4  # for what is a kind of the other: a poodle is a dog, whatever the embeddings say
 MAX_WORDS = 20_000
@@ -217,7 +216,11 @@ def common_nouns(
         if word in NOT_DRAWN or wordnet.other_counts.get(word, 0) > wordnet.noun_counts.get(word, 0):
             continue
         # One word may be met now and then; of a name of two, both are common words.
-        if max(map(num_pieces, parts)) > 3 - len(parts) or (len(parts) == 2 and set(parts) & STOP_WORDS):
+        is_common = max(map(num_pieces, parts)) <= 3 - len(parts)
+        if len(parts) == 2 and (not is_common or set(parts) & STOP_WORDS):
+            continue
+        # Rare words are taken for what they are a kind of.
+        if not is_common and not kinds & wordnet.ancestors(senses[0]).keys():
             continue
         drawn = [sense for sense in senses[:2] if wordnet.synsets[sense].lexicon in DRAWN]
         if drawn and (drawn[0] == senses[0] or _is_mostly_seen(wordnet, word, senses)):
@@ -306,18 +309,15 @@ def nearest(
 ) -> dict[str, tuple[str, float]]:
     """The nearest target of each word that has one, of the nearest words so many as a table may have."""
     best: dict[str, tuple[float, str]] = {}
+    people = [column for column, target in enumerate(targets) if target.word in PEOPLE]
     for (word, sense), row in zip(nouns, near, strict=True):
         # A sense that is meant less often must be so much nearer.
         rank = wordnet.senses[word].index(sense)
-        column = int(row.argmax())
-        similarity, target = float(row[column]) - RARE_SENSE_PENALTY * rank, targets[column]
-        if similarity < NEAR_PERSON and wordnet.synsets[sense].lexicon == "person" and row.max() > -1:
+        found = [(float(row.max()) - RARE_SENSE_PENALTY * rank, targets[int(row.argmax())].word)]
+        if wordnet.synsets[sense].lexicon == "person" and not wordnet.synsets[sense].is_proper and people:
             # Whoever is no dancer and no king is a woman or a man, a girl or a boy.
-            people = [i for i, target in enumerate(targets) if target.word in PEOPLE]
-            if people:
-                column = max(people, key=lambda i: row[i])
-                similarity, target = max(float(row[column]), MIN_SIMILARITY), targets[column]
-        best[word] = max(best.get(word, (-1.0, "")), (similarity, target.word))
+            found.append((MIN_SIMILARITY, targets[max(people, key=lambda i: row[i])].word))
+        best[word] = max(best.get(word, (-1.0, "")), *found)
     rows = sorted(((similarity, word, near) for word, (similarity, near) in best.items()), reverse=True)
     table = {
         word: (near_word, round(min(similarity, 1.0), 2))
