@@ -39,6 +39,7 @@ from training.world.sprites import fluent_sprites
 
 CHECKPOINT = checkpoint.FOLDER / "generator.pt"
 SAVE_EVERY = 50
+COOL_DOWN_SHARE = 0.2
 POOL = checkpoint.FOLDER / "tokens.npz"
 WEIGHTS = Path("services/generator/models/tiny/dalle/model.safetensors")
 TOKENIZER = WEIGHTS.with_name("tokenizer.json")
@@ -92,11 +93,10 @@ class Trainer:
         self._forward = torch.compile(self._states_and_logits) if compiled else self._states_and_logits
 
     def learning_rate(self) -> float:
-        warm = min(1.0, (self.step + 1) / 100)
-        return (
-            self.recipe.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * self.step / self.recipe.steps))
-            + 2e-5
-        )
+        """Warm, level, and down to nothing in the last fifth: a run that is resumed with more steps goes on where it was."""
+        steps = self.recipe.steps
+        level = min(1.0, (self.step + 1) / 100, (steps - self.step) / (COOL_DOWN_SHARE * steps))
+        return self.recipe.learning_rate * level
 
     def train_step(self) -> dict[str, float]:
         recipe = self.recipe
