@@ -152,13 +152,15 @@ SETTING_NAMES = {
     "canyon": "mountains", "waterfall": "mountains", "cave": "mountains", "cliff": "mountains", "glacier": "snow",
     "iceberg": "snow", "arctic": "snow", "morning": "day", "afternoon": "day", "twilight": "sunset", "nightfall": "night",
     "storm": "rain", "thunderstorm": "rain", "lightning": "rain", "fog": "clouds", "mist": "clouds", "blizzard": "snowstorm",
-    "galaxy": "space", "universe": "space", "path": "road", "freeway": "road", "lane": "road",
+    "galaxy": "space", "universe": "space", "path": "road", "freeway": "road", "lane": "road", "alley": "city",
 }  # fmt: skip
 # Other words for things, that are known but written for nothing else.
 NOT_TARGETS = frozenset(
     ("kitty", "puppy", "bunny", "home", "cottage", "guy", "camp", "automobile", "kid", "burger", "santa", "cab",
      "motorbike", "spaceman", "fortress", "sea otter", "bike", "locomotive", "toadstool", "lady")
 )  # fmt: skip
+# And those that a world may lack.
+NARROW_NAMES = {"hill": "meadow", "road": "city", "street": "city", "highway": "city"}
 PEOPLE = frozenset(("woman", "man", "girl", "boy"))
 # What can be drawn, by the files of the lexicographers; and what has Latin names.
 DRAWN = frozenset(
@@ -217,7 +219,9 @@ def common_nouns(
             continue
         # One word may be met now and then; of a name of two, both are common words.
         is_common = max(map(num_pieces, parts)) <= 3 - len(parts)
-        if len(parts) == 2 and (not is_common or set(parts) & STOP_WORDS):
+        if len(parts) == 2 and (not is_common or set(parts) & (STOP_WORDS | COLOURS.keys())):
+            continue
+        if _is_of_verb(wordnet, word):
             continue
         # Rare words are taken for what they are a kind of.
         if not is_common and not kinds & wordnet.ancestors(senses[0]).keys():
@@ -228,6 +232,12 @@ def common_nouns(
             if not is_latin or (len(parts) == 2 and kinds & wordnet.ancestors(drawn[0]).keys()):
                 found += [(word, sense) for sense in drawn]
     return found
+
+
+def _is_of_verb(wordnet: WordNet, word: str) -> bool:
+    """Whether it is what somebody does: "a spaceship landing" has no landing stage."""
+    base = word.removesuffix("ing")
+    return base != word and (base in wordnet.other_counts or f"{base}e" in wordnet.other_counts)
 
 
 def _is_mostly_seen(wordnet: WordNet, word: str, senses: Sequence[int]) -> bool:
@@ -329,6 +339,7 @@ def nearest(
     extra = {
         **{word: (near_word, 0.9) for word, near_word in COLOUR_NAMES.items()},
         **{word: (near_word, 0.9) for word, near_word in SETTING_NAMES.items() if near_word in known},
+        **{word: (near_word, 0.9) for word, near_word in NARROW_NAMES.items() if word not in known},
         **dict.fromkeys(LARGE_NUMBERS, (most, 0.9)),
         **{
             many: (known.get(table[one][0], table[one][0]), table[one][1])
@@ -344,6 +355,9 @@ def known_nouns(world: World) -> dict[str, str]:
     places = [phrase for place in world.places for phrase in PLACE_PHRASES[place]]
     settings = [*places, *chain(*TIME_PHRASES.values(), *SKY_PHRASES.values(), *WEATHER_PHRASES.values())]
     nouns = {word for phrase in settings for word in phrase.split()} - NOT_SETTINGS
+    if "road" not in world.places:
+        # Known as "a city street" and "green hills" alone.
+        nouns -= {"street", "hills"}
     written = {word for word, (_, near) in SETTING_WORDS.items() if {word, near, plural(word)} & nouns}
     names = {word for name in world.objects for word in OBJECTS[name].words}
     # Adjectives and plurals of the phrases stay as they are.
