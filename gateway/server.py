@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from gateway.access.authentication import Authentication, TokenInterceptor
+from gateway.access.authentication import Authentication
 from gateway.grpc_service import SERVICE, PipelineService
 from gateway.http.context import RequestContext
 from gateway.http.server import serving_http
@@ -138,7 +138,7 @@ async def run_gateway(options: GatewayOptions) -> None:
             serving(
                 lambda server: add_PipelineServiceServicer_to_server(service, server),
                 services=[SERVICE],
-                interceptors=[TokenInterceptor(options.authentication)],
+                authenticate=options.authentication.enter,
                 certificate=options.certificate,
                 health_port=options.health_port,
                 host=options.host,

@@ -44,6 +44,15 @@ SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", PING_AFTER_MS // 2),
     ("grpc.http2.max_ping_strikes", 0),
+    # Of a request that nobody has begun to read, a stream's window is all that is kept. The probe would widen it to
+    # megabytes; the window of a request that is being read opens to the request's size all the same.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 64 * 2**10),
+    # The default is no limit. A gateway asks one worker for fewer images at once than this.
+    ("grpc.max_concurrent_streams", 1_000),
+    ("grpc.max_metadata_size", 16 * 2**10),
+    # A connection that never says that it speaks HTTP/2; the default is two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
     # Two processes on one port would share its callers between them; a port in use is a mistake that must show.
     ("grpc.so_reuseport", 0),
 )

@@ -15,7 +15,7 @@ from services.engine.events import Accepted, EncodedPicture, Event, Failed, Fini
 from services.engine.stepper import JobRequest, Stepper
 from services.errors import NotReady
 from services.serving.metrics import StageMetrics
-from services.serving.server import Context
+from services.serving.call_gate import Context, host_of
 from services.weights.model_folder import Manifest
 from triptych import __version__
 from triptych.v1.stage_pb2 import ImageData, ModelInfo, Stage, StageEvent
@@ -107,7 +107,7 @@ class StageService(Generic[Loaded, Job]):
         """
         timeout_s = context.time_remaining()
         async with self.engine.submit(
-            tickets, caller=caller or _peer_host(context.peer()), timeout_s=timeout_s
+            tickets, caller=caller or host_of(context.peer()), timeout_s=timeout_s
         ) as events:
             async for event in events:
                 self._observe(event)
@@ -173,8 +173,3 @@ def _duration(seconds: float) -> duration_pb2.Duration:
     duration = duration_pb2.Duration()
     duration.FromNanoseconds(int(seconds * 1e9))
     return duration
-
-
-def _peer_host(peer: str) -> str:
-    """ "ipv4:10.0.0.7:53122" -> "ipv4:10.0.0.7": the calls of one machine share its turns."""
-    return peer.rpartition(":")[0]

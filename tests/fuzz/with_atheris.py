@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["services", "gateway", "PIL", "google.p
     from services.images.codec import ImageLimits, decode_image
     from services.images.masks import decode_mask, has_alpha
     from services.serving.request_checks import check_prompt
-    from services.serving.server import parse
+    from services.serving.call_gate import parse_message
 from google.protobuf.json_format import MessageToJson
 
 from tests.fuzz.strategies import BOMBS, WHOLE
@@ -59,7 +59,7 @@ def messages(data: bytes) -> None:
     """What callers of gRPC send."""
     for kind in REQUESTS:
         try:
-            message = parse(kind.FromString, data)
+            message = parse_message(kind.FromString, data)
             check_prompt(getattr(message, "prompt", ""), 2_000)
         except TriptychError:
             continue

@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from gateway.access.authentication import Authentication, TokenInterceptor
+from gateway.access.authentication import Authentication
 from gateway.grpc_service import SERVICE, PipelineService
 from gateway.journal.journal import open_journal
 from gateway.pipeline import Pipeline as Facade
@@ -27,7 +27,8 @@ from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target
 from services.images.codec import encode_png
 from services.serving.channels import SERVER_OPTIONS
-from services.serving.server import ErrorInterceptor, serving
+from services.serving.call_gate import CallGate
+from services.serving.server import serving
 from triptych.client import Client
 from triptych.v1 import (
     generator_pb2,
@@ -79,7 +80,7 @@ class ScriptedStage:
         self.queue_position = 0
 
     async def start(self) -> None:
-        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=SERVER_OPTIONS)
+        self._server = grpc.aio.server(interceptors=[CallGate()], options=SERVER_OPTIONS)
         self.add_to_server(self._server)
         self.checks = health.aio.HealthServicer()
         await self.checks.set(self.stage.service, health_pb2.HealthCheckResponse.SERVING)
@@ -310,7 +311,7 @@ async def gateway_over(
             serving(
                 lambda server: add_PipelineServiceServicer_to_server(service, server),
                 services=[SERVICE],
-                interceptors=[TokenInterceptor(Authentication(tokens))],
+                authenticate=Authentication(tokens).enter,
                 grace_s=5,
             )
         )

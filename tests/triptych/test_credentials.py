@@ -5,7 +5,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from gateway.access.authentication import Authentication, TokenInterceptor
+from gateway.access.authentication import Authentication
 from gateway.access.caller import Caller
 from gateway.access.certs_command import certs
 from gateway.access.token_file import new_token, write_tokens
@@ -41,7 +41,7 @@ def gateway(made, certificate):
     return serving(
         lambda server: add_PipelineServiceServicer_to_server(Pipeline(), server),
         services=["triptych.v1.PipelineService"],
-        interceptors=[TokenInterceptor(Authentication(made / "tokens.json"))],
+        authenticate=Authentication(made / "tokens.json").enter,
         certificate=certificate,
         grace_s=0,
     )
