@@ -29,6 +29,7 @@ from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target, WorkersFile
 from services.serving.metrics import serving_metrics
+from services.serving.request_budget import RequestBudget
 from services.serving.server import announce, serving, stop_signal
 from services.serving.tls import CertificateFiles
 from triptych.v1.pipeline_pb2_grpc import add_PipelineServiceServicer_to_server
@@ -122,11 +123,12 @@ async def run_gateway(options: GatewayOptions) -> None:
         stack.enter_context(serving_metrics(metrics.registry, options.host, options.metrics_port))
         pipeline = Pipeline(pools, runs)
         service = PipelineService(pipeline)
+        budget = RequestBudget()
         web = None
         if options.http_port is not None:
             web = await stack.enter_async_context(
                 serving_http(
-                    RequestContext(pipeline, options.authentication),
+                    RequestContext(pipeline, options.authentication, budget=budget),
                     host=options.host,
                     port=options.http_port,
                     grace_s=options.grace_s,
@@ -139,6 +141,7 @@ async def run_gateway(options: GatewayOptions) -> None:
                 lambda server: add_PipelineServiceServicer_to_server(service, server),
                 services=[SERVICE],
                 authenticate=options.authentication.enter,
+                budget=budget,
                 certificate=options.certificate,
                 health_port=options.health_port,
                 host=options.host,

@@ -16,6 +16,7 @@ from gateway.http.errors import HttpError, to_response
 from gateway.http.openai import images as openai_images, models as openai_models
 from gateway.http.openai.base_url import wrong_base_url
 from gateway.http.openapi import document
+from gateway.http.request_body import ReservationMiddleware
 from gateway.http.routes import dalle_playground, health, images, page, runs
 from gateway.http.security import SecurityMiddleware, is_openai
 from services.errors import TriptychError
@@ -46,7 +47,7 @@ def make_app(api: RequestContext, *, hosts: Collection[str] | None = None) -> AS
         },
     )
     app.state.api = api
-    return SecurityMiddleware(app, hosts=hosts, allowed=allowed_methods)
+    return SecurityMiddleware(ReservationMiddleware(app), hosts=hosts, allowed=allowed_methods)
 
 
 def allowed_methods(scope: Scope) -> list[str]:

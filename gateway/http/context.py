@@ -15,9 +15,7 @@ from gateway.http.proto_json import EventEncoder
 from gateway.http.signed_links import LinkSigner
 from gateway.http.sse import HEARTBEAT_S
 from gateway.pipeline import Pipeline
-
-# That are being read at once.
-MAX_LARGE_BODIES = 8
+from services.serving.request_budget import RequestBudget
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,8 @@ class RequestContext:
     authentication: Authentication = field(default_factory=Authentication)
     limits: Limits = field(default_factory=Limits)
     heartbeat_s: float = HEARTBEAT_S
-    large_bodies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_LARGE_BODIES))
+    # Shared with gRPC.
+    budget: RequestBudget = field(default_factory=RequestBudget)
     # Set when the process is asked to stop: event streams end, and their readers come back to whoever is there then.
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     # For answers that have an end of their own, which they are given the time to reach.

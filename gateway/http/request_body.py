@@ -11,16 +11,22 @@ from typing import Any
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.http.context import api_of
+from gateway.http.context import api_of, caller_of
 from gateway.http.errors import HttpError
 from services.errors import InvalidRequest
+from services.serving.request_budget import Reservation
 
 MAX_FILES = 17
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 64 * 2**10
-# Below it nobody waits for a turn.
-SMALL_BYTES = 2**20
+# Below it nobody waits.
+SMALL_BYTES = 64 * 2**10
+# Of a body in JSON: a run of 64 pictures, each with settings of its own, has about 2,000.
+MAX_JSON_VALUES = 50_000
+# In the scope of a request.
+RESERVATIONS = "triptych.reservations"
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # Larger texts are parsed beside the event loop, on which all other calls wait.
 PARSED_IN_PLACE_BYTES = 64 * 2**10
@@ -36,8 +42,11 @@ async def read_json(request: Request, max_bytes: int, *, any_type: bool = False)
         raise HttpError(
             415, "UNSUPPORTED_MEDIA_TYPE", f"expected content-type application/json, got {kind!r}"
         )
-    async with _turn(request):
-        data = b"".join([part async for part in _bounded(request, max_bytes)])
+    data = bytearray()
+    async with _reserved(request, max_bytes) as reservation:
+        async for part in _bounded(request, max_bytes):
+            data += part
+        reservation.shrink(len(data))
     try:
         if len(data) > PARSED_IN_PLACE_BYTES:
             return await asyncio.to_thread(parse_json, data)
@@ -51,8 +60,14 @@ def content_type_of(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def parse_json(data: bytes) -> Any:
-    """What a text in JSON says; raises ValueError or RecursionError, also for half a surrogate pair."""
+def parse_json(data: bytes | bytearray) -> Any:
+    """What a text in JSON says; raises ValueError or RecursionError, also for half a surrogate pair.
+
+    Refused before any object is made of it: a text of more values than any request has.
+    """
+    # Those inside of texts count, too: pictures in base64 have none, and prompts few.
+    if sum(data.count(mark) for mark in b",[{") > MAX_JSON_VALUES:
+        raise ValueError(f"it must have at most {MAX_JSON_VALUES} values")
     text = data.decode()
     value = json.loads(text)
     # JSON can name halves of characters, which neither a message nor a file can hold.
@@ -76,21 +91,53 @@ async def read_form(request: Request, max_bytes: int) -> FormData:
         max_part_size=MAX_FIELD_BYTES,
     )
     try:
-        async with _turn(request):
+        async with _reserved(request, max_bytes):
             return await parser.parse()
     except MultiPartException as error:
         raise HttpError(400, "INVALID_ARGUMENT", f"the body is no multipart form: {error.message}") from None
 
 
 @asynccontextmanager
-async def _turn(request: Request) -> AsyncIterator[None]:
-    """Large bodies are read a few at a time: what all callers together send fits the memory."""
+async def _reserved(request: Request, max_bytes: int) -> AsyncIterator[Reservation]:
+    """Memory for the body, held until the answer begins: it is among what all callers together may send.
+
+    Raises RateLimited, and whatever `caller_of` does: nobody sends a body before it is known who it is.
+    """
+    caller = caller_of(request)
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) <= SMALL_BYTES:
-        yield
-        return
-    async with api_of(request).large_bodies:
-        yield
+    # A compressed body says nothing of its size, and one in chunks neither.
+    is_known = declared.isdecimal() and "content-encoding" not in request.headers
+    num_bytes = min(int(declared), max_bytes) if is_known else max_bytes
+    reservation = await api_of(request).budget.reserve(
+        caller.name, num_bytes if num_bytes > SMALL_BYTES else 0
+    )
+    request.scope.setdefault(RESERVATIONS, []).append(reservation)
+    try:
+        yield reservation
+    except BaseException:
+        reservation.release()
+        raise
+
+
+class ReservationMiddleware:
+    """Gives back what bodies have reserved when the answer begins: what was asked for is then done, or is kept as a run."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        def release() -> None:
+            for reservation in scope.get(RESERVATIONS, ()):
+                reservation.release()
+
+        async def send_and_release(message: Message) -> None:
+            release()
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_release)
+        finally:
+            release()
 
 
 async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes]:

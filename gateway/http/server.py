@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import uvicorn
 
 from gateway.http.app import make_app
+from gateway.http.connections import BoundedProtocol
 from gateway.http.context import RequestContext
 from gateway.workers.targets import join
+from services.serving.connection_guard import guarding
 from services.serving.server import AddressInUse
 from services.serving.tls import CertificateFiles, server_context
 
-# Event streams are connections: so many people and programs at once, and no more.
-MAX_CONNECTIONS = 1_000
 # Of a caller who asks for nothing.
 KEEP_ALIVE_S = 15
 # A peer that takes nothing of what it has been sent for so long is gone, also when it does not say so; the kernel
@@ -69,14 +69,13 @@ async def serving_http(
     listening = _listen(host, port)
     config = uvicorn.Config(
         make_app(api, hosts=hosts if api.authentication.is_open else None),
-        http="h11",
+        http=BoundedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(grace_s)),
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
@@ -95,7 +94,9 @@ async def serving_http(
         server.should_exit = True
 
     try:
-        yield ServingHttp(bound, join(host, bound), stop)
+        # Of connections whose TLS never begins uvicorn does not know.
+        async with guarding([bound], lambda _host, _port: True):
+            yield ServingHttp(bound, join(host, bound), stop)
     finally:
         stop()
         await running

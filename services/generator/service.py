@@ -14,8 +14,8 @@ from services.generator.dalle.device import oom_as_model_error, set_up_device
 from services.generator.dalle.model import load_model
 from services.generator.dalle.stepper import GeneratorStepper
 from services.generator.vocabulary import Vocabulary, read_vocabulary
-from services.serving.request_checks import check_items, check_prompt, integer, number
 from services.serving.call_gate import Context
+from services.serving.request_checks import check_items, check_prompt, integer, number
 from services.serving.stage_command import run_stage, stage_options
 from services.serving.stage_service import ServeOptions, StageService, model_info
 from services.weights.cache import open_model

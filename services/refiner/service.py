@@ -19,8 +19,8 @@ from services.refiner.clip_scores import rank
 from services.refiner.model import RefinerModel, load_model
 from services.refiner.networks.diffusion import MIN_STEPS, NUM_TRAIN_TIMESTEPS
 from services.refiner.stepper import RefineJob, RefinerStepper
-from services.serving.request_checks import check_count, check_items, check_prompt, integer, number
 from services.serving.call_gate import Context
+from services.serving.request_checks import check_count, check_items, check_prompt, integer, number
 from services.serving.stage_command import run_stage, stage_options
 from services.serving.stage_service import (
     MAX_IMAGES,

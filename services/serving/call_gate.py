@@ -77,9 +77,10 @@ class CallGate(grpc.aio.ServerInterceptor):
         self.idle = asyncio.Event()
         self.idle.set()
 
-    def is_busy(self, peer: str) -> bool:
-        """Whether a call of that connection runs; `peer` as gRPC writes it."""
-        return peer in self._peers
+    def is_busy(self, host: str, port: int) -> bool:
+        """Whether a call of that connection runs."""
+        host = host.removeprefix("::ffff:")
+        return (f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}") in self._peers
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -116,11 +117,11 @@ class CallGate(grpc.aio.ServerInterceptor):
                 await self._serve_ours(handler, caller, context)
         except grpc.aio.AbortError:
             raise
-        except Exception as error:  # noqa: BLE001 - the one place where everything ends
+        except Exception as error:
             if isinstance(error, TriptychError):
                 _forget_frames(error)
                 return error
-            log.error("%s failed", method, exc_info=error)
+            log.error("%s failed", method, exc_info=error)  # noqa: TRY400 - it names the error itself
             _forget_frames(error)
             return TriptychError("internal error; see the server's log")
         return None
@@ -192,7 +193,9 @@ def _counted(counter: Counter[str], key: str) -> Iterator[None]:
 
 
 def _authorization(details: grpc.HandlerCallDetails) -> str | None:
-    return next((str(value) for key, value in details.invocation_metadata or () if key == "authorization"), None)
+    return next(
+        (str(value) for key, value in details.invocation_metadata or () if key == "authorization"), None
+    )
 
 
 async def _read_large(context: Context) -> bytes:

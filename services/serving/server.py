@@ -21,10 +21,12 @@ from grpc_reflection.v1alpha import reflection
 from services.errors import TriptychError
 from services.serving.call_gate import Authenticate, CallGate
 from services.serving.channels import SERVER_OPTIONS
+from services.serving.connection_guard import guarding
 from services.serving.request_budget import RequestBudget
 from services.serving.tls import CertificateFiles, server_credentials
 
 log = logging.getLogger(__name__)
+
 
 class AddressInUse(TriptychError):
     reason = "ADDRESS_IN_USE"
@@ -81,8 +83,10 @@ async def serving(
         _listen(probes, host, health_port, "--health-port")
         await probes.start()
     await server.start()
+    ports = [bound] if health_port is None else [bound, health_port]
     try:
-        yield running
+        async with guarding(ports, calls.is_busy):
+            yield running
     finally:
         await checks.enter_graceful_shutdown()
         stopping = asyncio.create_task(server.stop(grace_s or None))

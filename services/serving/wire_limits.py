@@ -93,7 +93,7 @@ def holds_files(descriptor: Descriptor, _seen: frozenset[str] = frozenset()) -> 
     seen = _seen | {descriptor.full_name}
     return any(
         field.type == FieldDescriptor.TYPE_BYTES
-        or (field.type == FieldDescriptor.TYPE_MESSAGE and holds_files(field.message_type, seen))
+        or (field.message_type is not None and holds_files(field.message_type, seen))
         for field in descriptor.fields
     )
 

@@ -69,7 +69,10 @@ def _status(pid: int, name: str) -> int:
 
 @asynccontextmanager
 async def gateway_victim(
-    folder: Path, *arguments: str, memory_bytes: int = 1024 * MIB, callers: Sequence[str] = ("bystander", "attacker")
+    folder: Path,
+    *arguments: str,
+    memory_bytes: int = 1024 * MIB,
+    callers: Sequence[str] = ("bystander", "attacker"),
 ) -> AsyncIterator[Victim]:
     """`triptych serve gateway` with tokens and both APIs; it is ended when it takes more than `memory_bytes`."""
     tokens = {name: _token(folder / "tokens.json", name) for name in callers}
@@ -96,7 +99,7 @@ async def _victim(
 ) -> AsyncIterator[Victim]:
     log = folder / "victim.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: ASYNC220 - once, before anything is served
             [sys.executable, "-m", "triptych", *command], stdout=subprocess.PIPE, stderr=output, text=True
         )
     assert process.stdout is not None
