@@ -28,3 +28,19 @@ def test_a_generator_of_one_thread_may_run_on_every_processor():
     assert num_threads == 1
     assert num_pooled <= 1
     assert all(processors == sorted(os.sched_getaffinity(0)) for processors in allowed)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(None, "false"), ("true", "true")])
+def test_a_generator_takes_of_a_gpu_only_what_it_needs_unless_it_is_told_otherwise(setting, expected):
+    """JAX reads the variable when it opens the device: it has to be there by then."""
+    script = (
+        "import os; from services.generator.dalle.device import set_up_device; set_up_device('cpu')\n"
+        "print(os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("XLA_PYTHON")}
+    if setting is not None:
+        environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = setting
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.strip() == expected

@@ -26,6 +26,8 @@ def set_up_device(name: str, *, threads: int | None = None) -> str:
     `threads` holds on a CPU. Raises ModelError when the device is not there.
     """
     global _num_threads
+    # JAX would reserve three quarters of a GPU's memory at its first use and leave none for the stages beside it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     cache = Path(os.environ.get(CACHE_VARIABLE) or _user_cache_folder() / "triptych" / "jax")
     settings = {
         "jax_platforms": None if name == "auto" else name,
