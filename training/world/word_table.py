@@ -95,7 +95,7 @@ SETTING_WORDS = {
     "evening": ("time", "evening"), "sunrise": ("time", "sunrise"),
 }  # fmt: skip
 # Places of the wide world alone, and what the narrow one has for them.
-WIDE_PLACES = frozenset(("hill", "road", "highway"))
+WIDE_PLACES = frozenset(("hill", "road", "street", "highway"))
 # Colours that people name, for a mean of embeddings does not see.
 COLOUR_NAMES = {
     "turquoise": "blue", "teal": "green", "cyan": "blue", "navy": "blue", "azure": "blue", "indigo": "purple",
