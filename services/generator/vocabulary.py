@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import emoji
+
 from services.errors import ModelError
 from services.weights.model_folder import Manifest
 
@@ -74,6 +76,8 @@ class Vocabulary:
         self._longest = max(name.count(" ") + 1 for name in (*self._known, *replacements))
 
     def replace_words(self, prompt: str) -> Replaced:
+        # As the normalizer of the generator's text has it: a cat's face is read as its name.
+        prompt = emoji.demojize(prompt, delimiters=(" ", " ")) if emoji.emoji_count(prompt) else prompt
         words = _words(prompt)
         found: list[Replacement] = []
         pieces: list[str] = []
@@ -185,7 +189,7 @@ def _words(prompt: str) -> list[_Word]:
     found: list[_Word] = []
     before = None
     for match in _WORD.finditer(prompt):
-        joined = before is not None and prompt[before : match.start()] in (" ", "-")
+        joined = before is not None and prompt[before : match.start()] in (" ", "-", "_")
         found.append(_Word(match["word"].casefold(), match.start(), match.end("word"), joined))
         before = None if match["ending"] else match.end()
     return found

@@ -54,6 +54,8 @@ def built_in() -> Vocabulary:
         ("a cat cafe", "a house"),
         ("a turquoise house", "a blue house"),
         ("two cats with a boat", "two cats with a boat"),
+        ("\U0001f431", " cat_face "),
+        ("a \U0001f697 and a kitten", "a  car  and a cat"),
     ],
 )
 def test_a_word_is_replaced_in_the_form_that_it_has(vocabulary: Vocabulary, prompt: str, expected: str):
@@ -69,7 +71,9 @@ def test_a_replacement_is_told_once_as_the_prompt_has_the_word(vocabulary: Vocab
     assert replaced.replacements == (Replacement("Kitten", "cat", 0.79), Replacement("kittens", "cats", 0.79))
 
 
-@pytest.mark.parametrize("prompt", ["", "   ", "zxqv", "the very beautiful", "a turquoise blorg", "!?", "🙂"])
+@pytest.mark.parametrize(
+    "prompt", ["", "   ", "zxqv", "the very beautiful", "a turquoise blorg", "!?", "\U0001f642"]
+)
 def test_where_nothing_is_known_another_scene_is_drawn_and_three_are_named(
     vocabulary: Vocabulary, prompt: str
 ):

@@ -87,7 +87,7 @@ Princeton University and LICENSEE agrees to preserve same.
 # Words that name what is no object, by the place, time or weather that they stand for.
 SETTING_WORDS = {
     "sea": ("place", "sea"), "ocean": ("place", "sea"), "beach": ("place", "beach"), "shore": ("place", "beach"),
-    "desert": ("place", "desert"), "mountain": ("place", "mountain"), "forest": ("place", "forest"),
+    "desert": ("place", "desert"), "mountain": ("place", "mountains"), "forest": ("place", "forest"),
     "city": ("place", "city"), "town": ("place", "town"), "meadow": ("place", "meadow"), "field": ("place", "field"),
     "hill": ("place", "hill"), "road": ("place", "road"), "street": ("place", "street"), "highway": ("place", "highway"),
     "rain": ("weather", "rain"), "snowstorm": ("weather", "snowstorm"), "cloud": ("weather", "clouds"),
@@ -339,6 +339,12 @@ def nearest(
     extra = {
         **{word: (near_word, 0.9) for word, near_word in COLOUR_NAMES.items()},
         **{word: (near_word, 0.9) for word, near_word in SETTING_NAMES.items() if near_word in known},
+        # "Mountains" and "clouds" are told of, never one of them.
+        **{
+            word: (near_word, 1.0)
+            for word, (_, near_word) in SETTING_WORDS.items()
+            if word not in known and near_word in known
+        },
         **{word: (near_word, 0.9) for word, near_word in NARROW_NAMES.items() if word not in known},
         **dict.fromkeys(LARGE_NUMBERS, (most, 0.9)),
         **{
@@ -358,7 +364,7 @@ def known_nouns(world: World) -> dict[str, str]:
     if "road" not in world.places:
         # Known as "a city street" and "green hills" alone.
         nouns -= {"street", "hills"}
-    written = {word for word, (_, near) in SETTING_WORDS.items() if {word, near, plural(word)} & nouns}
+    written = SETTING_WORDS.keys() & nouns
     names = {word for name in world.objects for word in OBJECTS[name].words}
     # Adjectives and plurals of the phrases stay as they are.
     others = {word: word for word in nouns if word.removesuffix("s") not in names | written}
