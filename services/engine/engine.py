@@ -272,8 +272,10 @@ class Engine(Generic[Job]):
         for slot, work in due:
             work.is_preview_due = False
             try:
-                views.append(self._stepper.preview(slot))
-                works.append(work)
+                view = self._stepper.preview(slot)
+                if view is not None:  # else there is nothing to see of it yet
+                    views.append(view)
+                    works.append(work)
             except Exception:
                 log.exception("a preview failed")
         self._delivery.deliver_previews(works, views)

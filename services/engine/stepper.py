@@ -36,8 +36,8 @@ class Stepper(Protocol[Job_contra, View]):
         """
         ...
 
-    def preview(self, slot: int) -> View:
-        """What an unfinished picture looks like now."""
+    def preview(self, slot: int) -> View | None:
+        """What an unfinished picture looks like now; None when there is nothing of it to see yet."""
         ...
 
     def result(self, slot: int) -> View:

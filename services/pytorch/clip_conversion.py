@@ -1,7 +1,9 @@
-"""CLIP under Hugging Face's names, renamed and put together to OpenAI's."""
+"""CLIP under Hugging Face's names, renamed and put together to OpenAI's; and its configuration, off the tensors' shapes."""
 
 import re
 from collections.abc import Mapping
+from itertools import count
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -81,3 +83,62 @@ def _joined(tensors: Mapping[str, LazyTensor], query_name: str, where: str) -> L
         return whole
 
     return LazyTensor(pieces[0].dtype, shape, load)
+
+
+def clip_config(tensors: Mapping[str, LazyTensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of both towers, of the tensors under OpenAI's names; `settings` give the numbers of heads.
+
+    Raises KeyError, ValueError or ZeroDivisionError for what is no CLIP.
+    """
+    vocab_size, width = tensors["token_embedding.weight"].shape
+    inferred = {
+        "embed_dim": tensors["text_projection"].shape[1],
+        "vocab_size": vocab_size,
+        "context_length": tensors["positional_embedding"].shape[0],
+        "transformer_width": width,
+        "transformer_layers": num_indexes(tensors, "transformer.resblocks"),
+        # OpenAI's heads are 64 wide.
+        "transformer_heads": int(settings.get("transformer_heads", max(1, width // 64))),
+        "vision_layers": num_indexes(tensors, "visual.transformer.resblocks"),
+        **_mlp_width("transformer", tensors, "transformer.resblocks.0", width),
+    }
+    return inferred | vision_config(tensors, settings) if inferred["vision_layers"] else inferred
+
+
+def vision_config(tensors: Mapping[str, LazyTensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As `clip_config`, of the image tower alone."""
+    width, _, _, patch = tensors["visual.conv1.weight"].shape
+    return {
+        "embed_dim": tensors["visual.proj"].shape[1],
+        "vision_width": width,
+        "vision_layers": num_indexes(tensors, "visual.transformer.resblocks"),
+        "vision_patch_size": patch,
+        "vision_heads": int(settings.get("vision_heads", max(1, width // 64))),
+        "image_size": patch * isqrt(tensors["visual.positional_embedding"].shape[0] - 1),
+        **_mlp_width("vision", tensors, "visual.transformer.resblocks.0", width),
+    }
+
+
+def hub_settings(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What no shape says, of a config.json of the hub: of a tower alone, or of both."""
+    settings: dict[str, Any] = {}
+    for tower, key, kind in (("transformer", "text_config", "text"), ("vision", "vision_config", "vision")):
+        nested = raw.get(key)
+        of_tower = nested if isinstance(nested, dict) else raw if kind in str(raw.get("model_type")) else {}
+        if "num_attention_heads" in of_tower:
+            settings[f"{tower}_heads"] = of_tower["num_attention_heads"]
+        if "hidden_act" in of_tower:
+            settings["activation"] = of_tower["hidden_act"]
+    return settings
+
+
+def num_indexes(tensors: Mapping[str, Any], prefix: str) -> int:
+    """How many of prefix.0, prefix.1, ... there are."""
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    indexes = {int(match[1]) for name in tensors if (match := pattern.match(name))}
+    return next(i for i in count() if i not in indexes)
+
+
+def _mlp_width(tower: str, tensors: Mapping[str, LazyTensor], block: str, width: int) -> dict[str, int]:
+    found = tensors.get(f"{block}.mlp.c_fc.weight")
+    return {f"{tower}_mlp_width": found.shape[0]} if found and found.shape[0] != 4 * width else {}

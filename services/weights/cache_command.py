@@ -21,7 +21,7 @@ from services.errors import ModelError
 from services.weights import cache
 from services.weights.catalog import known_model
 from services.weights.download import Report
-from services.weights.model_folder import BUILT_IN_FOLDER, PARTS
+from services.weights.model_folder import BUILT_IN_FOLDER, PARTS, read_manifest
 
 # More bytes at once than ever arrive or are sent in one piece.
 MAX_PIECE_BYTES = 12 * 2**20
@@ -61,6 +61,11 @@ def pull(name: str, stage: str | None, origin: str) -> None:
         raise
     took = f", in {found.seconds:.0f} s" if found.seconds else ""
     click.echo(f"{found.folder}: from {found.place}{took}")
+    manifest = read_manifest(found.folder)
+    if manifest.licence:
+        click.echo(f"licence: {manifest.licence}")
+    if manifest.notices:
+        click.echo(manifest.notices)
 
 
 @click.command()

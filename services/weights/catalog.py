@@ -32,12 +32,19 @@ class KnownModel:
     stage: str
     licence: str
     sources: tuple[Source, ...]
+    # Which networks of its stage it is for; "": the usual ones.
+    architecture: str = ""
+    # What whoever uses or serves it must know.
+    notices: str = ""
 
     @property
     def needs(self) -> tuple[str, ...]:
         """What pip must have installed where it is pulled from where it was published."""
         from_wandb = any(source.location.startswith("wandb://") for source in self.sources)
-        return (f"triptych-server[{self.stage},weights]", *(("wandb",) if from_wandb else ()))
+        return (
+            f"triptych-server[{self.architecture or self.stage},weights]",
+            *(("wandb",) if from_wandb else ()),
+        )
 
     @property
     def num_bytes(self) -> int:
@@ -87,6 +94,25 @@ def _swinir(name: str, file: str, num_params: float) -> KnownModel:
     return KnownModel(name, "upscaler", "Apache-2.0", (source,))
 
 
+_KARLO = "hf://kakaobrain/karlo-v1-alpha"
+_KARLO_NOTICES = (
+    "Code and weights of Karlo are under the CreativeML Open RAIL-M licence "
+    "(https://github.com/kakaobrain/karlo/blob/main/LICENSE). Its use-based restrictions (Attachment A) bind every user, "
+    "also one who is served over a network: who serves it must bind users to them and give them a copy."
+)
+
+
+def _karlo(part: str, num_params: float, *beside: str) -> Source:
+    name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+    return Source(
+        part,
+        f"{_KARLO}/{part}",
+        ("config.json", f"{name}.safetensors"),
+        tuple(f"{_KARLO}/{file}" for file in beside),
+        num_params=num_params,
+    )
+
+
 KNOWN = {
     (model.stage, model.name): model
     for model in (
@@ -117,6 +143,28 @@ KNOWN = {
             "generator",
             _DALLE_LICENCE,
             (Source("dalle", "hf://dalle-mini/dalle-mega", _TOKENIZED, _WORDS, num_params=2587.5e6), _CODES),
+        ),
+        KnownModel(
+            "karlo",
+            "generator",
+            "CreativeML Open RAIL-M",
+            (
+                _karlo("text_encoder", 123.7e6, "tokenizer/vocab.json", "tokenizer/merges.txt"),
+                _karlo("text_proj", 7.9e6),
+                _karlo("decoder", 885.4e6, "decoder_scheduler/scheduler_config.json"),
+                _karlo("prior", 1022.0e6, "prior_scheduler/scheduler_config.json"),
+                # CLIP's other tower is not in Karlo's own folder of safetensors.
+                Source(
+                    "image_encoder",
+                    "hf://openai/clip-vit-large-patch14",
+                    ("config.json", "model.safetensors"),
+                    num_params=427.6e6,
+                ),
+                _karlo("super_res_first", 691.6e6, "super_res_scheduler/scheduler_config.json"),
+                _karlo("super_res_last", 691.6e6, "super_res_scheduler/scheduler_config.json"),
+            ),
+            architecture="unclip",
+            notices=_KARLO_NOTICES,
         ),
         _glid("glid-3-xl", "diffusion.pt", 872.3e6),
         _glid("glid-3-xl-finetuned", "finetune.pt", 873.3e6),

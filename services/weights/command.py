@@ -23,7 +23,18 @@ from services.weights import cache_command, model_folder
 from services.weights.cache import local_models, models_in_s3, s3_cache
 from services.weights.catalog import KNOWN
 from services.weights.conversion import conversion_module
-from services.weights.model_folder import MANIFEST, PARTS, STAGE_OF_PART, GoldenDifference, Manifest
+from services.weights.model_folder import (
+    ARCHITECTURE_OF_PART,
+    MANIFEST,
+    OTHER_ARCHITECTURES,
+    PARTS,
+    STAGE_OF_PART,
+    GoldenDifference,
+    Manifest,
+    all_parts,
+    needed_parts,
+)
+from services.weights.safetensors_file import halve_file
 from triptych._installation import missing_library
 
 
@@ -41,32 +52,52 @@ def weights() -> None:
 @click.option("--name", help="The model's name; kept from an existing manifest, else TO's last component.")
 @click.option("--origin", help="Where the weights come from; kept, else the name of SOURCE.")
 @click.option("--licence", help="The licence of the weights; kept from an existing manifest.")
+@click.option("--half", is_flag=True, help="Write float16 in place of float32: half of the disk.")
 def convert(
-    source: Path, to: Path, part: str, name: str | None, origin: str | None, licence: str | None
+    source: Path,
+    to: Path,
+    part: str,
+    name: str | None,
+    origin: str | None,
+    licence: str | None,
+    *,
+    half: bool,
 ) -> None:
     """Convert one published file or folder into a part of the model folder TO.
 
     Nothing in SOURCE is executed. The part appears whole or not at all.
     """
     model = to.parent if to.name == part else to
-    stage = STAGE_OF_PART[part]
+    stage, architecture = STAGE_OF_PART[part], ARCHITECTURE_OF_PART[part]
     known = manifest_fields(model)
     if known.get("stage", stage) != stage:
         raise ModelError(
             f"{model} is a model of the {known['stage']}, {part} belongs to a {stage}; "
             "expected a folder of that stage or a new one"
         )
+    if known.get("architecture", architecture) != architecture:
+        raise ModelError(
+            f"{model} holds {', '.join(needed_parts(stage, known['architecture']))}, {part} belongs to another kind of "
+            f"{stage}; expected a folder of that kind or a new one"
+        )
     with replacing(model / part) as temporary:
-        stage_module(stage, "convert").convert(source, temporary, part)
+        stage_module(stage, "convert", architecture).convert(source, temporary, part)
+        if half:
+            halve_file(temporary / "model.safetensors")
     given = {
         "stage": stage,
         "name": name or known.get("name") or model.resolve().name,
         "origin": origin or known.get("origin") or source.name,
         "licence": licence or known.get("licence", ""),
+        "architecture": architecture,
     }
     manifest = model_folder.write_manifest(model, **{**known, **given})
     click.echo(f"{model / part}: {len(of_part(manifest, part))} files, manifest {model / MANIFEST}")
-    missing = [other for other in PARTS[stage] if f"{other}/model.safetensors" not in manifest.files]
+    missing = [
+        other
+        for other in needed_parts(stage, architecture)
+        if f"{other}/model.safetensors" not in manifest.files
+    ]
     if missing:
         click.echo(f"{model} still lacks {', '.join(missing)}: convert them too before serving it", err=True)
 
@@ -82,7 +113,7 @@ def random(to: Path, like: str, stage: str | None, seed: int) -> None:
     A name that several stages have, such as tiny, gives TO/<stage> for each of them.
     """
     makers = random_makers(like, stage)
-    for found, module in makers.items():
+    for (found, architecture), module in makers.items():
         folder = to if len(makers) == 1 else to / found
         if folder.is_dir() and any(folder.iterdir()):
             raise ModelError(f"{folder} is not empty: expected a new or an empty folder; choose another")
@@ -93,6 +124,7 @@ def random(to: Path, like: str, stage: str | None, seed: int) -> None:
                 name=f"random-{like}",
                 stage=found,
                 origin=f"random weights in the shape of {like}, seed {seed}",
+                architecture=architecture,
             )
         click.echo(f"{folder}: {like}, a model of the {found}, with random weights")
 
@@ -120,7 +152,8 @@ def verify(ctx: click.Context, model: str, stage: str | None, golden: Path | Non
     root, wanted = model_and_parts(folder)
     manifest = model_folder.read_manifest(root)
     parts = tuple(part for part in wanted if of_part(manifest, part))
-    absent = [part for part in wanted if part not in parts]
+    needed = needed_parts(manifest.stage, manifest.architecture, str(root)) if manifest.stage in PARTS else ()
+    absent = [part for part in wanted if part not in parts and (part in needed or len(wanted) == 1)]
     if not parts:
         raise ModelError(
             f"{root / MANIFEST} names no file of {', '.join(absent)}; convert that part before it is verified"
@@ -129,7 +162,9 @@ def verify(ctx: click.Context, model: str, stage: str | None, golden: Path | Non
     differences: list[GoldenDifference] = []
     if golden is not None:
         part = single_part(root, parts)
-        differences = stage_module(manifest.stage, "verify").compare(root / part, part, golden)
+        differences = stage_module(manifest.stage, "verify", manifest.architecture).compare(
+            root / part, part, golden
+        )
     num_files = sum(len(of_part(manifest, part)) for part in parts)
     if as_json:
         click.echo(json.dumps(report(manifest, parts, num_files, differences)))
@@ -217,10 +252,10 @@ for command in (cache_command.pull, cache_command.push, cache_command.rm):
     weights.add_command(command)
 
 
-def stage_module(stage: str, role: str) -> ModuleType:
+def stage_module(stage: str, role: str, architecture: str = "") -> ModuleType:
     """Imports the stage's conversion code; a missing library becomes an error that names the extra."""
     try:
-        return conversion_module(stage, role)
+        return conversion_module(stage, role, architecture)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "services":
             raise
@@ -229,18 +264,20 @@ def stage_module(stage: str, role: str) -> ModuleType:
         ) from None
 
 
-def random_makers(like: str, stage: str | None) -> dict[str, ModuleType]:
-    """The modules that know the family `like`, by stage; raises ModelError listing the known names."""
-    makers: dict[str, ModuleType] = {}
+def random_makers(like: str, stage: str | None) -> dict[tuple[str, str], ModuleType]:
+    """The modules that know the family `like`, by stage and architecture; raises ModelError listing the known names."""
+    makers: dict[tuple[str, str], ModuleType] = {}
     known: list[str] = []
     absent: list[click.ClickException] = []
-    for candidate in (stage,) if stage else PARTS:
+    for candidate in [*((of, "") for of in PARTS), *OTHER_ARCHITECTURES]:
+        if stage not in (None, candidate[0]):
+            continue
         try:
-            module = stage_module(candidate, "random_weights")
+            module = stage_module(candidate[0], "random_weights", candidate[1])
         except click.ClickException as error:
             absent.append(error)
             continue
-        known += [f"{name} ({candidate})" for name in module.NAMES]
+        known += [f"{name} ({candidate[0]})" for name in module.NAMES]
         if like in module.NAMES:
             makers[candidate] = module
     if makers:
@@ -285,7 +322,8 @@ def replacing(folder: Path) -> Iterator[Path]:
 def model_and_parts(folder: Path) -> tuple[Path, tuple[str, ...]]:
     """Which model and which of its parts `folder` means: itself with all, or one part of the folder above."""
     if (folder / MANIFEST).exists():
-        return folder, PARTS.get(model_folder.read_manifest(folder).stage, ())
+        manifest = model_folder.read_manifest(folder)
+        return folder, all_parts(manifest.stage, manifest.architecture) if manifest.stage in PARTS else ()
     if folder.resolve().name in STAGE_OF_PART:
         return folder.resolve().parent, (folder.resolve().name,)
     raise ModelError(

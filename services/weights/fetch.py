@@ -66,7 +66,7 @@ def pull_model(place: str, manifest: tuple[bytes, Manifest], staging: Path, show
 def pull_published(known: KnownModel, origin: str, staging: Path, show: Report) -> None:
     """Part by part, so that the disk never holds more than the model and the published files of one part."""
     meter = ProgressMeter(known.num_bytes, show)
-    convert = _converter(known.stage)
+    convert = _converter(known)
     for source in known.sources:
         part = staging / source.part
         if (part / "model.safetensors").exists():
@@ -87,16 +87,18 @@ def pull_published(known: KnownModel, origin: str, staging: Path, show: Report) 
         stage=known.stage,
         origin=origin or ", ".join(source.location for source in known.sources),
         licence=known.licence,
+        notices=known.notices,
+        architecture=known.architecture,
     )
 
 
-def _converter(stage: str) -> Any:
+def _converter(known: KnownModel) -> Any:
     """The stage's `convert`. Raises ModelError when one of its libraries is not installed."""
     try:
-        return conversion_module(stage, "convert").convert
+        return conversion_module(known.stage, "convert", known.architecture).convert
     except ModuleNotFoundError as error:
         raise ModelError(
-            missing_library(str(error.name), f"the conversion of the {stage}'s files")
+            missing_library(str(error.name), f"the conversion of the {known.stage}'s files")
             + ", or push the model to the S3 cache from a machine that has it"
         ) from None
 

@@ -22,7 +22,30 @@ PARTS = {
     "refiner": ("bert", "clip", "unet", "autoencoder"),
     "upscaler": ("swinir",),
 }
-STAGE_OF_PART = {part: stage for stage, parts in PARTS.items() for part in parts}
+# Of each architecture that a manifest may name beside its stage's usual one: the parts it needs, and those it may have.
+OTHER_ARCHITECTURES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
+    ("generator", "unclip"): (
+        ("text_encoder", "text_proj", "decoder"),
+        ("prior", "image_encoder", "super_res_first", "super_res_last"),
+    ),
+}
+STAGE_OF_PART = {
+    **{part: stage for stage, parts in PARTS.items() for part in parts},
+    **{
+        part: stage
+        for (stage, _), (needed, others) in OTHER_ARCHITECTURES.items()
+        for part in (*needed, *others)
+    },
+}
+# "" for a part of its stage's usual architecture.
+ARCHITECTURE_OF_PART = {
+    **dict.fromkeys(STAGE_OF_PART, ""),
+    **{
+        part: architecture
+        for (_, architecture), (needed, others) in OTHER_ARCHITECTURES.items()
+        for part in (*needed, *others)
+    },
+}
 # The family that ships with the project lies beside each stage's code.
 BUILT_IN_FOLDER = Path(__file__).parents[1]
 
@@ -59,12 +82,32 @@ class Manifest:
     # Words that the model knows, by kind, and prompts that show them: for people, not for the network.
     vocabulary: Mapping[str, list[str]] = field(default_factory=dict)
     example_prompts: tuple[str, ...] = ()
+    # Which networks of its stage it is for; "": the usual ones.
+    architecture: str = ""
 
     @property
     def digest(self) -> str:
         """One sha256 over all the files: two models are the same if it is the same."""
         listing = json.dumps({path: entry.sha256 for path, entry in sorted(self.files.items())})
         return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def needed_parts(stage: str, architecture: str = "", where: str = "the manifest") -> tuple[str, ...]:
+    """The parts that a model must have; raises ModelError for an architecture that the stage does not have."""
+    if not architecture:
+        return PARTS[stage]
+    if (stage, architecture) not in OTHER_ARCHITECTURES:
+        known = ", ".join(f"'{name}'" for of, name in OTHER_ARCHITECTURES if of == stage)
+        raise ModelError(
+            f"{where} is of the architecture '{architecture}': expected {known or 'none'} or '', of a {stage}"
+        )
+    return OTHER_ARCHITECTURES[stage, architecture][0]
+
+
+def all_parts(stage: str, architecture: str = "") -> tuple[str, ...]:
+    """The parts that a model may have, those that it needs first."""
+    optional = OTHER_ARCHITECTURES[stage, architecture][1] if architecture else ()
+    return (*needed_parts(stage, architecture), *optional)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -139,10 +182,11 @@ def open_model(name_or_folder: str, stage: str) -> tuple[Path, Manifest]:
     manifest = read_manifest(folder)
     if manifest.stage != stage:
         raise ModelError(f"{folder} is a model of the {manifest.stage}; expected one of the {stage}")
-    for part in PARTS[stage]:
+    needed = needed_parts(stage, manifest.architecture, str(folder))
+    for part in needed:
         if f"{part}/model.safetensors" not in manifest.files:
             raise ModelError(
-                f"{folder} has no part '{part}': a {stage} needs {', '.join(PARTS[stage])}; "
+                f"{folder} has no part '{part}': a {stage} needs {', '.join(needed)}; "
                 f"add it with `triptych weights convert SOURCE {folder} --part {part}`"
             )
     check_files(folder, manifest)

@@ -76,6 +76,33 @@ def write_safetensors(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
         os.fsync(file.fileno())
 
 
+def halve_file(path: Path) -> None:
+    """Writes the file again with float16 in place of float32; raises ModelError where a number does not fit."""
+    tensors = read_safetensors(path)
+    halved = path.with_name(f".{path.name}.half")
+    try:
+        write_safetensors(
+            halved, {name: _half(name, t) if t.dtype == "F32" else t for name, t in tensors.items()}
+        )
+        halved.replace(path)
+    except BaseException:
+        halved.unlink(missing_ok=True)
+        raise
+
+
+def _half(name: str, tensor: LazyTensor) -> LazyTensor:
+    def load() -> NDArray[Any]:
+        array = tensor.load()
+        largest = float(np.abs(array).max(initial=0))
+        if largest > np.finfo(np.float16).max:
+            raise ModelError(
+                f"{name} has a number of {largest:g}, which float16 cannot hold: leave out --half"
+            )
+        return array.astype(np.float16)
+
+    return LazyTensor("F16", tensor.shape, load)
+
+
 def _blocks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """The array's rows in order, laid out one after another."""
     if array.flags.c_contiguous or array.ndim == 0:

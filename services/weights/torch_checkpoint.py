@@ -333,6 +333,8 @@ class _Collected:
                 raise ModelError(f"the checkpoint has more than {MAX_TENSORS} tensors; no published one has")
             return
         children = node.state if isinstance(node, _StandIn) else node
+        if depth == 0 and isinstance(children, list | tuple):  # a pair of mean and deviation, say
+            children = {str(index): child for index, child in enumerate(children)}
         if not isinstance(children, Mapping):
             return
         if depth == 0 and isinstance(children.get("state_dict"), Mapping):

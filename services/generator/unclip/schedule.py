@@ -32,7 +32,8 @@ class DiffusionConfig:
     predicts: Literal["sample", "epsilon"] = "sample"
     variance: Literal["fixed_small", "learned_range"] = "fixed_small"
     # Predictions are cut to +- this. The prior's is 5 in the hub's scheduler, 10 in the original code.
-    clip_range: float = 5.0
+    # None: not cut.
+    clip_range: float | None = 5.0
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,15 @@ def advance(
         output = (x - column([w.sqrt_one_minus_abar for w in weights]) * output) / column(
             [w.sqrt_abar for w in weights]
         )
-    x0 = output.clamp(-config.clip_range, config.clip_range)
+    x0 = output if config.clip_range is None else output.clamp(-config.clip_range, config.clip_range)
     mean = column([w.x0_weight for w in weights]) * x0 + column([w.x_weight for w in weights]) * x
     spread = torch.exp(0.5 * log_variance) * column([0.0 if w.is_last else 1.0 for w in weights])
     return mean + spread * noise, x0
+
+
+def alphas_cumprod() -> NDArray[np.float32]:
+    """abar_t of every timestep, for training."""
+    return _tables()[1]
 
 
 @cache

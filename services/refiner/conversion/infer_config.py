@@ -1,12 +1,10 @@
 """Reads the configuration of each network off the names and shapes of its tensors."""
 
-import re
 from collections.abc import Callable, Mapping
-from itertools import count
-from math import isqrt
 from typing import Any
 
 from services.errors import ModelError
+from services.pytorch.clip_conversion import clip_config, num_indexes
 from services.refiner.model import NETWORKS, Config
 from services.refiner.networks.text_encoder import TextEncoderConfig
 from services.weights.safetensors_file import LazyTensor
@@ -38,7 +36,7 @@ def _bert(tensors: Tensors, settings: Mapping[str, Any]) -> dict[str, Any]:
     heads = int(settings.get("heads", TextEncoderConfig().heads))
     return {
         "n_embed": n_embed,
-        "n_layer": _num_indexes(tensors, layers) // 2,
+        "n_layer": num_indexes(tensors, layers) // 2,
         "vocab_size": vocab_size,
         "max_seq_len": tensors["transformer.pos_emb.emb.weight"].shape[0],
         "heads": heads,
@@ -47,35 +45,12 @@ def _bert(tensors: Tensors, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _clip(tensors: Tensors, settings: Mapping[str, Any]) -> dict[str, Any]:
-    vocab_size, width = tensors["token_embedding.weight"].shape
-    inferred = {
-        "embed_dim": tensors["text_projection"].shape[1],
-        "vocab_size": vocab_size,
-        "context_length": tensors["positional_embedding"].shape[0],
-        "transformer_width": width,
-        "transformer_layers": _num_indexes(tensors, "transformer.resblocks"),
-        # OpenAI's heads are 64 wide.
-        "transformer_heads": int(settings.get("transformer_heads", max(1, width // 64))),
-        "vision_layers": _num_indexes(tensors, "visual.transformer.resblocks"),
-    }
-    if not inferred["vision_layers"]:
-        return inferred
-    vision_width, _, _, patch = tensors["visual.conv1.weight"].shape
-    return inferred | {
-        "vision_width": vision_width,
-        "vision_patch_size": patch,
-        "vision_heads": int(settings.get("vision_heads", max(1, vision_width // 64))),
-        "image_size": patch * isqrt(tensors["visual.positional_embedding"].shape[0] - 1),
-    }
-
-
 def _unet(tensors: Tensors, settings: Mapping[str, Any]) -> dict[str, Any]:
     model_channels = tensors["time_embed.0.weight"].shape[1]
     # One list of residual blocks' channels for each level; a level ends with a down-sampling.
     levels: list[list[int]] = [[]]
     attention_ds = set()
-    for i in range(1, _num_indexes(tensors, "input_blocks")):
+    for i in range(1, num_indexes(tensors, "input_blocks")):
         if f"input_blocks.{i}.0.op.weight" in tensors:
             levels.append([])
             continue
@@ -99,9 +74,9 @@ def _unet(tensors: Tensors, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _autoencoder(tensors: Tensors, settings: Mapping[str, Any]) -> dict[str, Any]:
     ch = tensors["encoder.conv_in.weight"].shape[0]
-    num_levels = _num_indexes(tensors, "encoder.down")
+    num_levels = num_indexes(tensors, "encoder.down")
     channels = [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(num_levels)]
-    num_res_blocks = _num_indexes(tensors, "encoder.down.0.block")
+    num_res_blocks = num_indexes(tensors, "encoder.down.0.block")
     if num_levels * num_res_blocks > len(tensors):
         raise ValueError("more blocks than tensors")
     return {
@@ -115,14 +90,7 @@ def _autoencoder(tensors: Tensors, settings: Mapping[str, Any]) -> dict[str, Any
 
 INFER: dict[str, Callable[[Tensors, Mapping[str, Any]], dict[str, Any]]] = {
     "bert": _bert,
-    "clip": _clip,
+    "clip": clip_config,
     "unet": _unet,
     "autoencoder": _autoencoder,
 }
-
-
-def _num_indexes(tensors: Tensors, prefix: str) -> int:
-    """How many of prefix.0, prefix.1, ... there are."""
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    indexes = {int(match[1]) for name in tensors if (match := pattern.match(name))}
-    return next(i for i in count() if i not in indexes)
