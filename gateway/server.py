@@ -16,6 +16,7 @@ from gateway.grpc_service import SERVICE, PipelineService
 from gateway.http.context import RequestContext
 from gateway.http.server import serving_http
 from gateway.journal.journal import Journal, open_journal
+from gateway.journal.schema import check_file
 from gateway.metrics import GatewayMetrics
 from gateway.pipeline import Pipeline
 from gateway.runs.admission import AdmissionLimits
@@ -28,15 +29,17 @@ from gateway.workers.discovery import Discovery
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target, WorkersFile
+from services.errors import TriptychError
 from services.serving.metrics import serving_metrics
 from services.serving.request_budget import RequestBudget
-from services.serving.server import announce, serving, stop_signal
+from services.serving.server import Serving, announce, serving, stop_signal
 from services.serving.tls import CertificateFiles
 from triptych.v1.pipeline_pb2_grpc import add_PipelineServiceServicer_to_server
 
 log = logging.getLogger(__name__)
 
 NOWHERE = "none"
+LOOK_AT_STORAGE_EVERY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -152,11 +155,35 @@ async def run_gateway(options: GatewayOptions) -> None:
         # Before the server ends its calls, whichever way it comes to that: they must not take their runs along.
         stack.push_async_callback(runs.close)
         await running.set_serving(True)
+        watching = asyncio.create_task(_watch_storage(journal, store, running), name="storage")
+        stack.callback(watching.cancel)
         log.info("serving on %s", running.address)
         announce("gateway", running.address, **({"http": web.address} if web else {}))
         await stop.wait()
+        watching.cancel()
         log.info("stopping; runs have %.0f s to finish", options.grace_s)
         await running.set_serving(False)
         await runs.close(options.grace_s)
         if web:
             web.stop()
+
+
+async def _watch_storage(journal: Journal, store: Store, running: Serving) -> None:
+    """Has health say NOT_SERVING while the journal or the store is not what was opened; logs each change once."""
+    said = ""
+    while True:
+        await asyncio.sleep(LOOK_AT_STORAGE_EVERY_S)
+        problem = ""
+        try:
+            await asyncio.to_thread(check_file, journal.engine)
+            await store.check()
+        except (TriptychError, OSError) as error:
+            problem = str(error)
+        if problem != said:
+            log.log(
+                logging.ERROR if problem else logging.INFO,
+                "%s",
+                problem or "journal and store are there again",
+            )
+            await running.set_serving(not problem)
+            said = problem

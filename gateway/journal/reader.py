@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.events.run_view import RunView
 from gateway.journal.database import SqliteThreads
 from gateway.journal.schema import blocking_engine, events, expired, images, runs
-from services.errors import TriptychError
+from services.errors import TriptychError, without_passwords
 from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
 
 EVENTS_PER_READ = 1_000
@@ -190,7 +190,7 @@ def journal_errors() -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
-        cause = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        cause = without_passwords(str(getattr(error, "orig", None) or error).partition("\n")[0])
         raise JournalUnavailable(f"the journal cannot be used: {_explain(error, cause)}", cause) from error
 
 
@@ -202,6 +202,10 @@ def _explain(error: Exception, cause: str) -> str:
         return "another program has locked it"
     if "disk I/O" in cause:
         return "its disk does not take it"
+    if isinstance(error, FileNotFoundError):
+        return f"{cause}; stop this gateway, put the file back and start it again"
+    if "malformed" in cause or "not a database" in cause:
+        return "its file is damaged; stop this gateway and run `triptych journal check`"
     if isinstance(error, OSError) or getattr(error, "connection_invalidated", False):
         return "its database does not answer"
     return "see the gateway's log"

@@ -3,7 +3,6 @@
 A journal of another version is refused. It knows nothing of what the rows mean.
 """
 
-import fcntl
 import os
 import time
 from collections.abc import AsyncIterator
@@ -16,7 +15,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from services.errors import TriptychError
+from gateway.journal.journal_file import InvalidJournal, JournalFile
+from services.errors import without_passwords
 from triptych._installation import missing_library
 
 # Raised by one whenever what is written changes: what a journal of another version says cannot be relied on.
@@ -127,12 +127,6 @@ attendances = sa.Table(
 )
 
 
-class InvalidJournal(TriptychError):
-    """The address of a journal, or what is there, cannot be used; the process does not start."""
-
-    reason = "BAD_JOURNAL"
-
-
 @asynccontextmanager
 async def opened(address: str) -> AsyncIterator[AsyncEngine]:
     """The journal at a path or a "postgresql://" URL, made if it is not there. Raises BadJournal."""
@@ -145,14 +139,27 @@ async def opened(address: str) -> AsyncIterator[AsyncEngine]:
             await engine.dispose()
         return
     path = Path(os.path.expanduser(address.removeprefix("sqlite:///")))  # noqa: ASYNC240 - once, at the start
-    lock = _lock(path)
+    file = JournalFile(path)
     engine = _sqlite(path)
+    _files[str(engine.url.database)] = file
     try:
+        sa.event.listen(engine.sync_engine, "commit", lambda _connection: file.check())
         await _prepare(engine, str(path))
         yield engine
     finally:
         await engine.dispose()
-        os.close(lock)
+        _files.pop(str(engine.url.database), None)
+        file.close()
+
+
+def check_file(engine: AsyncEngine) -> None:
+    """Raises FileNotFoundError when the file of a journal in SQLite is gone or was replaced."""
+    if (file := _files.get(str(engine.url.database))) is not None:
+        file.check()
+
+
+# The files that this process holds, by the path of their engines.
+_files: dict[str, JournalFile] = {}
 
 
 async def now_ms(connection: AsyncConnection) -> int:
@@ -204,6 +211,8 @@ def blocking_engine(engine: AsyncEngine) -> sa.Engine:
         f"sqlite:///{engine.url.database}", connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True
     )
     sa.event.listen(blocking, "connect", _set_up)
+    if (file := _files.get(str(engine.url.database))) is not None:
+        sa.event.listen(blocking, "commit", lambda _connection: file.check())
     return blocking
 
 
@@ -213,29 +222,6 @@ def _set_up(connection: Any, _record: Any) -> None:
     # Written through to the disk at every commit: what a caller was told is there after a power cut, too.
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
-
-
-def _lock(path: Path) -> int:
-    """Holds the file for this process for as long as the descriptor is open, however the process ends."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(
-            path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-    except OSError as error:
-        raise InvalidJournal(
-            f"the journal {path} cannot be written: {error.strerror or error}; name a file in a folder that this "
-            "user may write to with --journal"
-        ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise InvalidJournal(
-            f"another gateway uses the journal {path}; stop that one, or name another file with --journal: several "
-            "gateways share a journal in PostgreSQL"
-        ) from None
-    return descriptor
 
 
 async def _prepare(engine: AsyncEngine, where: str) -> None:
@@ -258,7 +244,7 @@ async def _prepare(engine: AsyncEngine, where: str) -> None:
     except (SQLAlchemyError, OSError) as error:
         cause = getattr(error, "orig", None) or error
         raise InvalidJournal(
-            f"the journal in {where} cannot be used: {cause}; mend that, or name another one with --journal"
+            f"the journal in {where} cannot be used: {without_passwords(str(cause))}; mend that, or name another one with --journal"
         ) from None
     if found not in (None, str(VERSION)):
         raise InvalidJournal(

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from gateway.store.base import InvalidStore, Store
 from gateway.store.cache import CachedStore
 from gateway.store.folder import FolderStore
+from services.errors import without_passwords
 
 
 def open_store(url: str) -> Store:
@@ -14,7 +15,7 @@ def open_store(url: str) -> Store:
         return CachedStore(FolderStore(Path(url).expanduser()))
     address = urlsplit(url)
     if address.scheme != "s3" or not address.netloc or address.query or address.fragment:
-        raise InvalidStore(f"a store is a folder or s3://BUCKET/PREFIX, got {url!r}")
+        raise InvalidStore(f"a store is a folder or s3://BUCKET/PREFIX, got {without_passwords(url)!r}")
     from gateway.store.s3 import S3Store  # boto3 takes a third of a second to import
 
     return CachedStore(S3Store(address.netloc, address.path.strip("/")))

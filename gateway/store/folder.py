@@ -36,6 +36,8 @@ class FolderStore:
         self._folder = folder
         self._incoming = folder / "incoming"
         self._threads = ThreadedCalls(f"the folder {folder}")
+        # Of the folder that `check` found: another one at its path has none of the pictures.
+        self._identity: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         return str(self._folder)
@@ -51,6 +53,10 @@ class FolderStore:
         try:
             data = await self._threads.run(lambda: verify_hash(sha256, path.read_bytes()))
         except FileNotFoundError:
+            try:
+                await self._threads.run(self._check_identity)
+            except OSError as error:
+                raise _translate_error(error, self._folder) from None
             raise not_found_error(sha256) from None
         except ImageCorrupted:
             log.warning("%s is not what was written there; a picture that is put again replaces it", path)
@@ -83,6 +89,9 @@ class FolderStore:
             self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self._incoming) as probe:
                 probe.write(b"a picture could stand here")
+            status = self._folder.stat()
+            self._identity = self._identity or (status.st_dev, status.st_ino)
+            self._check_identity()
         except OSError as error:
             raise InvalidStore(
                 f"pictures cannot be kept in {self._folder}: {error.strerror or error}; name a folder that this user "
@@ -93,6 +102,7 @@ class FolderStore:
         sha256 = hashlib.sha256(data).hexdigest()
         path = self._path(sha256)
         try:
+            self._check_identity()
             for folder in (self._incoming, path.parent):
                 if not folder.is_dir():
                     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -102,6 +112,14 @@ class FolderStore:
         except OSError as error:
             raise _translate_error(error, path) from error
         return sha256
+
+    def _check_identity(self) -> None:
+        """Raises FileNotFoundError when the folder was removed, or replaced by another one."""
+        if self._identity is None:
+            return
+        status = self._folder.stat()
+        if self._identity != (status.st_dev, status.st_ino):
+            raise FileNotFoundError(errno.ENOENT, "the folder was replaced by another one")
 
     def _write(self, path: Path, data: bytes) -> None:
         descriptor, name = tempfile.mkstemp(dir=self._incoming, prefix=f"{path.name[:16]}.")

@@ -21,6 +21,7 @@ from services.weights.catalog import KNOWN, known_model
 from services.weights.download import ProgressMeter, Report, locked
 from services.weights.fetch import pull_model, pull_published, read_manifest_at
 from services.weights.model_folder import BUILT_IN_FOLDER, MANIFEST, PARTS, FileEntry, Manifest
+from services.weights.names import check_model_name, is_model_name
 from services.weights.remotes import NotThere, S3Remote, check_bucket, s3_client, s3_errors, split_s3
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,9 @@ def s3_cache() -> str | None:
 
 
 def find_cached(name: str, stage: str) -> CachedModel | None:
-    """A model that was fetched before."""
+    """A model that was fetched before; None also for what is no name of a model."""
+    if not is_model_name(name):
+        return None
     for place, root in (("the user's cache", user_cache()), ("the machine's cache", machine_cache())):
         if root is not None and (root / "models" / stage / name / MANIFEST).is_file():
             return CachedModel(root / "models" / stage / name, place)
@@ -102,6 +105,7 @@ def fetch(name: str, stage: str, *, origin: str = "", show: Report = lambda done
     `origin` names another place than the published one: a folder or address with a model, or with the files that were
     published. Raises ModelError. What has arrived is kept; the next call goes on from it.
     """
+    check_model_name(name)
     if not origin and (found := find_cached(name, stage)):
         return found
     folder = (machine_cache() or user_cache()) / "models" / stage / name
@@ -145,6 +149,7 @@ def push(folder: Path, bucket: str, *, force: bool = False, show: Report = lambd
     What is there already, as it says itself, is left unless `force` is set. The manifest goes last: a reader sees a whole model or none. Raises ModelError.
     """
     manifest = model_folder.read_manifest(folder)
+    check_model_name(manifest.name)
     model_folder.check_files(folder, manifest)
     place = f"{bucket.rstrip('/')}/{manifest.stage}/{manifest.name}"
     name, prefix = split_s3(place)
@@ -210,21 +215,39 @@ def models_in_s3(bucket: str) -> dict[tuple[str, str], int]:
         pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=name, Prefix=root)
         for entry in (entry for page in pages for entry in page.get("Contents", [])):
             match entry["Key"].removeprefix(root).split("/"):
-                case [stage, model, *rest] if stage in PARTS and rest:
+                case [stage, model, *rest] if stage in PARTS and rest and is_model_name(model):
                     sizes[stage, model] = sizes.get((stage, model), 0) + entry["Size"]
                     if rest == [MANIFEST]:
                         whole.add((stage, model))
     return {key: size for key, size in sizes.items() if key in whole}
 
 
-def remove(name: str, stage: str) -> list[Path]:
-    """Removes a model, and what is left of attempts at it, from this machine's caches; returns what was removed."""
-    removed = []
+def removable(name: str, stage: str) -> list[Path]:
+    """The folders of a model, and of attempts at it, in this machine's caches.
+
+    Raises ModelError for what is no name, and for a folder that no `pull` has made: a link, or one without a manifest.
+    """
+    check_model_name(name)
+    found = []
     for root in filter(None, (user_cache(), machine_cache())):
         parent = root / "models" / stage
         for folder in (parent / name, parent / f".{name}.fetching", parent / f".{name}.published"):
-            if folder.is_dir():
-                with locked(parent / name):
-                    shutil.rmtree(folder)
-                removed.append(folder)
-    return removed
+            if folder.is_symlink():
+                raise ModelError(
+                    f"{folder} is a link, which no `triptych weights pull` has made: remove it yourself"
+                )
+            if not folder.is_dir():
+                continue
+            if folder == parent / name and model_folder.read_manifest(folder).stage != stage:
+                raise ModelError(f"{folder} holds a model of another stage: remove it yourself")
+            found.append(folder)
+    return found
+
+
+def remove(name: str, stage: str) -> list[Path]:
+    """Removes what `removable` lists; returns it. Raises ModelError."""
+    folders = removable(name, stage)
+    for folder in folders:
+        with locked(folder.parent / name):
+            shutil.rmtree(folder)
+    return folders

@@ -92,9 +92,23 @@ def push(model: str, stage: str | None, bucket: str | None, *, force: bool) -> N
 @click.command()
 @click.argument("name")
 @click.option("--stage", type=click.Choice(list(PARTS)), help="Only this stage's; else every stage's.")
-def rm(name: str, stage: str | None) -> None:
-    """Remove the model NAME from this machine's caches. Built-in models and the S3 cache stay."""
-    removed = [path for of in ([stage] if stage else PARTS) for path in cache.remove(name, of)]
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+def rm(name: str, stage: str | None, *, dry_run: bool) -> None:
+    """Remove the model NAME from this machine's caches. Built-in models and the S3 cache stay.
+
+    Only what `triptych weights pull` has made is removed: a path, a link or a folder of yours is refused.
+    """
+    stages = [stage] if stage else list(PARTS)
+    # All of it is found, and may be refused, before any is removed.
+    found = [path for of in stages for path in cache.removable(name, of)]
+    for path in found:
+        num_bytes = sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+        click.echo(
+            f"{'would remove' if dry_run else 'removing'} {path} ({num_bytes / 10**6:,.1f} MB)", err=True
+        )
+    if dry_run and found:
+        return
+    removed = [path for of in stages for path in cache.remove(name, of)]
     if not removed:
         raise ModelError(
             f"no model '{name}' is in this machine's caches; `triptych weights list` shows what is"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from services.errors import ModelError
+from services.weights.names import check_file_name, is_model_name
 
 MANIFEST = "manifest.json"
 PARTS = {
@@ -125,7 +126,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
     """Raises ModelError that says what is wrong with it, also for names of files outside of the model's folder."""
     try:
         raw = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{where} is not JSON: {error}") from None
     try:
         files = {
@@ -136,9 +137,12 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         manifest = Manifest(files=files, **raw)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{where} is not a model's manifest: {error!r}") from None
+    if not isinstance(raw["name"], str) or raw["stage"] not in PARTS:
+        raise ModelError(
+            f"{where} is not a model's manifest: expected a name, and a stage of {', '.join(PARTS)}"
+        )
     for name in files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ModelError(f"{where} names {name!r}, which is no file of a model")
+        check_file_name(name, where)
     return manifest
 
 
@@ -197,8 +201,8 @@ def find_model(name_or_folder: str, stage: str) -> Path:
     """A path that exists is itself; else a name among the built-in models or below TRIPTYCH_MODELS."""
     if (folder := Path(name_or_folder)).is_dir():
         return folder
-    looked = [BUILT_IN_FOLDER / stage / "models" / name_or_folder]
-    if root := os.environ.get("TRIPTYCH_MODELS"):
+    looked = [BUILT_IN_FOLDER / stage / "models" / name_or_folder] if is_model_name(name_or_folder) else []
+    if (root := os.environ.get("TRIPTYCH_MODELS")) and is_model_name(name_or_folder):
         looked.append(Path(root) / stage / name_or_folder)
     for folder in looked:
         if folder.is_dir():

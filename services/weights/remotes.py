@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from services.errors import ModelError
+from services.errors import ModelError, without_passwords
 from services.weights.download import ConnectionLost, Remote
 from triptych._installation import missing_library
 
@@ -32,7 +32,9 @@ def open_remote(location: str) -> Remote:
         return S3Remote(location)
     if "://" not in location:
         return FileRemote(Path(location))
-    raise ModelError(f"{location}: expected an address that begins with https://, hf:// or s3://")
+    raise ModelError(
+        f"{without_passwords(location)}: expected an address that begins with https://, hf:// or s3://"
+    )
 
 
 class HttpRemote:
@@ -238,7 +240,7 @@ def split_s3(location: str) -> tuple[str, str]:
     """ "s3://bucket/a/b" -> ("bucket", "a/b")."""
     parts = urlsplit(location)
     if parts.scheme != "s3" or not parts.netloc:
-        raise ModelError(f"expected s3://BUCKET/PREFIX, got {location}")
+        raise ModelError(f"expected s3://BUCKET/PREFIX, got {without_passwords(location)}")
     return parts.netloc, parts.path.strip("/")
 
 

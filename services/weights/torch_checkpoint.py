@@ -24,6 +24,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from services.errors import ModelError
+from services.weights.pickle_work import check_work
 from services.weights.safetensors_file import DTYPES, MAX_TENSORS, LazyTensor, read_range, read_safetensors
 
 STORAGE_DTYPES = {
@@ -288,6 +289,7 @@ def _read_zip(path: Path, packages: tuple[str, ...]) -> dict[str, LazyTensor]:
             packages = (*packages, *TORCHSCRIPT_PACKAGES)
         payload = _small_member(archive, pickles[0])
         _check_places(payload)
+        check_work(payload, path)
         content = _Unpickler(path, archive, prefix, payload, packages).load()
     tensors = _Collected()
     tensors.add(content, "", 0)

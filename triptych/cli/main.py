@@ -119,6 +119,7 @@ COMMANDS = {
         "triptych.cli.models", "models", "What a gateway serves, and which words it understands."
     ),
     "weights": LazyCommand("services.weights.command", "weights", "Convert, make, check and list models."),
+    "journal": LazyCommand("gateway.journal.command", "journal", "Check and repair a gateway's journal."),
     "tokens": LazyCommand("gateway.access.tokens_command", "tokens", "Say who may call the gateway."),
     "certs": LazyCommand("gateway.access.certs_command", "certs", "Make certificates of one's own."),
     "deploy": LazyCommand("deploy.command", "deploy", "Run and scale the pipeline at a place."),

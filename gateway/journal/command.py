@@ -1,0 +1,128 @@
+"""`triptych journal`: checks the SQLite file of a gateway that is stopped, and saves what can be read of a damaged one."""
+
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import click
+import sqlalchemy as sa
+
+from gateway.journal import schema
+from gateway.journal.journal_file import JournalFile
+from services.errors import TriptychError
+
+journal_argument = click.argument("journal", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+
+
+@click.group(no_args_is_help=True)
+def journal() -> None:
+    """Check and repair the journal of a gateway that is stopped (SQLite; for PostgreSQL use its own tools)."""
+
+
+@journal.command()
+@journal_argument
+@click.pass_context
+def check(ctx: click.Context, journal: Path) -> None:
+    """Read all of JOURNAL, print its version and what it holds; exits with 1 when it is damaged."""
+    file = JournalFile(journal)
+    try:
+        problems = find_problems(journal)
+        version, counts = read_summary(journal)
+    finally:
+        file.close()
+    click.echo(
+        f"{journal}: version {version or 'unknown'}, "
+        + ", ".join(f"{n} {name}" for name, n in counts.items())
+    )
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        click.echo("the journal is damaged: `triptych journal repair` saves what can be read", err=True)
+        ctx.exit(1)
+
+
+@journal.command()
+@journal_argument
+def repair(journal: Path) -> None:
+    """Copy every row of JOURNAL that can be read into a new file, which takes its place; the damaged one is kept."""
+    file = JournalFile(journal)
+    try:
+        if not find_problems(journal):
+            click.echo(f"{journal} is not damaged: nothing was changed")
+            return
+        repaired = journal.with_name(f".{journal.name}.repaired")
+        repaired.unlink(missing_ok=True)
+        saved = copy_readable(journal, repaired)
+        kept = journal.with_name(f"{journal.name}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+        for suffix in ("-wal", "-shm"):
+            beside = journal.with_name(journal.name + suffix)
+            if beside.exists():
+                beside.rename(kept.with_name(kept.name + suffix))
+        journal.rename(kept)
+        repaired.rename(journal)
+    finally:
+        file.close()
+    click.echo(
+        f"{journal}: "
+        + ", ".join(f"{n} {name}" for name, n in saved.items())
+        + f"; the damaged file is {kept}"
+    )
+
+
+def find_problems(path: Path) -> list[str]:
+    """What SQLite finds wrong with the file, at most twenty lines."""
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as connection:
+            rows = connection.execute("PRAGMA integrity_check(20)").fetchall()
+    except sqlite3.DatabaseError as error:
+        return [str(error)]
+    return [str(text) for (text,) in rows if text != "ok"]
+
+
+def read_summary(path: Path) -> tuple[str, dict[str, int]]:
+    """The version, and how many rows each table has; of what cannot be read, nothing."""
+    version, counts = "", {}
+    with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as connection:
+        for table in schema.metadata.sorted_tables:
+            try:
+                (counts[table.name],) = connection.execute(f"SELECT count(*) FROM {table.name}").fetchone()  # noqa: S608 - our own names
+                if table is schema.about:
+                    found = connection.execute("SELECT value FROM about WHERE key = 'version'").fetchone()
+                    version = found[0] if found else ""
+            except sqlite3.DatabaseError:
+                continue
+    return version, counts
+
+
+def copy_readable(damaged: Path, to: Path) -> dict[str, int]:
+    """Copies the rows that can be read, from both ends of each table; returns how many of each."""
+    saved = {}
+    engine = sa.create_engine(f"sqlite:///{to}")
+    schema.metadata.create_all(engine)
+    engine.dispose()
+    to.chmod(0o600)
+    with (
+        closing(sqlite3.connect(f"file:{damaged}?mode=rw", uri=True)) as source,
+        closing(sqlite3.connect(to)) as target,
+        target,
+    ):
+        for table in schema.metadata.sorted_tables:
+            names = ", ".join(column.name for column in table.columns)
+            marks = ", ".join("?" for _ in table.columns)
+            insert = f"INSERT OR IGNORE INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608 - our own names
+            for order in ("ASC", "DESC"):
+                try:
+                    select = f"SELECT {names} FROM {table.name} NOT INDEXED ORDER BY rowid {order}"  # noqa: S608 - our own names
+                    rows = source.execute(select)
+                    while (row := rows.fetchone()) is not None:
+                        target.execute(insert, row)
+                except sqlite3.DatabaseError:
+                    continue
+                break
+            (saved[table.name],) = target.execute(f"SELECT count(*) FROM {table.name}").fetchone()  # noqa: S608 - our own names
+        if not saved["about"]:
+            target.execute("INSERT INTO about (key, value) VALUES ('version', ?)", (str(schema.VERSION),))
+        if not saved["runs"] and not saved["events"]:
+            raise TriptychError(f"nothing of {damaged} can be read: restore it from a backup")
+    return saved

@@ -1,0 +1,74 @@
+"""The SQLite file of a journal: held by one process, readable by its owner alone, and known by its inode, not by its path.
+
+A symbolic or a hard link to it is the same journal. A file that is removed or replaced while it is open would take what
+is written to nowhere, so every commit asks whether it is still there.
+"""
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+from services.errors import TriptychError
+
+
+class InvalidJournal(TriptychError):
+    """The address of a journal, or what is there, cannot be used; the process does not start."""
+
+    reason = "BAD_JOURNAL"
+
+
+class JournalFile:
+    """Holds the file for this process until `close`, however the process ends. Raises InvalidJournal."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._held: list[int] = []
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Gateways of before held a file beside the journal; they are kept out by it, and it by them.
+            for name in (path.with_name(path.name + ".lock"), path):
+                self._held.append(_open(name))
+            status = os.fstat(self._held[-1])
+        except OSError as error:
+            self.close()
+            raise InvalidJournal(
+                f"the journal {path} cannot be written: {error.strerror or error}; name a file in a folder that this "
+                "user may write to with --journal"
+            ) from None
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise InvalidJournal(f"the journal {path} is no file; name another one with --journal")
+        self._identity = status.st_dev, status.st_ino
+        try:
+            for descriptor in self._held:
+                # SQLite's own locks are of another kind, and are not touched by this.
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise InvalidJournal(
+                f"another gateway uses the journal {path}, or another name of the same file; stop that one, or name "
+                "another file with --journal: several gateways share a journal in PostgreSQL"
+            ) from None
+        for beside in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+            if beside.exists():
+                beside.chmod(0o600)
+
+    def check(self) -> None:
+        """Raises FileNotFoundError when the file that was opened is not at its path any more."""
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise FileNotFoundError(f"the journal {self.path} is gone: {error.strerror}") from None
+        if (status.st_dev, status.st_ino) != self._identity:
+            raise FileNotFoundError(f"the journal {self.path} was replaced by another file")
+
+    def close(self) -> None:
+        for descriptor in self._held:
+            os.close(descriptor)
+        self._held = []
+
+
+def _open(path: Path) -> int:
+    # Not blocking: a named pipe would otherwise be waited for.
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
