@@ -94,7 +94,8 @@ class Vocabulary:
                 if replacement[0] in self._known:
                     drawn.append(replacement[0])
                 text = replacement[0].capitalize() if word[0].isupper() else replacement[0]
-                pieces.append(_with_article(prompt[done:start], replacement[0]) + text)
+                is_plural = replacement[0].endswith("s") and self._known.get(replacement[0]) == replacement[0]
+                pieces.append(_with_article(prompt[done:start], replacement[0], is_plural=is_plural) + text)
                 found.append(Replacement(word, replacement[0], similarity))
                 done = end
             i += count
@@ -201,10 +202,12 @@ def _singulars(name: str) -> Iterator[str]:
             yield name.removesuffix(ending) + singular
 
 
-def _with_article(text: str, word: str) -> str:
-    """The text before a word that has taken another's place, with the article that suits it."""
+def _with_article(text: str, word: str, *, is_plural: bool) -> str:
+    """The text before a word that has taken another's place, with the article that suits it, or none."""
     match = re.search(r"\b(an?)(\s+)\Z", text, re.IGNORECASE)
     if match is None:
         return text
+    if is_plural:  # "a mountain" is drawn as "mountains"
+        return text[: match.start()]
     article = match[1][0] + ("n" if word[0] in "aeiou" and word != "ufo" else "")
     return text[: match.start()] + article + match[2]

@@ -10,11 +10,11 @@ from services.generator.vocabulary import FILE, Replaced, Replacement, Vocabular
 from services.weights.model_folder import FileEntry, Manifest, open_model
 
 KNOWN = {"cat": "cats", "car": "cars", "house": "houses", "cactus": "cacti", "ufo": "ufos", "orange tree": "orange trees",
-         "sea": "seas", "boat": "boats", "man": "men"}  # fmt: skip
+         "sea": "seas", "mountains": "mountains", "boat": "boats", "man": "men"}  # fmt: skip
 REPLACEMENTS = {
     "kitten": ("cat", 0.79), "automobile": ("car", 0.9), "cottage": ("house", 0.8), "lemon": ("cat", 0.5),
     "race car": ("car", 0.8), "fireman": ("man", 0.7), "agave": ("cactus", 0.6), "calf": ("cat", 0.5), "spacecraft": ("ufo", 0.7),
-    "canary": ("cat", 0.5), "geese": ("cats", 0.5), "turquoise": ("blue", 0.9), "lake": ("sea", 0.7), "cat cafe": ("house", 0.6),
+    "canary": ("cat", 0.5), "geese": ("cats", 0.5), "turquoise": ("blue", 0.9), "lake": ("sea", 0.7), "cat cafe": ("house", 0.6), "cave": ("mountains", 0.9),
 }  # fmt: skip
 EXAMPLES = ("a red house", "two cats", "a car by the sea", "a ufo at night", "three cacti")
 
@@ -54,6 +54,7 @@ def built_in() -> Vocabulary:
         ("a cat cafe", "a house"),
         ("a turquoise house", "a blue house"),
         ("two cats with a boat", "two cats with a boat"),
+        ("A cave near a cat", "mountains near a cat"),
         ("\U0001f431", " cat_face "),
         ("a \U0001f697 and a kitten", "a  car  and a cat"),
     ],

@@ -28,7 +28,7 @@ from services.weights.model_folder import open_model
 from training.evaluation import pipeline_report
 from training.export import load_exported, model_folder
 from training.generator.train_vqgan import psnr
-from training.world.captions import Caption, caption
+from training.world.captions import Caption, grammar_caption
 from training.world.drawing import Painter
 from training.world.scene_reader import ATTRIBUTES, Reader, score
 from training.world.scenes import WORLDS, sample_scenes
@@ -95,7 +95,7 @@ def measure_generator(
     """The table of the generator alone, with its pictures and their captions."""
     scenes = sample_scenes(count, seed, WORLDS[world], held_out=True)
     rng = random.Random(seed)
-    captions = [caption(scene, rng) for scene in scenes]
+    captions = [grammar_caption(scene, rng) for scene in scenes]
     mentions = [spoken.mentions for spoken in captions]
     started = time.monotonic()
     pictures = generate(

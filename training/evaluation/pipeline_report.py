@@ -33,7 +33,7 @@ from training.upscaler.train_swinir import (
     make_corpus,
     measure,
 )
-from training.world.captions import caption
+from training.world.captions import grammar_caption
 from training.world.drawing import Painter
 from training.world.scene_reader import Reader, Reading, score
 from training.world.scenes import World, sample_scenes
@@ -52,7 +52,7 @@ class Candidates:
         self.reader = reader
         self.scenes = sample_scenes(num_prompts, seed, world, held_out=True)
         rng = random.Random(seed)
-        captions = [caption(scene, rng) for scene in self.scenes]
+        captions = [grammar_caption(scene, rng) for scene in self.scenes]
         self.prompts = [spoken.text for spoken in captions]
         self._mentions = [spoken.mentions for spoken in captions]
         pictures = generate(
