@@ -110,12 +110,26 @@ def plan(place: Place) -> None:
 @click.option(
     "--http-port", type=click.IntRange(0, 65535), default=8080, help="Of the page; 0: any free one."
 )
+@click.option(
+    "--http-allowed-host",
+    "http_hosts",
+    multiple=True,
+    help="A name that HTTP may be asked by; as of `triptych serve gateway`.",
+)
 @click.pass_obj
-def up(place: Place, generators: int, refiners: int, upscalers: int, port: int, http_port: int) -> None:
+def up(
+    place: Place,
+    generators: int,
+    refiners: int,
+    upscalers: int,
+    port: int,
+    http_port: int,
+    http_hosts: tuple[str, ...],
+) -> None:
     """Start what is missing: the workers, and a gateway in front of them."""
     place.prepare()
     place.deployment.scale(dict(zip(STAGES, (generators, refiners, upscalers), strict=True)))
-    click.echo(place.gateway.start(port=port, http_port=http_port))
+    click.echo(place.gateway.start(port=port, http_port=http_port, http_hosts=http_hosts))
 
 
 @click.command()

@@ -17,7 +17,7 @@ START_TIMEOUT_S = 300.0
 class Gateway(Protocol):
     """What `triptych deploy` asks of a deployment's gateway. All methods may block; all raise DeployError."""
 
-    def start(self, *, port: int, http_port: int) -> str:
+    def start(self, *, port: int, http_port: int, http_hosts: Sequence[str] = ()) -> str:
         """Starts it unless it runs, waits until it serves, and says so in words; 0 is any free port."""
         ...
 
@@ -40,11 +40,12 @@ class LocalGateway:
         self._processes = processes
         self._options = options
 
-    def start(self, *, port: int, http_port: int) -> str:
+    def start(self, *, port: int, http_port: int, http_hosts: Sequence[str] = ()) -> str:
         if running := self._process():
             return f"gateway runs as process {running.pid}"
+        names = [option for host in http_hosts for option in ("--http-allowed-host", host)]
         process = self._processes.start(
-            GATEWAY, ["--port", str(port), "--http-port", str(http_port), *self._options]
+            GATEWAY, ["--port", str(port), "--http-port", str(http_port), *names, *self._options]
         )
         said = self._first_words(process)
         return f"gateway serves at {said['address']}, its page at http://{said['http']}"

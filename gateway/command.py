@@ -1,14 +1,16 @@
 """`triptych serve gateway`: its options, checked and handed to server.py."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
 
 from gateway.access.authentication import Authentication
+from gateway.http.proxies import TrustedProxies
 from gateway.runs.admission import AdmissionLimits
 from gateway.runs.retention import DAY_S, RetentionLimits
 from gateway.server import GatewayOptions, StorageLocations, run_gateway
@@ -130,6 +132,57 @@ _WORK_OPTIONS = (
 )
 
 
+_HTTP_OPTIONS = (
+    click.option(
+        "--http-allowed-host",
+        multiple=True,
+        help="A name that HTTP may be asked by, such as a container's or a proxy's; .DOMAIN: all below it; *: any. "
+        "Repeat it for more.",
+    ),
+    click.option(
+        "--http-trusted-proxy",
+        multiple=True,
+        metavar="ADDRESS|NETWORK",
+        help="A proxy in front that is believed what it forwards of callers (Forwarded, X-Forwarded-*), such as "
+        "10.0.0.0/8; *: any. Repeat it for more.",
+    ),
+    click.option(
+        "--http-public-url",
+        default="",
+        metavar="URL",
+        help="Where callers reach HTTP, for links to pictures: https://pictures.example.com.  [default: as they ask]",
+    ),
+)
+
+
+def http_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--http-allowed-host, --http-trusted-proxy and --http-public-url."""
+    for option in reversed(_HTTP_OPTIONS):
+        command = option(command)
+    return command
+
+
+def trusted_proxies_of(texts: Collection[str]) -> TrustedProxies:
+    """Raises BadParameter."""
+    try:
+        return TrustedProxies.parse(texts)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--http-trusted-proxy'") from None
+
+
+def public_url_of(text: str) -> str:
+    """Raises BadParameter."""
+    parts = urlsplit(text)
+    if text and (
+        parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment
+    ):
+        raise click.BadParameter(
+            f"expected http://HOST or https://HOST, with a port or path if need be, got {text!r}",
+            param_hint="'--http-public-url'",
+        )
+    return text.rstrip("/")
+
+
 def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of how much is done at once and how long a worker is waited for."""
     for option in reversed(_WORK_OPTIONS):
@@ -171,11 +224,7 @@ def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.IntRange(0, 65535),
     help="Serve the page, HTTP and server-sent events here, too; 0: any free port.  [default: no HTTP]",
 )
-@click.option(
-    "--http-allowed-host",
-    multiple=True,
-    help="A name that HTTP may be asked by, such as that of a proxy in front; repeat it for more.",
-)
+@http_options
 @click.option(
     "--stage-ca",
     type=FILE,
@@ -243,6 +292,8 @@ def serve(
         port=port,
         http_port=values["http_port"],
         http_allowed_hosts=values["http_allowed_host"],
+        http_trusted_proxies=trusted_proxies_of(values["http_trusted_proxy"]),
+        http_public_url=public_url_of(values["http_public_url"]),
         storage=StorageLocations(
             values["journal"],
             values["store"],

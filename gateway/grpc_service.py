@@ -1,7 +1,7 @@
 """PipelineService: the gRPC API of the gateway, in terms of the pipeline's methods."""
 
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 
 from gateway.access.authentication import current_caller
 from gateway.pipeline import Pipeline, check_after_sequence
@@ -103,14 +103,21 @@ class PipelineService(PipelineServiceServicer):
     async def DownloadImage(
         self, request: DownloadImageRequest, context: Context
     ) -> AsyncIterator[DownloadImageResponse]:
-        image, data = await self._pipeline.read_image(request.name, current_caller())
-        if not 0 <= request.offset <= len(data):
-            raise InvalidRequest("offset", f"must be 0 to {len(data)}, got {request.offset}")
-        part = DownloadImageResponse(total_bytes=len(data), sha256=image.sha256, mime_type=image.mime_type)
-        for start in range(request.offset, max(len(data), request.offset + 1), CHUNK_BYTES):
-            part.chunk = data[start : start + CHUNK_BYTES]
-            yield part
-            part = DownloadImageResponse()
+        image, total_bytes = await self._pipeline.open_image(request.name, current_caller())
+        if not 0 <= request.offset <= total_bytes:
+            raise InvalidRequest("offset", f"must be 0 to {total_bytes}, got {request.offset}")
+        response = DownloadImageResponse(
+            total_bytes=total_bytes, sha256=image.sha256, mime_type=image.mime_type
+        )
+        async with aclosing(self._pipeline.read_parts(image, request.offset, total_bytes)) as parts:
+            async for part in parts:
+                for start in range(0, max(1, len(part)), CHUNK_BYTES):
+                    response.chunk = part[start : start + CHUNK_BYTES]
+                    yield response
+                    response = DownloadImageResponse()
+        # Also of nothing, the size and the hash are told.
+        if response.total_bytes:
+            yield response
 
     async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
         return ListModelsResponse(models=await self._pipeline.list_models())

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 
 from gateway.access.caller import Caller
 from gateway.events.run_view import is_finished
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # How often a run of another gateway is looked at.
 POLL_EVERY_S = 0.25
+# Of an image; the files of larger ones are read in parts.
+MAX_PIXELS_IN_MEMORY = 4096 * 4096
 
 
 class Pipeline:
@@ -224,6 +226,31 @@ class Pipeline:
             raise NotFound(f"{run} has no finished image {name[:120]!r}")
         return image, await self._store.get(image.sha256)
 
+    async def open_image(self, name: str, caller: Caller) -> tuple[Image, int]:
+        """A finished image of a run and how many bytes its file has, for `read_parts`. Raises NotFound."""
+        run = name.partition("/images/")[0]
+        await self.require_access(run, caller)
+        image = await self._journal.find_image(name) if NUL not in name else None
+        if image is None:
+            raise NotFound(f"{run} has no finished image {name[:120]!r}")
+        return image, await self._store.size(image.sha256)
+
+    async def open_file(self, sha256: str, caller: Caller) -> tuple[Image, int]:
+        """As `open_image`, of any run that the caller may see, by the file's hash."""
+        image = await self._journal.find_file(sha256, None if caller.sees_all else caller.name)
+        if image is None:
+            raise NotFound(f"there is no picture {sha256[:80]!r} here")
+        return image, await self._store.size(sha256)
+
+    async def read_parts(self, image: Image, start: int, stop: int) -> AsyncGenerator[bytes]:
+        """An image's file from byte `start` to `stop`; one that fits the memory is verified first."""
+        if not is_large(image):
+            yield (await self._store.get(image.sha256))[start:stop]
+            return
+        async with aclosing(self._store.read_parts(image.sha256, start, stop)) as parts:
+            async for part in parts:
+                yield part
+
     async def read_file(self, sha256: str, caller: Caller) -> tuple[str, bytes]:
         """The mime type and the file of a picture of any run that the caller may see. Raises NotFound."""
         image = await self._journal.find_file(sha256, None if caller.sees_all else caller.name)
@@ -313,6 +340,8 @@ class Pipeline:
         if not event.HasField("image_ready"):
             return event
         image = event.image_ready.image
+        if is_large(image):
+            return event
         try:
             data = await self._store.get(image.sha256)
         except TriptychError as error:
@@ -335,6 +364,11 @@ class Pipeline:
                     await self._store.delete(sha256, put_before=time.time() - STORE_TIMEOUT_S)
             except TriptychError as error:
                 log.warning("pictures of a deleted run are left to be swept up: %s", error)
+
+
+def is_large(image: Image) -> bool:
+    """Whether the image's file may be too large to be read into the memory as a whole."""
+    return image.width * image.height > MAX_PIXELS_IN_MEMORY
 
 
 def check_after_sequence(after_sequence: int) -> int:

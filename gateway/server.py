@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from gateway.access.authentication import Authentication
 from gateway.grpc_service import SERVICE, PipelineService
 from gateway.http.context import RequestContext
+from gateway.http.proxies import TrustedProxies
 from gateway.http.server import serving_http
 from gateway.journal.journal import Journal, open_journal
 from gateway.journal.schema import check_file
@@ -24,7 +25,7 @@ from gateway.runs.manager import RunLimits, RunManager
 from gateway.runs.retention import Retention, RetentionLimits
 from gateway.stages import STAGES
 from gateway.store import open_store
-from gateway.store.base import Store
+from gateway.store.base import InvalidStore, Store
 from gateway.workers.discovery import Discovery
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
@@ -55,9 +56,12 @@ class StorageLocations:
 async def open_storage(locations: StorageLocations) -> AsyncIterator[tuple[Journal, Store]]:
     """Opens both. Raises BadJournal or InvalidStore, which say what to do."""
     async with AsyncExitStack() as stack:
-        folder = data_folder()
         if locations.journal == NOWHERE:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="triptych-")))
+        elif locations.journal and locations.store:
+            folder = Path()
+        else:
+            folder = data_folder()
         journal = locations.journal if locations.journal not in ("", NOWHERE) else str(folder / "journal.db")
         store = open_store(locations.store or str(folder / "pictures"))
         stack.push_async_callback(store.close)
@@ -72,8 +76,15 @@ async def open_storage(locations: StorageLocations) -> AsyncIterator[tuple[Journ
 
 def data_folder() -> Path:
     """The user's own, where XDG has it."""
-    base = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
-    return Path(base) / "triptych"
+    if base := os.environ.get("XDG_DATA_HOME"):
+        return Path(base) / "triptych"
+    home = os.path.expanduser("~")
+    if home.startswith("~"):
+        raise InvalidStore(
+            "there is no home directory to keep runs in: set HOME, or name --journal (none: they end with the process) "
+            "and --store"
+        )
+    return Path(home) / ".local" / "share" / "triptych"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +97,8 @@ class GatewayOptions:
     port: int
     http_port: int | None
     http_allowed_hosts: Collection[str]
+    http_trusted_proxies: TrustedProxies
+    http_public_url: str
     storage: StorageLocations
     admission: AdmissionLimits
     retry_policy: RetryPolicy
@@ -131,11 +144,17 @@ async def run_gateway(options: GatewayOptions) -> None:
         if options.http_port is not None:
             web = await stack.enter_async_context(
                 serving_http(
-                    RequestContext(pipeline, options.authentication, budget=budget),
+                    RequestContext(
+                        pipeline,
+                        options.authentication,
+                        budget=budget,
+                        public_url=options.http_public_url,
+                    ),
                     host=options.host,
                     port=options.http_port,
                     grace_s=options.grace_s,
                     hosts=options.http_allowed_hosts,
+                    proxies=options.http_trusted_proxies,
                     certificate=options.certificate,
                 )
             )

@@ -4,11 +4,12 @@ It knows the stages' protos and nothing of workers, runs or networks.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
+from gateway.spool import Spool
 from triptych.v1.generator_pb2 import GenerateRequest, GeneratorServiceGetModelRequest
 from triptych.v1.generator_pb2_grpc import GeneratorServiceStub
 from triptych.v1.refiner_pb2 import RefineRequest, RefinerServiceGetModelRequest
@@ -33,6 +34,8 @@ class Job:
     image: ImageData | None = None
     # Which part of it to repaint; None: all.
     mask: ImageData | None = None
+    # Where a file goes that is too large for one message.
+    spool: Spool = field(default_factory=Spool)
 
 
 @dataclass(frozen=True)

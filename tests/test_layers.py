@@ -29,6 +29,7 @@ RANKS = {
         "events": 1,
         "store": 1,
         "pagination": 1,
+        "spool": 1,
         "web": 0,
     },
     "services": {

@@ -26,6 +26,7 @@ from services.generator.dalle.batch import GenerateJob
 from services.generator.dalle.conversion.random_weights import write_random_dalle, write_random_vqgan
 from services.generator.dalle.model import load_model as load_generator
 from services.generator.dalle.stepper import GeneratorStepper
+from services.images.codec import DecodedImage
 from services.refiner.conversion.random_weights import write_random_part
 from services.refiner.model import load_model as load_refiner
 from services.refiner.stepper import RefineJob, RefinerStepper
@@ -79,8 +80,10 @@ def refiner(tmp_path_factory):
 def upscaler():
     torch.set_num_threads(1)
     network = place(random_swinir(), torch.device("cpu"))
-    others = [UpscaleJob(random_picture(20 + 9 * n, 30, n), 16, 4) for n in range(NUM_SLOTS - 1)]
-    job = UpscaleJob(random_picture(30, 40), 16, 8)
+    others = [
+        UpscaleJob(DecodedImage(random_picture(20 + 9 * n, 30, n)), 16, 4) for n in range(NUM_SLOTS - 1)
+    ]
+    job = UpscaleJob(DecodedImage(random_picture(30, 40)), 16, 8)
     return Stage(lambda: UpscalerStepper(network, num_slots=NUM_SLOTS), job, others)
 
 

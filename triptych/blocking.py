@@ -1,10 +1,11 @@
 """The client for programs without asyncio: the same calls, and each waits for its answer.
 
 The async client runs on an event loop in a thread of its own; nothing is written twice but the signatures. May be
-used by several threads at once.
+used by several threads at once, but not after fork(): a child makes a client of its own.
 """
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,10 @@ from triptych.v1.stage_pb2 import PromptReading
 
 Answer = TypeVar("Answer")
 END = object()
+FORKED = (
+    "this client was made before fork(), and the child has neither its thread nor its connection; make a client in each "
+    "process (multiprocessing: the start method 'spawn', or the client in the worker's initializer)"
+)
 
 
 class Client:
@@ -146,9 +151,10 @@ class RunStream:
 
 
 class LoopThread:
-    """An event loop in a thread, and how others wait for it."""
+    """An event loop in a thread, and how others wait for it. Of a process that forks, the child has no such thread."""
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         # A daemon: a program that forgets to close its client can still end.
         self._thread = threading.Thread(target=self._loop.run_forever, name="triptych-client", daemon=True)
@@ -156,6 +162,9 @@ class LoopThread:
 
     def wait(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         """Runs it on the loop and returns its answer. A wait that is interrupted (Ctrl-C) cancels it first."""
+        if os.getpid() != self._pid:
+            work.close()
+            raise RuntimeError(FORKED)
         if self._loop.is_closed():
             work.close()
             raise RuntimeError("this client is closed; expected calls before close() and inside its `with`")
@@ -181,12 +190,13 @@ class LoopThread:
             while (item := self.wait(next_of(source))) is not END:
                 yield item
         finally:
-            if not self._loop.is_closed():
+            if not self._loop.is_closed() and os.getpid() == self._pid:
                 self.wait(source.aclose())
 
     def close(self, last: Callable[[], Awaitable[None]] | None = None) -> None:
         """Cancels what still runs, waits for its end and for `last`, and ends the thread."""
-        if self._loop.is_closed():
+        # A child of fork() has nothing of its own to close, and closing its parent's would hang.
+        if self._loop.is_closed() or os.getpid() != self._pid:
             return
 
         async def end() -> None:

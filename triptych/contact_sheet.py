@@ -8,9 +8,13 @@ from typing import BinaryIO
 
 from PIL import Image, ImageDraw, ImageFont
 
+from triptych.image_files import any_size
+
 # Pixels. A band whose few pictures are large, such as the enlarged one, gets wider cells.
 CELL = 176
 MAX_CELL = 512
+# Larger ones take seconds and gigabytes to decode.
+MAX_DRAWN_PIXELS = 100_000_000
 MAX_COLUMNS = 8
 GAP = 16
 CAPTION_SIZE = 12
@@ -86,8 +90,7 @@ def lay_out(band: SheetRow, width: int) -> Grid:
     num = len(band.panels)
     most = (width - GAP) // (CELL + GAP)
     num_columns = min(num, most)
-    with Image.open(band.panels[0].file) as first:
-        largest = max(first.size)
+    largest = max(size_of(band.panels[0].file))
     room = (width - GAP) // num_columns - GAP
     return Grid(num_columns, math.ceil(num / num_columns), max(CELL, min(room, largest, MAX_CELL)))
 
@@ -110,11 +113,25 @@ def draw_band(sheet: Image.Image, draw: ImageDraw.ImageDraw, band: SheetRow, gri
 
 
 def fitted(file: Path | BinaryIO, cell: int) -> Image.Image:
-    """The picture with its longer side as long as a cell; smaller ones are enlarged."""
-    with Image.open(file) as image:
+    """The picture with its longer side as long as a cell; smaller ones are enlarged. A huge one is a gray field."""
+    width, height = size_of(file)
+    if width * height > MAX_DRAWN_PIXELS:
+        scale = cell / max(width, height)
+        field = Image.new("RGB", (max(1, round(width * scale)), max(1, round(height * scale))), FAINT)
+        ImageDraw.Draw(field).text(
+            (GAP, GAP), f"{width}x{height}", PAPER, ImageFont.load_default(CAPTION_SIZE)
+        )
+        return field
+    with any_size(), Image.open(file) as image:
         scale = cell / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def size_of(file: Path | BinaryIO) -> tuple[int, int]:
+    """Width and height, whatever they are; nothing is decoded."""
+    with any_size(), Image.open(file) as image:
+        return image.size
 
 
 def wrap(text: str, width_px: int, max_lines: int = 3) -> list[str]:

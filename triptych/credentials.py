@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
-SCHEME = "https://"
+from triptych.addresses import check_address
 
 Stub = TypeVar("Stub")
 
@@ -27,16 +27,35 @@ class Credentials:
     cert: str | Path | None = None
     key: str | Path | None = None
 
-    def open_channel(self, address: str, options: Sequence[tuple[str, int]]) -> grpc.aio.Channel:
-        """A channel to "host:port" or "https://host:port"; raises OSError for a file that cannot be read."""
-        target = address.removeprefix(SCHEME)
-        if self.is_encrypted(address):
-            return grpc.aio.secure_channel(target, self.for_channel(), options=options)
-        return grpc.aio.insecure_channel(target, options=options)
+    def __post_init__(self) -> None:
+        """Raises ValueError for a token that no header can carry; white space around it, as of a file, is left out."""
+        token = self.token.strip()
+        if not token.isascii() or not token.isprintable() or " " in token:
+            raise ValueError(
+                "token: expected printable ASCII characters without spaces, as `triptych tokens add` prints them; got "
+                "others (is it a whole line of the file, and the right one?)"
+            )
+        object.__setattr__(self, "token", token)
+
+    def open_channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
+        """A channel to an address as triptych/addresses.py has it; it goes through no proxy to loopback.
+
+        Raises ValueError for an address that is none, and OSError for a file that cannot be read.
+        """
+        checked = check_address(address)
+        target, more = checked.to_target(), list(options)
+        if checked.is_loopback:
+            more.append(("grpc.enable_http_proxy", 0))
+        if not self.is_encrypted(address):
+            return grpc.aio.insecure_channel(target, options=more)
+        if len(checked.hosts) > 1:
+            # Their certificate is for the name, and gRPC is given numbers.
+            more.append(("grpc.ssl_target_name_override", checked.hosts[0][0]))
+        return grpc.aio.secure_channel(target, self.for_channel(), options=more)
 
     def is_encrypted(self, address: str) -> bool:
         """Whether TLS is used with the server at that address."""
-        return self.ca is not None or address.startswith(SCHEME)
+        return self.ca is not None or check_address(address).is_encrypted
 
     def for_channel(self) -> grpc.ChannelCredentials:
         """The certificates, as grpc wants them."""

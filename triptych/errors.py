@@ -22,6 +22,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from triptych.addresses import check_address, proxy_for
 from triptych.v1.pipeline_pb2 import RunError
 
 ERROR_DOMAIN = "triptych"
@@ -149,7 +150,11 @@ def to_call_error(error: grpc.aio.AioRpcError, address: str) -> CallError:
     """The typed error of a failed call to `address`."""
     details, code, message = read_details(error), error.code(), error.details() or error.code().name
     if code == grpc.StatusCode.UNAVAILABLE and not details.reason:
-        message = f"no gateway answers at {address}; start one with `triptych serve gateway` ({message})"
+        proxy = proxy_for(check_address(address))
+        tried = f" through the proxy {proxy}; no_proxy=HOST goes without it" if proxy else ""
+        message = (
+            f"no gateway answers at {address}{tried}; start one with `triptych serve gateway` ({message})"
+        )
         return Unreachable(message, code, details)
     kind = _BY_REASON.get(details.reason) or _BY_CODE.get(code) or CallError
     return kind(message, code, details)

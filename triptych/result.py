@@ -58,8 +58,13 @@ class Picture:
         return self.data if self.mime_type == "image/png" else None
 
     def save(self, path: str | Path) -> Path:
-        """Writes the file as it came; returns where."""
-        Path(path).write_bytes(self.data)
+        """Writes the picture in the format that the name ends with, .png as it came; returns where.
+
+        Raises ValueError for an ending that is not known, or a format that cannot hold the picture.
+        """
+        from triptych.image_files import encode_as, format_of
+
+        Path(path).write_bytes(encode_as(self.data, format_of(path)))
         return Path(path)
 
     def open(self) -> "PillowImage":

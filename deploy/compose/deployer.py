@@ -240,8 +240,10 @@ class ComposeGateway:
         self._engine = engine
         self._monitoring = monitoring
 
-    def start(self, *, port: int, http_port: int) -> str:
+    def start(self, *, port: int, http_port: int, http_hosts: Sequence[str] = ()) -> str:
         ports = {"TRIPTYCH_PORT": str(port), "TRIPTYCH_HTTP_PORT": str(http_port)}
+        if http_hosts:
+            ports["TRIPTYCH_HTTP_ALLOWED_HOST"] = " ".join(("localhost", "gateway", *http_hosts))
         self._engine.compose("up", "-d", "--no-recreate", GATEWAY, environment=ports)
         if self._monitoring:
             self._engine.compose("--profile", "monitoring", "up", "-d", "--no-recreate", *MONITORING)

@@ -18,7 +18,7 @@ from gateway.http.openai.base_url import wrong_base_url
 from gateway.http.openapi import document
 from gateway.http.request_body import ReservationMiddleware
 from gateway.http.routes import dalle_playground, health, images, page, runs
-from gateway.http.security import SecurityMiddleware, is_openai
+from gateway.http.security import SecurityMiddleware, is_openai, path_of
 from services.errors import TriptychError
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def allowed_methods(scope: Scope) -> list[str]:
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TriptychError)  # noqa: S101 - it is registered for these
-    return to_response(error, is_openai=is_openai(request.url.path))
+    return to_response(error, is_openai=is_openai(path_of(request.scope)))
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
@@ -76,11 +76,13 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         headers["Allow"] = ", ".join(allowed_methods(request.scope))
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
-    refusal = HttpError(status, status.name, f"{request.method} {request.url.path}: {error.detail}", headers)
-    return to_response(refusal, is_openai=is_openai(request.url.path))
+    refusal = HttpError(
+        status, status.name, f"{request.method} {path_of(request.scope)}: {error.detail}", headers
+    )
+    return to_response(refusal, is_openai=is_openai(path_of(request.scope)))
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:
     """A bug is logged whole by the server that called us, and is opaque to the caller."""
     bug = TriptychError("internal error; see the gateway's log")
-    return to_response(bug, is_openai=is_openai(request.url.path))
+    return to_response(bug, is_openai=is_openai(path_of(request.scope)))

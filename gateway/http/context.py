@@ -43,10 +43,17 @@ class RequestContext:
     never: asyncio.Event = field(default_factory=asyncio.Event)
     events: EventEncoder = field(default_factory=EventEncoder)
     links: LinkSigner = field(default_factory=LinkSigner)
+    # Where callers reach us, for links; empty: as each of them does.
+    public_url: str = ""
 
 
 def api_of(request: Request) -> RequestContext:
     return cast(RequestContext, request.app.state.api)
+
+
+def base_url_of(request: Request) -> str:
+    """What links begin with, without a slash at the end."""
+    return (api_of(request).public_url or str(request.base_url)).rstrip("/")
 
 
 def caller_of(request: Request) -> Caller:

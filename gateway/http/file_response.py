@@ -4,11 +4,11 @@ RFC 9110, sections 13 and 14. Several ranges at once are answered with the whole
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from urllib.parse import quote
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from gateway.http.errors import HttpError
 
@@ -17,18 +17,40 @@ _RANGE = re.compile(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*")
 
 
 def file_response(
-    request: Request, data: bytes, media_type: str, *, etag: str, headers: Mapping[str, str]
+    request: Request, data: bytes | range, media_type: str, *, etag: str, headers: Mapping[str, str]
 ) -> Response:
-    """`etag` names the bytes. Raises HttpError (416) for a range that lies beyond the file."""
+    """`etag` names the bytes; a range in their place gives the headers alone. Raises HttpError (416) for a range that lies beyond the file."""
     headers = {**headers, "etag": f'"{etag}"', "accept-ranges": "bytes"}
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if headers["etag"] in known or known == ["*"]:
         return Response(status_code=304, headers=headers)
     part = _part(request, headers["etag"], len(data))
-    if part is None:
-        return Response(data, media_type=media_type, headers=headers)
-    headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{len(data)}"
-    return Response(data[part.start : part.stop], 206, headers, media_type)
+    status = 200
+    if part is not None:
+        status = 206
+        headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{len(data)}"
+        data = data[part.start : part.stop]
+    return Response(data if isinstance(data, bytes) else b"", status, headers, media_type)
+
+
+def large_file_response(
+    request: Request,
+    size: int,
+    read: Callable[[int, int], AsyncGenerator[bytes]],
+    media_type: str,
+    *,
+    etag: str,
+    headers: Mapping[str, str],
+) -> Response:
+    """As `file_response`, of a file of `size` bytes that `read` gives in parts, from one byte to another."""
+    answer = file_response(request, range(size), media_type, etag=etag, headers=headers)
+    if answer.status_code not in (200, 206):
+        return answer
+    part = _part(request, f'"{etag}"', size) or range(size)
+    answer.headers["content-length"] = str(len(part))
+    if request.method == "HEAD":
+        return answer
+    return StreamingResponse(read(part.start, part.stop), answer.status_code, dict(answer.headers))
 
 
 def _part(request: Request, etag: str, size: int) -> range | None:

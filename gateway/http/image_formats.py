@@ -10,7 +10,7 @@ from services.images.codec import ImageLimits, decode_image, encode_png
 from services.images.fit import fit
 
 # Our own workers made them: the bound is for memory, not for trust.
-OWN_PICTURES = ImageLimits(max_bytes=128 * 2**20, max_pixels=8192 * 8192)
+OWN_PICTURES = ImageLimits(max_bytes=256 * 2**20, max_pixels=8192 * 8192)
 # What Pillow, and so dalle-playground's back end, takes for a JPEG when nothing is said.
 USUAL_JPEG_QUALITY = 75
 MIME_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}

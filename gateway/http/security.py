@@ -80,6 +80,12 @@ class SecurityMiddleware:
         await answer(scope, receive, send_safely)
 
 
+def path_of(scope: Scope) -> str:
+    """Without the prefix that a proxy in front has it below."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def is_openai(path: str) -> bool:
     """Whether the answer is in the shapes of OpenAI's API."""
     return path.startswith("/v1/")
@@ -87,7 +93,7 @@ def is_openai(path: str) -> bool:
 
 def _cors(scope: Scope, asked: Headers) -> dict[str, str]:
     """What lets pages of other sites read the answer; nothing of what is not for them."""
-    path = scope["path"]
+    path = path_of(scope)
     # A signed link is for whoever has it, on whichever page.
     is_signed = path.startswith("/images/") and b"signature=" in scope.get("query_string", b"")
     if not is_openai(path) and path not in OTHER_PATHS and not is_signed:
@@ -113,7 +119,9 @@ def _is_known(host: str, names: Collection[str]) -> bool:
     """Whether the Host header has one of the names, or an address, which nobody can have resolve to another."""
     with suppress(ValueError):
         name = urlsplit(f"//{host}").hostname or ""
-        return name in names or bool(ip_address(name))
+        if name in names or any(one.startswith(".") and name.endswith(one) for one in names):
+            return True
+        return bool(ip_address(name))
     return False
 
 

@@ -6,12 +6,14 @@ import socket
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import uvicorn
 
 from gateway.http.app import make_app
 from gateway.http.connections import BoundedProtocol
 from gateway.http.context import RequestContext
+from gateway.http.proxies import ANY, ProxyHeadersMiddleware, TrustedProxies
 from gateway.workers.targets import join
 from services.serving.connection_guard import guarding
 from services.serving.server import AddressInUse
@@ -60,15 +62,22 @@ async def serving_http(
     grace_s: float = 30.0,
     hosts: Collection[str] = (),
     certificate: CertificateFiles | None = None,
+    proxies: TrustedProxies = TrustedProxies(()),  # noqa: B008 - frozen
 ) -> AsyncIterator[ServingHttp]:
     """Answers inside the block; on exit event streams end at once, and other calls have `grace_s`. Raises AddressInUse.
 
     `hosts`: names under which it may be asked, beside "localhost" and addresses, where everybody may call: without a
-    token to ask for, a page whose name resolves to us would be let in. With a `certificate` it is HTTPS.
+    token to ask for, a page whose name resolves to us would be let in; "*": any. With a `certificate` it is HTTPS.
+    `proxies` are believed what they say of the caller.
     """
     listening = _listen(host, port)
+    is_checked = api.authentication.is_open and ANY not in hosts
+    known = [*hosts, urlsplit(api.public_url).hostname or ""] if api.public_url else hosts
+    app = make_app(api, hosts=known if is_checked else None)
     config = uvicorn.Config(
-        make_app(api, hosts=hosts if api.authentication.is_open else None),
+        ProxyHeadersMiddleware(app, proxies),
+        # uvicorn's own believes anybody on this machine.
+        proxy_headers=False,
         http=BoundedProtocol,
         ws="none",
         lifespan="off",

@@ -5,7 +5,7 @@ Errors name the field by its path in the request. It asks the pools what is serv
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gateway.events.run_state import mask_of
@@ -78,6 +78,8 @@ class Plan:
     init_images: tuple[ImageData, ...]
     # With their files, which the spec tells of by their sha256.
     masks: tuple[ImageData, ...] = ()
+    # What of the init images is lost on the way, by its reason.
+    warnings: Mapping[str, str] = field(default_factory=dict)
     # What is drawn for the prompt, where that differs from it.
     reading: PromptReading | None = None
 
@@ -124,7 +126,7 @@ async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
         if stage is REFINE and (GENERATE in models or spec.init_images):
             has_mask = spec.refine.HasField("mask")
             check_remaining_steps(settings[stage], model, paths[stage], has_mask=has_mask)
-    init_images = await check_init_images(spec, models[stages[0]])
+    init_images, lost = await check_init_images(spec, stages, models[stages[0]])
     _check_parents(spec, models, settings, paths)
     masks = await extract_mask(spec, models)
     if REFINE not in models and any(_top_k(spec, stage) for stage in stages):
@@ -136,7 +138,8 @@ async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
     for image in spec.init_images:
         image.ClearField("data")
     plan = restore_plan(spec, chosen, init_images)
-    return replace(plan, masks=masks, reading=reading if is_changed(reading, spec.prompt) else None)
+    reading = reading if is_changed(reading, spec.prompt) else None
+    return replace(plan, masks=masks, reading=reading, warnings=lost)
 
 
 def check_size(plan: Plan, max_images: int | None) -> None:

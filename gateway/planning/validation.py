@@ -6,14 +6,15 @@ All of it is refused before anything is begun, by the path of the field. It know
 
 import asyncio
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from gateway.stages import GENERATE, REFINE, UPSCALE, Stage
 from services.errors import ImageTooLarge, InvalidRequest
-from services.images.codec import ImageLimits, decode_image
+from services.images.codec import DecodedImage, ImageLimits, decode_with_alpha
 from services.serving.request_checks import check_prompt, integer, number
 from triptych.v1.pipeline_pb2 import RunSpec
-from triptych.v1.stage_pb2 import ImageData, ModelInfo
+from triptych.v1.stage_pb2 import FIT_CROP, FIT_PAD, FIT_UNSPECIFIED, ImageData, ModelInfo
 from triptych.v1.upscaler_pb2 import UpscaleSettings
 
 # What no stage's text encoder would read beyond; a model may accept less.
@@ -46,6 +47,8 @@ def check_settings(stage: Stage, settings: Any, path: str) -> None:
         raise InvalidRequest(
             f"{path}.skip_ratio", f"must be at least 0 and below 1, got {settings.skip_ratio:g}"
         )
+    if settings.fit not in (FIT_UNSPECIFIED, FIT_CROP, FIT_PAD):
+        raise InvalidRequest(f"{path}.fit", f"must be FIT_CROP or FIT_PAD, got {settings.fit}")
     if (num_bytes := len(settings.negative_prompt.encode())) > MAX_PROMPT_BYTES:
         raise InvalidRequest(
             f"{path}.negative_prompt", f"must have at most {MAX_PROMPT_BYTES} bytes, got {num_bytes}"
@@ -136,19 +139,45 @@ def _setting(settings: Any, model: ModelInfo, name: str) -> float | None:
     return model.defaults.get(name)
 
 
-async def check_init_images(spec: RunSpec, model: ModelInfo) -> tuple[ImageData, ...]:
-    """The init images with the sizes that their files have; raises InvalidRequest, ImageTooLarge."""
+async def check_init_images(
+    spec: RunSpec, stages: Sequence[Stage], model: ModelInfo
+) -> tuple[tuple[ImageData, ...], dict[str, str]]:
+    """The init images with the sizes that their files have, and what of them is lost on the way, by its reason.
+
+    `stages` are those that they go through, and `model` the first one's. Raises InvalidRequest, ImageTooLarge.
+    """
     widest = ImageLimits()
     limits = ImageLimits(
         max_bytes=min(widest.max_bytes, model.limits.max_image_bytes or widest.max_bytes),
         max_pixels=min(widest.max_pixels, model.limits.max_image_pixels or widest.max_pixels),
     )
-    checked = []
-    for index, image in enumerate(spec.init_images):
+    checked, lost = [], dict[str, str]()
+    for place, image in enumerate(spec.init_images):
         # Decoding takes tens of milliseconds, in which every other run's events would wait.
-        picture = await asyncio.to_thread(decode_image, image.data, limits, f"spec.init_images[{index}].data")
-        image.height, image.width = picture.shape[:2]
+        field = f"spec.init_images[{place}].data"
+        picture = await asyncio.to_thread(decode_with_alpha, image.data, limits, field)
+        image.height, image.width = picture.rgb.shape[:2]
+        if stages and stages[0] is REFINE:
+            lost |= _lost_by_refining(picture, spec.refine.settings.fit)
         checked.append(
             ImageData(mime_type=image.mime_type, data=image.data, width=image.width, height=image.height)
         )
-    return tuple(checked)
+    return tuple(checked), lost
+
+
+def _lost_by_refining(picture: DecodedImage, fit: int) -> dict[str, str]:
+    height, width = picture.rgb.shape[:2]
+    lost = {}
+    if picture.alpha is not None:
+        lost["TRANSPARENCY_FLATTENED"] = (
+            "transparent parts are put on white before the picture is refined; to enlarge it alone keeps them"
+        )
+    if width != height:
+        side = min(width, height)
+        lost["PICTURE_FITTED"] = (
+            f"the picture has {width}x{height} pixels and the model makes squares: white bars are added (fit: pad)"
+            if fit == FIT_PAD
+            else f"the picture has {width}x{height} pixels and the model makes squares: the {side}x{side} in its middle "
+            "are used; set fit to pad to keep all of it"
+        )
+    return lost

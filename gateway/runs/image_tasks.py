@@ -32,6 +32,8 @@ from triptych.v1.stage_pb2 import ImageData, StageEvent
 BYTES_PER_PIXEL = 3
 SKETCH_PIXELS = 256 * 256
 ENLARGED = 4 * 4
+# Of a file in one message; a larger one goes to the disk as it comes.
+MAX_MESSAGE_BYTES = 32 * 2**20
 
 
 class ImageTasks:
@@ -78,10 +80,12 @@ class ImageTasks:
         async def keep(job: Job, picture: ImageData) -> None:
             nonlocal is_delivered
             image = await self._record.image_ready(work.stage, job, picture, work.model, parent)
+            job.spool.close()
             is_delivered = True
             deliver(image)
 
         keeping: asyncio.Task[None] | None = None
+        job: Job | None = None
         try:
             if name in self._history.given_up:
                 return
@@ -118,6 +122,8 @@ class ImageTasks:
         finally:
             if keeping is not None:
                 keeping.cancel()
+            if job is not None:
+                job.spool.close()
             del self._making[name]
             self._record.queued(work.stage, index, 0)
             if not is_delivered:
@@ -152,6 +158,8 @@ class ImageTasks:
                 record.progress(stage, happening.progress)
             case "preview":
                 record.preview(stage, happening.preview)
+            case "warning":
+                record.notice(happening.warning.reason, happening.warning.message)
 
     def fail(self, error: TriptychError, image: str = "") -> None:
         """Gives up an image, or what is about none, and tells why."""
@@ -172,8 +180,9 @@ class ImageTasks:
         image = self._record.find_image(parent) or self._record.find_init_image(parent)
         if image is None:
             return BYTES_PER_PIXEL * SKETCH_PIXELS
-        num_pixels = image.width * image.height
-        return BYTES_PER_PIXEL * num_pixels * (1 + (ENLARGED if work.stage is UPSCALE else 1))
+        num_bytes = BYTES_PER_PIXEL * image.width * image.height
+        # What is larger comes in chunks, and goes to the disk.
+        return num_bytes + min(num_bytes * (ENLARGED if work.stage is UPSCALE else 1), MAX_MESSAGE_BYTES)
 
     async def _job(self, work: StageSettings, index: int, parent: str) -> Job:
         spec = self._plan.spec

@@ -180,6 +180,8 @@ class RunManager:
         row = await self.journal.add_run(name, new, first, init_images)
         if row.name == name:
             record = RunRecorder([first], self._write, self.store, init_images)
+            for reason, message in plan.warnings.items():
+                record.notice(reason, message)
             self._carry_out(record, plan, row, turn)
             log.info("%s is accepted", name)
         return row

@@ -42,6 +42,9 @@ class RunRecorder:
         # Of each stage's images the place in a worker's queue, and the wait in seconds where that is known.
         self._positions: dict[ProtoStage.ValueType, dict[int, tuple[int, float | None]]] = {}
         self._reported_position: dict[ProtoStage.ValueType, int] = {}
+        self._noticed = {
+            (event.warning.reason, event.warning.message) for event in events if event.HasField("warning")
+        }
         if is_finished(self.state):
             self.log.close()
 
@@ -146,7 +149,7 @@ class RunRecorder:
             width=picture.width,
             height=picture.height,
             mime_type=picture.mime_type or "image/png",
-            sha256=await self._store.put(picture.data),
+            sha256=await self._put(job, picture),
             model_name=model.name,
             model_digest=model.digest,
         )
@@ -183,6 +186,17 @@ class RunRecorder:
         """Images are taken to a stage by hand."""
         self.log.reopen()
         self._append(Event(selected=selected))
+
+    def notice(self, reason: str, message: str) -> None:
+        """Something of the request had no effect; told once, however many images it is about."""
+        if (reason, message) not in self._noticed:
+            self._noticed.add((reason, message))
+            self.warn(reason, message)
+
+    async def _put(self, job: Job, picture: ImageData) -> str:
+        if job.spool.path is not None:
+            return await self._store.put_file(job.spool.path)
+        return await self._store.put(picture.data)
 
     def warn(self, reason: str, message: str, image: str = "", *, given_up: bool = False) -> None:
         """Something went wrong; `given_up`: what it is about will not be made."""

@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import grpc
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 NUM_THREADS = 8
+# Of a file that is read in parts.
+PART_BYTES = 2**20
 # A disk that takes longer, such as a network folder whose server is gone, is an error and not a wait without end.
 TIMEOUT_S = 60.0
 
@@ -73,6 +76,18 @@ class Store(Protocol):
         """Keeps the bytes, durably, and returns their sha256; a second time only renews their date. Raises StoreFull."""
         ...
 
+    async def put_file(self, path: Path) -> str:
+        """As `put`, of a file that is too large for the memory."""
+        ...
+
+    async def size(self, sha256: str) -> int:
+        """How many bytes a picture has. Raises NotFound."""
+        ...
+
+    def read_parts(self, sha256: str, start: int, stop: int) -> AsyncGenerator[bytes]:
+        """Its bytes from `start` to `stop`, in parts, not verified. Raises NotFound."""
+        ...
+
     async def get(self, sha256: str) -> bytes:
         """Raises NotFound, or ImageCorrupted when these are not the bytes that were put."""
         ...
@@ -106,6 +121,11 @@ class ThreadedCalls:
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def hash_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify_hash(sha256: str, data: bytes) -> bytes:

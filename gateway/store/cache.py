@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 from gateway.store.base import Store, StoredImage
 
@@ -28,6 +29,15 @@ class CachedStore:
         sha256 = await self._store.put(data)
         self._remember(sha256, data)
         return sha256
+
+    async def put_file(self, path: Path) -> str:
+        return await self._store.put_file(path)
+
+    async def size(self, sha256: str) -> int:
+        return await self._store.size(sha256)
+
+    def read_parts(self, sha256: str, start: int, stop: int) -> AsyncGenerator[bytes]:
+        return self._store.read_parts(sha256, start, stop)
 
     async def get(self, sha256: str) -> bytes:
         if (data := self._recent.get(sha256)) is not None:

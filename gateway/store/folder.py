@@ -1,22 +1,26 @@
 """Images as files in a folder."""
 
 import errno
+import functools
 import hashlib
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 from gateway.store.base import (
+    PART_BYTES,
     ImageCorrupted,
     InvalidStore,
     StoredImage,
     StoreFull,
     StoreUnavailable,
     ThreadedCalls,
+    hash_of_file,
     not_found_error,
     verify_hash,
 )
@@ -47,6 +51,29 @@ class FolderStore:
 
     async def put(self, data: bytes) -> str:
         return await self._threads.run(lambda: self._put(data))
+
+    async def put_file(self, path: Path) -> str:
+        return await self._threads.run(lambda: self._put(path))
+
+    async def size(self, sha256: str) -> int:
+        path = self._path(sha256)
+        try:
+            return await self._threads.run(lambda: path.stat().st_size)
+        except FileNotFoundError:
+            raise not_found_error(sha256) from None
+        except OSError as error:
+            raise _translate_error(error, path) from error
+
+    async def read_parts(self, sha256: str, start: int, stop: int) -> AsyncGenerator[bytes]:
+        path = self._path(sha256)
+        try:
+            for place in range(start, stop, PART_BYTES):
+                length = min(PART_BYTES, stop - place)
+                yield await self._threads.run(functools.partial(_read_part, path, place, length))
+        except FileNotFoundError:
+            raise not_found_error(sha256) from None
+        except OSError as error:
+            raise _translate_error(error, path) from error
 
     async def get(self, sha256: str) -> bytes:
         path = self._path(sha256)
@@ -98,8 +125,8 @@ class FolderStore:
                 "may write to with --store"
             ) from None
 
-    def _put(self, data: bytes) -> str:
-        sha256 = hashlib.sha256(data).hexdigest()
+    def _put(self, data: bytes | Path) -> str:
+        sha256 = hash_of_file(data) if isinstance(data, Path) else hashlib.sha256(data).hexdigest()
         path = self._path(sha256)
         try:
             self._check_identity()
@@ -121,12 +148,16 @@ class FolderStore:
         if self._identity != (status.st_dev, status.st_ino):
             raise FileNotFoundError(errno.ENOENT, "the folder was replaced by another one")
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, data: bytes | Path) -> None:
         descriptor, name = tempfile.mkstemp(dir=self._incoming, prefix=f"{path.name[:16]}.")
         temporary = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+                if isinstance(data, Path):
+                    with data.open("rb") as source:
+                        shutil.copyfileobj(source, file, PART_BYTES)
+                else:
+                    file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -138,6 +169,12 @@ class FolderStore:
         # What a process that was killed while it wrote has left; nobody writes one picture for an hour.
         for stray in self._incoming.glob("*"):
             _delete(stray, time.time() - 3600)
+
+
+def _read_part(path: Path, place: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(place)
+        return file.read(length)
 
 
 def _stored_in(folder: Path) -> Iterator[StoredImage]:

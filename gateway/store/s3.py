@@ -3,8 +3,10 @@
 Credentials, region and endpoint come from where every AWS program looks for them; nothing of ours reads or logs them.
 """
 
+import functools
 import hashlib
 from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from gateway.store.base import (
@@ -14,6 +16,7 @@ from gateway.store.base import (
     StoreFull,
     StoreUnavailable,
     ThreadedCalls,
+    hash_of_file,
     not_found_error,
     verify_hash,
 )
@@ -37,6 +40,8 @@ _CONFIG: dict[str, Any] = {
     "max_pool_connections": NUM_THREADS,
 }
 TIMEOUT_S = 130.0
+# Each part is a request of its own.
+S3_PART_BYTES = 8 * 2**20
 
 _NOT_THERE = {"NoSuchKey", "404", "NotFound"}
 # What no repetition mends.
@@ -77,6 +82,42 @@ class S3Store:
             return await self._call(write)
         except FileNotFoundError:
             raise StoreUnavailable(f"the bucket {self._bucket!r} is gone") from None
+
+    async def put_file(self, path: Path) -> str:
+        def write() -> str:
+            sha256 = hash_of_file(path)
+            # In parts where the file is large.
+            self._client.upload_file(str(path), self._bucket, self._key(sha256))
+            return sha256
+
+        try:
+            return await self._call(write)
+        except FileNotFoundError:
+            raise StoreUnavailable(f"the bucket {self._bucket!r} is gone") from None
+
+    async def size(self, sha256: str) -> int:
+        key = self._key(sha256)
+        try:
+            found = await self._call(lambda: self._client.head_object(Bucket=self._bucket, Key=key))
+        except FileNotFoundError:
+            raise not_found_error(sha256) from None
+        return int(found["ContentLength"])
+
+    async def read_parts(self, sha256: str, start: int, stop: int) -> AsyncGenerator[bytes]:
+        key = self._key(sha256)
+
+        def read(place: int, last: int) -> bytes:
+            asked = f"bytes={place}-{last}"
+            body = self._client.get_object(Bucket=self._bucket, Key=key, Range=asked)["Body"]
+            with body:
+                return bytes(body.read())
+
+        try:
+            for place in range(start, stop, S3_PART_BYTES):
+                last = min(place + S3_PART_BYTES, stop) - 1
+                yield await self._call(functools.partial(read, place, last))
+        except FileNotFoundError:
+            raise not_found_error(sha256) from None
 
     async def get(self, sha256: str) -> bytes:
         key = self._key(sha256)

@@ -6,6 +6,7 @@ It tries once, and tells the pool what became of it; whether there is another tr
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from functools import partial
 
 import grpc
 
@@ -29,6 +30,8 @@ async def stream_image(
     stream = pool.stage.start(worker.channel, job, patience.timeout_s())
     monitor = CallMonitor(patience, worker.pace)
     has_picture = False
+    # What another attempt has left of its file.
+    job.spool.close()
     worker.on_stall.add(monitor.abort)
     try:
         while True:
@@ -37,13 +40,19 @@ async def stream_image(
             monitor.limit = None
             if event is None:
                 break
-            if problem := _validate_event(event, job, pool.stage, has_picture=has_picture):
+            # A large file is checked as a whole, beside the event loop.
+            is_large = event.HasField("image") and job.spool.path is not None
+            find = partial(_validate_event, event, job, pool.stage, has_picture=has_picture)
+            if problem := await asyncio.to_thread(find) if is_large else find():
                 raise _broken(f"{where} was asked for image {job.index} and answered with {problem}")
             pool.touch(worker)
             monitor.on_event(event)
             if event.HasField("failure"):
                 raise from_failure(event.failure, where)
             has_picture = has_picture or event.HasField("image")
+            if event.HasField("chunk"):
+                await asyncio.to_thread(job.spool.add, event.chunk.data)
+                continue
             yield event
         if not has_picture:
             raise _broken(f"{where} ended without the picture")
@@ -128,11 +137,14 @@ def _validate_event(event: StageEvent, job: Job, stage: Stage, *, has_picture: b
             detail = getattr(event, name)
     if detail.index != job.index:
         return f"a {name} of image {detail.index}"
+    if name == "chunk" and has_picture:
+        return "more of a picture that was whole"
     if name != "image":
         return ""
     if has_picture:
         return "a second picture"
-    if not (detail.image.data and detail.image.width > 0 and detail.image.height > 0):
+    has_data = bool(detail.image.data) or job.spool.path is not None
+    if not (has_data and detail.image.width > 0 and detail.image.height > 0):
         return "a picture without data or size"
     if stage.is_seeded and detail.seed != job.seed:
         return f"a picture of seed {detail.seed} where {job.seed} was asked for"
@@ -140,7 +152,11 @@ def _validate_event(event: StageEvent, job: Job, stage: Stage, *, has_picture: b
     if detail.image.mime_type not in ("", "image/png"):
         return f"a picture of type {detail.image.mime_type[:40]!r}"
     try:
-        size = read_png_size(detail.image.data)
+        if job.spool.path is None:
+            size = read_png_size(detail.image.data)
+        else:
+            job.spool.add(detail.image.data)
+            size = job.spool.read_size()
     except ValueError as error:
         return str(error)
     if size != (detail.image.width, detail.image.height):

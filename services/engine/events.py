@@ -2,17 +2,31 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from services.errors import TriptychError
 
 
 @dataclass(frozen=True)
 class EncodedPicture:
+    """A picture as a PNG file: `png`, or, where that is large, an open `file` to be read from its beginning."""
+
     png: bytes
     width: int
     height: int
+    file: BinaryIO | None = None
+
+    def parts(self, part_bytes: int) -> Iterator[bytes]:
+        """The file in parts of at most that size."""
+        if self.file is None:
+            for start in range(0, len(self.png), part_bytes):
+                yield self.png[start : start + part_bytes]
+            return
+        self.file.seek(0)
+        while part := self.file.read(part_bytes):
+            yield part
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,9 @@ class OutputProcessor:
     """Turns what a stepper shows of its slots into events. Its methods are called on the device thread."""
 
     def __init__(
-        self, decode: Callable[[Sequence[Any]], Sequence[Picture]], clock: Callable[[], float]
+        self,
+        decode: Callable[[Sequence[Any]], Sequence[Picture | EncodedPicture]],
+        clock: Callable[[], float],
     ) -> None:
         self._decode = decode
         self._clock = clock
@@ -126,7 +128,7 @@ class OutputProcessor:
             pictures = self._decode(views)
             for work, step, picture in zip(works, steps, pictures, strict=True):
                 if not work.request.cancelled:
-                    encoded = _encoded(picture, encode_preview(picture))
+                    encoded = _encoded(picture, encode_preview)
                     work.request.post(Preview(work.index, step, work.num_steps, encoded))
         except Exception:
             # The picture itself may still succeed; if it cannot, that says so.
@@ -147,7 +149,7 @@ class OutputProcessor:
 
     def _decoded(
         self, works: Sequence[ScheduledJob[Any]], views: Sequence[Any]
-    ) -> Iterator[tuple[ScheduledJob[Any], Picture, float]]:
+    ) -> Iterator[tuple[ScheduledJob[Any], Picture | EncodedPicture, float]]:
         """All in one batch; if it fails, each alone, and fails those that fail alone."""
         wanted = [(work, view) for work, view in zip(works, views, strict=True) if not work.request.cancelled]
         if not wanted:
@@ -167,11 +169,13 @@ class OutputProcessor:
             for (work, _), picture in zip(wanted, pictures, strict=True):
                 yield work, picture, decode_s
 
-    def _post_result(self, work: ScheduledJob[Any], picture: Picture, decoded_at: float) -> None:
+    def _post_result(
+        self, work: ScheduledJob[Any], picture: Picture | EncodedPicture, decoded_at: float
+    ) -> None:
         if work.request.cancelled:
             return
         started_at = self._clock()
-        encoded = _encoded(picture, encode_png(picture))
+        encoded = _encoded(picture, encode_png)
         timing = Timing(
             queue_s=work.admitted_at - work.accepted_at,
             batch_wait_s=max(0.0, decoded_at - work.admitted_at - work.compute_s),
@@ -181,6 +185,8 @@ class OutputProcessor:
         work.request.post(Finished(work.index, encoded, timing))
 
 
-def _encoded(picture: Picture, png: bytes) -> EncodedPicture:
+def _encoded(picture: Picture | EncodedPicture, encode: Callable[[Picture], bytes]) -> EncodedPicture:
+    if isinstance(picture, EncodedPicture):
+        return picture
     height, width = picture.shape[:2]
-    return EncodedPicture(png, width, height)
+    return EncodedPicture(encode(picture), width, height)

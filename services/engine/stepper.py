@@ -1,9 +1,10 @@
 """The seam between a stage's networks and the engine: what it means to advance in steps. It knows neither."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
+from services.engine.events import EncodedPicture
 from services.images.codec import Picture
 
 Job = TypeVar("Job")
@@ -44,8 +45,8 @@ class Stepper(Protocol[Job_contra, View]):
         """The finished picture of a slot that has made all its steps."""
         ...
 
-    def decode(self, views: Sequence[View]) -> list[Picture]:
-        """The pictures. Other threads call it while steps go on, more than one at once."""
+    def decode(self, views: Sequence[View]) -> Sequence[Picture | EncodedPicture]:
+        """The pictures, or their files. Other threads call it while steps go on, more than one at once."""
         ...
 
     def release(self, slot: int) -> None:
@@ -60,3 +61,5 @@ class JobRequest(Generic[Job]):
     index: int
     job: Job
     preview_every: int = 0
+    # What the caller is told about the image at once, by its reason.
+    warnings: Mapping[str, str] = field(default_factory=dict)

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor, nn
 
 from services.errors import ModelError
 from services.images.codec import Picture
+from services.images.fit import Fit, fit_picture
 from services.pytorch import parts
 from services.pytorch.clip import Clip, ClipConfig
 from services.pytorch.clip_tokenizer import Tokenizer
@@ -139,10 +139,9 @@ class RefinerModel:
             pictures += list(rearrange(levels, "b c h w -> b h w c").contiguous().cpu().numpy())
         return pictures
 
-    def resize(self, image: Picture) -> UInt8[np.ndarray, "S S 3"]:
-        """To the model's size; another aspect ratio is squeezed, as GLID-3-xl does."""
-        size = (self.image_size, self.image_size)
-        return np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    def resize(self, image: Picture, how: Fit = "crop") -> UInt8[np.ndarray, "S S 3"]:
+        """To the model's size; of another aspect ratio the middle is kept, or white bars are added (GLID-3-xl squeezes)."""
+        return fit_picture(image, self.image_size, self.image_size, how)
 
     def _tokens(self, tokenizer: Tokenizer, prompt: str) -> Tensor:
         return torch.from_numpy(tokenizer.encode([prompt])).to(self.device)

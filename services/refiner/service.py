@@ -4,7 +4,7 @@ It knows the protocol and the stepper; how the process starts and stops is servi
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 import click
@@ -13,13 +13,15 @@ import torch
 from services.engine.stepper import JobRequest
 from services.errors import InvalidRequest
 from services.images.codec import ImageLimits, Picture, decode_image
-from services.images.masks import decode_mask
+from services.images.fit import Fit, fit_mask, fit_picture
+from services.images.masks import Mask, decode_mask
 from services.pytorch.device import DTYPES, oom_as_model_error
 from services.refiner.clip_scores import rank
 from services.refiner.model import RefinerModel, load_model
 from services.refiner.networks.diffusion import MIN_STEPS, NUM_TRAIN_TIMESTEPS
 from services.refiner.stepper import RefineJob, RefinerStepper
 from services.serving.call_gate import Context
+from services.serving.channels import MAX_STAGE_IMAGE_BYTES
 from services.serving.request_checks import check_count, check_items, check_prompt, integer, number
 from services.serving.stage_command import run_stage, stage_options
 from services.serving.stage_service import (
@@ -39,10 +41,19 @@ from triptych.v1.refiner_pb2 import (
     RefinerServiceGetModelResponse,
 )
 from triptych.v1.refiner_pb2_grpc import RefinerServiceServicer, add_RefinerServiceServicer_to_server
-from triptych.v1.stage_pb2 import INPAINTING_BLENDED, INPAINTING_TRAINED, STAGE_REFINE, ModelInfo
+from triptych.v1.stage_pb2 import (
+    FIT_CROP,
+    FIT_PAD,
+    FIT_UNSPECIFIED,
+    INPAINTING_BLENDED,
+    INPAINTING_TRAINED,
+    STAGE_REFINE,
+    ModelInfo,
+)
 
 SERVICE_NAME = "triptych.v1.RefinerService"
-IMAGE_LIMITS = ImageLimits()
+IMAGE_LIMITS = ImageLimits(max_bytes=MAX_STAGE_IMAGE_BYTES)
+FITS: Mapping[int, Fit] = {FIT_UNSPECIFIED: "crop", FIT_CROP: "crop", FIT_PAD: "pad"}
 MAX_GUIDANCE_SCALE = 100.0
 MAX_INT32 = 2**31 - 1
 
@@ -88,14 +99,7 @@ def read_request(request: RefineRequest, info: ModelInfo) -> list[JobRequest[Ref
         settings, "guidance_scale", defaults["guidance_scale"], low=0, high=MAX_GUIDANCE_SCALE
     )
     preview_every = integer(settings, "preview_every", int(defaults["preview_every"]), low=0, high=MAX_INT32)
-    init_image, mask = None, None
-    if request.HasField("init_image"):
-        init_image = decode_image(request.init_image.data, IMAGE_LIMITS, "init_image")
-    if has_mask:
-        if init_image is None:
-            raise InvalidRequest("mask", "needs a picture to repaint a part of: send an init_image, too")
-        height, width = init_image.shape[:2]
-        mask = decode_mask(request.mask.data, "mask", width=width, height=height)
+    init_image, mask = _read_init_image(request, info.image_size)
     jobs = [
         RefineJob(
             prompt=prompt,
@@ -114,6 +118,28 @@ def read_request(request: RefineRequest, info: ModelInfo) -> list[JobRequest[Ref
     return [
         JobRequest(item.index, job, preview_every) for item, job in zip(request.images, jobs, strict=True)
     ]
+
+
+def _read_init_image(request: RefineRequest, side_px: int) -> tuple[Picture | None, Mask | None]:
+    """The init image and its mask at the model's size, so that nothing larger waits in the queue."""
+    if not request.HasField("init_image"):
+        if request.HasField("mask"):
+            raise InvalidRequest("mask", "needs a picture to repaint a part of: send an init_image, too")
+        return None, None
+    if request.settings.fit not in FITS:
+        raise InvalidRequest("settings.fit", f"must be FIT_CROP or FIT_PAD, got {request.settings.fit}")
+    how = FITS[request.settings.fit]
+    picture = decode_image(request.init_image.data, IMAGE_LIMITS, "init_image")
+    init_image = fit_picture(picture, side_px, side_px, how)
+    if not request.HasField("mask"):
+        return init_image, None
+    height, width = picture.shape[:2]
+    mask = fit_mask(decode_mask(request.mask.data, "mask", width=width, height=height), side_px, side_px, how)
+    if not mask.any():
+        raise InvalidRequest(
+            "mask", "lies outside the middle square that is kept of the picture; set settings.fit to FIT_PAD"
+        )
+    return init_image, mask
 
 
 def read_rank_request(request: RankRequest) -> tuple[str, list[Picture]]:

@@ -14,6 +14,10 @@ from services.serving.tls import Certificates, channel_credentials
 # A 2048 px RGB picture is 12 MiB at worst as PNG: room for two, for several sketches, or for the 10 MB
 # prompt that deserves a better answer than "message too large". gRPC's own limit is 4 MiB.
 MAX_MESSAGE_BYTES = 32 * 2**20
+# Between the gateway and the stages: a picture of 25 megapixels as the PNG of noise, three bytes a pixel, and a mask.
+# Larger results come in chunks.
+MAX_STAGE_IMAGE_BYTES = 80 * 2**20
+MAX_STAGE_MESSAGE_BYTES = MAX_STAGE_IMAGE_BYTES + 6 * 2**20
 
 # A peer that was stopped or unplugged keeps its connection open. With both at their defaults that shows after
 # more than a minute; so: ask after 4 s of silence, wait 5 s for the answer, and notice within 10 s.
@@ -34,10 +38,13 @@ _MESSAGE_SIZES = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
 )
+_STAGE_MESSAGE_SIZES = (
+    ("grpc.max_send_message_length", MAX_STAGE_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_STAGE_MESSAGE_BYTES),
+)
 
 # No grpc.max_connection_age_ms: it cuts streams unless its grace outlasts the longest of them.
-SERVER_OPTIONS: Sequence[tuple[str, int]] = (
-    *_MESSAGE_SIZES,
+_SERVER_OPTIONS = (
     # A server pings, too: a caller that vanished without a word must not keep a device busy.
     *_KEEPALIVE,
     # A server that is not told to permit pings answers the third one with "too many pings" and hangs up.
@@ -56,10 +63,12 @@ SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     # Two processes on one port would share its callers between them; a port in use is a mistake that must show.
     ("grpc.so_reuseport", 0),
 )
+SERVER_OPTIONS: Sequence[tuple[str, int]] = (*_MESSAGE_SIZES, *_SERVER_OPTIONS)
+STAGE_SERVER_OPTIONS: Sequence[tuple[str, int]] = (*_STAGE_MESSAGE_SIZES, *_SERVER_OPTIONS)
 
 # No keepalive_permit_without_calls here: the gateway asks for each worker's health often enough.
 CLIENT_OPTIONS: Sequence[tuple[str, int]] = (
-    *_MESSAGE_SIZES,
+    *_STAGE_MESSAGE_SIZES,
     *_KEEPALIVE,
     # A name's TXT record could otherwise bring retry policies and timeouts that nobody here wrote.
     ("grpc.service_config_disable_resolution", 1),

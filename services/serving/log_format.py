@@ -9,6 +9,8 @@ import traceback
 from types import TracebackType
 from typing import TypeAlias
 
+from triptych.terminal_text import escape
+
 # Whose lines --log-level is about.
 OURS = ("triptych", "services", "gateway")
 # Errors whose text usually quotes the value that was wrong. A full disk or a device's failure quotes nothing.
@@ -22,6 +24,10 @@ ExceptionInfo: TypeAlias = (
 
 class DiscreetFormatter(logging.Formatter):
     """Writes where an unexpected error came from, and its text only where that quotes nobody."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        # What comes from callers and workers must not move the cursor of whoever reads the log.
+        return escape(super().format(record), keeps_lines=True)
 
     def formatException(self, ei: ExceptionInfo) -> str:  # noqa: N802 - logging's name
         text = "".join(traceback.format_exception(*ei))

@@ -60,6 +60,7 @@ async def serving(
     budget: RequestBudget | None = None,
     certificate: CertificateFiles | None = None,
     health_port: int | None = None,
+    options: Sequence[tuple[str, int]] = SERVER_OPTIONS,
 ) -> AsyncIterator[Serving]:
     """Listens inside the block; `services` are the full names that health and reflection know.
 
@@ -69,7 +70,7 @@ async def serving(
     Raises AddressInUse.
     """
     calls = CallGate(authenticate=authenticate, budget=budget)
-    server = grpc.aio.server(interceptors=[calls], options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=[calls], options=options)
     add_servicers(server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

@@ -18,6 +18,7 @@ import grpc
 
 from services.engine.engine import Engine
 from services.errors import TriptychError
+from services.serving.channels import STAGE_SERVER_OPTIONS
 from services.serving.listen_options import certificate_of, check_address, tls_options
 from services.serving.log_format import start_logging
 from services.serving.metrics import StageMetrics, serving_metrics
@@ -103,6 +104,7 @@ async def _run_stage(
             grace_s=options.grace,
             certificate=files,
             health_port=options.health_port,
+            options=STAGE_SERVER_OPTIONS,
         )
         # Calls must end before the engine does, so the server is entered after it, once the model is there; until
         # then it is entered here, to answer health checks and to find a port in use before minutes of loading.

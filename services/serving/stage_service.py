@@ -3,7 +3,7 @@
 A stage adds its RPCs (check the request, make jobs, wrap the events of `self.stream`).
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -21,6 +21,10 @@ from triptych import __version__
 from triptych.v1.stage_pb2 import ImageData, ModelInfo, Stage, StageEvent
 
 Job = TypeVar("Job")
+
+# A finished file of more is sent in chunks, ahead of its event.
+MAX_INLINE_BYTES = 16 * 2**20
+CHUNK_BYTES = 2 * 2**20
 
 MAX_PROMPT_BYTES = 2_000
 MAX_IMAGES = 64
@@ -105,6 +109,11 @@ class StageService(Generic[Loaded, Job]):
 
         `seeds` maps an index to the seed that its finished image is reported with.
         """
+        warnings = [
+            StageEvent(warning=StageEvent.Warning(index=ticket.index, reason=reason, message=message))
+            for ticket in tickets
+            for reason, message in ticket.warnings.items()
+        ]
         timeout_s = context.time_remaining()
         async with self.engine.submit(
             tickets, caller=caller or host_of(context.peer()), timeout_s=timeout_s
@@ -113,6 +122,9 @@ class StageService(Generic[Loaded, Job]):
                 self._observe(event)
                 for message in _to_messages(event, len(tickets), seeds):
                     yield message
+                # After the first event, which says that the request is accepted.
+                while warnings:
+                    yield warnings.pop(0)
 
 
 def model_info(manifest: Manifest, stage: Stage.ValueType, options: ServeOptions, **more: Any) -> ModelInfo:
@@ -141,17 +153,24 @@ def model_info(manifest: Manifest, stage: Stage.ValueType, options: ServeOptions
     )
 
 
-def _to_messages(event: Event, num_images: int, seeds: dict[int, int]) -> list[StageEvent]:
+def _to_messages(event: Event, num_images: int, seeds: dict[int, int]) -> Iterator[StageEvent]:
     match event:
         case Accepted(position):
-            return [StageEvent(accepted=StageEvent.Accepted(queue_position=position, num_images=num_images))]
+            yield StageEvent(accepted=StageEvent.Accepted(queue_position=position, num_images=num_images))
         case Progress(index, step, num_steps):
-            return [StageEvent(progress=StageEvent.Progress(index=index, step=step, num_steps=num_steps))]
+            yield StageEvent(progress=StageEvent.Progress(index=index, step=step, num_steps=num_steps))
         case Preview(index, step, num_steps, picture):
             preview = StageEvent.Preview(index=index, step=step, num_steps=num_steps, image=_image(picture))
-            return [StageEvent(preview=preview)]
+            yield StageEvent(preview=preview)
         case Finished(index, picture, timing):
-            image = StageEvent.FinishedImage(index=index, image=_image(picture), seed=seeds.get(index, 0))
+            data = picture.png
+            if picture.file is not None or len(data) > MAX_INLINE_BYTES:
+                for part in picture.parts(CHUNK_BYTES):
+                    yield StageEvent(chunk=StageEvent.ImageChunk(index=index, data=part))
+                data = b""
+            image = StageEvent.FinishedImage(
+                index=index, image=_image(picture, data), seed=seeds.get(index, 0)
+            )
             spent = StageEvent.Timing(
                 index=index,
                 queue=_duration(timing.queue_s),
@@ -159,14 +178,16 @@ def _to_messages(event: Event, num_images: int, seeds: dict[int, int]) -> list[S
                 compute=_duration(timing.compute_s),
                 encode=_duration(timing.encode_s),
             )
-            return [StageEvent(image=image), StageEvent(timing=spent)]
+            yield StageEvent(image=image)
+            yield StageEvent(timing=spent)
         case Failed(index, error):
             failure = StageEvent.ImageFailure(index=index, reason=error.reason, message=str(error))
-            return [StageEvent(failure=failure)]
+            yield StageEvent(failure=failure)
 
 
-def _image(picture: EncodedPicture) -> ImageData:
-    return ImageData(mime_type="image/png", data=picture.png, width=picture.width, height=picture.height)
+def _image(picture: EncodedPicture, data: bytes | None = None) -> ImageData:
+    data = picture.png if data is None else data
+    return ImageData(mime_type="image/png", data=data, width=picture.width, height=picture.height)
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:

@@ -12,10 +12,10 @@ import torch
 
 from services.engine.stepper import JobRequest
 from services.errors import InvalidRequest
-from services.images.codec import ImageLimits, decode_image
+from services.images.codec import MAX_PIXELS, ImageLimits, decode_with_alpha
 from services.pytorch.device import DTYPES, find_device
 from services.serving.call_gate import Context
-from services.serving.channels import MAX_MESSAGE_BYTES
+from services.serving.channels import MAX_STAGE_IMAGE_BYTES
 from services.serving.request_checks import check_count, check_indexes, integer
 from services.serving.stage_command import run_stage, stage_options
 from services.serving.stage_service import MAX_IMAGES, ServeOptions, StageService, model_info
@@ -33,7 +33,6 @@ from triptych.v1.upscaler_pb2 import (
 from triptych.v1.upscaler_pb2_grpc import UpscalerServiceServicer, add_UpscalerServiceServicer_to_server
 
 SERVICE_NAME = "triptych.v1.UpscalerService"
-MAX_IMAGE_BYTES = 16 * 2**20
 MAX_INT32 = 2**31 - 1
 
 
@@ -72,7 +71,7 @@ def read_request(request: UpscaleRequest, stepper: UpscalerStepper) -> list[JobR
     limits = image_limits(stepper)
     tickets = []
     for position, one in enumerate(request.images):
-        picture = decode_image(one.image.data, limits, f"images[{position}].image")
+        picture = decode_with_alpha(one.image.data, limits, f"images[{position}].image")
         job = UpscaleJob(picture, tile_size, tile_overlap)
         try:
             stepper.check(job)
@@ -84,12 +83,7 @@ def read_request(request: UpscaleRequest, stepper: UpscalerStepper) -> list[JobR
 
 
 def image_limits(stepper: UpscalerStepper) -> ImageLimits:
-    return ImageLimits(max_bytes=MAX_IMAGE_BYTES, max_pixels=stepper.max_pixels)
-
-
-def max_pixels_for(upscale: int) -> int:
-    """Of the input, so that the result fits a message even as the PNG of noise: three bytes a pixel and a bit."""
-    return (MAX_MESSAGE_BYTES - 2**20) // (3 * upscale**2)
+    return ImageLimits(max_bytes=MAX_STAGE_IMAGE_BYTES, max_pixels=stepper.max_pixels)
 
 
 def load(options: ServeOptions, dtype: str) -> LoadedUpscaler:
@@ -99,7 +93,7 @@ def load(options: ServeOptions, dtype: str) -> LoadedUpscaler:
     device = find_device(options.device)
     network = place(load_swinir(folder / "swinir"), device, dtype)
     upscale = network.config.upscale
-    stepper = UpscalerStepper(network, num_slots=options.slots, max_pixels=max_pixels_for(upscale))
+    stepper = UpscalerStepper(network, num_slots=options.slots, max_pixels=MAX_PIXELS)
     info = model_info(
         manifest,
         STAGE_UPSCALE,
@@ -108,7 +102,7 @@ def load(options: ServeOptions, dtype: str) -> LoadedUpscaler:
         device=str(device),
         dtype=dtype,
         limits=ModelInfo.Limits(
-            max_image_bytes=MAX_IMAGE_BYTES,
+            max_image_bytes=MAX_STAGE_IMAGE_BYTES,
             max_image_pixels=stepper.max_pixels,
             max_num_steps=0,
             max_tile_size=stepper.max_tile_size,

@@ -1,6 +1,6 @@
 """Enlarging pictures tile by tile, many pictures at once: a step is one forward over one tile of each.
 
-What is finished lies in the job's canvas, over a bicubic enlargement of the rest, so a preview is the canvas.
+What is finished lies in the job's canvas, over a bicubic enlargement of the rest, so a preview is the canvas (canvas.py).
 It knows the network and the tiling; the queue, the callers and the protocol are elsewhere.
 """
 
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
+from services.engine.events import EncodedPicture
 from services.errors import ImageTooLarge
-from services.images.codec import Picture
+from services.images.codec import MAX_PIXELS, DecodedImage, Picture
 from services.pytorch.device import oom_as_job_error
+from services.upscaler.canvas import Canvas, View, make_canvas
 from services.upscaler.networks.swinir import SwinIR
 from services.upscaler.tiling import (
     DEFAULT_TILE_OVERLAP,
@@ -32,14 +33,12 @@ from services.upscaler.tiling import (
 Padded = UInt8[np.ndarray, "H_pad W_pad 3"]
 Enlarged = UInt8[np.ndarray, "H_out W_out 3"]
 
-MAX_PIXELS = 2048 * 2048
-
 
 @dataclass(frozen=True)
 class UpscaleJob:
     """One picture to enlarge; `tile_size` 0 is the picture in one piece."""
 
-    image: Picture
+    image: DecodedImage
     tile_size: int = DEFAULT_TILE_SIZE
     tile_overlap: int = DEFAULT_TILE_OVERLAP
 
@@ -50,7 +49,7 @@ class _Progress:
 
     padded: Padded
     tiles: list[Tile]
-    canvas: Enlarged
+    canvas: Canvas
     num_done: int = 0
 
     @property
@@ -62,17 +61,13 @@ class _Progress:
         return self.padded[rows.start : rows.stop, columns.start : columns.stop]
 
     def paste(self, enlarged: Enlarged, upscale: int) -> None:
-        """Takes the kept part of the present tile; what was padding falls off the canvas."""
+        """Takes the kept part of the present tile."""
         rows, columns = self.tile.rows, self.tile.columns
         kept = enlarged[
             (rows.keep_start - rows.start) * upscale : (rows.keep_stop - rows.start) * upscale,
             (columns.keep_start - columns.start) * upscale : (columns.keep_stop - columns.start) * upscale,
         ]
-        place = self.canvas[
-            rows.keep_start * upscale : rows.keep_stop * upscale,
-            columns.keep_start * upscale : columns.keep_stop * upscale,
-        ]
-        place[:] = kept[: place.shape[0], : place.shape[1]]
+        self.canvas.paste(self.tile, kept)
         self.num_done += 1
 
 
@@ -105,22 +100,20 @@ class UpscalerStepper:
 
     def check(self, job: UpscaleJob) -> None:
         """Raises InvalidRequest for what `admit` would refuse, before the job waits in a queue."""
-        height, width = job.image.shape[:2]
+        height, width = job.image.rgb.shape[:2]
         if height * width > self.max_pixels:
             raise ImageTooLarge(
-                "image", f"must have at most {self.max_pixels} pixels to be enlarged, got {width}x{height}"
+                "image",
+                f"must have at most {self.max_pixels} pixels to be enlarged, got {width}x{height}; make it smaller",
             )
         self._tiles(job)
 
     def admit(self, slot: int, job: UpscaleJob) -> int:
         """Pads the picture and cuts it into tiles; as many steps as tiles."""
         self.check(job)
-        height, width = job.image.shape[:2]
         tiles = self._tiles(job)
-        padded = pad(job.image, window_size=self._network.config.window_size)
-        size = (width * self.upscale, height * self.upscale)
-        canvas = np.array(Image.fromarray(job.image).resize(size, Image.Resampling.BICUBIC))
-        self._slots[slot] = _Progress(padded, tiles, canvas)
+        padded = pad(job.image.rgb, window_size=self._network.config.window_size)
+        self._slots[slot] = _Progress(padded, tiles, make_canvas(job.image, self.upscale))
         return len(tiles)
 
     def step(self, slots: Sequence[int]) -> None:
@@ -136,15 +129,15 @@ class UpscalerStepper:
         for slot, tile in enlarged.items():
             self._slots[slot].paste(tile, self.upscale)
 
-    def preview(self, slot: int) -> Enlarged:
-        return self._slots[slot].canvas.copy()
+    def preview(self, slot: int) -> View:
+        return self._slots[slot].canvas.preview()
 
-    def result(self, slot: int) -> Enlarged:
-        return self._slots[slot].canvas
+    def result(self, slot: int) -> View:
+        return self._slots[slot].canvas.result()
 
-    def decode(self, views: Sequence[Enlarged]) -> list[Picture]:
-        """They are pictures already."""
-        return list(views)
+    def decode(self, views: Sequence[View]) -> list[Picture | EncodedPicture]:
+        """They are pictures already, or know how to write their file."""
+        return [view() if callable(view) else view for view in views]
 
     def release(self, slot: int) -> None:
         """Forgets the slot's picture; one that is free already stays so."""
@@ -152,7 +145,7 @@ class UpscalerStepper:
 
     def _tiles(self, job: UpscaleJob) -> list[Tile]:
         window = self._network.config.window_size
-        height, width = (padded_size(size, window) for size in job.image.shape[:2])
+        height, width = (padded_size(size, window) for size in job.image.rgb.shape[:2])
         return cut(
             height,
             width,
@@ -181,8 +174,14 @@ def upscale(
     tile_size: int = DEFAULT_TILE_SIZE,
     tile_overlap: int = DEFAULT_TILE_OVERLAP,
 ) -> Enlarged:
-    """Enlarges one picture with a network that `device.place` has made ready."""
+    """Enlarges one picture with a network that `device.place` has made ready.
+
+    Raises ImageTooLarge where the result has more than 16 megapixels, which the service writes to a file.
+    """
     stepper = UpscalerStepper(network, num_slots=1)
-    for _ in range(stepper.admit(0, UpscaleJob(image, tile_size, tile_overlap))):
+    for _ in range(stepper.admit(0, UpscaleJob(DecodedImage(image), tile_size, tile_overlap))):
         stepper.step([0])
-    return stepper.result(0)
+    enlarged = stepper.result(0)
+    if callable(enlarged):
+        raise ImageTooLarge("image", "is too large to be enlarged in memory; use the upscaler's service")
+    return enlarged

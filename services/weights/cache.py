@@ -8,6 +8,7 @@ cache (TRIPTYCH_S3_CACHE=s3://BUCKET/PREFIX), and the origin. A model in a cache
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -40,9 +41,17 @@ class CachedModel:
 
 def user_cache() -> Path:
     root = os.environ.get("TRIPTYCH_CACHE")
-    return (
-        Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "triptych"
-    )
+    return Path(root) if root else cache_home() / "triptych"
+
+
+def cache_home() -> Path:
+    """Where the user's programs keep what they can make again; without a home, a folder that lasts as long as /tmp."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base)
+    home = os.path.expanduser("~")
+    if home.startswith("~"):
+        return Path(tempfile.gettempdir()) / f"triptych-{os.getuid()}"
+    return Path(home) / ".cache"
 
 
 def machine_cache() -> Path | None:

@@ -71,7 +71,7 @@ def test_a_file_cut_short_is_refused(file_format):
 
 def test_a_gif_is_refused():
     data = as_file(Image.fromarray(picture()), "GIF")
-    with pytest.raises(InvalidRequest, match="PNG, JPEG or WebP"):
+    with pytest.raises(InvalidRequest, match="PNG, JPEG, WebP"):
         decode_image(data, LIMITS, "image")
 
 

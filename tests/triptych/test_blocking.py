@@ -1,5 +1,6 @@
 """The blocking client, against a real gateway over scripted stages that runs in another process."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -125,3 +126,29 @@ def test_closing_ends_what_is_still_followed(gateway_process):
     client.close()
     with Client(gateway_process) as again:
         assert again.get_run(name).state == RunState.RUN_STATE_CANCELLED
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+def test_after_fork_a_client_says_so_and_does_not_hang(gateway_process):
+    program = """
+import os, sys
+from triptych.blocking import Client
+client = Client(sys.argv[1])
+if os.fork() == 0:
+    try:
+        client.list_models()
+    except RuntimeError as error:
+        print(error)
+    client.close()
+    os._exit(0)
+os.wait()
+client.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, gateway_process],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "made before fork()" in done.stdout

@@ -41,6 +41,7 @@ def test_a_picture_says_how_it_was_made(finished, tmp_path):
         "model": "scripted",
         "model-digest": "abc123",
         "parent": "",
+        "run": "runs/1",
         "Software": f"triptych {package.__version__}",
     }
 
@@ -51,6 +52,7 @@ def test_the_places_and_the_times_of_the_stages_are_printed(finished):
         "generate: 8 of 8",
         "refine: 8 of 8",
         "upscale: 1 of 1",
+        "seed: 7",
         f"all on one sheet: {Path('pictures/contact-sheet.png')}",
     ]
     assert "  pictures/upscale-0.png" in lines
@@ -64,12 +66,72 @@ def test_without_a_terminal_progress_is_plain_lines(finished):
 def test_json_is_one_event_a_line_with_paths_in_place_of_pictures(triptych, gateway, tmp_path):
     done = triptych("run", PROMPT, "--gateway", gateway.address, "--preview-every", "1", "--json")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    carriers = [line[kind] for line in lines for kind in ("imageReady", "preview") if kind in line]
+    carriers = [line[kind] for line in lines for kind in ("image_ready", "preview") if kind in line]
     assert len(carriers) == 18
     for carrier in carriers:
         assert "data" not in carrier["image"]
         with Image.open(tmp_path / carrier["image"]["path"]) as picture:
             assert picture.width in (8, 32)
+
+
+def test_the_field_names_of_earlier_releases_can_be_had(triptych, gateway):
+    arguments = (
+        "run",
+        PROMPT,
+        "--gateway",
+        gateway.address,
+        "--json",
+        "--no-refine",
+        "--no-upscale",
+        "-n",
+        "1",
+    )
+    old = triptych(*arguments, TRIPTYCH_JSON_NAMES="camel").stdout
+    assert "imageReady" in old
+    assert "image_ready" not in old
+
+
+@pytest.mark.parametrize(("file_format", "kind"), [("jpeg", "JPEG"), ("webp", "WEBP"), ("avif", "AVIF")])
+def test_pictures_are_kept_in_the_format_that_was_asked_for(triptych, gateway, tmp_path, file_format, kind):
+    triptych(
+        "run",
+        "x",
+        "--gateway",
+        gateway.address,
+        "-n",
+        "1",
+        "--no-refine",
+        "--no-upscale",
+        "-o",
+        "p",
+        "--format",
+        file_format,
+    )
+    (path,) = (tmp_path / "p").glob("generate-0.*")
+    with Image.open(path) as picture:
+        assert picture.format == kind
+        assert json.loads(picture.getexif()[0x010E])["prompt"] == "x"
+
+
+def test_a_folder_never_has_pictures_of_two_runs(triptych, gateway, tmp_path):
+    small = ("--gateway", gateway.address, "--no-refine", "--no-upscale", "--out", "p")
+    triptych("run", "x", "-n", "3", *small)
+    triptych("run", "y", "-n", "1", *small)
+    assert len(list((tmp_path / "p").glob("generate-*"))) == 3
+    assert len(list((tmp_path / "p-2").glob("generate-*"))) == 1
+
+
+def test_several_prompts_are_a_run_each(triptych, gateway, tmp_path):
+    (tmp_path / "prompts").write_text("two boats\n\nthree cats\n")
+    small = ("--gateway", gateway.address, "--no-refine", "--no-upscale", "-n", "1", "--seed", "7", "-q")
+    done = triptych("run", "a house", "--prompt-file", "prompts", *small)
+    assert [spec.prompt for spec in gateway.specs] == ["a house", "two boats", "three cats"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "a-house-7",
+        "two-boats-7",
+        "three-cats-7",
+    }
+    assert done.stderr == ""
 
 
 def test_json_lines_are_events_of_the_contract(triptych, gateway):
@@ -143,7 +205,7 @@ def test_a_gateway_that_is_not_there_is_one_line(triptych, tmp_path):
         ([PROMPT, "--upscale-top", "9"], "--upscale-top 9: expected at most 8"),
         ([PROMPT, "--seed", "-1"], "-1 is not in the range"),
         ([PROMPT, "--image", "nowhere.png"], "'nowhere.png' does not exist"),
-        ([PROMPT, "--image", __file__], "expected a PNG, JPEG or WebP picture"),
+        ([PROMPT, "--image", __file__], "expected a PNG, JPEG, WebP, AVIF or HEIC picture"),
         ([PROMPT, "--image", __file__, "--no-refine", "--no-upscale"], "expected a stage to take it to"),
         ([PROMPT, "--mask", __file__], "--mask: expected an --image that is refined"),
         ([PROMPT, "--gateway", "a:1", "--refiner-model", "x"], "--refiner-model and --gateway"),
@@ -176,7 +238,7 @@ def test_a_signal_cancels_the_run_at_the_gateway(gateway, tmp_path, number, code
         text=True,
     ) as process:
         assert process.stdout is not None
-        while "imageReady" not in process.stdout.readline():
+        while "image_ready" not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)

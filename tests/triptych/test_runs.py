@@ -145,4 +145,4 @@ def test_models_are_messages_of_the_contract(triptych_here, gateway_process):
     lines = triptych_here("models", "--gateway", gateway_process, "--json").stdout.splitlines()
     models = [json_format.Parse(line, ListModelsResponse.StageModel()) for line in lines]
     assert [each.model.name for each in models] == ["scripted"] * 3
-    assert json.loads(lines[0])["numWorkers"] == 1
+    assert json.loads(lines[0])["num_workers"] == 1

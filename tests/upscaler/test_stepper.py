@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from services.errors import ImageTooLarge, InvalidRequest
+from services.images.codec import DecodedImage
 from services.upscaler.model import place
 from services.upscaler.networks.swinir import SwinIR
 from services.upscaler.stepper import UpscaleJob, UpscalerStepper, upscale
@@ -82,13 +83,13 @@ def test_a_picture_is_the_same_alone_in_a_batch_and_joined_late(network: SwinIR)
     alone = [upscale(network, image, tile_size=24, tile_overlap=8) for image in images]
 
     stepper = UpscalerStepper(network, num_slots=3)
-    left = {slot: stepper.admit(slot, UpscaleJob(images[slot], 24, 8)) for slot in (0, 1)}
+    left = {slot: stepper.admit(slot, UpscaleJob(DecodedImage(images[slot]), 24, 8)) for slot in (0, 1)}
     joined, together = False, {}
     while left:
         stepper.step(sorted(left))
         left = {slot: num_steps - 1 for slot, num_steps in left.items()}
         if not joined:
-            left[2], joined = stepper.admit(2, UpscaleJob(images[2], 24, 8)), True
+            left[2], joined = stepper.admit(2, UpscaleJob(DecodedImage(images[2]), 24, 8)), True
         for slot in [slot for slot, num_steps in left.items() if num_steps == 0]:
             together[slot] = stepper.result(slot).copy()
             stepper.release(slot)
@@ -99,24 +100,27 @@ def test_a_picture_is_the_same_alone_in_a_batch_and_joined_late(network: SwinIR)
 
 
 def test_pictures_of_different_sizes_and_tilings_share_a_step(network: SwinIR) -> None:
-    jobs = [UpscaleJob(random_picture(20, 20), 16, 0), UpscaleJob(random_picture(9, 30), 24, 8)]
+    jobs = [
+        UpscaleJob(DecodedImage(random_picture(20, 20)), 16, 0),
+        UpscaleJob(DecodedImage(random_picture(9, 30)), 24, 8),
+    ]
     stepper = UpscalerStepper(network, num_slots=2)
     num_steps = [stepper.admit(slot, job) for slot, job in enumerate(jobs)]
     for step in range(max(num_steps)):
         stepper.step([slot for slot in (0, 1) if step < num_steps[slot]])
     for job, together in zip(jobs, map(stepper.result, (0, 1)), strict=True):
-        assert difference(together, upscale(network, job.image, tile_size=job.tile_size, tile_overlap=job.tile_overlap)) <= ONE_LEVEL  # fmt: skip
+        assert difference(together, upscale(network, job.image.rgb, tile_size=job.tile_size, tile_overlap=job.tile_overlap)) <= ONE_LEVEL  # fmt: skip
 
 
 def test_there_are_as_many_steps_as_tiles(network: SwinIR) -> None:
     stepper = UpscalerStepper(network, num_slots=1)
-    assert stepper.admit(0, UpscaleJob(random_picture(30, 46), 16, 0)) == 2 * 3
+    assert stepper.admit(0, UpscaleJob(DecodedImage(random_picture(30, 46)), 16, 0)) == 2 * 3
 
 
 def test_a_preview_is_the_bicubic_picture_with_the_finished_tiles_in_it(network: SwinIR) -> None:
     image = random_picture(30, 30)
     stepper = UpscalerStepper(network, num_slots=1)
-    num_steps = stepper.admit(0, UpscaleJob(image, 16, 0))
+    num_steps = stepper.admit(0, UpscaleJob(DecodedImage(image), 16, 0))
     before = stepper.preview(0)
     stepper.step([0])
     after_one = stepper.preview(0)
@@ -129,7 +133,7 @@ def test_a_preview_is_the_bicubic_picture_with_the_finished_tiles_in_it(network:
 
 def test_a_preview_stays_as_it_was_when_the_picture_goes_on(network: SwinIR) -> None:
     stepper = UpscalerStepper(network, num_slots=1)
-    stepper.admit(0, UpscaleJob(random_picture(30, 30), 16, 0))
+    stepper.admit(0, UpscaleJob(DecodedImage(random_picture(30, 30)), 16, 0))
     preview = stepper.preview(0)
     kept = preview.copy()
     stepper.step([0])
@@ -162,28 +166,28 @@ def test_the_largest_tensor_depends_on_the_tile_and_not_on_the_picture(network: 
 
 def test_a_released_slot_holds_nothing_and_takes_the_next_picture(network: SwinIR) -> None:
     stepper = UpscalerStepper(network, num_slots=1)
-    stepper.admit(0, UpscaleJob(random_picture(30, 30), 16, 0))
+    stepper.admit(0, UpscaleJob(DecodedImage(random_picture(30, 30)), 16, 0))
     stepper.step([0])
     stepper.release(0)
     stepper.release(0)
     image = random_picture(20, 20, seed=1)
-    num_steps = stepper.admit(0, UpscaleJob(image, 16, 0))
+    num_steps = stepper.admit(0, UpscaleJob(DecodedImage(image), 16, 0))
     assert (finish(stepper, 0, num_steps) == upscale(network, image, tile_size=16, tile_overlap=0)).all()
 
 
 def test_warming_up_leaves_every_slot_free(network: SwinIR) -> None:
     stepper = UpscalerStepper(network, num_slots=1)
     stepper.warm_up()
-    assert stepper.admit(0, UpscaleJob(random_picture(7, 7))) == 1
+    assert stepper.admit(0, UpscaleJob(DecodedImage(random_picture(7, 7)))) == 1
 
 
 def test_a_picture_beyond_the_limit_is_refused(network: SwinIR) -> None:
     stepper = UpscalerStepper(network, num_slots=1, max_pixels=100)
     with pytest.raises(ImageTooLarge):
-        stepper.admit(0, UpscaleJob(random_picture(10, 11)))
+        stepper.admit(0, UpscaleJob(DecodedImage(random_picture(10, 11))))
 
 
 def test_a_bad_tiling_fails_the_job_before_it_takes_a_slot(network: SwinIR) -> None:
     stepper = UpscalerStepper(network, num_slots=1)
     with pytest.raises(InvalidRequest, match="tile_overlap"):
-        stepper.admit(0, UpscaleJob(random_picture(10, 10), 16, 16))
+        stepper.admit(0, UpscaleJob(DecodedImage(random_picture(10, 10)), 16, 16))

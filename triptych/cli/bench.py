@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from triptych._run_stream import RunStream
-from triptych.cli.credential_options import credential_options
+from triptych.cli.credential_options import ADDRESS, credential_options
 from triptych.cli.signals import run_in_foreground
 from triptych.cli.simulation import (
     STAGES,
@@ -64,7 +64,11 @@ def bench() -> None:
 
 @bench.command()
 @click.option(
-    "--gateway", metavar="HOST:PORT", default="127.0.0.1:50050", help="Of the deployment to measure."
+    "--gateway",
+    metavar="HOST:PORT",
+    type=ADDRESS,
+    default="127.0.0.1:50050",
+    help="Of the deployment to measure.",
 )
 @credential_options
 def measure(gateway: str, credentials: Credentials) -> None:

@@ -7,8 +7,23 @@ from typing import Any
 
 import click
 
+from triptych.addresses import check_address
 from triptych.credentials import Credentials
 
+
+class AddressType(click.ParamType[str, str]):
+    """The address of one gateway or of several."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return check_address(value).text
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+ADDRESS = AddressType()
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -19,7 +34,11 @@ def credential_options(command: Callable[..., None]) -> Callable[..., None]:
     def gather(*, token: str, ca: Path | None, cert: Path | None, key: Path | None, **values: Any) -> None:
         if (cert is None) != (key is None):
             raise click.UsageError("--cert and --key go together")
-        command(credentials=Credentials(token, ca, cert, key), **values)
+        try:
+            credentials = Credentials(token, ca, cert, key)
+        except ValueError as error:
+            raise click.UsageError(f"--{error} (option --token, or TRIPTYCH_TOKEN)") from None
+        command(credentials=credentials, **values)
 
     decorated: Callable[..., None] = gather
     for option in (

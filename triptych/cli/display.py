@@ -11,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from triptych.cli.processes import ServiceReady
+from triptych.cli.streams import is_plain_terminal, make_console
 from triptych.progress import RunProgress, StageProgress
+from triptych.terminal_text import escape
 from triptych.v1.pipeline_pb2 import Event
 
 # A picture's cell: from waiting over eight heights to done.
@@ -47,7 +49,7 @@ class SilentDisplay:
     def service_ready(self, name: str, ready: ServiceReady) -> None: ...
 
     def note(self, text: str) -> None:
-        click.echo(text, err=True)
+        click.echo(escape(text), err=True)
 
     def show(self, event: Event, progress: RunProgress) -> None: ...
 
@@ -63,14 +65,14 @@ class PlainDisplay(SilentDisplay):
         click.echo(f"starting {', '.join(names)}", err=True)
 
     def service_ready(self, name: str, ready: ServiceReady) -> None:
-        click.echo(" ".join(f"{name} serves {ready.model} at {ready.address}".split()), err=True)
+        click.echo(escape(" ".join(f"{name} serves {ready.model} at {ready.address}".split())), err=True)
 
     def show(self, event: Event, progress: RunProgress) -> None:
         kind = event.WhichOneof("kind")
         if kind == "queued" and progress.waiting is not None:
             click.echo(f"the run is {progress.waiting}", err=True)
         elif kind == "image_ready":
-            name = event.image_ready.image.name.rsplit("/", 1)[-1]
+            name = escape(event.image_ready.image.name.rsplit("/", 1)[-1])
             stage = progress.stage(event.image_ready.image.stage)
             seconds = stage.elapsed_s(progress.clock())
             click.echo(
@@ -82,7 +84,7 @@ class LiveDisplay:
     """A small table that is redrawn in place: the services while they start, then a row of cells for each stage."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or make_console(stderr=True)
         self.services: dict[str, str] = {}
         self.progress: RunProgress | None = None
         self.live = Live(
@@ -104,10 +106,10 @@ class LiveDisplay:
         self.services = dict.fromkeys(names, "starting ...")
 
     def service_ready(self, name: str, ready: ServiceReady) -> None:
-        self.services[name] = f"{ready.address}  {ready.model}"
+        self.services[name] = escape(f"{ready.address}  {ready.model}")
 
     def note(self, text: str) -> None:
-        self.console.print(Text(text))
+        self.console.print(Text(escape(text)))
 
     def show(self, event: Event, progress: RunProgress) -> None:
         self.progress = progress
@@ -163,9 +165,10 @@ def cell(fraction: float) -> str:
     return WAITING if fraction <= 0 else HEIGHTS[min(int(fraction * len(HEIGHTS)), len(HEIGHTS) - 1)]
 
 
-def choose_display(*, as_json: bool) -> Display:
+def choose_display(*, as_json: bool, is_quiet: bool = False) -> Display:
     """Silent for a program, live on a terminal, plain lines elsewhere."""
-    if as_json:
+    if as_json or is_quiet:
         return SilentDisplay()
-    console = Console(stderr=True)
-    return LiveDisplay(console) if console.is_terminal else PlainDisplay()
+    console = make_console(stderr=True)
+    is_live = console.is_terminal and not console.is_dumb_terminal and not is_plain_terminal()
+    return LiveDisplay(console) if is_live else PlainDisplay()

@@ -1,15 +1,16 @@
 """Follows a run for the command line: shows its progress, keeps its pictures, says how it ended."""
 
-import json
+import asyncio
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
-from google.protobuf import json_format
 
 from triptych._run_stream import RunStream
 from triptych.cli.display import Display
+from triptych.cli.json_output import field_name, fields_to_json, message_to_fields
 from triptych.cli.output_folder import OutputFolder
 from triptych.client import CallError
 from triptych.progress import RunProgress
@@ -27,11 +28,39 @@ class Output:
     album: OutputFolder | None = None
     # Whether they are shown in the terminal when it ends, or waits for a choice; and the names of those that were.
     shows_pictures: bool = False
+    is_quiet: bool = False
     shown: set[str] = field(default_factory=set)
 
 
-async def follow(run: RunStream, progress: RunProgress, output: Output) -> None:
-    """Tells the run's events until it ends or waits for a choice. Raises CallError, but not because the run failed."""
+@dataclass(frozen=True)
+class Leaving:
+    """What becomes of a run when this command is stopped: whether it goes on, and at which gateway ("": with us)."""
+
+    address: str = ""
+    goes_on: bool = False
+
+    def words(self, run: RunResult) -> str:
+        """How the run stands, and how to continue."""
+        made = ", ".join(
+            f"{len(pictures)} {STAGE_TITLES[stage]}"
+            for stage in STAGE_TITLES
+            if (pictures := run.of_stage(stage))
+        )
+        state = f"{run.name or 'the run'}: {made or 'no pictures yet'}; seed {run.seed}"
+        run_id = run.name.removeprefix("runs/")
+        at = f" --gateway {self.address}" if self.address else ""
+        if not self.address or not run.name:
+            return f"Stopped. {state}. The same seed makes the same pictures again."
+        if self.goes_on:
+            return f"{state}. It goes on; continue with: triptych runs watch {run_id}{at}"
+        return f"{state}. It is cancelled; what it made: triptych runs show {run_id}{at} (--detach lets a run go on)"
+
+
+async def follow(run: RunStream, progress: RunProgress, output: Output, leaving: Leaving = Leaving()) -> None:
+    """Tells the run's events until it ends or waits for a choice. Raises CallError, but not because the run failed.
+
+    Where it is stopped, `leaving` says what becomes of the run.
+    """
     try:
         async with aclosing(run.until_it_rests()) as events:
             async for event in events:
@@ -42,6 +71,9 @@ async def follow(run: RunStream, progress: RunProgress, output: Output) -> None:
                     click.echo(to_json(event, path))
                 if event.HasField("warning"):
                     output.display.note(f"Warning: {event.warning.message}")
+    except asyncio.CancelledError:
+        output.display.note(leaving.words(run.result))
+        raise
     except CallError:
         # A failed run is told twice, as its last event and as an error; what it made is kept.
         if run.result.state != "failed":
@@ -69,10 +101,10 @@ def conclude(result: RunResult, progress: RunProgress, output: Output, *, can_go
     show(result, output)
     if not output.as_json:
         tell_stages(progress, output.album)
+        if not output.is_quiet and result.name:
+            click.echo(f"seed: {result.seed}")
     if output.album is not None and output.album.images:
-        sheet = output.album.write_contact_sheet()
-        if not output.as_json:
-            click.echo(f"all on one sheet: {sheet}")
+        keep_contact_sheet(output.album, output)
     if result.state == "awaiting_selection":
         if can_go_on:
             output.display.note(how_to_choose(result))
@@ -81,6 +113,17 @@ def conclude(result: RunResult, progress: RunProgress, output: Output, *, can_go
             result.error.message if result.error and result.error.message else "the gateway gave no reason"
         )
         raise click.ClickException(f"the run {result.state.replace('_', ' ')}: {reason}")
+
+
+def keep_contact_sheet(album: OutputFolder, output: Output) -> None:
+    """Draws the sheet; the pictures are kept whether or not that can be done."""
+    try:
+        sheet = album.write_contact_sheet()
+    except (OSError, ValueError, MemoryError) as error:
+        output.display.note(f"Note: the contact sheet cannot be drawn: {error}")
+        return
+    if not output.as_json:
+        click.echo(f"all on one sheet: {sheet}")
 
 
 def tell_stages(progress: RunProgress, album: OutputFolder | None) -> None:
@@ -105,12 +148,21 @@ def show(result: RunResult, output: Output) -> None:
     """Every stage's pictures in the terminal, but those that were shown before."""
     if not output.shows_pictures:
         return
-    from triptych.cli.terminal_images import Shown, show_pictures
-
     for stage in STAGE_TITLES:
         pictures = [each for each in result.of_stage(stage) if each.data and each.name not in output.shown]
-        show_pictures([Shown(each.data, describe(each)) for each in pictures])
+        show_in_terminal(pictures, output.display.note)
         output.shown.update(each.name for each in pictures)
+
+
+def show_in_terminal(pictures: Sequence[Picture], note: Callable[[str], None]) -> None:
+    """What a terminal cannot show is a note: the run is what it is."""
+    from triptych.cli.terminal_images import Shown, show_pictures
+
+    try:
+        show_pictures([Shown(each.data, describe(each)) for each in pictures])
+    # A library draws, in a terminal that may do anything.
+    except Exception as error:  # noqa: BLE001
+        note(f"Note: the pictures cannot be shown here: {error}")
 
 
 def describe(picture: Picture) -> str:
@@ -132,15 +184,17 @@ def decide_show(show: bool | None, *, as_json: bool) -> bool:
 
 
 def to_json(event: Event, path: Path | None) -> str:
-    """The event as protobuf's JSON on one line, without a picture's bytes; `path` is the file that has them."""
+    """The event as JSON on one line, without a picture's bytes; `path` is the file that has them."""
     copy = Event()
     copy.CopyFrom(event)
     kind = copy.WhichOneof("kind")
     carrier = kind if kind in ("preview", "image_ready") else None
     if carrier is not None:
         getattr(copy, carrier).image.ClearField("data")
-    fields = json_format.MessageToDict(copy)
-    if carrier is not None and path is not None:
-        name = copy.DESCRIPTOR.fields_by_name[carrier].json_name
-        fields[name].setdefault("image", {})["path"] = str(path)
-    return json.dumps(fields, ensure_ascii=False)
+    fields = message_to_fields(copy)
+    if carrier is not None:
+        image = fields[field_name(copy, carrier)].setdefault("image", {})
+        image.pop("data", None)
+        if path is not None:
+            image["path"] = str(path)
+    return fields_to_json(fields)

@@ -4,14 +4,21 @@ import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from triptych.addresses import check_address
 from triptych.cli.credential_options import credential_options
-from triptych.credentials import SCHEME, Credentials
+from triptych.credentials import Credentials
 
 
 @click.command()
 @click.argument("address")
 @click.argument("service", default="")
-@click.option("--timeout", "timeout_s", type=float, default=5.0, help="Seconds to wait for the answer.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, 86_400, min_open=True),
+    default=5.0,
+    help="Seconds to wait for the answer.",
+)
 @credential_options
 def health(address: str, service: str, timeout_s: float, credentials: Credentials) -> None:
     """Ask the server at ADDRESS (HOST:PORT) whether SERVICE serves.
@@ -21,10 +28,14 @@ def health(address: str, service: str, timeout_s: float, credentials: Credential
     """
     request = health_pb2.HealthCheckRequest(service=service)
     options = [("grpc.enable_http_proxy", 0)]
+    try:
+        target = check_address(address).to_target()
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="ADDRESS") from None
     with (
-        grpc.secure_channel(address.removeprefix(SCHEME), credentials.for_channel(), options)
+        grpc.secure_channel(target, credentials.for_channel(), options)
         if credentials.is_encrypted(address)
-        else grpc.insecure_channel(address, options)
+        else grpc.insecure_channel(target, options)
     ) as channel:
         try:
             # The typed stubs of grpcio-health-checking declare the class and none of its methods.

@@ -4,8 +4,10 @@ It knows commands by the name of their module alone, so `triptych --help` import
 and a machine that lacks a stage's libraries can still run the others.
 """
 
+import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from click.shell_completion import CompletionItem
 
 import triptych
 from triptych import _installation
+from triptych.cli.streams import set_up_streams
+from triptych.terminal_text import escape
 
 PROGRAM = "triptych"
 # Set by the scripts of `triptych completion`: then the command line only says how an argument may go on.
@@ -24,6 +28,7 @@ COMPLETE_VARIABLE = "_TRIPTYCH_COMPLETE"
 INTERRUPTED = 130
 # Errors whose text is all that there is to say, by module: importing them here would import grpc.
 EXPECTED_ERRORS = {"services.errors": "TriptychError", "triptych.errors": "CallError"}
+SERVICE_LINK = re.compile("(tcp|udp|sctp)://")
 OUR_PACKAGES = ("triptych", *_installation.SERVER_PACKAGES)
 
 
@@ -82,10 +87,26 @@ def with_environment(command: click.Command) -> click.Command:
     """Lets every option be set as TRIPTYCH_<OPTION>, whichever command it belongs to."""
     command.context_settings.setdefault("auto_envvar_prefix", "TRIPTYCH")
     command.context_settings.setdefault("show_default", True)
+    for parameter in command.params:
+        if parameter.type is click.STRING:
+            parameter.type = TextType()
     if isinstance(command, click.Group):
         for child in command.commands.values():
             with_environment(child)
     return command
+
+
+class TextType(click.ParamType[str, str]):
+    """Any text; bytes that are not UTF-8 arrive as half characters, which neither a message nor a file can hold."""
+
+    name = "TEXT"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail(f"expected UTF-8, got {value.encode('utf-8', 'backslashreplace').decode()}", param, ctx)
+        return value
 
 
 def require_server() -> None:
@@ -150,26 +171,62 @@ def main() -> NoReturn:
     # Several networks share the cores of a laptop. By default OpenMP's threads spin while they wait for one that has no
     # core: refining took twenty times as long beside one busy process, against a fifth more on an idle machine so.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_up_streams()
+    forget_service_links()
+    code = run_command()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # A full disk: what was to be kept is not.
+        say_error(f"standard output: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or 1
+    sys.exit(code)
+
+
+def forget_service_links() -> None:
+    """Drops what Kubernetes sets for a service named triptych or triptych-...: TRIPTYCH_PORT=tcp://... is no --port."""
+    for name, value in list(os.environ.items()):
+        if name.startswith("TRIPTYCH_") and name.endswith("PORT") and SERVICE_LINK.match(value):
+            del os.environ[name]
+
+
+def run_command() -> int:
+    """Runs the command line; an error is told in a line or two. Returns the exit code."""
     try:
         code = cli.main(prog_name=PROGRAM, standalone_mode=False)
     except click.ClickException as error:
+        error.message = escape(error.message + suggestion(error), keeps_lines=True)  # type: ignore[misc]  # final there
         error.show()
-        code = error.exit_code
+        return error.exit_code
     except click.Abort:
-        code = INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away: what is still buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        return INTERRUPTED
     except OSError as error:
-        click.echo(f"Error: {error}", err=True)
-        code = 1
+        say_error(str(error))
+        return 1
     except Exception as error:
         if not is_expected(error):
             raise
-        click.echo(f"Error: {error}", err=True)
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+        say_error(str(error))
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def say_error(message: str) -> None:
+    click.echo(f"Error: {escape(message, keeps_lines=True)}", err=True)
+
+
+def suggestion(error: click.ClickException) -> str:
+    """The commands that a mistyped one may have meant; empty for any other error, or where nothing is near.
+
+    Of groups whose commands are imported click says it by itself.
+    """
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    found = re.fullmatch(r"No such command '(.*)'\.", error.message)
+    if context is None or found is None or not isinstance(context.command, LazyGroup):
+        return ""
+    near = difflib.get_close_matches(found[1], context.command.list_commands(context), n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def is_expected(error: Exception) -> bool:

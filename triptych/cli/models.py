@@ -1,10 +1,11 @@
 """`triptych models`: what a gateway serves, and the words that its small models understand."""
 
 import click
-from google.protobuf import json_format
 
+from triptych.cli.json_output import message_to_json
 from triptych.cli.runs import with_client
 from triptych.client import Client
+from triptych.terminal_text import escape
 from triptych.v1.pipeline_pb2 import ListModelsResponse
 from triptych.v1.stage_pb2 import Stage
 
@@ -16,7 +17,7 @@ async def models(client: Client, as_json: bool) -> None:
     served = await client.list_models()
     if as_json:
         for each in served:
-            click.echo(json_format.MessageToJson(each, indent=None, ensure_ascii=False))
+            click.echo(message_to_json(each))
         return
     if not served:
         raise click.ClickException(f"no stage is served at {client.address}: start workers, then ask again")
@@ -28,8 +29,8 @@ def tell(served: ListModelsResponse.StageModel) -> None:
     model = served.model
     stage = Stage.Name(model.stage).removeprefix("STAGE_").lower()
     workers = f"{served.num_workers} worker{'' if served.num_workers == 1 else 's'}"
-    click.echo(f"{stage}: {model.name} {model.digest[:12]}  {workers}  {model.device}".rstrip())
+    click.echo(escape(f"{stage}: {model.name} {model.digest[:12]}  {workers}  {model.device}".rstrip()))
     for kind, words in sorted(model.vocabulary.items()):
-        click.echo(f"  {kind}: {', '.join(words.words)}")
+        click.echo(escape(f"  {kind}: {', '.join(words.words)}"))
     for prompt in model.example_prompts:
-        click.echo(f'  try: "{prompt}"')
+        click.echo(escape(f'  try: "{prompt}"'))

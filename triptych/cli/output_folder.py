@@ -1,25 +1,38 @@
-"""Keeps a run's pictures in a folder: each as a PNG that says how it was made, and one contact sheet of all."""
+"""Keeps a run's pictures in a folder: each as a file that says how it was made, and one contact sheet of all.
 
+A folder has the pictures of one run: where those of another are there already, one beside it is taken.
+"""
+
+import json
 import re
 import tempfile
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import triptych
 from triptych.contact_sheet import SheetCell, SheetRow, draw_contact_sheet
-from triptych.png_text import with_text
+from triptych.image_files import IMAGE_DESCRIPTION, encode_as
 from triptych.progress import STAGE_NAMES
 from triptych.v1.pipeline_pb2 import Event, Image
 
 CONTACT_SHEET = "contact-sheet.png"
 TITLES = {"generate": "sketches", "refine": "variations", "upscale": "enlarged"}
 MAX_SLUG = 48
+# Endings of the formats that pictures can be kept in.
+SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp", "avif": "avif"}
+OUR_NAMES = re.compile(rf"(generate|refine|upscale|other)-\d+\.({'|'.join(SUFFIXES.values())})")
 
 
 class OutputFolder:
     """The folder `out`, made at once: one that cannot be written to is found before the work begins."""
 
-    def __init__(self, out: Path, prompt: str) -> None:
+    def __init__(self, out: Path, prompt: str, *, run: str = "", file_format: str = "png") -> None:
+        """`run`: its name, where that is known; then a folder with its own pictures is used again.
+
+        Raises OSError where the folder cannot be written to.
+        """
+        out = free_folder(out, run)
         try:
             out.mkdir(parents=True, exist_ok=True)
             # A folder that was there before may be somebody else's, or on a disk that is read-only.
@@ -31,6 +44,8 @@ class OutputFolder:
             ) from None
         self.out = out
         self.prompt = prompt
+        self.run = run
+        self.file_format = file_format
         self.images: dict[str, tuple[Image, Path]] = {}
         self.chosen: set[str] = set()
         self.scores: dict[str, float] = {}
@@ -54,9 +69,10 @@ class OutputFolder:
         return self.keep(event.image_ready.image) if event.HasField("image_ready") else None
 
     def keep(self, image: Image) -> Path:
-        """Writes a picture, which has its data; returns its path. Raises ValueError for what is no PNG."""
-        path = self.out / f"{picture_name(image.stage, image.index)}.png"
-        path.write_bytes(with_text(image.data, self.describe(image)))
+        """Writes a picture, which has its data; returns its path. Raises ValueError for what is no PNG, or does not fit
+        the format."""
+        path = self.out / f"{picture_name(image.stage, image.index)}.{SUFFIXES[self.file_format]}"
+        path.write_bytes(encode_as(image.data, self.file_format.upper(), self.describe(image)))
         kept = Image()
         kept.CopyFrom(image)
         kept.ClearField("data")
@@ -77,6 +93,7 @@ class OutputFolder:
             "model": image.model_name,
             "model-digest": image.model_digest,
             "parent": image.parent.rsplit("/", 1)[-1],
+            "run": image.name.partition("/images/")[0],
             "Software": f"triptych {triptych.__version__}",
         }
 
@@ -105,6 +122,34 @@ class OutputFolder:
 def picture_name(stage: int, index: int) -> str:
     """Made here and not taken from the server's names, which could lead out of the folder."""
     return f"{STAGE_NAMES.get(stage, 'other')}-{index}"
+
+
+def free_folder(out: Path, run: str) -> Path:
+    """`out`, or OUT-2, OUT-3 and so on: the first that has no pictures of another run."""
+    for number in count(1):
+        folder = out if number == 1 else out.with_name(f"{out.name}-{number}")
+        if not has_pictures_of_others(folder, run):
+            return folder
+    raise AssertionError  # count has no end
+
+
+def has_pictures_of_others(folder: Path, run: str) -> bool:
+    """Whether pictures of ours are there that are not known to be of that run."""
+    with suppress(OSError):
+        ours = [path for path in folder.iterdir() if OUR_NAMES.fullmatch(path.name)]
+        return any(run_of(path) != run or not run for path in ours)
+    return False
+
+
+def run_of(path: Path) -> str:
+    """The run that a picture says it is of; empty where it does not."""
+    from PIL import Image
+
+    with suppress(OSError, ValueError, SyntaxError), Image.open(path) as picture:
+        described = picture.getexif().get(IMAGE_DESCRIPTION)
+        text = json.loads(described) if described else getattr(picture, "text", {})
+        return str(text.get("run", ""))
+    return ""
 
 
 def slug(prompt: str) -> str:

@@ -1,26 +1,29 @@
 """`triptych run`: a prompt becomes pictures on disk, through a gateway of its own or one that runs already."""
 
 import secrets
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from triptych._reconnect import Backoff
 from triptych.cli.choose_images import ask, can_ask
-from triptych.cli.credential_options import credential_options
+from triptych.cli.credential_options import ADDRESS, credential_options
 from triptych.cli.display import Display, choose_display
-from triptych.cli.follow_run import Output, conclude, decide_show, follow, show
-from triptych.cli.output_folder import OutputFolder, slug
+from triptych.cli.follow_run import Leaving, Output, conclude, decide_show, follow, show
+from triptych.cli.output_folder import SUFFIXES, OutputFolder, slug
 from triptych.cli.processes import Pipeline, running_pipeline
+from triptych.cli.run_help import EXAMPLES, GroupedCommand, in_options
 from triptych.cli.run_options import RunOptions, check_options, model_options, models_of, run_options, to_spec
 from triptych.cli.signals import run_in_foreground
-from triptych.client import Client, Unreachable
+from triptych.client import Client, InvalidRequest, Unreachable
 from triptych.credentials import Credentials
 from triptych.errors import CallError
 from triptych.progress import RunProgress
 from triptych.result import RunResult
+from triptych.terminal_text import escape
 from triptych.v1.pipeline_pb2 import RefineStage, RunSpec
 from triptych.vocabulary import describe_reading
 
@@ -28,27 +31,54 @@ from triptych.vocabulary import describe_reading
 SEED_BITS = 32
 
 
-@click.command()
-@click.argument("prompt")
+@click.command(cls=GroupedCommand, epilog=EXAMPLES)
+@click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
+@click.option(
+    "--prompt-file",
+    metavar="FILE",
+    type=click.File("r", encoding="utf-8", errors="strict"),
+    help="A prompt from each line of a file; - reads standard input.",
+)
 @run_options
 @model_options
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="[default: out/PROMPT-SEED]")
 @click.option(
-    "--gateway", metavar="HOST:PORT", help="Use a running gateway instead of starting the services."
+    "--out",
+    "-o",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A folder for the pictures of one run; several prompts get a folder each in it.  [default: out/PROMPT-SEED]",
 )
+@click.option(
+    "--format", "file_format", type=click.Choice(list(SUFFIXES)), default="png", help="Of the pictures there."
+)
+@click.option(
+    "--gateway",
+    metavar="HOST:PORT",
+    type=ADDRESS,
+    help="Use a running gateway instead of starting the services.",
+)
+@click.option("--detach", is_flag=True, help="With --gateway: the run goes on when this command ends.")
 @credential_options
 @click.option(
     "--show/--no-show", default=None, help="Show the pictures here.  [default: where the terminal can]"
 )
 @click.option(
+    "--quiet", "-q", is_flag=True, help="Say nothing but where the pictures are, and what goes wrong."
+)
+@click.option("--verbose", "-v", is_flag=True, help="Show what the services log as well.")
+@click.option(
     "--json", "as_json", envvar="TRIPTYCH_JSON", is_flag=True, help="Print one event a line as JSON."
 )
 def run(
-    prompt: str,
+    prompts: tuple[str, ...],
+    prompt_file: TextIO | None,
     out: Path | None,
+    file_format: str,
     gateway: str | None,
     credentials: Credentials,
+    detach: bool,
     show: bool | None,
+    quiet: bool,
+    verbose: bool,
     as_json: bool,
     seed: int | None,
     **settings: Any,
@@ -56,10 +86,9 @@ def run(
     """Make pictures from PROMPT: sketches, variations of the best, an enlargement of the best of those.
 
     With --image: variations of pictures of yours, and an enlargement of the best; with --no-refine as well, of each.
-    Without --gateway the services are started for this run and stopped after it.
+    Without --gateway the services are started for this call and stopped after it. Of several prompts each is a run.
     """
-    if not prompt.strip():
-        raise click.BadParameter("it is empty; say what the picture should show", param_hint="PROMPT")
+    asked = read_prompts(prompts, prompt_file, needs_one=not settings["images"] or not settings["no_refine"])
     models = models_of(settings)
     if settings["manual"] and not (gateway or can_ask()):
         raise click.UsageError(
@@ -69,20 +98,64 @@ def run(
         raise click.UsageError(
             f"--{next(iter(models))}-model and --gateway: a running gateway has its models already"
         )
+    if detach and not gateway:
+        raise click.UsageError("--detach: expected --gateway, since the services of this call end with it")
     seed = secrets.randbits(SEED_BITS) if seed is None else seed
     options = RunOptions(seed=seed, **settings)
     check_options(options)
-    album = OutputFolder(out or Path("out") / f"{slug(prompt)}-{seed}", prompt)
+    # Before anything is begun: a file that cannot be read is found now.
+    specs = [to_spec(prompt, options) for prompt in asked]
+    base = out or Path("out")
+    is_folder_each = out is None or len(asked) > 1
+    display = choose_display(as_json=as_json, is_quiet=quiet)
     shows_pictures = decide_show(show, as_json=as_json)
-    output = Output(choose_display(as_json=as_json), as_json, album, shows_pictures)
-    spec = to_spec(prompt, options)
-    stages = {name: ["--port", "0", *models.get(name, ())] for name in needed_stages(options, spec)}
+    outputs = []
+    for prompt in asked:
+        folder = base / f"{slug(prompt)}-{seed}" if is_folder_each else base
+        album = OutputFolder(folder, prompt, file_format=file_format)
+        outputs.append(Output(display, as_json, album, shows_pictures, is_quiet=quiet))
+    stages = {name: ["--port", "0", *models.get(name, ())] for name in needed_stages(options, specs[0])}
+    jobs = list(zip(specs, outputs, strict=True))
+    on_log = show_log if verbose else None
     try:
         run_in_foreground(
-            run_through(gateway, credentials, spec, output) if gateway else run_alone(stages, spec, output)
+            run_through(gateway, credentials, jobs, detach=detach)
+            if gateway
+            else run_alone(stages, jobs, on_log)
         )
     finally:
-        album.leave_no_empty_folder()
+        for output in outputs:
+            if output.album is not None:
+                output.album.leave_no_empty_folder()
+
+
+def read_prompts(prompts: Sequence[str], file: TextIO | None, *, needs_one: bool) -> list[str]:
+    """Those of the command line, then those of the file, one a line. Raises BadParameter or UsageError."""
+    asked = list(prompts)
+    if file is not None:
+        try:
+            asked += [line.strip() for line in file if line.strip()]
+        except UnicodeDecodeError as error:
+            raise click.BadParameter(
+                f"expected UTF-8, got {error.object[error.start : error.end]!r}", param_hint="'--prompt-file'"
+            ) from None
+        if not asked:
+            raise click.BadParameter("expected a prompt on each line, got none", param_hint="'--prompt-file'")
+    if not asked and not needs_one:
+        # A picture is only enlarged: there is nothing to say.
+        return [""]
+    if not asked:
+        raise click.UsageError(
+            'expected a PROMPT, such as: triptych run "a red house"; or --prompt-file FILE, - for standard input'
+        )
+    for prompt in asked:
+        if needs_one and not prompt.strip():
+            raise click.BadParameter("it is empty; say what the picture should show", param_hint="PROMPT")
+    return asked
+
+
+def show_log(name: str, line: str) -> None:
+    click.echo(f"[{name}] {escape(line)}", err=True)
 
 
 def needed_stages(options: RunOptions, spec: RunSpec) -> list[str]:
@@ -96,40 +169,66 @@ def needed_stages(options: RunOptions, spec: RunSpec) -> list[str]:
     return [name for name, is_needed in needs.items() if is_needed]
 
 
-async def run_through(address: str, credentials: Credentials, spec: RunSpec, output: Output) -> None:
-    """Runs the spec on a gateway that is there, shown live."""
-    with output.display:
-        result, progress = await make(address, credentials, spec, output)
-    conclude(result, progress, output)
+async def run_through(
+    address: str, credentials: Credentials, jobs: Sequence[tuple[RunSpec, Output]], *, detach: bool = False
+) -> None:
+    """Runs the specs on a gateway that is there, one after the other, shown live."""
+    for spec, output in jobs:
+        how = Leaving(address, goes_on=detach or spec.HasField("manual"))
+        with output.display:
+            result, progress = await make(
+                address, credentials, spec, output, detach=detach or None, leaving=how
+            )
+        conclude(result, progress, output)
 
 
-async def run_alone(stages: dict[str, list[str]], spec: RunSpec, output: Output) -> None:
-    """Starts the services, runs the spec on them, and stops them."""
-    display = output.display
+async def run_alone(
+    stages: dict[str, list[str]],
+    jobs: Sequence[tuple[RunSpec, Output]],
+    on_log: Callable[[str, str], None] | None = None,
+) -> None:
+    """Starts the services, runs the specs on them, and stops them."""
+    display = jobs[0][1].display
+    finished = []
     async with AsyncExitStack() as stack:
         stack.enter_context(display)
         display.starting([*stages, "gateway"])
-        pipeline = await stack.enter_async_context(running_pipeline(stages, on_ready=display.service_ready))
+        pipeline = await stack.enter_async_context(
+            running_pipeline(stages, on_ready=display.service_ready, on_log=on_log)
+        )
+        address = pipeline.gateway.address
+        # Nobody comes back to these services: a gateway that went away has ended.
+        at_once = Backoff(give_up_after_s=0)
         try:
-            # Nobody comes back to these services: a gateway that went away has ended.
-            at_once = Backoff(give_up_after_s=0)
-            address = pipeline.gateway.address
-            result, progress = await make(address, Credentials(), spec, output, backoff=at_once)
+            for spec, output in jobs:
+                made = await make(address, Credentials(), spec, output, backoff=at_once, leaving=Leaving())
+                finished.append((*made, output))
         except Unreachable as error:
             raise click.ClickException(await why_it_broke(pipeline, str(error))) from None
-    conclude(result, progress, output, can_go_on=False)
+    for result, progress, output in finished:
+        conclude(result, progress, output, can_go_on=False)
 
 
 async def make(
-    address: str, credentials: Credentials, spec: RunSpec, output: Output, *, backoff: Backoff | None = None
+    address: str,
+    credentials: Credentials,
+    spec: RunSpec,
+    output: Output,
+    *,
+    backoff: Backoff | None = None,
+    detach: bool | None = None,
+    leaving: Leaving,
 ) -> tuple[RunResult, RunProgress]:
     """Makes the run and tells its events. Raises CallError, but not because the run failed."""
     async with Client(address, **vars(credentials), backoff=backoff) as client:
-        await note_replaced_words(client, spec, output.display)
-        run, progress = client.run(spec), RunProgress(spec)
-        await follow(run, progress, output)
-        if run.result.state == "awaiting_selection" and can_ask():
-            return await choose(client, run.result, progress, spec, output), progress
+        try:
+            await note_replaced_words(client, spec, output.display)
+            run, progress = client.run(spec, detach=detach), RunProgress(spec)
+            await follow(run, progress, output, leaving)
+            if run.result.state == "awaiting_selection" and can_ask():
+                return await choose(client, run.result, progress, spec, output), progress
+        except InvalidRequest as error:
+            raise click.UsageError(in_options(error)) from None
         return run.result, progress
 
 
@@ -146,7 +245,7 @@ async def choose(
         # Their settings are those of the run.
         to_refine = RefineStage() if choice.stage == "refine" else None
         selected = client.select(choice.names, refine=to_refine, upscale=choice.stage == "upscale")
-        await follow(selected, progress, output)
+        await follow(selected, progress, output, Leaving(client.address, goes_on=True))
         result.merge(selected.result)
     return result
 

@@ -3,6 +3,7 @@
 Only what the user set travels: everything else is left to the services' own defaults.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,18 +22,56 @@ from triptych.v1.pipeline_pb2 import (
     UpscaleStage,
 )
 from triptych.v1.refiner_pb2 import RefineSettings
-from triptych.v1.stage_pb2 import ImageData
+from triptych.v1.stage_pb2 import FIT_CROP, FIT_PAD, ImageData
 from triptych.v1.upscaler_pb2 import UpscaleSettings
 
 MAX_SEED = 2**64 - 1
 STAGES = ("generator", "refiner", "upscaler")
-COUNT = click.IntRange(min=0)
+# Of the contract's whole numbers.
+MAX_INT32 = 2**31 - 1
+MAX_FLOAT32 = 3.4e38
 FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 BEGINNINGS = {
     "image/png": rb"\x89PNG\r\n\x1a\n",
     "image/jpeg": rb"\xff\xd8\xff",
     "image/webp": rb"RIFF....WEBP",
+    "image/avif": rb"....ftyp(avif|avis)",
+    "image/heic": rb"....ftyp(heic|heix|heim|heis|hevc|mif1|msf1)",
 }
+
+
+class WholeNumber(click.ParamType[int, str | int]):
+    """A whole number from `low` on that a message can carry."""
+
+    name = "INTEGER"
+
+    def __init__(self, low: int = -MAX_INT32 - 1) -> None:
+        self.low = low
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number = int(click.INT.convert(value, param, ctx))  # type: ignore[arg-type]  # texts are what it is for
+        if number < self.low:
+            self.fail(f"{number} is not in the range: expected {self.low} or more", param, ctx)
+        if number > MAX_INT32:
+            self.fail(f"{number} is not in the range: expected at most {MAX_INT32}", param, ctx)
+        return number
+
+
+class Finite(click.ParamType[float, str | float]):
+    """A number that a message can carry: neither endless nor none."""
+
+    name = "FLOAT"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(click.FLOAT.convert(value, param, ctx))  # type: ignore[arg-type]  # texts are what it is for
+        if not math.isfinite(number) or abs(number) > MAX_FLOAT32:
+            self.fail(f"expected a number up to {MAX_FLOAT32:g}, got {value}", param, ctx)
+        return number
+
+
+NUMBER = Finite()
+WHOLE = WholeNumber()
+COUNT = WholeNumber(0)
 
 
 @dataclass(frozen=True)
@@ -41,6 +80,7 @@ class RunOptions:
 
     images: tuple[Path, ...]
     mask: Path | None
+    fit: str | None
     candidates: int
     refine_top: int
     variations: int
@@ -85,7 +125,7 @@ OPTIONS = (
         metavar="FILE",
         type=FILE,
         multiple=True,
-        help="Begin with this picture of yours instead of sketches: PNG, JPEG or WebP; may be repeated.",
+        help="Begin with this picture of yours instead of sketches: PNG, JPEG, WebP, AVIF (or HEIC), up to 25 megapixels; may be repeated.",
     ),
     click.option(
         "--mask",
@@ -93,7 +133,12 @@ OPTIONS = (
         type=FILE,
         help="Refine only the part of --image where this PNG of its size is transparent, or dark.",
     ),
-    click.option("--candidates", type=click.IntRange(min=1), default=8, help="How many sketches."),
+    click.option(
+        "--fit",
+        type=click.Choice(["crop", "pad"]),
+        help="How an --image that is no square is refined: its middle, or all of it with white bars.  [default: crop]",
+    ),
+    click.option("--candidates", "-n", type=WholeNumber(1), default=8, help="How many sketches."),
     click.option("--refine-top", type=COUNT, default=1, help="How many of the best are refined; 0: none."),
     click.option("--variations", type=COUNT, default=8, help="How many variations of each."),
     click.option("--upscale-top", type=COUNT, default=1, help="How many of the best are enlarged; 0: none."),
@@ -108,18 +153,20 @@ OPTIONS = (
     click.option(
         "--preview-every", type=COUNT, default=0, help="Keep a preview every so many steps, in OUT/previews."
     ),
-    click.option("--guidance-scale", type=float, help="Sketch: how hard the prompt is followed."),
-    click.option("--temperature", type=float, help="Sketch: below 1 safer, above 1 wilder."),
-    click.option("--top-k", type=int, help="Sketch: choose among the k likeliest tokens; 0: all."),
+    click.option("--guidance-scale", type=NUMBER, help="Sketch: how hard the prompt is followed."),
+    click.option("--temperature", type=NUMBER, help="Sketch: below 1 safer, above 1 wilder."),
+    click.option("--top-k", type=WHOLE, help="Sketch: choose among the k likeliest tokens; 0: all."),
     click.option(
-        "--top-p", type=float, help="Sketch: choose among the likeliest that reach this probability."
+        "--top-p", type=NUMBER, help="Sketch: choose among the likeliest that reach this probability."
     ),
-    click.option("--num-steps", type=int, help="Refine: points of the noise schedule."),
-    click.option("--skip-ratio", type=float, help="Refine: 0 keeps little of the sketch, near 1 nearly all."),
-    click.option("--refine-guidance-scale", type=float, help="Refine: how hard the prompt is followed."),
+    click.option("--num-steps", type=WHOLE, help="Refine: points of the noise schedule."),
+    click.option(
+        "--skip-ratio", type=NUMBER, help="Refine: 0 keeps little of the sketch, near 1 nearly all."
+    ),
+    click.option("--refine-guidance-scale", type=NUMBER, help="Refine: how hard the prompt is followed."),
     click.option("--negative-prompt", help="Refine: what the picture should not show."),
-    click.option("--tile-size", type=int, help="Enlarge: side of a tile in pixels; 0: in one piece."),
-    click.option("--tile-overlap", type=int, help="Enlarge: pixels of context around a tile."),
+    click.option("--tile-size", type=WHOLE, help="Enlarge: side of a tile in pixels; 0: in one piece."),
+    click.option("--tile-overlap", type=WHOLE, help="Enlarge: pixels of context around a tile."),
 )
 
 
@@ -175,6 +222,8 @@ def to_spec(prompt: str, options: RunOptions) -> RunSpec:
         set_given(refine, options, "num_steps", "skip_ratio", "negative_prompt")
         if options.refine_guidance_scale is not None:
             refine.guidance_scale = options.refine_guidance_scale
+        if options.fit is not None:
+            refine.fit = FIT_PAD if options.fit == "pad" else FIT_CROP
         spec.refine.CopyFrom(RefineStage(count=options.variations, settings=refine))
         if options.mask:
             spec.refine.mask.CopyFrom(read_image(options.mask, "--mask"))
@@ -207,7 +256,9 @@ def read_image(path: Path, option: str) -> ImageData:
     for mime_type, beginning in BEGINNINGS.items():
         if re.match(beginning, data, re.DOTALL):
             return ImageData(mime_type=mime_type, data=data)
-    raise click.BadParameter(f"{path}: expected a PNG, JPEG or WebP picture", param_hint=f"'{option}'")
+    raise click.BadParameter(
+        f"{path}: expected a PNG, JPEG, WebP, AVIF or HEIC picture", param_hint=f"'{option}'"
+    )
 
 
 def set_given(

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from triptych.cli.streams import make_console
 from triptych.progress import STAGE_NAMES
 from triptych.result import state_name
+from triptych.terminal_text import escape
 from triptych.v1.pipeline_pb2 import Image, Run
 
 # Columns where no terminal has a width of its own.
@@ -34,22 +35,24 @@ def print_runs(runs: Sequence[Run]) -> None:
     for run in runs:
         age = format_age(run.create_time.ToDatetime(UTC))
         name = run.name.removeprefix("runs/")
-        table.add_row(name, format_state(run), str(len(run.images)), age, Text(run.spec.prompt))
+        table.add_row(
+            escape(name), format_state(run), str(len(run.images)), age, Text(escape(run.spec.prompt))
+        )
     # A name that is cut is of no use to the next command: what is not read by people is wide enough.
-    width = None if sys.stdout.isatty() else WIDE
-    Console(highlight=False, width=width).print(table)
+    make_console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
 
 def print_run(run: Run) -> None:
     """How a run stands, and its pictures as a tree."""
-    click.echo(f"{run.name}  {state_name(run.state).replace('_', ' ')}  seed {run.spec.seed}")
-    click.echo(run.spec.prompt)
+    click.echo(f"{escape(run.name)}  {state_name(run.state).replace('_', ' ')}  seed {run.spec.seed}")
+    click.echo(escape(run.spec.prompt))
     for model in run.models:
-        click.echo(f"{STAGE_NAMES.get(model.stage, 'other')} by {model.name} {model.digest[:12]}")
+        by = escape(f"{model.name} {model.digest[:12]}")
+        click.echo(f"{STAGE_NAMES.get(model.stage, 'other')} by {by}")
     if run.error.message:
-        click.echo(f"{run.error.reason}: {run.error.message}")
+        click.echo(escape(f"{run.error.reason}: {run.error.message}"))
     if run.images:
-        Console(highlight=False, width=WIDE).print(image_tree(run.images))
+        make_console(width=WIDE).print(image_tree(run.images))
 
 
 def image_tree(images: Sequence[Image]) -> Tree:
@@ -70,7 +73,7 @@ def grow(branch: Tree, parent: str, children: Mapping[str, Sequence[Image]]) -> 
 
 def format_image(image: Image) -> str:
     score = f"  clip {image.clip_score:.3f}" if image.HasField("clip_score") else ""
-    return f"{image.name.rpartition('/')[2]}  {image.width}x{image.height}  seed {image.seed}{score}"
+    return f"{escape(image.name.rpartition('/')[2])}  {image.width}x{image.height}  seed {image.seed}{score}"
 
 
 def format_state(run: Run) -> Text:

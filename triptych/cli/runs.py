@@ -1,24 +1,25 @@
 """`triptych runs`: the runs of a gateway, looked at and gone on with."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import click
-from google.protobuf import json_format
 
 from triptych._run_stream import RunStream
-from triptych.cli.credential_options import credential_options
+from triptych.cli.credential_options import ADDRESS, credential_options
 from triptych.cli.display import choose_display
-from triptych.cli.follow_run import Output, conclude, decide_show, describe, follow, lost
-from triptych.cli.output_folder import OutputFolder
+from triptych.cli.follow_run import Leaving, Output, conclude, decide_show, follow, lost, show_in_terminal
+from triptych.cli.json_output import message_to_json
+from triptych.cli.output_folder import SUFFIXES, OutputFolder
 from triptych.cli.run_tables import print_run, print_runs
 from triptych.cli.signals import run_in_foreground
 from triptych.client import Client, ImageLost, NotFound
 from triptych.credentials import Credentials
 from triptych.progress import RunProgress
 from triptych.result import Picture
+from triptych.terminal_text import escape
 from triptych.v1.pipeline_pb2 import Image, Run, RunSpec
 
 DEFAULT_GATEWAY = "127.0.0.1:50050"
@@ -54,16 +55,27 @@ def with_client(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[.
         "--json", "as_json", envvar="TRIPTYCH_JSON", is_flag=True, help="Print JSON, one message a line."
     )(decorated)
     return click.option(
-        "--gateway", metavar="HOST:PORT", default=DEFAULT_GATEWAY, help="The gateway that has the runs."
+        "--gateway",
+        metavar="HOST:PORT",
+        type=ADDRESS,
+        default=DEFAULT_GATEWAY,
+        help="The gateway that has the runs.",
     )(decorated)
 
 
 def with_output_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command --out and --show."""
+    """Gives a command --out, --format and --show."""
+    command = click.option(
+        "--format",
+        "file_format",
+        type=click.Choice(list(SUFFIXES)),
+        default="png",
+        help="Of the pictures in --out.",
+    )(command)
     command = click.option(
         "--show/--no-show", default=None, help="Show the pictures here.  [default: where the terminal can]"
     )(command)
-    return click.option("--out", type=FOLDER, help="Write the pictures to this folder.")(command)
+    return click.option("--out", "-o", type=FOLDER, help="Write the pictures to this folder.")(command)
 
 
 def full_name(run: str) -> str:
@@ -97,7 +109,9 @@ async def list_runs(client: Client, limit: int, as_json: bool) -> None:
 @click.argument("run")
 @with_output_options
 @with_client
-async def show(client: Client, run: str, out: Path | None, show: bool | None, as_json: bool) -> None:
+async def show(
+    client: Client, run: str, out: Path | None, file_format: str, show: bool | None, as_json: bool
+) -> None:
     """Show how a run stands and what became of what."""
     found = await client.get_run(full_name(run))
     if as_json:
@@ -109,15 +123,14 @@ async def show(client: Client, run: str, out: Path | None, show: bool | None, as
         return
     images = [image async for image in with_data(client, list(found.images))]
     if out is not None:
-        album = OutputFolder(out, found.spec.prompt)
+        album = OutputFolder(out, found.spec.prompt, run=found.name, file_format=file_format)
         for image in images:
             album.keep(image)
         if images and not as_json:
             click.echo(f"all on one sheet: {album.write_contact_sheet()}")
     if shows_pictures:
-        from triptych.cli.terminal_images import Shown, show_pictures
-
-        show_pictures([Shown(image.data, describe(Picture.of(image))) for image in images])
+        note = partial(click.echo, err=True)
+        show_in_terminal([Picture.of(image) for image in images], note)
 
 
 async def with_data(client: Client, images: list[Image]) -> AsyncIterator[Image]:
@@ -133,22 +146,33 @@ async def with_data(client: Client, images: list[Image]) -> AsyncIterator[Image]
 
 @runs.command()
 @click.argument("run")
-@click.option("--after", type=click.IntRange(min=0), default=0, help="Begin after the event of this number.")
+@click.option(
+    "--after", type=click.IntRange(0, 2**63 - 1), default=0, help="Begin after the event of this number."
+)
 @with_output_options
 @with_client
 async def watch(
-    client: Client, run: str, after: int, out: Path | None, show: bool | None, as_json: bool
+    client: Client,
+    run: str,
+    after: int,
+    out: Path | None,
+    file_format: str,
+    show: bool | None,
+    as_json: bool,
 ) -> None:
     """Follow a run from its first event to its end, or to where it waits for a choice; leaving changes nothing."""
     found = await client.get_run(full_name(run))
     watched = client.watch(found.name, after_sequence=after)
-    await follow_to_the_end(watched, found.spec, out=out, show=show, as_json=as_json)
+    album = keep_in(out, found, file_format)
+    await follow_to_the_end(
+        watched, found.spec, album, Leaving(client.address, goes_on=True), show=show, as_json=as_json
+    )
 
 
 @runs.command()
 @click.argument("run")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("--refine", type=click.IntRange(min=1), help="Make so many variations of each.")
+@click.option("--refine", type=click.IntRange(1, 2**31 - 1), help="Make so many variations of each.")
 @click.option("--upscale", is_flag=True, help="Enlarge each.")
 @click.option("--no-wait", is_flag=True, help="Leave when the gateway has accepted it.")
 @with_output_options
@@ -161,6 +185,7 @@ async def select(
     upscale: bool,
     no_wait: bool,
     out: Path | None,
+    file_format: str,
     show: bool | None,
     as_json: bool,
 ) -> None:
@@ -174,11 +199,14 @@ async def select(
     if no_wait:
         async with selected:
             await anext(aiter(selected))
-        click.echo(found.name, err=as_json)
+        click.echo(escape(found.name), err=as_json)
         return
     # What it makes is told by its first event.
     asked = RunSpec(prompt=found.spec.prompt)
-    await follow_to_the_end(selected, asked, out=out, show=show, as_json=as_json)
+    album = keep_in(out, found, file_format)
+    await follow_to_the_end(
+        selected, asked, album, Leaving(client.address, goes_on=True), show=show, as_json=as_json
+    )
 
 
 @runs.command()
@@ -203,16 +231,27 @@ async def rm(client: Client, names: tuple[str, ...], as_json: bool) -> None:
             print_json(Run(name=full_name(name)))
 
 
+def keep_in(out: Path | None, run: Run, file_format: str) -> OutputFolder | None:
+    if out is None:
+        return None
+    return OutputFolder(out, run.spec.prompt, run=run.name, file_format=file_format)
+
+
 async def follow_to_the_end(
-    run: RunStream, spec: RunSpec, *, out: Path | None, show: bool | None, as_json: bool
+    run: RunStream,
+    spec: RunSpec,
+    album: OutputFolder | None,
+    leaving: Leaving,
+    *,
+    show: bool | None,
+    as_json: bool,
 ) -> None:
-    album = OutputFolder(out, spec.prompt) if out is not None else None
     output = Output(choose_display(as_json=as_json), as_json, album, decide_show(show, as_json=as_json))
     progress = RunProgress(spec)
     with output.display:
-        await follow(run, progress, output)
+        await follow(run, progress, output, leaving)
     conclude(run.result, progress, output)
 
 
 def print_json(run: Run) -> None:
-    click.echo(json_format.MessageToJson(run, indent=None, ensure_ascii=False))
+    click.echo(message_to_json(run))

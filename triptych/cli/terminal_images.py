@@ -5,6 +5,7 @@ could not answer.
 """
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from typing import Any
 from PIL import Image as PillowImage
 from rich.console import Console
 from rich.text import Text
+
+from triptych.cli.streams import is_plain_terminal, terminal_columns
 
 # Cells of the terminal that a picture is at least and at most wide.
 LEAST_CELLS = 18
@@ -33,7 +36,7 @@ class Shown:
 
 def can_ask_terminal() -> bool:
     """Whether a terminal is there to show pictures and to be asked how: this process reads from it and writes to it."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or is_plain_terminal():
         return False
     # A process in the background is stopped when it sets the terminal up to be asked.
     return os.tcgetpgrp(sys.stdout.fileno()) == os.getpgrp()
@@ -43,14 +46,17 @@ def show_pictures(pictures: Sequence[Shown], console: Console | None = None) -> 
     """Prints the pictures in rows, each with its caption."""
     renderable = choose_renderable()
     console = console or Console(force_terminal=True, highlight=False)
-    for row in rows(pictures, console.width):
-        num_cells = min(MOST_CELLS, console.width // max(1, len(row)))
+    columns = terminal_columns(console.width)
+    for row in rows(pictures, columns):
+        num_cells = min(MOST_CELLS, columns // max(1, len(row)))
         console.print(renderable(draw_row(row), width=num_cells * len(row), height="auto"))
         console.print(caption_line([each.caption for each in row], num_cells), no_wrap=True)
 
 
 def choose_renderable() -> Any:
     """textual-image's class for this terminal; it asks when it is imported."""
+    # A terminal that never answers is a warning with a traceback there; half blocks are shown all the same.
+    logging.getLogger("textual_image").setLevel(logging.CRITICAL)
     if can_ask_terminal():
         from textual_image.renderable import Image
 

@@ -1,17 +1,43 @@
 """`triptych up`: all four services in one terminal, until Ctrl-C."""
 
+import importlib
+import socket
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from triptych import _installation
+from triptych.addresses import host_port
 from triptych.cli.credential_options import FILE
 from triptych.cli.processes import ServiceReady, running_pipeline
 from triptych.cli.run_options import STAGES, model_options, models_of
 from triptych.cli.signals import run_in_foreground
+from triptych.terminal_text import escape
 
 GATEWAY_PORT = 50050
 HTTP_PORT = 8080
+# Options of `triptych serve gateway` that are its own matter here, or have no meaning: the stages are this command's.
+OWN = (
+    *("host", "port", "http_port", "tokens", "tls_cert", "tls_key", "insecure"),
+    *("generator", "refiner", "upscaler", "workers_file", "stage_ca", "stage_cert", "stage_key"),
+    "exit_with_parent",
+    # Given by whoever starts the process.
+    "grace",
+)
+
+
+def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command the further options of `triptych serve gateway`, as they are there."""
+    # Not an import: the client is of use without the gateway.
+    if not _installation.add_server_to_path():
+        raise click.ClickException(_installation.missing_server())
+    served: click.Command = importlib.import_module("gateway.command").serve
+    for parameter in reversed(served.params):
+        if parameter.name not in OWN and isinstance(parameter, click.Option):
+            command.__dict__.setdefault("__click_params__", []).append(parameter)
+    return command
 
 
 @click.command()
@@ -32,6 +58,7 @@ HTTP_PORT = 8080
 @click.option("--tls-key", type=FILE, help="Its key.")
 @click.option("--insecure", is_flag=True, help="Listen beyond loopback even if everybody there can use it.")
 @model_options
+@gateway_options
 def up(
     host: str,
     port: int,
@@ -42,14 +69,59 @@ def up(
     insecure: bool,
     **settings: Any,
 ) -> None:
-    """Start the three stages and the gateway and keep them running until Ctrl-C."""
+    """Start the three stages and the gateway and keep them running until Ctrl-C.
+
+    The options of `triptych serve gateway` that say where runs are kept, and how much is done at once, are here, too.
+    """
     models = models_of(settings)
     stages = {name: ["--port", "0", *models.get(name, ())] for name in STAGES}
     options = ["--host", host, "--port", str(port), "--http-port", str(http_port)]
     for option, path in (("--tokens", tokens), ("--tls-cert", tls_cert), ("--tls-key", tls_key)):
         options += [option, str(path)] if path else []
     options += ["--insecure"] if insecure else []
+    options += passed_on(settings)
+    # Models take long to load: what cannot be listened on is found before that.
+    for name, number in (
+        ("--port", port),
+        ("--http-port", http_port),
+        ("--metrics-port", settings.get("metrics_port")),
+        ("--health-port", settings.get("health_port")),
+    ):
+        if number:
+            check_port(host, number, name)
     run_in_foreground(keep_running(stages, options))
+
+
+def passed_on(settings: Mapping[str, Any]) -> list[str]:
+    """The gateway's options that were set, as they are given to it."""
+    context = click.get_current_context()
+    options: list[str] = []
+    for parameter in context.command.params:
+        value = settings.get(parameter.name or "")
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name not in settings or source is click.core.ParameterSource.DEFAULT:
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, bool):
+                options += [parameter.opts[0]] if one else []
+            elif one is not None:
+                options += [parameter.opts[0], str(one)]
+    return options
+
+
+def check_port(host: str, port: int, option: str) -> None:
+    """Raises ClickException where nothing could listen there now."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            # As the servers themselves: a connection that was closed just now is in nobody's way.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            probe.listen(1)
+    except OSError as error:
+        raise click.ClickException(
+            f"cannot listen on {host_port(host, port)}: {error.strerror or error}; is `triptych up` running already? "
+            f"Choose another {option}, or 0 for any free one"
+        ) from None
 
 
 async def keep_running(stages: dict[str, list[str]], gateway_options: list[str]) -> None:
@@ -68,8 +140,8 @@ async def keep_running(stages: dict[str, list[str]], gateway_options: list[str])
 
 
 def say_ready(name: str, ready: ServiceReady) -> None:
-    click.echo(f"{name:<10} {ready.address:<22} {ready.model}".rstrip())
+    click.echo(escape(f"{name:<10} {ready.address:<22} {ready.model}".rstrip()))
 
 
 def say_log(name: str, line: str) -> None:
-    click.echo(f"[{name}] {line}", err=True)
+    click.echo(f"[{name}] {escape(line)}", err=True)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from triptych.v1 import stage_pb2 as triptych_dot_v1_dot_stage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19triptych/v1/refiner.proto\x12\x0btriptych.v1\x1a\x17triptych/v1/stage.proto\"\xeb\x01\n\rRefineRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12*\n\ninit_image\x18\x02 \x01(\x0b\x32\x16.triptych.v1.ImageData\x12&\n\x06images\x18\x03 \x03(\x0b\x32\x16.triptych.v1.ImageItem\x12-\n\x08settings\x18\x04 \x01(\x0b\x32\x1b.triptych.v1.RefineSettings\x12\x11\n\tinit_seed\x18\x05 \x01(\x04\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\x12$\n\x04mask\x18\x07 \x01(\x0b\x32\x16.triptych.v1.ImageData\"\xee\x01\n\x0eRefineSettings\x12\x16\n\tnum_steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\nskip_ratio\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1a\n\rpreview_every\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x1c\n\x0fnegative_prompt\x18\x05 \x01(\tH\x04\x88\x01\x01\x42\x0c\n\n_num_stepsB\r\n\x0b_skip_ratioB\x11\n\x0f_guidance_scaleB\x10\n\x0e_preview_everyB\x12\n\x10_negative_prompt\"8\n\x0eRefineResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.triptych.v1.StageEvent\"E\n\x0bRankRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12&\n\x06images\x18\x02 \x03(\x0b\x32\x16.triptych.v1.ImageData\"\x1e\n\x0cRankResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\"\x1f\n\x1dRefinerServiceGetModelRequest\"G\n\x1eRefinerServiceGetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.triptych.v1.ModelInfo2\xf7\x01\n\x0eRefinerService\x12\x43\n\x06Refine\x12\x1a.triptych.v1.RefineRequest\x1a\x1b.triptych.v1.RefineResponse0\x01\x12;\n\x04Rank\x12\x18.triptych.v1.RankRequest\x1a\x19.triptych.v1.RankResponse\x12\x63\n\x08GetModel\x12*.triptych.v1.RefinerServiceGetModelRequest\x1a+.triptych.v1.RefinerServiceGetModelResponseB9\n\x0f\x63om.triptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19triptych/v1/refiner.proto\x12\x0btriptych.v1\x1a\x17triptych/v1/stage.proto\"\xeb\x01\n\rRefineRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12*\n\ninit_image\x18\x02 \x01(\x0b\x32\x16.triptych.v1.ImageData\x12&\n\x06images\x18\x03 \x03(\x0b\x32\x16.triptych.v1.ImageItem\x12-\n\x08settings\x18\x04 \x01(\x0b\x32\x1b.triptych.v1.RefineSettings\x12\x11\n\tinit_seed\x18\x05 \x01(\x04\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\x12$\n\x04mask\x18\x07 \x01(\x0b\x32\x16.triptych.v1.ImageData\"\x9a\x02\n\x0eRefineSettings\x12\x16\n\tnum_steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\nskip_ratio\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1a\n\rpreview_every\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x1c\n\x0fnegative_prompt\x18\x05 \x01(\tH\x04\x88\x01\x01\x12\"\n\x03\x66it\x18\x06 \x01(\x0e\x32\x10.triptych.v1.FitH\x05\x88\x01\x01\x42\x0c\n\n_num_stepsB\r\n\x0b_skip_ratioB\x11\n\x0f_guidance_scaleB\x10\n\x0e_preview_everyB\x12\n\x10_negative_promptB\x06\n\x04_fit\"8\n\x0eRefineResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.triptych.v1.StageEvent\"E\n\x0bRankRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12&\n\x06images\x18\x02 \x03(\x0b\x32\x16.triptych.v1.ImageData\"\x1e\n\x0cRankResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\"\x1f\n\x1dRefinerServiceGetModelRequest\"G\n\x1eRefinerServiceGetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.triptych.v1.ModelInfo2\xf7\x01\n\x0eRefinerService\x12\x43\n\x06Refine\x12\x1a.triptych.v1.RefineRequest\x1a\x1b.triptych.v1.RefineResponse0\x01\x12;\n\x04Rank\x12\x18.triptych.v1.RankRequest\x1a\x19.triptych.v1.RankResponse\x12\x63\n\x08GetModel\x12*.triptych.v1.RefinerServiceGetModelRequest\x1a+.triptych.v1.RefinerServiceGetModelResponseB9\n\x0f\x63om.triptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REFINEREQUEST']._serialized_start=68
   _globals['_REFINEREQUEST']._serialized_end=303
   _globals['_REFINESETTINGS']._serialized_start=306
-  _globals['_REFINESETTINGS']._serialized_end=544
-  _globals['_REFINERESPONSE']._serialized_start=546
-  _globals['_REFINERESPONSE']._serialized_end=602
-  _globals['_RANKREQUEST']._serialized_start=604
-  _globals['_RANKREQUEST']._serialized_end=673
-  _globals['_RANKRESPONSE']._serialized_start=675
-  _globals['_RANKRESPONSE']._serialized_end=705
-  _globals['_REFINERSERVICEGETMODELREQUEST']._serialized_start=707
-  _globals['_REFINERSERVICEGETMODELREQUEST']._serialized_end=738
-  _globals['_REFINERSERVICEGETMODELRESPONSE']._serialized_start=740
-  _globals['_REFINERSERVICEGETMODELRESPONSE']._serialized_end=811
-  _globals['_REFINERSERVICE']._serialized_start=814
-  _globals['_REFINERSERVICE']._serialized_end=1061
+  _globals['_REFINESETTINGS']._serialized_end=588
+  _globals['_REFINERESPONSE']._serialized_start=590
+  _globals['_REFINERESPONSE']._serialized_end=646
+  _globals['_RANKREQUEST']._serialized_start=648
+  _globals['_RANKREQUEST']._serialized_end=717
+  _globals['_RANKRESPONSE']._serialized_start=719
+  _globals['_RANKRESPONSE']._serialized_end=749
+  _globals['_REFINERSERVICEGETMODELREQUEST']._serialized_start=751
+  _globals['_REFINERSERVICEGETMODELREQUEST']._serialized_end=782
+  _globals['_REFINERSERVICEGETMODELRESPONSE']._serialized_start=784
+  _globals['_REFINERSERVICEGETMODELRESPONSE']._serialized_end=855
+  _globals['_REFINERSERVICE']._serialized_start=858
+  _globals['_REFINERSERVICE']._serialized_end=1105
 # @@protoc_insertion_point(module_scope)

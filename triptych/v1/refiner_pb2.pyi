@@ -37,7 +37,9 @@ class RefineRequest(_message.Message):
     """Whose turn it is; see GenerateRequest.caller."""
     @_builtins.property
     def init_image(self) -> _stage_pb2.ImageData:
-        """The picture to start from, of any size; left out: start from noise alone."""
+        """The picture to start from, of up to 25 megapixels; left out: start from noise alone. It is brought to the model's size
+        as settings.fit says, and transparent parts are put on white.
+        """
 
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[_stage_pb2.ImageItem]:
@@ -81,6 +83,7 @@ class RefineSettings(_message.Message):
     GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
     PREVIEW_EVERY_FIELD_NUMBER: _builtins.int
     NEGATIVE_PROMPT_FIELD_NUMBER: _builtins.int
+    FIT_FIELD_NUMBER: _builtins.int
     num_steps: _builtins.int
     """Points of the noise schedule, from pure noise to the picture."""
     skip_ratio: _builtins.float
@@ -94,6 +97,8 @@ class RefineSettings(_message.Message):
     """A preview every so many steps; 0: none."""
     negative_prompt: _builtins.str
     """What the picture should not show: the text of the unconditional rows."""
+    fit: _stage_pb2.Fit.ValueType
+    """How an init image of another aspect, and its mask, are brought to the model's square."""
     def __init__(
         self,
         *,
@@ -102,11 +107,14 @@ class RefineSettings(_message.Message):
         guidance_scale: _builtins.float | None = ...,
         preview_every: _builtins.int | None = ...,
         negative_prompt: _builtins.str | None = ...,
+        fit: _stage_pb2.Fit.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_negative_prompt", b"_negative_prompt", "_num_steps", b"_num_steps", "_preview_every", b"_preview_every", "_skip_ratio", b"_skip_ratio", "guidance_scale", b"guidance_scale", "negative_prompt", b"negative_prompt", "num_steps", b"num_steps", "preview_every", b"preview_every", "skip_ratio", b"skip_ratio"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fit", b"_fit", "_guidance_scale", b"_guidance_scale", "_negative_prompt", b"_negative_prompt", "_num_steps", b"_num_steps", "_preview_every", b"_preview_every", "_skip_ratio", b"_skip_ratio", "fit", b"fit", "guidance_scale", b"guidance_scale", "negative_prompt", b"negative_prompt", "num_steps", b"num_steps", "preview_every", b"preview_every", "skip_ratio", b"skip_ratio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_negative_prompt", b"_negative_prompt", "_num_steps", b"_num_steps", "_preview_every", b"_preview_every", "_skip_ratio", b"_skip_ratio", "guidance_scale", b"guidance_scale", "negative_prompt", b"negative_prompt", "num_steps", b"num_steps", "preview_every", b"preview_every", "skip_ratio", b"skip_ratio"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fit", b"_fit", "_guidance_scale", b"_guidance_scale", "_negative_prompt", b"_negative_prompt", "_num_steps", b"_num_steps", "_preview_every", b"_preview_every", "_skip_ratio", b"_skip_ratio", "fit", b"fit", "guidance_scale", b"guidance_scale", "negative_prompt", b"negative_prompt", "num_steps", b"num_steps", "preview_every", b"preview_every", "skip_ratio", b"skip_ratio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fit: _TypeAlias = _typing.Literal["fit"]  # noqa: Y015
+    _WhichOneofArgType__fit: _TypeAlias = _typing.Literal["_fit", b"_fit"]  # noqa: Y015
     _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
     _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
     _WhichOneofReturnType__negative_prompt: _TypeAlias = _typing.Literal["negative_prompt"]  # noqa: Y015
@@ -117,6 +125,8 @@ class RefineSettings(_message.Message):
     _WhichOneofArgType__preview_every: _TypeAlias = _typing.Literal["_preview_every", b"_preview_every"]  # noqa: Y015
     _WhichOneofReturnType__skip_ratio: _TypeAlias = _typing.Literal["skip_ratio"]  # noqa: Y015
     _WhichOneofArgType__skip_ratio: _TypeAlias = _typing.Literal["_skip_ratio", b"_skip_ratio"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fit) -> _WhichOneofReturnType__fit | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_scale) -> _WhichOneofReturnType__guidance_scale | None: ...
     @_typing.overload

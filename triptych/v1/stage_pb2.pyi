@@ -46,6 +46,30 @@ STAGE_UPSCALE: Stage.ValueType  # 3
 """Picture to a picture four times as wide and high (SwinIR)."""
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
+class _Fit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FIT_UNSPECIFIED: _Fit.ValueType  # 0
+    """As FIT_CROP."""
+    FIT_CROP: _Fit.ValueType  # 1
+    """Scaled until it covers the size; what juts out on both sides is cut away evenly."""
+    FIT_PAD: _Fit.ValueType  # 2
+    """Scaled until it fits into the size; white bars fill the rest."""
+
+class Fit(_Fit, metaclass=_FitEnumTypeWrapper):
+    """How a picture of another aspect than the model's is brought to its size. It is never squeezed."""
+
+FIT_UNSPECIFIED: Fit.ValueType  # 0
+"""As FIT_CROP."""
+FIT_CROP: Fit.ValueType  # 1
+"""Scaled until it covers the size; what juts out on both sides is cut away evenly."""
+FIT_PAD: Fit.ValueType  # 2
+"""Scaled until it fits into the size; white bars fill the rest."""
+Global___Fit: _TypeAlias = Fit  # noqa: Y015
+
 class _Inpainting:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -82,7 +106,9 @@ class ImageData(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     mime_type: _builtins.str
-    """"image/png", "image/jpeg" or "image/webp". Stages answer with PNG."""
+    """"image/png", "image/jpeg", "image/webp", "image/avif" or "image/heic"; the bytes count, not this name. Channels of 16
+    bits are scaled to 8, and colours of an embedded profile are converted to sRGB. Stages answer with PNG.
+    """
     data: _builtins.bytes
     width: _builtins.int
     height: _builtins.int
@@ -216,6 +242,55 @@ class StageEvent(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class ImageChunk(_message.Message):
+        """The beginning of the file of a finished image that is too large for one message. The parts come in order, and the
+        `image` event that follows has the rest in its `data`.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INDEX_FIELD_NUMBER: _builtins.int
+        DATA_FIELD_NUMBER: _builtins.int
+        index: _builtins.int
+        data: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            index: _builtins.int = ...,
+            data: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "index", b"index"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Warning(_message.Message):
+        """Something of the request had no effect on an image, such as the end of a prompt that the model cannot read."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        INDEX_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        MESSAGE_FIELD_NUMBER: _builtins.int
+        index: _builtins.int
+        reason: _builtins.str
+        message: _builtins.str
+        def __init__(
+            self,
+            *,
+            index: _builtins.int = ...,
+            reason: _builtins.str = ...,
+            message: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "message", b"message", "reason", b"reason"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class FinishedImage(_message.Message):
         """A finished image. Never dropped."""
 
@@ -227,7 +302,9 @@ class StageEvent(_message.Message):
         index: _builtins.int
         seed: _builtins.int
         @_builtins.property
-        def image(self) -> Global___ImageData: ...
+        def image(self) -> Global___ImageData:
+            """A file of more than 16 MiB came in chunks before."""
+
         def __init__(
             self,
             *,
@@ -316,6 +393,8 @@ class StageEvent(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    WARNING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> Global___StageEvent.Accepted: ...
     @_builtins.property
@@ -328,6 +407,10 @@ class StageEvent(_message.Message):
     def timing(self) -> Global___StageEvent.Timing: ...
     @_builtins.property
     def failure(self) -> Global___StageEvent.ImageFailure: ...
+    @_builtins.property
+    def chunk(self) -> Global___StageEvent.ImageChunk: ...
+    @_builtins.property
+    def warning(self) -> Global___StageEvent.Warning: ...
     def __init__(
         self,
         *,
@@ -337,12 +420,14 @@ class StageEvent(_message.Message):
         image: Global___StageEvent.FinishedImage | None = ...,
         timing: Global___StageEvent.Timing | None = ...,
         failure: Global___StageEvent.ImageFailure | None = ...,
+        chunk: Global___StageEvent.ImageChunk | None = ...,
+        warning: Global___StageEvent.Warning | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "failure", b"failure", "image", b"image", "kind", b"kind", "preview", b"preview", "progress", b"progress", "timing", b"timing"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "failure", b"failure", "image", b"image", "kind", b"kind", "preview", b"preview", "progress", b"progress", "timing", b"timing", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "failure", b"failure", "image", b"image", "kind", b"kind", "preview", b"preview", "progress", b"progress", "timing", b"timing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "chunk", b"chunk", "failure", b"failure", "image", b"image", "kind", b"kind", "preview", b"preview", "progress", b"progress", "timing", b"timing", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["accepted", "progress", "preview", "image", "timing", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["accepted", "progress", "preview", "image", "timing", "failure", "chunk", "warning"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class UpscalerServiceStub:
-    """Enlarges pictures, tile by tile (SwinIR)."""
+    """Enlarges pictures of up to 25 megapixels, tile by tile (SwinIR). What is gray stays gray, and what is transparent stays so."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -40,7 +40,7 @@ class UpscalerServiceStub:
 
 @_typing.type_check_only
 class UpscalerServiceAsyncStub(UpscalerServiceStub):
-    """Enlarges pictures, tile by tile (SwinIR)."""
+    """Enlarges pictures of up to 25 megapixels, tile by tile (SwinIR). What is gray stays gray, and what is transparent stays so."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Upscale: _aio.UnaryStreamMultiCallable[_upscaler_pb2.UpscaleRequest, _upscaler_pb2.UpscaleResponse]  # type: ignore[assignment]
@@ -49,7 +49,7 @@ class UpscalerServiceAsyncStub(UpscalerServiceStub):
     """What is loaded here."""
 
 class UpscalerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Enlarges pictures, tile by tile (SwinIR)."""
+    """Enlarges pictures of up to 25 megapixels, tile by tile (SwinIR). What is gray stays gray, and what is transparent stays so."""
 
     @_abc_1.abstractmethod
     def Upscale(

@@ -2,6 +2,7 @@
 
 from starlette.requests import Request
 
+from gateway.http.context import base_url_of
 from gateway.http.errors import HttpError
 
 # Of OpenAI's API, as programs append them to their base URL.
@@ -10,12 +11,12 @@ PATHS = ("images/generations", "images/edits", "images/variations", "chat/comple
 
 def wrong_base_url(request: Request) -> HttpError | None:
     """404 with the base URL that works, where the path is one of OpenAI's below another base; otherwise None."""
-    path = request.url.path
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     name = path.removeprefix("/v1/v1").strip("/")
     if name not in PATHS:
         return None
     wrong = "has /v1 twice" if path.startswith("/v1/v1/") else "lacks /v1"
-    base = f"{str(request.base_url).rstrip('/')}/v1"
+    base = f"{base_url_of(request)}/v1"
     return HttpError(
         404,
         "WRONG_BASE_URL",

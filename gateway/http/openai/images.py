@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway.access.caller import Caller
-from gateway.http.context import RequestContext, api_of, caller_of
+from gateway.http.context import RequestContext, api_of, base_url_of, caller_of
 from gateway.http.disconnect import cancel_on_disconnect
 from gateway.http.errors import HttpError, openai_body
 from gateway.http.image_formats import convert, read_prompt
@@ -110,7 +110,7 @@ async def _json_response(request: Request, caller: Caller, asked: ImageRequest, 
             link = api.links.sign(
                 image.sha256, asked.output_format, asked.output_compression, asked.output_size
             )
-            where["url"] = f"{str(request.base_url).rstrip('/')}{link}"
+            where["url"] = f"{base_url_of(request)}{link}"
         if asked.has_b64_json:
             where["b64_json"] = await _encoded(api, caller, asked, image)
         data.append({**where, **_extras(asked, results, image)})

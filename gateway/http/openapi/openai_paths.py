@@ -61,7 +61,10 @@ _PROMPTED = {
     "background": {"enum": ["auto", "opaque", "transparent"], "description": "pictures are opaque"},
 }
 _SKIP_RATIO = {"skip_ratio": {"type": "number", "minimum": 0, "exclusiveMaximum": 1}}
-_FILE: dict[str, Any] = {"contentMediaType": "application/octet-stream", "description": "PNG, JPEG or WebP"}
+_FILE: dict[str, Any] = {
+    "contentMediaType": "application/octet-stream",
+    "description": "PNG, JPEG, WebP, AVIF",
+}
 _DATA_URL: dict[str, Any] = {
     "type": "string",
     "description": "data:image/png;base64,..., or base64 alone",

@@ -2,6 +2,9 @@
 
 import hashlib
 import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,11 +13,12 @@ from starlette.routing import Route
 import triptych
 from gateway.access.caller import Caller
 from gateway.http.context import RequestContext, api_of, caller_of
-from gateway.http.file_response import attachment, file_response
+from gateway.http.file_response import attachment, file_response, large_file_response
 from gateway.http.image_formats import MIME_TYPES, convert
+from gateway.pipeline import is_large
 from gateway.stages import STAGES
 from services.errors import NotFound
-from triptych.png_text import with_text
+from triptych.png_text import HEADER_BYTES, with_text
 from triptych.v1.pipeline_pb2 import Image, Run
 
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -31,11 +35,15 @@ async def read_image(request: Request) -> Response:
     caller = caller_of(request)
     if not SHA256.fullmatch(sha256):
         raise NotFound(f"there is no picture {sha256[:80]!r}; expected 64 hexadecimal digits")
-    mime_type, data = await api.pipeline.read_file(sha256, caller)
-    headers = {"cache-control": FOR_EVER, "content-disposition": _name(sha256, mime_type)}
+    image, size = await api.pipeline.open_file(sha256, caller)
+    headers = {"cache-control": FOR_EVER, "content-disposition": _name(sha256, image.mime_type)}
     if name := request.query_params.get("download", ""):
         headers["content-disposition"] = attachment(name)
-    return file_response(request, data, mime_type, etag=sha256, headers=headers)
+    if is_large(image):
+        read = partial(api.pipeline.read_parts, image)
+        return large_file_response(request, size, read, image.mime_type, etag=sha256, headers=headers)
+    _, data = await api.pipeline.read_file(sha256, caller)
+    return file_response(request, data, image.mime_type, etag=sha256, headers=headers)
 
 
 async def _read_link(request: Request, sha256: str) -> Response:
@@ -58,15 +66,41 @@ async def download_image(request: Request) -> Response:
     """A picture of a run as a file to keep: a PNG says in its own text chunks how it was made."""
     api, caller, ids = api_of(request), caller_of(request), request.path_params
     run = await api.pipeline.get_run(f"runs/{ids['id']}", caller)
-    image, data = await api.pipeline.read_image(f"{run.name}/images/{ids['image']}", caller)
-    if image.mime_type == "image/png":
-        data = with_text(data, describe(run, image))
+    image, size = await api.pipeline.open_image(f"{run.name}/images/{ids['image']}", caller)
     suffix = image.mime_type.partition("/")[2]
     name = request.query_params.get("download") or f"{ids['id']}-{ids['image']}.{suffix}"
     headers = {"cache-control": "private, no-cache", "content-disposition": attachment(name)}
+    if is_large(image):
+        head = with_text(await _first_bytes(api, image), describe(run, image))
+        etag = hashlib.sha256(head + image.sha256.encode()).hexdigest()
+        read = partial(_read_described, api, image, head)
+        total = size - HEADER_BYTES + len(head)
+        return large_file_response(request, total, read, image.mime_type, etag=etag, headers=headers)
+    _, data = await api.pipeline.read_image(image.name, caller)
+    if image.mime_type == "image/png":
+        data = with_text(data, describe(run, image))
     # What the file says of itself may change with the program's version.
     etag = hashlib.sha256(data).hexdigest()
     return file_response(request, data, image.mime_type, etag=etag, headers=headers)
+
+
+async def _first_bytes(api: RequestContext, image: Image) -> bytes:
+    """The header of a PNG, behind which its text stands."""
+    return b"".join([part async for part in api.pipeline.read_parts(image, 0, HEADER_BYTES)])
+
+
+async def _read_described(
+    api: RequestContext, image: Image, head: bytes, start: int, stop: int
+) -> AsyncGenerator[bytes]:
+    """Bytes of a large PNG that begins with `head` in place of its header."""
+    if start < len(head):
+        yield head[start:stop]
+    shift = HEADER_BYTES - len(head)
+    begin = max(start, len(head)) + shift
+    if stop > len(head):
+        async with aclosing(api.pipeline.read_parts(image, begin, stop + shift)) as parts:
+            async for part in parts:
+                yield part
 
 
 def _name(sha256: str, mime_type: str) -> str:

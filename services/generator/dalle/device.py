@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from services.errors import DeviceOutOfMemory, ModelError
+from services.weights.cache import cache_home
 
 log = logging.getLogger(__name__)
 # It reports every kind of accelerator that is not there.
@@ -74,7 +75,7 @@ def limit_processors(threads: int | None) -> Iterator[None]:
 
 
 def _user_cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache_home()
 
 
 def oom_as_job_error() -> AbstractContextManager[None]:

@@ -160,7 +160,7 @@ async def test_two_pictures_are_refused(painter):
 
 
 async def test_a_file_that_is_no_picture_is_refused(painter):
-    with pytest.raises(openai.BadRequestError, match="PNG, JPEG or WebP") as raised:
+    with pytest.raises(openai.BadRequestError, match="PNG, JPEG, WebP") as raised:
         await painter.openai.images.edit(image=b"GIF89a", prompt="x")
     assert raised.value.param == "image"
 

@@ -1,0 +1,87 @@
+"""How `triptych run --help` looks, and errors of the contract in the words of its options."""
+
+from collections.abc import Mapping
+
+import click
+
+from triptych.errors import CallError
+
+EXAMPLES = """\b
+Examples:
+  triptych run "a red house under a full moon"
+  triptych run "a red house" -n 4 --no-upscale -o house --format jpeg
+  triptych run "a red house" "a blue boat" --seed 7
+  cat prompts.txt | triptych run --prompt-file - -q
+  triptych run --image photo.jpg --no-refine              enlarges a picture of yours
+  triptych run "oil painting" --image photo.jpg --skip-ratio 0.6
+  triptych run "a red house" --gateway 127.0.0.1:50050 --detach
+"""
+
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "What to make": ("prompt_file", "images", "mask", "fit", "candidates", "seed", "manual"),
+    "What goes on": ("refine_top", "variations", "upscale_top", "no_refine", "no_upscale"),
+    "Sketch": ("guidance_scale", "temperature", "top_k", "top_p"),
+    "Refine": ("num_steps", "skip_ratio", "refine_guidance_scale", "negative_prompt"),
+    "Enlarge": ("tile_size", "tile_overlap"),
+    "Where": (
+        "gateway",
+        "detach",
+        "token",
+        "ca",
+        "cert",
+        "key",
+        "generator_model",
+        "refiner_model",
+        "upscaler_model",
+    ),
+    "Output": ("out", "file_format", "preview_every", "show", "quiet", "verbose", "as_json"),
+}
+
+# The contract's fields as options; the longest that fits counts.
+OPTIONS_OF_FIELDS = {
+    "spec.prompt": "PROMPT",
+    "spec.seed": "--seed",
+    "spec.init_images": "--image",
+    "spec.generate.count": "--candidates",
+    "spec.generate.settings.guidance_scale": "--guidance-scale",
+    "spec.generate.settings": "",
+    "spec.refine.count": "--variations",
+    "spec.refine.mask": "--mask",
+    "spec.refine.settings.guidance_scale": "--refine-guidance-scale",
+    "spec.refine.settings": "",
+    "spec.upscale.settings": "",
+    "spec.upscale": "--image",
+    "spec.automatic.top_k_after_generate": "--refine-top or --upscale-top",
+    "spec.automatic.top_k_after_refine": "--upscale-top",
+}
+
+
+class GroupedCommand(click.Command):
+    """Shows its options in the sections above; one that is in none comes last."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        records = {
+            param.name: record
+            for param in self.get_params(ctx)
+            if (record := param.get_help_record(ctx)) is not None
+        }
+        for title, names in SECTIONS.items():
+            if found := [records.pop(name) for name in names if name in records]:
+                with formatter.section(title):
+                    formatter.write_dl(found)
+        with formatter.section("Other"):
+            formatter.write_dl(list(records.values()))
+
+
+def in_options(error: CallError) -> str:
+    """A refused request, with the options to blame in place of the contract's fields."""
+    if not error.violations:
+        return str(error)
+    return "; ".join(f"{option_of(field)}: {words}" for field, words in error.violations.items())
+
+
+def option_of(field: str) -> str:
+    for beginning in sorted(OPTIONS_OF_FIELDS, key=len, reverse=True):
+        if field.startswith(beginning):
+            return OPTIONS_OF_FIELDS[beginning] or f"--{field.rpartition('.')[2].replace('_', '-')}"
+    return field

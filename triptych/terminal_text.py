@@ -1,0 +1,29 @@
+"""Text of others, such as prompts and workers' errors, made harmless for a terminal: what it would obey is shown instead.
+
+Control characters move the cursor, set titles and colours, or answer in the user's name; characters that change the
+direction of text show it in another order than it has (Unicode TR 36).
+"""
+
+import re
+
+_CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f"
+# Marks, embeddings, overrides and isolates of direction; separators of lines and paragraphs; half characters.
+_HIDDEN = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff\ud800-\udfff"
+_UNSAFE = re.compile(f"[{_CONTROLS}{_HIDDEN}]")
+_UNSAFE_IN_A_LINE = re.compile(f"[{_CONTROLS}{_HIDDEN}\t\n]")
+
+
+def escape(text: str, *, keeps_lines: bool = False) -> str:
+    """The text with \\x1b and the like written out; also ends of lines, unless `keeps_lines`."""
+    return (_UNSAFE if keeps_lines else _UNSAFE_IN_A_LINE).sub(_written, text)
+
+
+def escape_json(text: str) -> str:
+    """JSON that says the same, with the same characters as \\u escapes; JSON itself escapes those below space only."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _written(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    short = {0x09: "\\t", 0x0A: "\\n", 0x0D: "\\r"}
+    return short.get(code) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
