@@ -4,7 +4,7 @@ First its text encoder on captions alone (`text_pretraining`), then all of it on
 tokenized as it goes, while `slot_probe` asks it what stands where. Logs the loss with the caption, without it and with
 another's: if those are equal, the caption is ignored, and training on is in vain. Writes a sample sheet.
 Needs a trained VQGAN (checkpoint or committed weights), the sprites, 2 GB, 1.3 CPU seconds a step of 16 with
---bfloat16. Reached in 13,200 steps: names .97, names and colours .95, count .93, place 1.0 (docs/models.md).
+--bfloat16. Reached in 13,200 steps: names .97, names and colours .95, count .93, place 1.0 (training/NOTES.md).
 """
 
 import argparse

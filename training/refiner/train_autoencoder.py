@@ -6,7 +6,7 @@
 `--decoder-only` keeps the latents, so that the UNet that lives in them stays valid. It learns from whole pictures'
 latents, which the UNet's pool (see latent_pool.py) has already.
 Needs: the sprites (fetched once through npm), 1 GB of memory, about 0.5 CPU seconds a step.
-Reached: docs/models.md.
+Reached: training/NOTES.md.
 """
 
 import argparse

@@ -6,7 +6,7 @@ Every batch holds hard negatives: for each scene three near misses with another 
 eight candidates of one prompt apart is all that ranking has to do. Both towers are asked, too, what is there. Every
 other batch is candidates that the built-in generator drew (`training.refiner.candidate_pool`), if there is one yet.
 Needs: the sprites, 1 GB of memory, about 0.5 CPU seconds a step, and 20 minutes once for the candidates.
-Reached: right one of 8 1.0 against other scenes, .83 against near misses, in 3,020 CPU seconds (docs/models.md).
+Reached: right one of 8 1.0 against other scenes, .83 against near misses, in 3,020 CPU seconds (training/NOTES.md).
 """
 
 import argparse

@@ -6,7 +6,7 @@
 A UNet learns to ignore a text encoder that knows nothing; this one has learned, from text alone, to tell the
 scene's attributes from the caption, and stays frozen while the UNet is trained.
 Needs: no sprites, 0.3 GB of memory, about 0.08 CPU seconds a step.
-Reached: docs/models.md.
+Reached: training/NOTES.md.
 """
 
 import argparse

@@ -6,7 +6,7 @@ Most of the later timesteps start from a picture that the generator told anew in
 so refining mends what the generator broke. The text encoder is the exported one, frozen.
 Needs: the sprites, the exported `bert` and `autoencoder`, 1 GB of memory, about 0.5 CPU seconds a step.
 Reached: in 6,800 CPU seconds, as many objects named on the generator's pictures after refining as before (.978), more of
-them in their colour, and all nearer to a scene (docs/models.md).
+them in their colour, and all nearer to a scene (training/NOTES.md).
 """
 
 import argparse

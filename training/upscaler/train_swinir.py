@@ -4,7 +4,7 @@
 
 Needs: the sprites; the exported refiner and generator, which make the pictures that it is to enlarge; 2 GB of memory;
 about 0.3 CPU seconds a step. `python -m training.photographs` fetches the photographs that it also measures on.
-Reached: docs/models.md.
+Reached: training/NOTES.md.
 """
 
 import argparse
