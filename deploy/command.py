@@ -1,6 +1,6 @@
 """`triptych deploy`: the pipeline at a place, each stage with as many workers as it needs.
 
-Each place is a group with its own options that says where things are (a Place); the commands below it are the same
+Each place is a group with its own options that locate things (a Place); the commands below it are the same
 everywhere. What is running is asked of the place each time; the folder of a deployment holds logs and the list of workers
 that the gateway reads, and may be lost.
 """
@@ -165,7 +165,7 @@ def scale(place: Place, stage: str, count: int) -> None:
 @click.option("--lines", type=click.IntRange(1), default=50, help="How many of them.")
 @click.pass_obj
 def logs(place: Place, worker: str, lines: int) -> None:
-    """Print the end of a WORKER's log; `status` says their names. `gateway` is one, too."""
+    """Print the end of a WORKER's log; `status` lists their names. `gateway` is one, too."""
     if worker == GATEWAY:
         click.echo(place.gateway.logs(num_lines=lines))
     else:

@@ -18,7 +18,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 class DeployError(TriptychError):
-    """A place that cannot do what it was asked for; says what to do."""
+    """A target cannot do what was requested; the message has what to do."""
 
     reason = "DEPLOY_FAILED"
 
@@ -39,7 +39,7 @@ class Offer:
     machine: str
     is_spot: bool
     price_per_hour: float
-    # How likely the machine is taken away within an hour; None where nobody says.
+    # How likely the machine is taken away within an hour; None if unknown.
     evictions_per_hour: float | None
     note: str = ""
 
@@ -78,7 +78,7 @@ class Deployer(Protocol):
         ...
 
     def launch(self, stage: str) -> Worker:
-        """Starts one worker and returns at once; it serves when `endpoints` says so."""
+        """Starts one worker and returns at once; `endpoints` shows when it serves."""
         ...
 
     def endpoints(self) -> Sequence[Worker]:

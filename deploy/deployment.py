@@ -1,6 +1,6 @@
 """One deployment, whatever its place: brings the wanted number of workers up, keeps the gateway's list of them, scales.
 
-The list of workers (the gateway's --workers-file) is written anew from what the place says whenever something changes.
+The list of workers (the gateway's --workers-file) is written anew from the target's state whenever something changes.
 """
 
 import json

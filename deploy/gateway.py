@@ -68,7 +68,7 @@ class LocalGateway:
         return next((process for service, process in self._processes if service == GATEWAY), None)
 
     def _first_words(self, process: psutil.Process) -> dict[str, str]:
-        """What it says when it serves, out of its log. Raises DeployError when it ends instead."""
+        """The line that it prints when it serves, from its log. Raises DeployError when it ends instead."""
         until = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < until:
             for line in self._processes.log_of(str(process.pid), 100_000).splitlines():

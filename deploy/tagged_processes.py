@@ -1,6 +1,6 @@
 """Processes of this machine that carry a deployment's tag and outlive the command that started them.
 
-The tag is a variable in their environment, so they are found again whatever became of every file.
+The tag is a variable in their environment, so they are found even when every file is lost.
 """
 
 import subprocess

@@ -8,7 +8,7 @@ TriptychError
 ├── NoWorker            UNAVAILABLE         nobody serves that stage or model now
 ├── WorkerEvicted       UNAVAILABLE         this process is going away
 ├── DeviceOutOfMemory   RESOURCE_EXHAUSTED  the device cannot hold this job
-├── Unauthenticated     UNAUTHENTICATED     nobody says who calls
+├── Unauthenticated     UNAUTHENTICATED     no valid token
 ├── PermissionDenied    PERMISSION_DENIED   a token that this gateway does not know
 ├── NotFound            NOT_FOUND
 ├── AlreadyExists       ALREADY_EXISTS      a request_id used before with another body

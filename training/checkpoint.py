@@ -1,7 +1,7 @@
 """Where recipes keep what resuming needs, and how a torch twin's weights become the services' tensors.
 
 A checkpoint is one file of tensors and plain values, read without running code. The twins name their modules as the
-services name their tensors, so export only turns kernels around. Knows no network.
+services name their tensors, so export only turns kernels around.
 """
 
 import os

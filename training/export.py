@@ -1,6 +1,6 @@
 """Writes trained PyTorch parts into the built-in model folders, and reads them back to train on.
 
-float16 on disk, config.json beside, and the manifest of the whole folder. Knows no network.
+float16 on disk, config.json beside, and the manifest of the whole folder.
 """
 
 import json

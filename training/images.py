@@ -1,6 +1,6 @@
 """Painted scenes as PyTorch tensors, crops of them, and how near one picture is to another.
 
-Pictures are NCHW in [-1, 1] for the networks, uint8 (H, W, 3) for people. Knows no recipe.
+Pictures are NCHW in [-1, 1] for the networks, uint8 (H, W, 3) for people.
 """
 
 import random

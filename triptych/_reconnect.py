@@ -1,7 +1,4 @@
-"""Carries a call over broken connections: begun again where it broke, after pauses that grow, for a bounded time.
-
-It knows neither channels nor runs: a call is whatever begins anew from a place and raises CallError.
-"""
+"""Carries a call over broken connections: begun again where it broke, after pauses that grow, for a bounded time."""
 
 import asyncio
 import math

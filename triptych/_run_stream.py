@@ -1,7 +1,4 @@
-"""One run as a caller follows it: its events one by one, or its result when there is no more to come.
-
-It knows neither channels nor requests: how a run begins, is followed and is left comes from client.py.
-"""
+"""One run as a caller follows it: its events one by one, or its result when there is no more to come."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
@@ -37,12 +34,12 @@ class RunStream:
         leave: Callable[[str], Awaitable[None]] | None = None,
         show: bool | None = None,
     ) -> None:
-        """`begin` returns the sequence number to follow from; `is_idle` says whether nothing has come after an event.
+        """`begin` returns the sequence number to follow from; `is_idle` returns whether nothing has come after an event.
 
         `result` has what is known before. `leave` is called when a run goes on that should not.
         """
         self.request_id = request_id
-        # As far as the events have told it.
+        # Grows with the events.
         self.result = result
         self._begin = begin
         self._follow = follow
@@ -93,7 +90,7 @@ class RunStream:
         async with aclosing(aiter(self)) as events:
             async for event in events:
                 yield event
-                # A replay tells of choices, too, that have been made since. A run that our leaving would cancel is kept.
+                # A replay may contain selections made since. A run that our disconnect would cancel is followed on.
                 if (
                     event.state.state == RunState.RUN_STATE_AWAITING_SELECTION
                     and self._leave is None

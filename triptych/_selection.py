@@ -1,4 +1,4 @@
-"""Says which images of a run go to which stage, in the words of a caller or of the contract."""
+"""Selections: which images of a run go to which stage, from a caller's arguments to the contract's messages."""
 
 from collections.abc import Iterable
 from typing import TypedDict

@@ -131,7 +131,7 @@ class RunStream:
 
     @property
     def so_far(self) -> RunResult:
-        """What the events have told until now; it grows while the run is followed."""
+        """The result so far; it grows while the run is followed."""
         return self._stream.result
 
     def __iter__(self) -> Iterator[Event]:

@@ -111,7 +111,7 @@ class Client:
         key: str | Path | None = None,
         backoff: Backoff | None = None,
     ) -> None:
-        """`token` and the PEM files as in triptych/credentials.py; `backoff` says how long broken calls are begun again.
+        """`token` and the PEM files as in triptych/credentials.py; `backoff` limits how long broken calls are retried.
 
         With `ca`, or where the address begins with https://, the connection is encrypted. New calls take up files that
         have changed. Raises OSError for a file that cannot be read.
@@ -389,4 +389,4 @@ class Client:
 
 
 async def no_cancel(name: str) -> None:
-    """Whoever has the request_id may follow the run, too: the gateway cancels it when nobody is left."""
+    """Others with the request_id may follow the run, too: the gateway cancels it when no client is left."""

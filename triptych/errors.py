@@ -1,7 +1,7 @@
 """What goes wrong between a caller and a gateway, as types. Knows gRPC's statuses and the details that travel in them.
 
-CallError              any other status; `reason` says which
-├── InvalidRequest     a field cannot be served; `violations` says which and why
+CallError              any other status; `reason` names it
+├── InvalidRequest     a field cannot be served; `violations` has which and why
 ├── NotFound           no such run or image here
 │   └── ImageLost      the run is here, but that picture's file is not any more, or is damaged there
 ├── RequestIdReused    the request_id was used before with another spec
@@ -12,7 +12,7 @@ CallError              any other status; `reason` says which
 ├── DeadlineExceeded   the time that the caller gave is over
 ├── Unreachable        nobody answers at the address, or not any more
 ├── DamagedImage       a picture that arrived is not the one that was sent
-└── RunFailed          the run made no picture of its last stage; `reason` says why
+└── RunFailed          the run made no picture of its last stage; `reason` has the cause
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ ERROR_DOMAIN = "triptych"
 
 # What a cut connection looks like from here, where no server attached a reason; HTTP/2 resets are INTERNAL.
 _BROKEN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED}
-# What a gateway says that is going away or has just come.
+# From a gateway that is stopping or starting.
 _PASSING_REASONS = {"WORKER_EVICTED", "NOT_READY"}
 
 
@@ -161,7 +161,7 @@ def to_call_error(error: grpc.aio.AioRpcError, address: str) -> CallError:
 
 
 def to_run_error(error: RunError, status: CallError | None = None) -> CallError:
-    """The typed error of a run that failed; `status` is what the call that followed it ended with, if it told."""
+    """The typed error of a run that failed; `status` is that of the call that followed the run, if any."""
     details = ErrorDetails(error.reason or "UNKNOWN", status.retry_after_s if status else None)
     kind = _BY_REASON.get(error.reason, RunFailed)
     code = status.code if status else grpc.StatusCode.UNKNOWN

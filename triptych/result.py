@@ -100,7 +100,7 @@ def state_name(state: RunState.ValueType) -> str:
 
 @dataclass
 class RunResult:
-    """A run as far as its events have been told. `state` is a RunState's name, such as "succeeded"."""
+    """A run, as far as its events were received. `state` is a RunState's name, such as "succeeded"."""
 
     name: str = ""
     prompt: str = ""

@@ -1,4 +1,4 @@
-"""Says which words of a prompt a small model does not know, and what it draws in their place."""
+"""Words of a prompt that a small model does not know, and what it draws instead."""
 
 import re
 from collections.abc import Iterable, Iterator

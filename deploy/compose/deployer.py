@@ -26,7 +26,7 @@ GPU_FILE = "docker-compose.gpu.yml"
 PROJECT = "com.docker.compose.project"
 SERVICE = "com.docker.compose.service"
 MONITORING = ("prometheus", "grafana")
-# Behind the name of a container that was asked to end: the engine remembers it, whoever forgets.
+# Behind the name of a container that was asked to end: the engine keeps it when all files here are lost.
 DRAINING = "-draining"
 # A container that has come up so often without ever being healthy will not be.
 MAX_RESTARTS = 2
@@ -39,7 +39,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True)
 class Container:
-    """One, as the engine tells of it."""
+    """A container, as `docker inspect` describes it."""
 
     said: Mapping[str, Any]
 

@@ -38,7 +38,7 @@ class LocalDeployer:
         return self.processes.log_of(worker_id, num_lines)
 
     def drain(self, worker_id: str) -> None:
-        # A stage that is asked to stop says NOT_SERVING, finishes what it makes within its --grace, and ends.
+        # A stage that is stopped reports NOT_SERVING, finishes what it makes within its --grace, and ends.
         for process in self.processes.numbered(worker_id):
             (self.processes.folder / f"draining-{worker_id}").touch()
             with suppress(psutil.NoSuchProcess):

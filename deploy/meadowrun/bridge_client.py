@@ -28,7 +28,7 @@ class Bridge:
     def __init__(
         self, command: Callable[[], Sequence[str]], log: Path, tell: Tell = lambda line: None
     ) -> None:
-        """`command` may take its time; `tell` hears what Meadowrun says while it works."""
+        """`command` may take its time; `tell` gets Meadowrun's output while it works."""
         self._command = command
         self._log = log
         self._tell = tell

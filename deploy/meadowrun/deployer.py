@@ -1,6 +1,6 @@
 """Workers on EC2 machines, one on each, through Meadowrun.
 
-A machine's tags say which deployment's worker it has, of which stage, and in what state: nothing else is remembered, but
+A machine's tags have the deployment, the stage and the state of its worker: nothing else is remembered, but
 launches that are under way. Meadowrun chooses machines, starts them and runs the job; whether a worker serves is asked of
 the worker, and machines without one are given back at once.
 """
@@ -293,7 +293,7 @@ def bridge_of(folder: Path, tell: Callable[[str], None]) -> Bridge:
 
 
 def _without_cleanup(log: str) -> str:
-    """The job's own words. Its clean-up fails where a machine does not answer IMDSv1, and says so into the same file."""
+    """The job's own log. Its clean-up fails where a machine does not answer IMDSv1, and logs that into the same file."""
     before, found, _ = log.partition("/deallocate_jobs.py")
     return before[: max(before.rfind("Traceback"), 0)] if found else log
 

@@ -26,7 +26,7 @@ class Needs:
     gpus: float | None = 1
     gpu_memory: float | None = 12
     flags: str | None = "nvidia"
-    # In percent a month, as AWS tells it; 0: no spot machines.
+    # In percent a month, as AWS states it; 0: no spot machines.
     max_eviction_rate: float = 80
 
 

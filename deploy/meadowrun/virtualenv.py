@@ -58,7 +58,7 @@ def _is_ready(folder: Path, wanted: str) -> bool:
 
 
 def _run(command: list[str], tell: Tell) -> None:
-    """Tells what is being fetched, and of a command that fails its last lines."""
+    """Runs a command: reports what is fetched, and the last lines if it fails."""
     lines: list[str] = []
     with subprocess.Popen(  # noqa: S603 - python and pip, with a list of our own
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -1,7 +1,7 @@
 """One machine through the system's own ssh, which knows its users' keys, agents, hosts, jumps and tokens.
 
 What is run there is a script of ours with quoted arguments, never a text that a machine has sent. Connections are shared
-(ControlMaster) and end with the object. Every failure says what to do about it.
+(ControlMaster) and end with the object. Every error has what to do about it.
 """
 
 import os
@@ -154,7 +154,7 @@ def explain(machine: Machine, said: str) -> str:
 
 def _close(sockets: Path) -> None:
     for socket in sockets.iterdir():
-        # The socket says which connection is meant, whatever the host.
+        # The socket identifies the connection, whatever the host.
         command = ["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "any"]
         subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - our own
     shutil.rmtree(sockets, ignore_errors=True)

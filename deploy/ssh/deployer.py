@@ -1,7 +1,7 @@
 """Workers on machines that one has, reached by ssh.
 
 Each machine keeps, in a folder of the deployment, what is known of its workers, and each worker carries the deployment's
-tag: nothing has to be remembered here. One question to each machine, all at once, tells what there is.
+tag: nothing has to be remembered here. One command to each machine, all in parallel, lists what there is.
 """
 
 import io
@@ -36,7 +36,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Found:
-    """A worker as its machine tells of it."""
+    """A worker, as its machine reports it."""
 
     machine: Machine
     started: int
@@ -87,7 +87,7 @@ class SshDeployer:
         self._certificates = certificates
         self._connections = {machine.name: Connection(machine) for machine in machines.machines}
         self._tell = tell
-        # Told of already.
+        # Reported already.
         self._troubles: dict[str, str] = {}
 
     @property

@@ -55,7 +55,7 @@ class Machine:
     folder: str = ".local/state/triptych/deployments"
     # The first of as many ports as there are workers, for firewalls; 0: any free ones.
     first_port: int = 0
-    # Lets whoever reaches the machine use its workers: for networks that are private by other means.
+    # Everybody who reaches the machine can use its workers: for networks that are private by other means.
     insecure: bool = False
     # Of its workers: {TRIPTYCH_S3_CACHE = "s3://bucket/prefix"}.
     environment: dict[str, str] = field(default_factory=dict)
@@ -82,14 +82,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Machines:
-    """What the file says: the machines, and options of `triptych serve` by stage."""
+    """The content of the file: machines, and options of `triptych serve` by stage."""
 
     machines: Sequence[Machine]
     options: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def read_machines(path: Path) -> Machines:
-    """Raises DeployError that says what is wrong with the file."""
+    """Raises DeployError for an invalid file."""
     try:
         said = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:

@@ -1,7 +1,7 @@
 """What is run on a machine, in a shell's own words: nothing but a POSIX shell and /proc has to be there.
 
 A deployment has a folder there, and each worker one inside: `pid`, `log`, `said` (its announcement), `draining` when it
-was asked to end. A process is a worker only if its environment says so: numbers of processes are used again, tags are not.
+was asked to end. A process is a worker only if its environment has the tag: process ids are reused, tags are not.
 Every answer is a line that begins with "triptych" and a tab; what else a login prints is not ours.
 """
 

@@ -308,7 +308,7 @@ class Engine(Generic[Job]):
         self._last_finished_at = now
 
     def _post_positions(self) -> None:
-        """Tells each waiting request its place, where it changed; a request with a running job stands at 0."""
+        """Reports changed queue positions to the waiting requests; a request with a running job has position 0."""
         places: dict[Request, int] = {work.request: 0 for work in self._slots.values()}
         for place, work in enumerate(self._waiting):
             places.setdefault(work.request, place + 1)

@@ -78,7 +78,7 @@ Event = Accepted | Progress | Preview | Finished | Failed
 
 
 class EventMailbox:
-    """One request's events on their way to its reader. Lives on the event loop.
+    """Queue of one request's events for its reader. Used on the event loop only.
 
     Its memory is bounded whatever the reader does: a newer progress, preview or queue position replaces the one that
     was not read yet, so it holds at most three entries for each image of the request.

@@ -1,7 +1,7 @@
 """What happens to a picture beside the steps: decoded, compressed and posted while the device thread goes on.
 
 Previews are held to a share of the time that steps take, so however often callers ask for them and however much they
-cost, pictures are not made much later. Knows no network, no queue and no slots.
+cost, pictures are not made much later.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class ScheduledJob(Generic[Job]):
         return self.ticket.index
 
     def fail(self, error: Exception) -> None:
-        """Tells the caller; what is not meant for callers is logged in place of it."""
+        """Reports the error to the caller; an internal error is logged, and the caller gets a general one."""
         if isinstance(error, MemoryError):
             error = DeviceOutOfMemory(
                 "the device has no memory left for this picture; try again, or ask for less"
@@ -131,7 +131,7 @@ class OutputProcessor:
                     encoded = _encoded(picture, encode_preview)
                     work.request.post(Preview(work.index, step, work.num_steps, encoded))
         except Exception:
-            # The picture itself may still succeed; if it cannot, that says so.
+            # The image itself may still succeed; if not, its own error is reported.
             log.exception("a preview failed")
         with self._lock:
             self._credit_s -= self._clock() - started_at

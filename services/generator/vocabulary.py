@@ -1,7 +1,6 @@
 """Puts known words in the place of those that a small model never learnt: "an old automobile" is drawn as "an old car".
 
 The table comes with the model (`words.json` in its part `dalle`); published models have none, and know all words.
-Pure: reads a table and a prompt, knows no network and no framework.
 """
 
 import json
@@ -65,7 +64,7 @@ class Vocabulary:
     ) -> None:
         """`known`: nouns of things and of places, times, weathers, of one word or more, to their plurals.
 
-        A model that draws well only where it is told of a place has `settings`: phrases to add to a prompt that names
+        A model that needs a place in its prompt has `settings`: phrases to add to a prompt that names
         none of the `places`, by a noun that is at home there, and under "" for all others.
         """
         self._known = dict(known) | {plural: plural for plural in known.values()}

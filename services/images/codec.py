@@ -136,7 +136,7 @@ def opened(data: bytes, limits: ImageLimits, field: str, formats: Collection[str
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Decoded, and turned as its EXIF orientation says."""
+    """Decoded, and rotated by its EXIF orientation."""
     # Orientation is applied by hand: ImageOps.exif_transpose decodes and re-encodes the whole EXIF block.
     turn = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,

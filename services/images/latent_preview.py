@@ -1,8 +1,8 @@
 """A quick look at unfinished pictures: a linear map from a grid of latents to colours, in place of a decoder.
 
 Each latent and its eight neighbours give a small patch of pixels. What a decoder makes of a few random grids is enough
-to fit it, so a stage does that while it warms up. It keeps colours and outlines at a thousandth of the cost. Knows no
-network. Letters: B grids, h w latents, F features of a latent, H W pixels, p pixels of a patch's side.
+to fit it, so a stage does that while it warms up. It keeps colours and outlines at a thousandth of the cost.
+Letters: B grids, h w latents, F features of a latent, H W pixels, p pixels of a patch's side.
 """
 
 from dataclasses import dataclass

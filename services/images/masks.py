@@ -1,6 +1,6 @@
 """Which part of a picture is to be repainted, as callers send it: the PNG of a mask, checked and read.
 
-A mask in memory is bool (height, width), true where to repaint. This module knows no network.
+A mask in memory is bool (height, width), true where to repaint.
 """
 
 import io
@@ -21,7 +21,7 @@ MASK_LIMITS = ImageLimits(max_bytes=4 * 2**20)
 OPAQUE = 128
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Of a PNG's header: the byte that says what its pixels are, and the kinds that have an alpha.
+# Of a PNG's header: the byte with the type of its pixels, and the types that have an alpha.
 COLOUR_TYPE_AT, COLOUR_TYPES_WITH_ALPHA = 25, (4, 6)
 
 
@@ -46,7 +46,7 @@ def decode_mask(data: bytes, field: str, *, width: int, height: int) -> Mask:
 def mask_of_transparency(data: bytes) -> bytes | None:
     """The mask that a picture's own transparent pixels are, as a gray PNG of its size; None where it has none.
 
-    Also None for what is no picture, or too large: whoever decodes the picture says so.
+    Also None for what is no picture, or too large: the decoder reports it.
     """
     with suppress(InvalidRequest), opened(data, ImageLimits(), "image", FORMATS) as image:
         if "A" not in image.getbands() and "transparency" not in image.info:
@@ -61,7 +61,7 @@ def mask_of_transparency(data: bytes) -> bytes | None:
 
 
 def has_alpha(data: bytes) -> bool:
-    """Whether a file is a PNG that says how transparent its pixels are; nothing is decoded."""
+    """Whether a file is a PNG with transparency; nothing is decoded."""
     if not data.startswith(PNG_SIGNATURE) or len(data) <= COLOUR_TYPE_AT:
         return False
     # Other kinds may name transparent colours, in a chunk before the pixels.

@@ -1,7 +1,7 @@
-"""The blocks of the diffusion UNets that come of OpenAI's ADM: residual blocks that are told the timestep.
+"""The blocks of the diffusion UNets derived from OpenAI's ADM: residual blocks conditioned on the timestep.
 
-Parameter names are those of guided-diffusion's files. Knows no schedule, no files and no whole network.
-Dimension key: B rows, C F channels, H W pixels, D width of what the blocks are told.
+Parameter names are those of guided-diffusion's files.
+Dimension key: B rows, C F channels, H W pixels, D width of the conditioning.
 """
 
 import math
@@ -136,7 +136,7 @@ def set_norm_groups(network: nn.Module, norm_groups: int) -> None:
 
 
 def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
-    """Starts training as a no-op: each residual branch says nothing until it has learned something."""
+    """Starts training as a no-op: each residual branch returns zeros at first."""
     for parameter in conv.parameters():
         nn.init.zeros_(parameter)
     return conv

@@ -1,7 +1,7 @@
-"""CLIP: one embedding for a prompt and for a picture, whose cosine says how well they fit.
+"""CLIP: one embedding for a prompt and for a picture, whose cosine measures how well they fit.
 
-The text tower also conditions some UNets. Parameter names are those of OpenAI's files. Knows nothing
-of strings or files. Dimension key: B prompts or pictures, T tokens, N positions, E width, K embedding,
+The text tower also conditions some UNets. Parameter names are those of OpenAI's files.
+Dimension key: B prompts or pictures, T tokens, N positions, E width, K embedding,
 H W pixels.
 """
 

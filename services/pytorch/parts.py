@@ -1,4 +1,4 @@
-"""Loads a part of a model folder, config.json and model.safetensors, into its network. Knows no network."""
+"""Loads a part of a model folder, config.json and model.safetensors, into its network."""
 
 import json
 import types

@@ -1,6 +1,6 @@
 """3 x 3 convolutions with 4/9 of the multiplications, for processors: Winograd's F(2, 3) along both axes.
 
-A tile of 2 x 2 pixels comes of 16 products instead of 36: Lavin and Gray 2016, "Fast Algorithms for Convolutional
+Computes a tile of 2 x 2 pixels with 16 products instead of 36: Lavin and Gray 2016, "Fast Algorithms for Convolutional
 Neural Networks". The sums before and after the products are matrix products themselves. F(4, 3) would take 1/4 of the
 multiplications, but four times the memory of the weights, and be 1e-5 of the largest value off where this is 5e-7.
 Dimension key: B pictures, I O channels in and out, H W pixels.

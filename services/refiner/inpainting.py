@@ -1,6 +1,6 @@
 """Repainting a part of a picture: the mask as latents and pixels see it, and the kept pixels put back.
 
-Knows no network, schedule or slot. Dimension key: S side of the model's pictures, h w latent pixels.
+Dimension key: S side of the model's pictures, h w latent pixels.
 """
 
 from dataclasses import dataclass

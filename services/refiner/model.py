@@ -1,7 +1,7 @@
 """A refiner's model: four networks and two tokenizers out of a model folder, and what they do together.
 
 Pictures are uint8 (H, W, 3), latents float32 with the spread that the diffusion knows, whatever the networks
-compute in. It knows no schedule and no slots.
+compute in.
 Dimension key: B rows, T tokens, E context width, K CLIP width, Z latent channels, h w latent pixels,
 S side of the model's pictures.
 """
@@ -43,7 +43,7 @@ MAX_DECODED_TOGETHER = 8
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is told about one prompt."""
+    """The UNet's conditioning for one prompt."""
 
     context: Float[Tensor, "1 T E"]
     clip_embed: Float[Tensor, "1 K"] | None

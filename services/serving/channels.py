@@ -1,8 +1,7 @@
 """Every gRPC option of our servers, and of the channels between them, with its reason.
 
 The defaults of gRPC suit calls of milliseconds. Ours are streams that last minutes, are silent while a
-device computes, and carry pictures; so a peer that hangs must be told apart from one that is busy.
-This module knows no service.
+device computes, and carry pictures; so a peer that hangs must be distinguished from one that is busy.
 """
 
 from collections.abc import Sequence
@@ -47,7 +46,7 @@ _STAGE_MESSAGE_SIZES = (
 _SERVER_OPTIONS = (
     # A server pings, too: a caller that vanished without a word must not keep a device busy.
     *_KEEPALIVE,
-    # A server that is not told to permit pings answers the third one with "too many pings" and hangs up.
+    # A server that does not permit pings answers the third one with "too many pings" and hangs up.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", PING_AFTER_MS // 2),
     ("grpc.http2.max_ping_strikes", 0),

@@ -25,7 +25,7 @@ def tls_options(command: Command) -> Command:
     for option in (
         click.option("--health-port", type=click.IntRange(1, 65535), envvar="TRIPTYCH_HEALTH_PORT", help="Answer health checks here without TLS, and nothing else: for probes that have no certificate."),
         click.option("--insecure", is_flag=True, envvar="TRIPTYCH_INSECURE", help="Listen beyond loopback even if everybody there can use it."),
-        click.option("--tls-client-ca", type=FILE, envvar="TRIPTYCH_TLS_CLIENT_CA", help="Refuse whoever has no certificate of this authority."),
+        click.option("--tls-client-ca", type=FILE, envvar="TRIPTYCH_TLS_CLIENT_CA", help="Refuse clients without a certificate of this authority."),
         click.option("--tls-key", type=FILE, envvar="TRIPTYCH_TLS_KEY", help="Its key."),
         click.option("--tls-cert", type=FILE, envvar="TRIPTYCH_TLS_CERT", help="Certificate of this process; taken up anew when the file changes."),
     ):  # fmt: skip

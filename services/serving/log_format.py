@@ -1,6 +1,6 @@
 """What a process writes to its log: lines of our own modules at the level asked for, of libraries only what goes wrong.
 
-Prompts, tokens and pictures are callers' own and in no line of ours. Libraries know no such rule: at their lower levels
+Prompts, tokens and pictures are callers' own and in no line of ours. Libraries do not follow this rule: at their lower levels
 some tell each statement with its values, and their errors quote what they failed on.
 """
 

@@ -1,6 +1,6 @@
-"""What a process tells Prometheus: pictures made and failed, how long they took, how many wait and run.
+"""Prometheus metrics of a stage: images made and failed, how long they took, how many wait and run.
 
-The numbers are read where they are kept; nothing is counted twice. It knows no network and no proto.
+The numbers are read where they are kept; nothing is counted twice.
 """
 
 import logging
@@ -52,7 +52,7 @@ class StageMetrics:
                 self._images.labels(self._stage, "failed").inc()
 
     def watch(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
-        """Reads each gauge, given as its name, what it says and where it is read, whenever Prometheus asks."""
+        """Reads each gauge, given as its name, its help and its reader, at each scrape."""
         for name, (says, read) in gauges.items():
             gauge = Gauge(name, says, ["stage"], registry=self.registry)
             gauge.labels(self._stage).set_function(read)

@@ -66,7 +66,7 @@ async def serving(
 
     `authenticate` names the caller of each call before its request is read. Without a `certificate` nothing is
     encrypted; see listen_options.py for where that may be. `health_port` answers health checks without it, and nothing else.
-    On exit the server says NOT_SERVING, takes no new call and waits `grace_s` for those that run.
+    On exit the server reports NOT_SERVING, takes no new call and waits `grace_s` for those that run.
     Raises AddressInUse.
     """
     calls = CallGate(authenticate=authenticate, budget=budget)
@@ -148,6 +148,6 @@ def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
 
 
 def announce(service: str, address: str, **more: str) -> None:
-    """Tells whoever started this process that it serves, in one line of JSON on standard output."""
+    """Prints one line of JSON on standard output: the process that started this one learns that it serves."""
     sys.stdout.write(json.dumps({"service": service, "address": address, **more}) + "\n")
     sys.stdout.flush()

@@ -73,10 +73,10 @@ def run_stage(
     service_name: str,
     options: ServeOptions,
 ) -> None:
-    """Serves one stage until it is told to stop. Raises TriptychError when it cannot start."""
+    """Serves one stage until SIGTERM or Ctrl-C. Raises TriptychError when it cannot start."""
     start_logging(options.log_level)
     files = certificate_of(options.tls_cert, options.tls_key, options.tls_client_ca)
-    # A stage knows no tokens: whom it lets in is the certificate's say alone.
+    # A stage has no tokens: client certificates alone control access.
     safe = {
         "--tls-cert": options.tls_cert,
         "--tls-key": options.tls_key,

@@ -77,7 +77,7 @@ class CertificateFiles:
         context.set_alpn_protocols(["http/1.1"])
         try:
             if self.cert is not None:
-                # Beside its use, nothing else in the standard library says whether a key fits its certificate.
+                # Beside its use, nothing else in the standard library checks whether a key fits its certificate.
                 context.load_cert_chain(self.cert, self.key, password=_no_password)
         except (OSError, ValueError) as error:
             raise CertificateError(
@@ -98,7 +98,7 @@ def _no_password() -> bytes:
 
 
 def server_credentials(files: CertificateFiles) -> grpc.ServerCredentials:
-    """For a gRPC server; with `files.ca` it refuses whoever has no certificate of that authority for clients."""
+    """For a gRPC server; with `files.ca` it refuses peers without a client certificate of that authority."""
     latest = files.current()
 
     def fetch() -> Any:

@@ -2,7 +2,7 @@
 
 Neighbours share at least `tile_overlap` pixels and each keeps its half of them: the rim of a tile, which the network
 saw without its surroundings, is dropped rather than averaged in. Tiles start on the network's window grid, so a pixel
-has the same window neighbours in a tile as in the whole picture. This module knows no network and no framework.
+has the same window neighbours in a tile as in the whole picture.
 """
 
 from dataclasses import dataclass

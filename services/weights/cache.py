@@ -75,7 +75,7 @@ def find_cached(name: str, stage: str) -> CachedModel | None:
 
 
 def open_model(name_or_folder: str, stage: str) -> tuple[Path, Manifest]:
-    """Finds a stage's model wherever it may be, fetches it if it must, checks it, and says where it came from.
+    """Finds a stage's model wherever it may be, fetches it if necessary, checks it, and reports where it came from.
 
     Raises ModelError.
     """
@@ -109,7 +109,7 @@ def _logged(name: str) -> Report:
 
 
 def fetch(name: str, stage: str, *, origin: str = "", show: Report = lambda done, total: None) -> CachedModel:
-    """Brings a model into the cache, from S3 or from its origin, and tells where it came from and how long it took.
+    """Brings a model into the cache, from S3 or from its origin, and reports where it came from and how long it took.
 
     `origin` names another place than the published one: a folder or address with a model, or with the files that were
     published. Raises ModelError. What has arrived is kept; the next call goes on from it.
@@ -155,7 +155,7 @@ def fetch(name: str, stage: str, *, origin: str = "", show: Report = lambda done
 def push(folder: Path, bucket: str, *, force: bool = False, show: Report = lambda done, total: None) -> str:
     """Copies a model folder to BUCKET/PREFIX/STAGE/NAME and returns that place.
 
-    What is there already, as it says itself, is left unless `force` is set. The manifest goes last: a reader sees a whole model or none. Raises ModelError.
+    What is there already, by its manifest, is left unless `force` is set. The manifest goes last: a reader sees a whole model or none. Raises ModelError.
     """
     manifest = model_folder.read_manifest(folder)
     check_model_name(manifest.name)

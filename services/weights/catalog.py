@@ -22,7 +22,7 @@ class Source:
     num_params: float = 0.0
     # Of a number as it was published, and as it is kept.
     itemsize: int = 4
-    # Of the one file, where its publisher says it.
+    # Of the one file, if its publisher states it.
     sha256: str = ""
 
 

@@ -1,7 +1,7 @@
 """Large files from far away: in parallel ranges, resumable, verified, and visible only when they are whole.
 
-A download is FILE.part with a note beside it of which ranges are there; it becomes FILE when its bytes are known to be
-right. Two processes that want the same file download it once. It knows no protocol (remotes.py) and no model.
+A download is FILE.part, beside a list of the ranges that have arrived; it becomes FILE when its bytes are known to be
+right. Two processes that want the same file download it once.
 """
 
 import errno
@@ -82,7 +82,7 @@ def download(
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds `path` against other processes; says so when it has to wait for one."""
+    """Holds `path` against other processes; logs when it has to wait for one."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path.with_name(f".{path.name}.lock"))
@@ -242,7 +242,7 @@ def _check_room(folder: Path, num_bytes: int) -> None:
 
 @contextmanager
 def full_disk_errors(folder: Path, what: str) -> Iterator[None]:
-    """Turns the errors of a disk without room into a ModelError that says `what` was to be written."""
+    """Turns the errors of a disk without room into a ModelError that names `what` was to be written."""
     try:
         yield
     except OSError as error:

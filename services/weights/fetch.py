@@ -1,7 +1,7 @@
 """How a model comes to this machine: whole, as `push` left it or another folder has it, or converted from published files.
 
-Both work in a folder `staging` that may hold what an earlier attempt brought, and leave a whole model there. It knows no
-cache (model_cache.py) and no network; each stage's `convert` is imported by name.
+Both work in a folder `staging` that may hold what an earlier attempt brought, and leave a whole model there.
+Each stage's `convert` is imported by name.
 """
 
 import logging

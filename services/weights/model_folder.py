@@ -2,7 +2,6 @@
 
 A model is MODEL/manifest.json and MODEL/<part>/{config.json, model.safetensors, tokenizer files}.
 The manifest names every file with its sha256, so a truncated or swapped file is found before it is loaded.
-This module knows no network and no framework.
 """
 
 import hashlib
@@ -72,7 +71,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a model folder says of itself; `files` maps a path inside the folder to its digest."""
+    """The manifest of a model folder; `files` maps a path inside the folder to its digest."""
 
     name: str
     stage: str
@@ -112,7 +111,7 @@ def all_parts(stage: str, architecture: str = "") -> tuple[str, ...]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads MODEL/manifest.json; raises ModelError that says what is wrong with it."""
+    """Reads MODEL/manifest.json; raises ModelError for an invalid one."""
     path = folder / MANIFEST
     try:
         return parse_manifest(path.read_bytes(), str(path))
@@ -123,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(text: bytes, where: str) -> Manifest:
-    """Raises ModelError that says what is wrong with it, also for names of files outside of the model's folder."""
+    """Raises ModelError for an invalid manifest, also for names of files outside of the model's folder."""
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:

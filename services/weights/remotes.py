@@ -270,7 +270,7 @@ class s3_errors:  # noqa: N801 - a context manager, as contextlib names them
         import boto3.exceptions  # type: ignore[import-not-found, import-untyped, unused-ignore] # it has no types
         import botocore.exceptions as s3
 
-        # A transfer that failed says why in what it was raised from.
+        # The cause of a failed transfer has the reason.
         if isinstance(error, boto3.exceptions.Boto3Error) and isinstance(error.__context__, s3.ClientError):
             error = error.__context__
         match error:

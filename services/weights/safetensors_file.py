@@ -1,7 +1,7 @@
 """Tensors on disk, one at a time: safetensors files that are read and written in less memory than they take.
 
 The format: 8 bytes of header length, a JSON header of names, types, shapes and offsets, then the numbers.
-bfloat16, which numpy does not have, travels as its 16 bits. It knows no network and no framework.
+bfloat16, which numpy does not have, travels as its 16 bits.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Pictures that the built-in generator draws for training prompts, eight for each: what CLIP will have to rank.
 
 The attribute measure reads them, so it is known which fit their prompt best. Drawn freely and without guidance, for it is
-the generator's mistakes that are to be seen. 0.25 CPU seconds a picture, so they are kept in a file. Knows no CLIP.
+the generator's mistakes that are to be seen. 0.25 CPU seconds a picture, so they are kept in a file.
 """
 
 import hashlib

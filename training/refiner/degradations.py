@@ -1,6 +1,6 @@
 """What the generator makes of a picture: what the refiner has to mend.
 
-The exported VQGAN and transformer if there are any; else blur and noise that look much like them. Knows no training.
+The exported VQGAN and transformer if there are any; else blur and noise that look much like them.
 """
 
 import random

@@ -1,7 +1,7 @@
 """Learns the two small vocabularies of the refiner's text encoders from captions.
 
 WordPiece for the text encoder (vocab.txt), byte pairs for CLIP (vocab.json, merges.txt), in the files that
-services.refiner.text.tokenizer reads. Knows no network.
+services.refiner.text.tokenizer reads.
 """
 
 import json

@@ -2,7 +2,6 @@
 
 A caption may leave things out; it says which attributes of the scene it mentions, for only those can be asked of a
 picture. `grammar_caption` is what the attribute measure is asked with; how people write is `natural_captions`'s.
-Knows no pictures.
 """
 
 import random

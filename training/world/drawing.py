@@ -1,7 +1,7 @@
 """Draws scenes: procedural backgrounds, discs, weather, and sprites on them, at any resolution.
 
 Everything stands on a grid of one eighth of 64 (8 px at 128), so that the same object gives a tokenizer of that
-stride the same tokens in every slot. Weather is drawn behind objects. Knows no words.
+stride the same tokens in every slot. Weather is drawn behind objects.
 """
 
 import functools

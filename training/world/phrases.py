@@ -1,6 +1,6 @@
 """The words of the world: phrases for places, times, skies, weathers, slots, sizes, counts, relations, and plurals.
 
-Tables and `plural`; `captions` and `natural_captions` put them together. Knows no scene.
+Tables and `plural`; `captions` and `natural_captions` put them together.
 """
 
 from training.world.vocabulary import IRREGULAR_PLURALS

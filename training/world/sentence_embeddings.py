@@ -1,7 +1,6 @@
 """Embeddings of words by MiniLM (all-MiniLM-L6-v2), whose weights come in a package of Python's index.
 
 The network is written out, forwards only: a BERT of six layers, the mean of its last states, length one.
-Knows no world.
 """
 
 import json

@@ -2,7 +2,6 @@
 
 `fluent_sprites` reads the Fluent 3D emoji (MIT, Microsoft Corporation) from the npm package that it fetches into
 a cache folder; `stand_in_sprites` draws plain shapes instead, for tests on a machine without npm.
-Knows nothing of scenes.
 """
 
 import functools

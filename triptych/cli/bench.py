@@ -99,7 +99,7 @@ async def measured(gateway: str, credentials: Credentials) -> dict[str, dict[str
 def fitted(one_s: float, full_s: float, slots: int) -> dict[str, float]:
     """What a batch costs anyhow, and what each picture in it adds: the line through a picture alone and a full batch.
 
-    Neither is below 0. Where a batch costs more than its pictures one by one, all of it is theirs, for a full batch says
+    Neither is below 0. Where a batch costs more than its pictures one by one, all of it is theirs, for a full batch shows
     what a replica can do; a picture alone is then a little faster than it is said to be.
     """
     each_s = max(0.0, (full_s - one_s) / (slots - 1)) if slots > 1 else 0.0

@@ -1,4 +1,4 @@
-"""Asks in the terminal which pictures of a run go on, and says where to."""
+"""Asks in the terminal which images of a run go on, and to which stage."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Follows a run for the command line: shows its progress, keeps its pictures, says how it ended."""
+"""Follows a run for the command line: shows its progress, saves its images, prints its final state."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from triptych.v1.pipeline_pb2 import Event
 
 @dataclass(frozen=True)
 class Output:
-    """Where a run's pictures go and how it is told."""
+    """Where a run's images go and how its events are shown."""
 
     display: Display
     as_json: bool = False
@@ -75,7 +75,7 @@ async def follow(run: RunStream, progress: RunProgress, output: Output, leaving:
         output.display.note(leaving.words(run.result))
         raise
     except CallError:
-        # A failed run is told twice, as its last event and as an error; what it made is kept.
+        # A failed run is reported twice, as its last event and as an error; its images are kept.
         if run.result.state != "failed":
             raise
 
@@ -97,7 +97,7 @@ def lost(name: str) -> str:
 
 
 def conclude(result: RunResult, progress: RunProgress, output: Output, *, can_go_on: bool = True) -> None:
-    """Shows the pictures, says where they are and how the run ended; raises ClickException unless all went well."""
+    """Shows the images, prints where they are and how the run ended; raises ClickException unless all went well."""
     show(result, output)
     if not output.as_json:
         tell_stages(progress, output.album)

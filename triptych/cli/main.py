@@ -1,4 +1,4 @@
-"""The command `triptych`: imports a command only when it is asked for, and says an error in a line or two.
+"""The command `triptych`: imports a command only when it is run, and reports errors in a line or two.
 
 It knows commands by the name of their module alone, so `triptych --help` imports neither grpc nor a network,
 and a machine that lacks a stage's libraries can still run the others.
@@ -22,7 +22,7 @@ from triptych.cli.streams import set_up_streams
 from triptych.terminal_text import escape
 
 PROGRAM = "triptych"
-# Set by the scripts of `triptych completion`: then the command line only says how an argument may go on.
+# Set by the scripts of `triptych completion`: then the command line only prints completions.
 COMPLETE_VARIABLE = "_TRIPTYCH_COMPLETE"
 # Of a process ended by Ctrl-C, as a shell has it: 128 + SIGINT.
 INTERRUPTED = 130
@@ -34,7 +34,7 @@ OUR_PACKAGES = ("triptych", *_installation.SERVER_PACKAGES)
 
 @dataclass(frozen=True)
 class LazyCommand:
-    """Where a command lies, and what `--help` says of it without importing it."""
+    """The module of a command, and its line in `--help`, which does not import it."""
 
     module: str
     name: str

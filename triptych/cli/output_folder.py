@@ -85,7 +85,7 @@ class OutputFolder:
             self.out.rmdir()
 
     def describe(self, image: Image) -> dict[str, str]:
-        """What a picture's file says of it."""
+        """The text chunks of an image's file."""
         return {
             "prompt": self.prompt,
             "seed": str(image.seed),

@@ -1,7 +1,7 @@
 """Runs `triptych serve` processes as children: starts them, waits until they serve, and leaves none behind.
 
-A child says on its stdout that it serves, logs to stderr, and stops when its stdin reaches its end: the kernel
-closes that pipe however this process ends, kill -9 included. It knows no grpc: addresses are all it hands out.
+A child reports on its stdout that it serves, logs to stderr, and stops when its stdin reaches its end: the kernel
+closes that pipe however this process ends, kill -9 included.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ START_STOP_TIMEOUT_S = 1.0
 # Lines of its log that are kept to say why a child stopped.
 NUM_LAST_LINES = 40
 MAX_LINE_BYTES = 2**20
-# How a service is reached is said to each child by options, where it is not just loopback. What the environment says
-# is meant for services that are started one by one.
+# Options give each child its address. These variables are meant for services that are started one by one, so
+# children do not inherit them.
 DOORS = frozenset(
     f"TRIPTYCH_{option}"
     for option in (
@@ -81,7 +81,7 @@ class Child:
         raise click.ClickException(f"the {self.name} did not start: {await self.last_output()}")
 
     async def last_output(self) -> str:
-        """Waits for its end and says why it ended: its own error message if it left one."""
+        """Waits for its end and returns the reason: its own error message if it left one."""
         code = await self.process.wait()
         await self.log_reader
         for line in reversed(self.last_lines):
@@ -151,7 +151,7 @@ class Pipeline:
     children: Sequence[Child]
 
     async def first_end(self) -> str:
-        """Waits until one of the children ends, which none should, and says which and why."""
+        """Waits until one of the children ends, which none should, and returns which and why."""
         waits = {asyncio.create_task(child.process.wait()): child for child in self.children}
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -219,7 +219,7 @@ async def make(
     detach: bool | None = None,
     leaving: Leaving,
 ) -> tuple[RunResult, RunProgress]:
-    """Makes the run and tells its events. Raises CallError, but not because the run failed."""
+    """Makes the run and shows its events. Raises CallError, but not because the run failed."""
     async with Client(address, **vars(credentials), backoff=backoff) as client:
         try:
             await note_replaced_words(client, spec, output.display)
@@ -251,12 +251,12 @@ async def choose(
 
 
 async def note_replaced_words(client: Client, spec: RunSpec, display: Display) -> None:
-    """Says which words of the prompt the model replaces, before any time is spent. It is a help: without it nothing fails."""
+    """Prints which words of the prompt the model replaces, before the run starts. Errors are ignored."""
     if not spec.prompt:
         return
     try:
         reading = await client.read_prompt(spec.prompt, model=spec.model)
-    except CallError:  # the run itself says what is wrong, and an older gateway has no such call
+    except CallError:  # the run itself reports what is wrong, and an older gateway has no such call
         return
     for line in describe_reading(reading):
         display.note(f"Note: {line}")

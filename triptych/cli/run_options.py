@@ -251,7 +251,7 @@ def automatic_mode(options: RunOptions) -> AutomaticMode:
 
 
 def read_image(path: Path, option: str) -> ImageData:
-    """The file as it is, which the gateway decodes; one that begins as no picture is told before anything starts."""
+    """The file as it is, which the gateway decodes; one that does not begin as an image is refused before anything starts."""
     data = path.read_bytes()
     for mime_type, beginning in BEGINNINGS.items():
         if re.match(beginning, data, re.DOTALL):

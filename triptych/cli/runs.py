@@ -201,7 +201,7 @@ async def select(
             await anext(aiter(selected))
         click.echo(escape(found.name), err=as_json)
         return
-    # What it makes is told by its first event.
+    # Its first event has what it makes.
     asked = RunSpec(prompt=found.spec.prompt)
     album = keep_in(out, found, file_format)
     await follow_to_the_end(

@@ -2,7 +2,7 @@
 
 Every replica advances up to `slots` pictures together; with b of them a picture takes `fixed_s + each_s * b` seconds,
 which is how batching pays: the fixed part is shared. Pictures go to the replica with the fewest, as the gateway does
-it; what an evicted replica was making is made again elsewhere. It knows no network; times are given to it.
+it; what an evicted replica was making is made again elsewhere.
 """
 
 import heapq

@@ -29,7 +29,7 @@ USER_ACTIONS = (
 
 
 class Refused(Exception):
-    """What cannot be done; says what to do instead."""
+    """A request failed; the message has what to do instead."""
 
 
 async def check(region: str, ami: str, gpu: bool) -> dict[str, str]:

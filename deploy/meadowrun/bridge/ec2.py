@@ -43,7 +43,7 @@ followed: set[asyncio.Task[None]] = set()
 Json = dict[str, Any]
 
 
-# What says enough by itself.
+# Errors whose message is enough.
 EXPECTED = (
     Refused,
     MeadowrunAWSAccessError,
@@ -58,7 +58,7 @@ EXPECTED = (
 
 
 def in_words(error: Exception) -> str:
-    """What an expected error says, and what to do where it does not say so."""
+    """The message of an expected error, and what to do if it lacks that."""
     if isinstance(error, botocore.exceptions.NoCredentialsError):
         return (
             "no AWS credentials were found: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -91,7 +91,7 @@ async def launch(
     files: Mapping[str, str],
     wait: bool = False,
 ) -> Json:
-    """Runs one job on a machine of its own, and says where."""
+    """Runs one job on a machine of its own, and returns where."""
     machine = TaggedMachine(region, ami, tags, files)
     environment = job["environment"]
     if job.get("image"):
@@ -140,7 +140,7 @@ async def tag_machine(region: str, instance: str, tags: Mapping[str, str]) -> No
 
 
 async def look(region: str, address: str, job: str) -> str:
-    """What has become of a job: "starting", "running" or "ended"; "unknown" where its machine cannot be asked."""
+    """The state of a job: "starting", "running" or "ended"; "unknown" where its machine cannot be asked."""
     script = (
         f"cd {FOLDER}/io; if [ ! -e {job}.pid ]; then echo starting; "
         f'elif [ -e {job}.process_state ] || ! kill -0 "$(cat {job}.pid)" 2>/dev/null; then echo ended; else echo running; fi'
@@ -184,7 +184,7 @@ async def log(region: str, address: str, job: str, num_lines: int) -> str:
 
 
 async def give_back(region: str, instances: Sequence[str]) -> list[str]:
-    """Ends machines; says which of them do not end."""
+    """Stops machines; returns those that do not stop."""
     release(region, instances)
     left = described(boto3.client("ec2", region_name=region), [KEPT])
     return [one["InstanceId"] for one in left if one["InstanceId"] in instances]

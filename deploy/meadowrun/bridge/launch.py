@@ -1,6 +1,6 @@
 """How Meadowrun is brought to start machines with our tags, one for each worker. Runs in its own environment.
 
-Meadowrun looks for machines and starts them; here it is told which of them it may take, and what they carry.
+Meadowrun looks for machines and starts them; here it gets the machines that it may use, and their tags.
 """
 
 import contextvars
@@ -96,7 +96,7 @@ class TaggedMachine(meadowrun.AllocEC2Instance):  # type: ignore[misc]  # it has
 
 
 class IdleMachines(allocation.EC2InstanceRegistrar):  # type: ignore[misc]  # it has no types
-    """Meadowrun's machines, of which only those without a worker are taken again; new ones are tagged as they begin."""
+    """Meadowrun's machines. Only those without a worker are reused; new ones are tagged at their start."""
 
     def __init__(self, region: str, tags: Mapping[str, str]) -> None:
         super().__init__(region, "raise")

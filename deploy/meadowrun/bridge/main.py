@@ -27,7 +27,7 @@ Answer = Callable[[dict[str, Any]], None]
 
 
 class BridgeReply(io.TextIOBase):
-    """Takes the place of standard output, which Meadowrun prints to: its lines go to whoever asked."""
+    """Takes the place of standard output, which Meadowrun prints to: its lines go to the client."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
@@ -72,7 +72,7 @@ async def _carry_out(question: dict[str, Any], answer: Answer) -> None:
         done = await ec2.DO[question["do"]](**question["with"])
     except ec2.EXPECTED as error:
         answer({"id": question["id"], "failed": ec2.in_words(error)})
-    except Exception as error:  # noqa: BLE001 - whatever Meadowrun raises: whoever asked has to hear it
+    except Exception as error:  # noqa: BLE001 - whatever Meadowrun raises: the client must receive it
         traceback.print_exc()
         answer({"id": question["id"], "failed": f"{type(error).__name__}: {error}"})
     else:
@@ -80,7 +80,7 @@ async def _carry_out(question: dict[str, Any], answer: Answer) -> None:
 
 
 async def main() -> None:
-    # Of the terminal that whoever asks is in: they decide what becomes of it.
+    # Ctrl-C in the client's terminal: the client handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -1,4 +1,4 @@
-"""Connections to machines, each of which is kept. Runs in Meadowrun's own environment, behind the bridge."""
+"""ssh connections to machines, kept open. Runs in Meadowrun's own environment, behind the bridge."""
 
 import asyncio
 from typing import Any

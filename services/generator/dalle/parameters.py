@@ -1,7 +1,7 @@
 """Tensors on disk: model.safetensors into the nested parameters of a network, and back.
 
 Loading is strict: every name of the network once and no other, each in its shape. Writing takes one tensor at a time,
-so that a model larger than memory can be converted. Knows no network.
+so that a model larger than memory can be converted.
 """
 
 import json

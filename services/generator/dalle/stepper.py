@@ -1,7 +1,7 @@
 """Many pictures at once, an image token of each at a time: the generator as steps.
 
 The batch is no larger and no longer than the pictures that are under way need, so one picture costs little and a full
-house is served together. Knows no queue, no callers and no protocol.
+house is served together.
 """
 
 from collections import OrderedDict, deque

@@ -1,7 +1,7 @@
 """Respaced DDPM steps of the prior, the decoder and super-resolution, one row at its own timestep.
 
 The tables are float32, in the order of operations of the implementation that the published settings were tuned with:
-there 1 - abar_t / abar_p is exactly 1 from the first timestep. Knows no network.
+there 1 - abar_t / abar_p is exactly 1 from the first timestep.
 Dimension key: B rows.
 """
 
@@ -25,7 +25,7 @@ MIN_STEPS = 2
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """How one of the networks denoises, and how often unless a caller says otherwise. Defaults: Karlo's prior."""
+    """How one of the networks denoises, and the default number of steps. Defaults: Karlo's prior."""
 
     num_steps: int = 25
     guidance_scale: float = 4.0

@@ -1,6 +1,6 @@
 """Turns a published checkpoint into a part of a model folder: config.json, model.safetensors, tokenizer files.
 
-The configuration is read off the tensors' shapes; what no shape says (head counts, sizes) comes from a config.json or
+The configuration is read off the tensors' shapes; what no shape shows (head counts, sizes) comes from a config.json or
 configs.json beside the source, else from the published models. Nothing in a checkpoint is executed, every name in
 it is used or known to be of no use, and numbers keep their type.
 """

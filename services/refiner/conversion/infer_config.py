@@ -13,7 +13,7 @@ Tensors = Mapping[str, LazyTensor]
 
 
 def config(part: str, tensors: Tensors, settings: Mapping[str, Any], where: str) -> Config:
-    """The configuration; `settings` give what no shape says. Raises ModelError when it is no such network."""
+    """The configuration; `settings` give what no shape shows. Raises ModelError when it is no such network."""
     kind = NETWORKS[part][0]
     try:
         inferred = INFER[part](tensors, settings)

@@ -2,7 +2,7 @@
 
 Pictures are NCHW in [-1, 1]. Latents here are the autoencoder's own: the diffusion's are `scale_factor`
 times these (`to_diffusion`, `from_diffusion`). Parameter names are those of kl-f8.pt.
-Knows nothing of noise, prompts or files. Dimension key: B pictures, H W pixels, Z latent channels,
+Dimension key: B pictures, H W pixels, Z latent channels,
 h w latent pixels, C channels inside.
 """
 

@@ -2,7 +2,7 @@
 
 A sampler is a value: `point` and `timestep` say where the network must be asked next, `advance` takes its
 answer and gives the next value. One latent each, so that latents at different timesteps can share a
-forward. Knows no network, prompt or device. Liu et al. 2022, "Pseudo Numerical Methods for Diffusion
+forward. Liu et al. 2022, "Pseudo Numerical Methods for Diffusion
 Models on Manifolds", as GLID-3-xl runs it. Dimension key: N latents, Z channels, H W latent pixels.
 """
 

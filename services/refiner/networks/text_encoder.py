@@ -1,7 +1,7 @@
 """The text encoder of GLID-3-xl: latent diffusion's "BERT", 32 pre-normalised transformer layers.
 
 It has no attention mask and attends to the padding as it was trained to. Parameter names are those of
-bert.pt. Knows nothing of strings. Dimension key: B prompts, T tokens, E width, M inner width.
+bert.pt. Dimension key: B prompts, T tokens, E width, M inner width.
 """
 
 from dataclasses import dataclass

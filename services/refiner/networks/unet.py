@@ -1,7 +1,6 @@
-"""The UNet that predicts the noise in a latent, told the timestep, the prompt and maybe its CLIP embedding.
+"""The UNet that predicts the noise in a latent, conditioned on the timestep, the prompt and optionally its CLIP embedding.
 
-Latent diffusion's, as GLID-3-xl has it; parameter names are those of diffusion.pt. Knows nothing of
-schedules, guidance, tokens or files.
+Latent diffusion's, as GLID-3-xl has it; parameter names are those of diffusion.pt.
 Dimension key: B rows (latents to denoise), Z latent channels, H W latent pixels, T context tokens,
 E context width, C channels inside, K CLIP width, N pixels as a sequence.
 """
@@ -40,11 +39,11 @@ class UNetConfig:
     attention_ds: tuple[int, ...] = (1, 2, 4)  # down-samplings at which the pixels attend to the prompt
     num_heads: int = 8
     context_dim: int = 1280
-    clip_embed_dim: int | None = None  # None: not told the CLIP embedding (no `clip_proj`)
+    clip_embed_dim: int | None = None  # None: not conditioned on the CLIP embedding (no `clip_proj`)
     # The first latent channels that guidance moves. The published pictures were made with 3 of 4.
     guided_channels: int = 3
     norm_groups: int = NORM_GROUPS
-    # How its pictures are made unless a caller says otherwise.
+    # Default settings of its images.
     num_steps: int = 100
     skip_ratio: float = 0.5
     guidance_scale: float = 5.0
@@ -131,7 +130,7 @@ class UNet(nn.Module):
     def embed(
         self, timesteps: Float[Tensor, " B"], clip_embed: Float[Tensor, "B K"] | None
     ) -> Float[Tensor, "B D"]:
-        """What every residual block is told; without `clip_embed` the timestep alone."""
+        """The conditioning of every residual block; without `clip_embed` the timestep alone."""
         waves = timestep_embedding(timesteps, self.config.model_channels)
         emb = self.time_embed(waves.to(next(self.time_embed.parameters()).dtype))
         return emb if self.clip_proj is None or clip_embed is None else emb + self.clip_proj(clip_embed)

@@ -139,7 +139,7 @@ def _reason(error: Exception) -> str:
 
 
 def find_config(file: Path) -> SwinIRConfig | None:
-    """What a safetensors header or a config.json beside the file says, if it speaks of a SwinIR."""
+    """The configuration in a safetensors header or a config.json beside the file, if it is a SwinIR's."""
     if file.suffix == ".safetensors":
         header = read_metadata(file).get("config")
         if header is not None:
@@ -154,7 +154,7 @@ def find_config(file: Path) -> SwinIRConfig | None:
             return SwinIRConfig.from_json(raw)
     if (file.parent / "config.json").is_file():
         raw = read_config(file.parent)
-        # Downloads lie side by side: another network's configuration says nothing of this one.
+        # Downloads lie side by side: the file may be another network's configuration.
         if {"upsampler", "embed_dim"} <= raw.keys():
             return SwinIRConfig.from_json(raw)
     return None

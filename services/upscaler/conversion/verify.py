@@ -1,7 +1,7 @@
 """The loaded network against golden vectors of the published code, array by array.
 
 Vectors are safetensors: `<case>.in_u8`, `<case>.out`, and `acts_<H>x<W>.<module>` for what a module gave in the case
-`fwd_<H>x<W>`. A golden.json beside them says of which kind each case is; without one, the case's name does.
+`fwd_<H>x<W>`. A golden.json beside them has the kind of each case; without one, the case's name does.
 """
 
 import json
@@ -56,7 +56,7 @@ def compare(part_folder: Path, part: str, golden: Path) -> list[GoldenDifference
 
 
 def find_vectors(golden: Path, config: SwinIRConfig) -> tuple[Path, dict[str, Any]]:
-    """The vectors file for this network, and what golden.json says of its cases, by name."""
+    """The vectors file for this network, and the entries of golden.json for its cases, by name."""
     folder = golden if golden.is_dir() else golden.parent
     try:
         facts = json.loads((folder / "golden.json").read_text("utf-8"))

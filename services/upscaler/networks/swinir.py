@@ -2,7 +2,7 @@
 
 Parameter names are those of the published checkpoints. The residual stream is one float32 row per pixel, in raster
 order; a block gathers windows of rows, advances them and puts them back, so attention masks, shifting and partition
-are index lists computed once per size. It is an ordinary trainable module. It knows no tile, file or service.
+are index lists computed once per size. It is an ordinary trainable module.
 Letters: B pictures, H x W pixels, P pixels of all pictures, C channels, n windows of N pixels, K heads, D channels of a head.
 """
 

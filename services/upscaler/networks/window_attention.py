@@ -1,7 +1,7 @@
 """Windows of pixels, and attention inside them.
 
 A window is a list of rows of the residual stream, so partition and shifting cost one gather, and masks are as few as
-the kinds of window that there are: inside, right edge, bottom edge, corner. It knows no block and no picture.
+the kinds of window that there are: inside, right edge, bottom edge, corner.
 Letters: n windows of N pixels, C channels, K heads, D channels of a head.
 """
 

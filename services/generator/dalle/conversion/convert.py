@@ -1,6 +1,6 @@
 """Makes a part of a model folder from the published files of DALL·E Mini or its VQGAN.
 
-Takes both layouts of the Flax checkpoints (layers stacked by `scan`, or one by one), float32 or float16, and says which
+Takes both layouts of the Flax checkpoints (layers stacked by `scan`, or one by one), float32 or float16, and reports which
 names are missing or left over. The tensors keep their precision.
 """
 
@@ -137,7 +137,7 @@ def _read(arrays: Mapping[str, FlaxArray], source: Source) -> NDArray[Any]:
 
 
 def _check_size(raw_config: Mapping[str, Any], folder: Path) -> None:
-    """Before any list is made that is as long as a configuration says."""
+    """Checked before a list of the configured length is allocated."""
     for name in ("encoder_layers", "decoder_layers", "num_res_blocks"):
         if isinstance(found := raw_config.get(name, 0), int) and found > MAX_LAYERS:
             raise ModelError(f"{folder / 'config.json'}: {name}: expected at most {MAX_LAYERS}, got {found}")

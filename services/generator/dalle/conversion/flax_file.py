@@ -2,7 +2,6 @@
 
 Flax writes msgpack with extension types: 1 is an array (shape, dtype, bytes), 3 a numpy scalar in the same form; an array
 above 1 GiB is a map {"__msgpack_chunked_array__": true, "shape": {"0": ...}, "chunks": {"0": array, ...}}.
-Knows no network.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""DALL·E Mini: a BART that reads a prompt and writes image tokens. Functions of parameters; knows no file.
+"""DALL·E Mini: a BART that reads a prompt and writes image tokens. Functions of parameters.
 
 Parameters are named as in `dalle_parameters`, and joined and turned by its `prepare`.
 """

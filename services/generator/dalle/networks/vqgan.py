@@ -1,4 +1,4 @@
-"""The VQGAN: image tokens to pixels, and pixels to image tokens. Functions of parameters; knows no file.
+"""The VQGAN: image tokens to pixels, and pixels to image tokens. Functions of parameters.
 
 Parameters, as nested dicts and as dotted safetensors names, are the published ones with dots: conv kernels are HWIO,
 norms are groups of 32 with `scale` and `bias`:

@@ -1,6 +1,6 @@
 """3 x 3 convolutions with half the multiplications, for processors: Winograd's F(4, 3) along the rows.
 
-Four neighbours of an output row come of six products instead of twelve: Lavin and Gray 2016, "Fast Algorithms for
+Computes four neighbours of an output row with six products instead of twelve: Lavin and Gray 2016, "Fast Algorithms for
 Convolutional Neural Networks". Along one axis alone, since what XLA makes of the sums for both axes costs what it saves.
 """
 

@@ -1,7 +1,7 @@
 """Normalizes a prompt to the form that DALL·E Mini's captions had in training, step by step as its own code does.
 
 Works offline: the word list that splits hashtags is optional. Where the reference draws at random what "<person>"
-becomes, here it is always "someone", so that a prompt means one thing. Knows no tokenizer.
+becomes, here it is always "someone", so that a prompt means one thing.
 """
 
 import html

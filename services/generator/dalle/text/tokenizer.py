@@ -42,7 +42,7 @@ class Tokenizer:
 
     @property
     def uncond_tokens(self) -> TextTokens:
-        """The prompt that says nothing: start and end alone; an empty string's normalized form is a space."""
+        """The empty prompt: start and end tokens; an empty string's normalized form is a space."""
         ids = np.full(self._length, PAD_ID, np.int32)
         ids[:2] = START_ID, END_ID
         return TextTokens(ids, np.arange(self._length) < 2)

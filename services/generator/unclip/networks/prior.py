@@ -1,7 +1,7 @@
-"""The prior: a transformer that denoises the CLIP embedding of a picture, told the text.
+"""The prior: a transformer that denoises the CLIP embedding of an image, conditioned on the text.
 
 It predicts the embedding itself, scaled to a mean of 0 and a deviation of 1. Parameter names are those of the
-published hub folder. Knows no schedule, no guidance, no tokens and no files.
+published hub folder.
 Dimension key: B rows, T text tokens, E width of the text states, K CLIP width, N tokens in all, C width inside.
 """
 

@@ -1,6 +1,6 @@
-"""What the decoder is told: CLIP embeddings of the picture to be and of the text, and the text's states.
+"""Conditioning of the decoder: CLIP embeddings of the image and of the text, and the text's states.
 
-Parameter names are those of the published hub folder. Knows no tokens and no files.
+Parameter names are those of the published hub folder.
 Dimension key: B rows, T text tokens, E width of the text states, K CLIP width, C context width, D width of the
 decoder's time embedding, X extra context tokens.
 """
@@ -38,7 +38,7 @@ class TextProjection(nn.Module):
     def __init__(self, config: TextProjectionConfig) -> None:
         super().__init__()
         self.config = config
-        # Stands for the picture's embedding in rows that are not told it.
+        # Replaces the image embedding in unconditional rows.
         self.learned_classifier_free_guidance_embeddings = nn.Parameter(torch.zeros(config.embed_dim))
         self.embedding_proj = nn.Linear(config.embed_dim, config.time_embed_dim)
         self.clip_image_embeddings_project_to_time_embeddings = nn.Linear(

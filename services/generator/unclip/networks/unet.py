@@ -1,9 +1,9 @@
-"""The UNets of the decoder, whose pixels attend to a context, and of super-resolution, which is told a picture.
+"""The UNets of the decoder, whose pixels attend to a context, and of super-resolution, conditioned on an image.
 
 Both are ADM's, with down- and up-sampling inside residual blocks; parameter names are those of the original files,
-but that queries, keys and values of all heads stand one after another. Knows no schedule, no guidance and no files.
+but that queries, keys and values of all heads stand one after another.
 Dimension key: B rows, I O channels in and out, C channels inside, H W pixels, N tokens of context, E its width,
-D width of what the blocks are told.
+D width of the conditioning.
 """
 
 from dataclasses import dataclass
