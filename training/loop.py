@@ -115,7 +115,7 @@ def train(
         is_last = share_done(done, time.monotonic() - started, options) >= 1
         is_measured = done % options.measure_every == 0 or is_last
         if done % options.log_every == 0 or is_measured:
-            # Of those steps that told it: not every step of a recipe needs to.
+            # Of the steps that reported it: not every step of a recipe needs to.
             means = {key: round(statistics.fmean(values), 5) for key, values in logged.items()}
             logged = {}
             record: dict[str, object] = {

@@ -27,7 +27,7 @@ TINY = DalleConfig(
     decoder_start_token_id=2048,
     use_glu=True,
 )
-UNCONDITIONAL = (0, 2)  # <s> </s>: the prompt that says nothing
+UNCONDITIONAL = (0, 2)  # <s> </s>: the empty prompt
 
 Cache = dict[str, Tensor]
 

@@ -1,4 +1,4 @@
-"""Teaches the generator's text encoder what a caption says, before it ever sees an image token.
+"""Teaches the generator's text encoder what a caption means, before it ever sees an image token.
 
 Without this the transformer ignores its caption. From the mean of the hidden states one linear layer reads, for every
 kind of object, how many there are, their colour, size and slots, and place, time, weather and sky. Text only, minutes.

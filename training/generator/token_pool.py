@@ -85,7 +85,7 @@ class TokenPool:
     def restore(self, path: Path) -> None:
         """Takes what `save` wrote; the scenes are sampled again. Only for the same world and tokenizer.
 
-        Raises ValueError for a pool of another seed: its tokens would be told by the captions of other scenes.
+        Raises ValueError for a pool of another seed: its tokens would be paired with captions of other scenes.
         """
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["seed"]) != str(self._seed):

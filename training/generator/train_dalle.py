@@ -50,7 +50,7 @@ EXTENDED_TOKENIZER = EXTENDED_FOLDER / TOKENIZER.name
 class Recipe:
     steps: int = 4000
     batch: int = 16
-    fresh: int = 8  # of which so many scenes are new, until the pool is full
+    fresh: int = 8  # so many of them are new scenes, until the pool is full
     learning_rate: float = 1.5e-3
     uncond_share: float = 0.1  # of the captions are left out: guidance needs it
     # What tokens weigh more that show an object or could have. If only those that do weighed more, it would be drawn
@@ -59,7 +59,7 @@ class Recipe:
     # What the decoder is asked after three of its layers: `slot_probe`.
     probe_layer: int = 2
     probe_weight: float = 0.3
-    # Of the tokens that a picture is told by, up to so many are another's: what is drawn is not always right either.
+    # Up to so many tokens of a picture are replaced by another's: what is drawn is not always right either.
     corrupted_share: float = 0.1
     text_steps: int = 900
     text_learning_rate: float = 1.5e-3
@@ -174,7 +174,7 @@ class Trainer:
 
 
 def unconditional(length: int) -> Int[Tensor, " T"]:
-    """The prompt that says nothing, as the services encode it."""
+    """The empty prompt, as the services encode it."""
     tokens = torch.full((length,), TEXT_PAD_ID)
     tokens[: len(UNCONDITIONAL)] = torch.tensor(UNCONDITIONAL)
     return tokens

@@ -29,7 +29,7 @@ from training.world.scene_reader import Reader, Reading, score
 from training.world.scenes import NARROW, Scene, SceneObject, sample_scenes
 
 NUM_CANDIDATES = 8
-# One prompt in three has candidates of which some are wrong; as the service draws, one in twelve.
+# One prompt in three has some wrong candidates; as the service draws, one in twelve.
 SAMPLING = SamplingDefaults(temperature=0.9, top_k=0, top_p=1.0, guidance_scale=1.0)
 DRAWN_TOGETHER = 16
 SEED = 3

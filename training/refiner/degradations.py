@@ -29,7 +29,7 @@ from training.world.scenes import Scene
 Degrade = Callable[[Tensor, Sequence[Scene], random.Random], Tensor]
 # The side of the generator's pictures; the refiner enlarges them to its own.
 SKETCH_PX = 128
-# How many tokens of a picture are told anew, at most, and how freely.
+# How many tokens of a picture are resampled, at most, and how freely.
 LEAST_RETOLD, MOST_RETOLD = 0.1, 0.9
 TEMPERATURE = 0.8
 
@@ -71,7 +71,7 @@ def tokenizer_degrade(weights: Path = WEIGHTS) -> Degrade:
 
 
 def generator_degrade(weights: Path = WEIGHTS, transformer: Path = TRANSFORMER) -> Degrade:
-    """As `tokenizer_degrade`, but the transformer tells some of the tokens anew: its mistakes, in their places."""
+    """As `tokenizer_degrade`, but the transformer resamples some of the tokens: its mistakes, in their places."""
     if not transformer.exists():
         return tokenizer_degrade(weights)
     vqgan, dalle, tokenizer = Vqgan(), load_dalle(transformer), Tokenizer.from_file(str(TOKENIZER))

@@ -38,7 +38,7 @@ NEAR_MISSES = 3
 # Of what is there, among a hundred things that are not; and of the probe beside the contrast.
 PRESENT_WEIGHT, PROBE_WEIGHT = 5.0, 0.3
 MAX_LOGIT_SCALE = 4.6  # log(100), as OpenAI's
-# Of prompts whose candidates were drawn: so many to measure on, and how often one of which some candidates are wrong.
+# Of prompts whose candidates were drawn: so many to measure on, and how often one with some wrong candidates.
 NUM_PROMPTS_KEPT, MIXED_SHARE = 64, 0.75
 # Fits that differ by less are equally good.
 EQUAL_FIT = 1e-3
@@ -61,7 +61,7 @@ def make_config(vocab_size: int) -> ClipConfig:
 
 
 def near_miss(scene: Scene, rng: random.Random, world: World) -> Scene:
-    """The same scene with one thing that a caption says changed: a colour, an object, or how many there are.
+    """The same scene with one thing of the caption changed: a colour, an object, or how many there are.
 
     Among them what the generator gets wrong: one of them too many, or all of them alike.
     """
@@ -99,7 +99,7 @@ def draw_scenes(count: int, rng: random.Random) -> list[Scene]:
 class ContentProbe(nn.Module):
     """Reads off an embedding, of a picture or of a caption, what there is: things, things in a colour, how many in all.
 
-    One picture in fifty differs in what a contrast of pairs teaches slowly; this says it at once. Not exported.
+    A contrast of pairs teaches slowly what differs in one picture of fifty; this teaches it directly. Not exported.
     """
 
     def __init__(self, embed_dim: int) -> None:

@@ -1,9 +1,9 @@
-"""Trains the refiner's text encoder ("BERT") to know what a caption says, before any picture is seen.
+"""Trains the refiner's text encoder ("BERT") to know what a caption means, before any picture is seen.
 
     python -m training.refiner.train_text_encoder --steps 2500 --resume --export
     python -m training.refiner.train_text_encoder --from-weights --new-words --steps 1200 --export   # a larger world
 
-A UNet learns to ignore a text encoder that knows nothing; this one has learned, from text alone, to tell the
+A UNet learns to ignore an untrained text encoder; this one has learned, from text alone, to tell the
 scene's attributes from the caption, and stays frozen while the UNet is trained.
 Needs: no sprites, 0.3 GB of memory, about 0.08 CPU seconds a step.
 Reached: training/NOTES.md.

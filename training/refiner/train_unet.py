@@ -1,8 +1,8 @@
-"""Trains the refiner's UNet: noise in latents, told the timestep and the caption.
+"""Trains the refiner's UNet: noise in latents, conditioned on the timestep and the caption.
 
     python -m training.refiner.train_unet --steps 4000 --resume --export
 
-Most of the later timesteps start from a picture that the generator told anew in part, and are to end at the true one:
+Most of the later timesteps start from a picture that the generator resampled in part, and are to end at the true one:
 so refining mends what the generator broke. The text encoder is the exported one, frozen.
 Needs: the sprites, the exported `bert` and `autoencoder`, 1 GB of memory, about 0.5 CPU seconds a step.
 Reached: in 6,800 CPU seconds, as many objects named on the generator's pictures after refining as before (.978), more of
@@ -85,7 +85,7 @@ def draw_timesteps(rng: random.Random) -> tuple[int, int]:
 
 
 class DiffusionLoss:
-    """Makes batches: noisy latents, timesteps, what the network is told, what it is to answer."""
+    """Makes batches: noisy latents, timesteps, conditioning, targets."""
 
     def __init__(self, pool: Pool, encoder: TextEncoder, tokenizer: Tokenizer) -> None:
         self._pool = pool

@@ -184,7 +184,7 @@ def from_pictures(pictures: Sequence[Picture]) -> Tensor:
 
 
 def start_as_linear_filter(network: SwinIR, corpus: TrainingImages) -> None:
-    """Starts the network as the best 3x3 linear enlarger: features 0 to 2 carry RGB, the body says nothing.
+    """Starts the network as the best 3x3 linear enlarger: features 0 to 2 carry RGB, the body returns zeros.
 
     The weights of the last convolution come from least squares; what is learned is what a linear filter cannot do.
     """

@@ -1,6 +1,6 @@
-"""Says a scene in words: half of the time as people write, half of the time in a grammar that says nearly everything.
+"""Captions of a scene: half of the time as people write, half of the time in a grammar that mentions nearly everything.
 
-A caption may leave things out; it says which attributes of the scene it mentions, for only those can be asked of a
+A caption may leave things out; it lists which attributes of the scene it mentions, for only those can be asked of a
 picture. `grammar_caption` is what the attribute measure is asked with; how people write is `natural_captions`'s.
 """
 
@@ -128,7 +128,7 @@ def _subject(scene: Scene, rng: random.Random, mentions: set[str], *, plain: boo
 def _placed(
     objects: Sequence[SceneObject], phrases: list[str], rng: random.Random, mentions: set[str], *, plain: bool
 ) -> list[str]:
-    """The phrases, with the slots of their objects or without; two may become one that says who is left of whom."""
+    """The phrases, with the slots of their objects or without; two may become one about who is left of whom."""
     if any(o.slot not in SLOTS for o in objects):
         return phrases
     if len(phrases) == 2 and not plain and rng.random() < 0.25:

@@ -1,7 +1,7 @@
 """Captions as people write prompts: few words or many, fillers, any order, plurals; no place, no time, no colour, mostly.
 
 What goes unsaid may be anything; what is said is so. Two things that are named stand from left to right, unless the
-caption says otherwise.
+caption states otherwise.
 """
 
 import random

@@ -77,7 +77,7 @@ RIDING_PHRASES = ("{b} riding {a}", "{b} on {a}", "{b} riding on {a}", "{b} sitt
 BESIDE_PHRASES = (
     "{a} next to {b}", "{a} beside {b}", "{a} and {b}", "{a} near {b}", "{a} with {b}", "{a} by {b}",
 )  # fmt: skip
-# What can be ridden, and who rides: more may be on each other, but nobody says so.
+# What can be ridden, and who rides: others may be on each other, but no caption mentions it.
 MOUNTS = frozenset(
     ("horse", "unicorn", "dragon", "elephant", "dinosaur", "zebra", "deer", "bike", "motorcycle", "cow", "pig", "whale",
      "dolphin", "turtle", "lion", "tiger", "giraffe", "sheep", "train", "shark")

@@ -1,7 +1,7 @@
 """Reads off a picture which scene it shows, without training: analysis by synthesis.
 
 Tries the world's own finite set of backgrounds against the picture, then its sprites, one after another, each where it
-explains most of what is left. Right on real pictures; on generated ones it says what they look most like. Always read a
+explains most of what is left. Right on real pictures; on generated ones it returns what they look most like. Always read a
 score beside the tokenizer's ceiling and chance (`score` of shuffled readings).
 """
 

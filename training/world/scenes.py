@@ -1,6 +1,6 @@
 """Scenes of the built-in family's world: what is in a picture, sampled from a seed.
 
-A scene is a place, a time of day, a weather, something in the sky, and one to four objects. A world says how many
+A scene is a place, a time of day, a weather, something in the sky, and one to four objects. A world defines how many
 of each there are. Combinations of object, colour and place are held out by their hash: no recipe trains on them.
 Drawing is `drawing`'s, words are `captions`'s.
 """
@@ -64,7 +64,7 @@ class World:
     paired: float = 0.0  # how often two of three that are not all of a kind are: "two trees and a house"
     related: float = 0.0  # how often one of two is above, on or in front of the other
     places: tuple[str, ...] = NARROW_PLACES
-    # Objects that are met more often than their number says: those that a model has yet to learn.
+    # Objects that are met more often than their number suggests: those that a model has yet to learn.
     focus: tuple[str, ...] = ()
     focus_share: float = 0.0
 
@@ -222,7 +222,7 @@ def _sample_objects(rng: random.Random, world: World) -> tuple[SceneObject, ...]
     names = world.choose_objects(rng, count)
     objects = [_sample_object(rng, world, name, slot, sizes) for name, slot in zip(names, slots, strict=True)]
     if count > 2 and world.paired and rng.random() < world.paired:
-        # The first two alike, or the last two: what is between two of a kind is told by its relation.
+        # The first two alike, or the last two: what is between two of a kind is identified by its relation.
         pair = rng.choice(((0, 1), (1, 2), (0, 2))) if count == 3 else (0, 1)
         objects[pair[1]] = replace(objects[pair[0]], slot=slots[pair[1]])
         if count == 4:

@@ -3,7 +3,7 @@
     python -m training.world.word_table --world wide
 
 Takes the common English nouns for what can be seen, with inflections and two-word names, from WordNet; the nearest known
-word is told by MiniLM's embeddings of word and meaning, and by what WordNet says is a kind of what. Animals are replaced
+word is chosen by MiniLM's embeddings of word and meaning, and by WordNet's kinds. Animals are replaced
 by animals, people by people. Needs npm, pip, 1 GB and five minutes. Writes the generator's part `dalle/words.json`.
 """
 
@@ -144,7 +144,7 @@ IRREGULAR = {"mice": "mouse", "geese": "goose", "oxen": "ox", "fungi": "fungus",
              "children": "child", "grandchildren": "grandchild", "hippopotami": "hippopotamus"}  # fmt: skip
 # More than can be drawn.
 LARGE_NUMBERS = ("five", "six", "seven", "eight", "nine", "ten", "5", "6", "7", "8", "9", "10")
-# Places, times and weathers that are told badly by meanings that tell of land, water and hours.
+# Places, times and weathers whose meanings about land, water and hours are misleading.
 SETTING_NAMES = {
     "lake": "sea", "river": "sea", "pond": "sea", "bay": "sea", "lagoon": "sea", "harbor": "sea", "island": "beach",
     "jungle": "forest", "rainforest": "forest", "swamp": "forest", "garden": "meadow", "park": "meadow", "farm": "meadow",
@@ -325,7 +325,7 @@ def nearest(
         rank = wordnet.senses[word].index(sense)
         found = [(float(row.max()) - RARE_SENSE_PENALTY * rank, targets[int(row.argmax())].word)]
         if wordnet.synsets[sense].lexicon == "person" and not wordnet.synsets[sense].is_proper and people:
-            # Whoever is no dancer and no king is a woman or a man, a girl or a boy.
+            # A person who is no dancer and no king is a woman or a man, a girl or a boy.
             found.append((MIN_SIMILARITY, targets[max(people, key=lambda i: row[i])].word))
         best[word] = max(best.get(word, (-1.0, "")), *found)
     rows = sorted(((similarity, word, near) for word, (similarity, near) in best.items()), reverse=True)
