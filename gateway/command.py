@@ -226,6 +226,12 @@ def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @http_options
 @click.option(
+    "--examples/--no-examples",
+    default=True,
+    show_default=True,
+    help="Make pictures of the models' example prompts, once, when somebody opens the page for the first time.",
+)
+@click.option(
     "--stage-ca",
     type=FILE,
     help="The authority that stages' certificates must come from; without it, no TLS there.",
@@ -320,6 +326,7 @@ def serve(
         grace_s=values["grace"],
         exit_with_parent=values["exit_with_parent"],
         metrics_port=values["metrics_port"],
+        has_examples=values["examples"],
     )
     asyncio.run(run_gateway(options))
 

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from gateway.access.authentication import Authentication
 from gateway.grpc_service import SERVICE, PipelineService
 from gateway.http.context import RequestContext
+from gateway.http.example_gallery import ExampleGallery
 from gateway.http.proxies import TrustedProxies
 from gateway.http.server import serving_http
 from gateway.journal.journal import Journal, open_journal
@@ -87,6 +88,16 @@ def data_folder() -> Path:
     return Path(home) / ".local" / "share" / "triptych"
 
 
+def examples_folder(locations: StorageLocations) -> Path | None:
+    """Beside a journal that is a file; else the user's own, where there is one."""
+    if locations.journal not in ("", NOWHERE) and "://" not in locations.journal:
+        return Path(locations.journal).parent / "examples"
+    try:
+        return data_folder() / "examples"
+    except InvalidStore:
+        return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class GatewayOptions:
     """What `triptych serve gateway` is told; `targets` maps a stage's name to its workers."""
@@ -110,6 +121,7 @@ class GatewayOptions:
     grace_s: float
     exit_with_parent: bool
     metrics_port: int | None
+    has_examples: bool = True
 
 
 async def run_gateway(options: GatewayOptions) -> None:
@@ -142,12 +154,17 @@ async def run_gateway(options: GatewayOptions) -> None:
         budget = RequestBudget()
         web = None
         if options.http_port is not None:
+            examples = None
+            if options.has_examples and (folder := examples_folder(options.storage)):
+                examples = ExampleGallery(pipeline, folder)
+                stack.push_async_callback(examples.close)
             web = await stack.enter_async_context(
                 serving_http(
                     RequestContext(
                         pipeline,
                         options.authentication,
                         budget=budget,
+                        examples=examples,
                         public_url=options.http_public_url,
                     ),
                     host=options.host,

@@ -11,13 +11,14 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Scope
 
+from gateway.http.compression import compressing
 from gateway.http.context import RequestContext
 from gateway.http.errors import HttpError, to_response
 from gateway.http.openai import images as openai_images, models as openai_models
 from gateway.http.openai.base_url import wrong_base_url
 from gateway.http.openapi import document
 from gateway.http.request_body import ReservationMiddleware
-from gateway.http.routes import dalle_playground, health, images, page, runs
+from gateway.http.routes import dalle_playground, examples, health, images, page, runs
 from gateway.http.security import SecurityMiddleware, is_openai, path_of
 from services.errors import TriptychError
 
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 ROUTES: Sequence[BaseRoute] = (
     *runs.routes,
     *images.routes,
+    *examples.routes,
     *openai_images.routes,
     *openai_models.routes,
     *dalle_playground.routes,
@@ -47,7 +49,8 @@ def make_app(api: RequestContext, *, hosts: Collection[str] | None = None) -> AS
         },
     )
     app.state.api = api
-    return SecurityMiddleware(ReservationMiddleware(app), hosts=hosts, allowed=allowed_methods)
+    wrapped = compressing(ReservationMiddleware(app))
+    return SecurityMiddleware(wrapped, hosts=hosts, allowed=allowed_methods)
 
 
 def allowed_methods(scope: Scope) -> list[str]:

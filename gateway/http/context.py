@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from gateway.access.authentication import Authentication
 from gateway.access.caller import Caller
+from gateway.http.example_gallery import ExampleGallery
 from gateway.http.proto_json import EventEncoder
 from gateway.http.signed_links import LinkSigner
 from gateway.http.sse import HEARTBEAT_S
@@ -42,6 +43,8 @@ class RequestContext:
     # For answers that have an end of their own, which they are given the time to reach.
     never: asyncio.Event = field(default_factory=asyncio.Event)
     events: EventEncoder = field(default_factory=EventEncoder)
+    # None: nothing is made for the page's first screen.
+    examples: ExampleGallery | None = None
     links: LinkSigner = field(default_factory=LinkSigner)
     # Where callers reach us, for links; empty: as each of them does.
     public_url: str = ""

@@ -1,6 +1,8 @@
 /** The gateway's HTTP routes as functions. Every failure is a GatewayError; a token, where one is needed, goes along. */
 
 const TOKEN_KEY = "triptych-token";
+// Of a request whose answer takes the gateway no time: after it the gateway counts as away.
+const TIMEOUT_MS = 15_000;
 
 export class GatewayError extends Error {
   /**
@@ -39,7 +41,7 @@ export async function fetchFrom(path, options = {}) {
   try {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
-    if (options.signal?.aborted) throw error;
+    if (options.signal?.aborted && options.signal.reason?.name !== "TimeoutError") throw error;
     throw new GatewayError("the gateway does not answer");
   }
   if (!response.ok) throw await errorFromResponse(response);
@@ -48,25 +50,34 @@ export async function fetchFrom(path, options = {}) {
 
 /** @param {Response} response */
 async function errorFromResponse(response) {
-  const told = await response.json().then((body) => body.error, () => null);
-  return new GatewayError(told?.message ?? `the gateway answered ${response.status}`, {
+  const body = await response.json().then((json) => json.error, () => null);
+  return new GatewayError(body?.message ?? `the gateway answered ${response.status}`, {
     status: response.status,
-    reason: told?.reason ?? (response.status >= 500 ? "UNREACHABLE" : "UNKNOWN"),
-    violations: told?.violations ?? {},
+    reason: body?.reason ?? (response.status >= 500 ? "UNREACHABLE" : "UNKNOWN"),
+    violations: body?.violations ?? {},
     retryAfterS: Number(response.headers.get("retry-after") ?? 0),
   });
+}
+
+/** @param {string} path @param {RequestInit} [options] @returns {Promise<any>} */
+async function getJson(path, options = {}) {
+  return (await fetchFrom(path, { signal: AbortSignal.timeout(TIMEOUT_MS), ...options })).json();
 }
 
 /** @param {string} path @param {object} body */
 async function post(path, body) {
   const headers = { "content-type": "application/json" };
-  const response = await fetchFrom(path, { method: "POST", headers, body: JSON.stringify(body) });
-  return response.json();
+  return (await fetchFrom(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
 }
 
 /** @returns {Promise<any[]>} what each stage serves: {model, num_workers} */
 export async function listModels() {
-  return (await (await fetchFrom("models")).json()).models ?? [];
+  return (await getJson("models")).models ?? [];
+}
+
+/** @returns {Promise<{state: string, examples: any[], run: any}>} what the served models made of their example prompts */
+export function getExamples() {
+  return getJson("examples");
 }
 
 /** @param {string} requestId @param {object} spec */
@@ -75,19 +86,31 @@ export function createRun(requestId, spec) {
 }
 
 /** @param {string} name "runs/{id}" */
-export async function getRun(name) {
-  return (await fetchFrom(name)).json();
+export function getRun(name) {
+  return getJson(name);
 }
 
 /** @param {number} pageSize @param {string} pageToken */
-export async function listRuns(pageSize, pageToken) {
-  const query = new URLSearchParams({ page_size: String(pageSize), page_token: pageToken });
-  return (await fetchFrom(`runs?${query}`)).json();
+export function listRuns(pageSize, pageToken) {
+  return getJson(`runs?${new URLSearchParams({ page_size: String(pageSize), page_token: pageToken })}`);
 }
 
 /** @param {string} name */
 export async function deleteRun(name) {
   await fetchFrom(name, { method: "DELETE" });
+}
+
+/** Ends a run that is under way, or waits for a choice, before it deletes it. @param {string} name */
+export async function endAndDelete(name) {
+  try {
+    await deleteRun(name);
+  } catch (error) {
+    if (!(error instanceof GatewayError)) throw error;
+    if (error.status === 404) return;
+    if (error.reason !== "RUN_UNDER_WAY") throw error;
+    await cancelRun(name);
+    await deleteRun(name);
+  }
 }
 
 /** @param {string} name @param {string[]} images none: the whole run */
@@ -106,20 +129,26 @@ export function newRequestId() {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
+/** @param {unknown} error */
+export function isAway(error) {
+  return error instanceof GatewayError && (error.reason === "UNREACHABLE" || error.reason === "NOT_READY");
+}
+
 /**
  * Repeats what a request_id makes safe to repeat, while the gateway is out of reach.
  * @template T
  * @param {() => Promise<T>} attempt
+ * @param {(error: unknown) => void} [onWaiting] called before each wait, so that the person knows at once
  * @param {number[]} delaysS
  * @returns {Promise<T>}
  */
-export async function withRetry(attempt, delaysS = [0.5, 1, 2, 4]) {
+export async function withRetry(attempt, onWaiting = () => {}, delaysS = [0.5, 1, 2, 4]) {
   for (const delayS of [...delaysS, null]) {
     try {
       return await attempt();
     } catch (error) {
-      const isOut = error instanceof GatewayError && (error.reason === "UNREACHABLE" || error.reason === "NOT_READY");
-      if (!isOut || delayS === null) throw error;
+      if (!isAway(error) || delayS === null) throw error;
+      onWaiting(error);
       await new Promise((resolve) => setTimeout(resolve, delayS * 1000));
     }
   }

@@ -20,7 +20,7 @@ export class EventStream {
   /** @param {string} name "runs/{id}" @param {number} afterSequence @param {Reader} reader */
   constructor(name, afterSequence, reader) {
     this.name = name;
-    this.place = afterSequence;
+    this.position = afterSequence;
     this.reader = reader;
     this.abort = new AbortController();
     this.isOver = false;
@@ -64,7 +64,7 @@ export class EventStream {
     this.abort.signal.addEventListener("abort", stop);
     let timer = setTimeout(stop, SILENCE_MS);
     try {
-      const path = `${this.name}/events?after_sequence=${this.place}`;
+      const path = `${this.name}/events?after_sequence=${this.position}`;
       const response = await fetchFrom(path, { signal: connection.signal, cache: "no-store" });
       if (response.status === 204) return true;
       this.reader.onConnection("live");
@@ -79,7 +79,7 @@ export class EventStream {
           throw new GatewayError(JSON.parse(message.data).error?.message ?? "the gateway broke off");
         }
         const event = JSON.parse(message.data);
-        this.place = Number(event.sequence);
+        this.position = Number(event.sequence);
         isWhole = "finished" in event;
         this.reader.onEvent(event);
       }

@@ -1,35 +1,38 @@
-/** One picture of a panel: a blur that sharpens, then something to click. */
+/** One picture of the gallery: a blur that sharpens, then something to look at and to choose. */
 
 import { createElement, setProps } from "./dom.js";
-import { show } from "./image_urls.js";
+import { isFlat, show } from "./image_urls.js";
 import { progressOf } from "./run_state.js";
-import { capital, nameOf, scoreText } from "./labels.js";
+import { capital, errorInWords, nameOf, scoreText } from "./labels.js";
+import { t } from "./texts.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
 
 /**
  * @typedef {object} Look what a card needs to know beside its picture
  * @property {string} prompt
- * @property {boolean} isCurrent on the way to what is looked at
+ * @property {boolean} isCurrent it is the one that is shown large
+ * @property {boolean} isOnPath what is shown large came from it
+ * @property {boolean} isChosen one of several for a common action
  * @property {boolean} isBest
  * @property {Picture|undefined} parent
- * @property {string} action what a click does, for ears
  * @property {number} numChildren
  */
 
 export class ImageCard {
-  /** @param {string} name @param {(name: string) => void} onPick */
-  constructor(name, onPick) {
+  /** @param {string} name @param {{onPick: (name: string) => void, onChoose: (name: string, isChosen: boolean) => void, onFlat: () => void}} actions */
+  constructor(name, actions) {
+    this.onFlat = actions.onFlat;
     this.img = createElement("img", { alt: "", hidden: true, draggable: false });
     this.badge = createElement("span", { class: "badge", "aria-hidden": true });
     this.bar = createElement("span", { class: "card-bar", "aria-hidden": true }, createElement("span"));
     this.note = createElement("span", { class: "card-note", "aria-hidden": true });
     this.button = createElement("button", { type: "button", class: "face" }, this.img, this.note, this.bar);
-    this.button.addEventListener("click", () => {
-      if (this.button.getAttribute("aria-disabled") !== "true") onPick(name);
-    });
-    // Below the picture and not on it: it would hide what it is about.
-    this.element = createElement("li", { class: "card" }, this.button, this.badge);
+    this.button.addEventListener("click", () => actions.onPick(name));
+    this.choose = createElement("input", { type: "checkbox", class: "choose" });
+    this.choose.addEventListener("change", () => actions.onChoose(name, this.choose.checked));
+    this.label = createElement("span", { class: "card-name", "aria-hidden": true });
+    this.element = createElement("li", { class: "card" }, this.button, createElement("label", { class: "choose-box" }, this.choose), createElement("span", { class: "card-line" }, this.label, this.badge));
   }
 
   /** @param {Picture} picture @param {Look} look */
@@ -42,34 +45,48 @@ export class ImageCard {
     const showsParent = !isReady && !picture.preview && look.parent?.image;
     const hasGivenUp = picture.state === "failed" || picture.state === "cancelled";
     show(this.img, hasGivenUp ? undefined : showsParent ? look.parent : picture);
+    if (isReady && !this.wasChecked) this.checkFlat(picture);
     this.element.classList.toggle("borrowed", Boolean(showsParent));
     this.element.classList.toggle("best", look.isBest);
+    this.element.classList.toggle("on-path", look.isOnPath);
     this.element.style.setProperty("--fog", String(isReady ? 0 : 1 - done));
     this.element.style.setProperty("--done", String(done));
-    setProps(this.button, {
-      "aria-current": look.isCurrent && "true",
-      "aria-disabled": !isReady && "true",
-      "aria-label": wordsFor(picture, look),
-    });
+    setProps(this.button, { "aria-current": look.isCurrent && "true", "aria-label": describe(picture, look) });
     setProps(this.img, { alt: isReady ? `${capital(nameOf(picture))}: ${look.prompt}` : "" });
-    setProps(this.badge, { text: picture.score === null ? "" : scoreText(picture.score) });
-    setProps(this.note, { text: noteOf(picture), title: picture.problem || null });
+    setProps(this.label, { text: capital(nameOf(picture)) });
+    const score = picture.isFlat ? t("score.flat") : picture.score === null ? "" : t(look.isBest ? "score.best" : "score.short", { score: scoreText(picture.score) });
+    setProps(this.badge, { text: score });
+    setProps(this.note, { text: hasGivenUp ? t(`picture.${picture.state}`) : "" });
+    this.choose.checked = look.isChosen;
+    this.choose.parentElement.hidden = !isReady;
+    setProps(this.choose, { "aria-label": t("choose.one", { name: nameOf(picture) }) });
+  }
+
+  /** @param {Picture} picture */
+  async checkFlat(picture) {
+    this.wasChecked = true;
+    if (!(await isFlat(picture))) return;
+    picture.isFlat = true;
+    this.onFlat();
+  }
+
+  /** Gives back what the browser holds for it. */
+  remove() {
+    show(this.img, undefined);
+    this.element.remove();
   }
 }
 
-/** @param {Picture} picture */
-function noteOf(picture) {
-  return { failed: "failed", cancelled: "cancelled", waiting: "", working: "", ready: "" }[picture.state];
-}
-
 /** @param {Picture} picture @param {Look} look */
-function wordsFor(picture, look) {
+function describe(picture, look) {
   const name = capital(nameOf(picture));
-  if (picture.state === "failed") return `${name} failed: ${picture.problem}`;
-  if (picture.state === "cancelled") return `${name} was cancelled`;
-  if (picture.state === "waiting") return `${name} is waiting`;
-  if (picture.state === "working") return `${name}, ${Math.round(progressOf(picture) * 10) * 10} percent`;
-  const score = picture.score === null ? "" : `, score ${scoreText(picture.score)}${look.isBest ? ", the best" : ""}`;
-  const children = look.numChildren ? `, ${look.numChildren} made from it` : "";
-  return `${name}: ${look.prompt}${score}${children}. ${look.action}`;
+  if (picture.state === "failed") return t("card.failed", { name, why: picture.problem ? errorInWords(picture.problem) : "" });
+  if (picture.state === "cancelled") return t("card.cancelled", { name });
+  if (picture.state === "waiting") return t("card.waiting", { name });
+  if (picture.state === "working") return t("card.working", { name, percent: Math.round(progressOf(picture) * 10) * 10 });
+  const parts = [`${name}: ${look.prompt}`];
+  if (picture.isFlat) parts.push(t("score.flat"));
+  else if (picture.score !== null) parts.push(t(look.isBest ? "score.best" : "score.short", { score: scoreText(picture.score) }));
+  if (look.numChildren) parts.push(t("card.children", { count: look.numChildren }));
+  return parts.join(", ");
 }

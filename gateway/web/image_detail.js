@@ -1,107 +1,99 @@
-/** The third panel: the picture that is looked at, beside what it was made from, and what can be done with it. */
+/** The picture that is looked at, large: beside what it was made from, what it is, and what can be done with it. */
 
-import { createElement, setProps } from "./dom.js";
+import { byId, createElement, setProps } from "./dom.js";
 import { CompareSlider } from "./compare_slider.js";
-import { capital, duration, nameOf, scoreText } from "./labels.js";
+import { capital, duration, errorInWords, nameOf, scoreText } from "./labels.js";
+import { t } from "./texts.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
 /** @typedef {import("./run_state.js").RunState} RunState */
 
-/**
- * @typedef {object} Actions
- * @property {(picture: Picture) => void} enlarge
- * @property {(picture: Picture) => void} refine
- * @property {(picture: Picture) => void} view
- * @property {(picture: Picture) => void} download
- * @property {(name: string) => void} pick
- */
+/** @typedef {"refine"|"vary"|"edit"|"upscale"|"view"|"download"|"copy"|"again"|"seed"|"more"|"close"} ActionName */
 
 export class ImageDetail {
-  /** @param {any} root @param {Actions} actions */
-  constructor(root, actions) {
-    this.actions = actions;
+  /** @param {(action: ActionName, picture: Picture) => void} onAction */
+  constructor(onAction) {
+    this.root = byId("detail");
+    this.onAction = onAction;
     /** @type {Picture|null} */
     this.picture = null;
-    this.count = createElement("span", { class: "count" });
     this.compare = new CompareSlider();
-    this.caption = createElement("figcaption", {});
-    this.path = createElement("p", { class: "steps" });
-    this.figure = createElement("figure", { hidden: true }, this.compare.element, this.caption);
-    this.buttons = {
-      enlarge: this.button("Enlarge ×4", "primary", actions.enlarge),
-      refine: this.button("More variations", "", actions.refine),
-      view: this.button("Full size", "", actions.view),
-      download: this.button("Download", "", actions.download),
+    this.title = createElement("h3", { id: "detail-title" });
+    this.best = createElement("span", { class: "pill best-pill", text: t("score.best_pill"), hidden: true });
+    this.score = createElement("details", { class: "score" }, createElement("summary", {}), createElement("p", { class: "help", text: t("score.explained") }));
+    this.text = createElement("p", { class: "detail-text", role: "status" });
+    this.note = createElement("p", { class: "hint action-note" });
+    this.facts = createElement("p", { class: "facts" });
+    /** @type {Object<string, any>} */
+    this.buttons = {};
+    const button = (/** @type {ActionName} */ name, kind = "") => {
+      this.buttons[name] = createElement("button", { type: "button", class: kind, id: `action-${name}`, text: t(`action.${name}`), title: t(`action.${name}_title`), onclick: () => this.picture && onAction(name, this.picture) });
+      return this.buttons[name];
     };
-    this.row = createElement("div", { class: "row", role: "group", "aria-label": "With this picture", hidden: true }, ...Object.values(this.buttons));
-    this.hint = createElement("p", { class: "hint" });
-    this.versions = createElement("div", { class: "versions" });
-    root.append(
-      createElement("header", {}, createElement("h2", { id: "title-easel", text: "Enlarge" }), this.count),
-      this.figure,
-      this.row,
-      this.versions,
-      this.hint,
+    this.actions = createElement("div", { class: "actions", role: "group", "aria-label": t("action.group") }, button("refine", "primary"), button("vary"), button("edit"), button("upscale"), button("again", "primary"));
+    this.minor = createElement("div", { class: "actions minor", role: "group", "aria-label": t("action.minor") }, button("view"), button("download"), button("copy"), button("more"), button("seed"), button("close"));
+    this.root.append(
+      createElement("figure", {}, this.compare.element),
+      createElement("div", { class: "detail-head" }, this.title, this.best, this.score),
+      this.text,
+      this.actions,
+      this.note,
+      this.minor,
+      this.facts,
     );
+    // A click on the picture itself looks at it in full size.
+    this.compare.element.addEventListener("click", (/** @type {MouseEvent} */ event) => {
+      if (event.target !== this.compare.range && this.picture?.state === "ready") onAction("view", this.picture);
+    });
   }
 
-  /** @param {string} text @param {string} kind @param {(picture: Picture) => void} act */
-  button(text, kind, act) {
-    return createElement("button", { type: "button", class: kind, text, onclick: () => this.picture && act(this.picture) });
-  }
-
-  /** @param {RunState|null} run @param {Picture|null} picture @param {string} hint @param {number} scale */
-  update(run, picture, hint, scale) {
+  /**
+   * @param {RunState|null} run
+   * @param {Picture|null} picture
+   * @param {{isBest: boolean, note: string, prompt: string, scale: number}} look
+   */
+  update(run, picture, look) {
     this.picture = picture;
-    this.figure.hidden = this.row.hidden = !picture;
-    setProps(this.hint, { text: hint });
-    this.hint.hidden = !hint;
-    if (!run || !picture) {
-      setProps(this.count, { text: "" });
-      this.versions.replaceChildren();
-      return;
-    }
+    this.root.hidden = !picture;
+    if (!picture) return;
     const isReady = picture.state === "ready";
-    const enlarged = run.of("upscale", picture.name);
-    this.compare.update(picture, run.parentOf(picture.name), run.spec?.prompt ?? "");
-    setProps(this.count, { text: nameOf(picture) });
-    setProps(this.caption, { text: captionOf(run, picture) });
-    setProps(this.buttons.enlarge, { text: `Enlarge ×${scale}`, hidden: picture.stage === "upscale" || enlarged.length > 0 });
-    this.buttons.download.classList.toggle("primary", picture.stage === "upscale");
-    setProps(this.buttons.refine, { text: refineText(run, picture) });
-    for (const button of Object.values(this.buttons)) button.disabled = !isReady;
-    this.showVersions(enlarged);
-  }
-
-  /** What the picture has been enlarged to already. @param {Picture[]} enlarged */
-  showVersions(enlarged) {
-    const key = enlarged.map((one) => one.name).join();
-    if (this.versions.dataset.key === key) return;
-    this.versions.dataset.key = key;
-    const buttons = enlarged.map((one) =>
-      createElement("button", { type: "button", class: "primary", text: "See it enlarged", onclick: () => this.actions.pick(one.name) }),
-    );
-    this.versions.replaceChildren(...buttons.slice(-1));
+    const isOwn = Boolean(picture.own);
+    this.compare.update(picture, run?.parentOf(picture.name), look.prompt);
+    setProps(this.title, { text: isOwn ? t("source.title") : capital(nameOf(picture)) });
+    this.best.hidden = !look.isBest;
+    this.score.hidden = picture.score === null || picture.isFlat;
+    if (picture.score !== null) setProps(this.score.firstElementChild, { text: t("score.long", { score: scoreText(picture.score) }) });
+    setProps(this.text, { text: textFor(run, picture) });
+    setProps(this.note, { text: isReady ? look.note : "" });
+    const canRepeat = picture.state === "failed" || picture.state === "cancelled";
+    this.actions.hidden = !isReady && !canRepeat;
+    for (const name of ["refine", "vary", "edit", "upscale"]) this.buttons[name].hidden = !isReady;
+    this.buttons.again.hidden = !canRepeat;
+    this.minor.hidden = !isReady;
+    this.buttons.more.hidden = this.buttons.seed.hidden = picture.stage !== "generate";
+    this.buttons.close.hidden = !isOwn;
+    setProps(this.buttons.upscale, { text: t("action.upscale_by", { scale: look.scale }) });
+    setProps(this.facts, { text: factsOf(picture) });
   }
 }
 
-/** @param {RunState} run @param {Picture} picture */
-function refineText(run, picture) {
-  return run.of("refine", picture.name).length ? "More variations" : "Make variations";
+/** @param {RunState|null} run @param {Picture} picture */
+function textFor(run, picture) {
+  const name = capital(nameOf(picture));
+  if (picture.state === "failed") return t("card.failed", { name, why: picture.problem ? errorInWords(picture.problem) : "" });
+  if (picture.state === "cancelled") return t("card.cancelled", { name });
+  if (picture.state === "ready") return picture.isFlat ? t("score.flat_explained") : "";
+  const left = run?.secondsLeft;
+  return left ? t("detail.left", { time: duration(left) }) : t("detail.coming");
 }
 
-/** @param {RunState} run @param {Picture} picture */
-function captionOf(run, picture) {
+/** @param {Picture} picture */
+function factsOf(picture) {
   const { image } = picture;
-  if (picture.state === "failed") return `${capital(nameOf(picture))} failed: ${picture.problem}.`;
-  if (picture.state === "cancelled") return `${capital(nameOf(picture))} was cancelled.`;
-  if (!image) {
-    const left = run.secondsLeft;
-    return left ? `About ${duration(left)} to go.` : "On its way.";
-  }
+  if (!image) return "";
   const parts = [`${image.width} × ${image.height}`];
-  if (picture.stage !== "upscale") parts.push(`seed ${image.seed}`);
-  if (picture.score !== null) parts.push(`score ${scoreText(picture.score)}`);
-  parts.push(`model ${image.model_name}`);
+  if (picture.own?.name) parts.push(picture.own.name);
+  if (image.seed !== undefined && picture.stage !== "upscale" && picture.stage !== "init") parts.push(t("detail.seed", { seed: image.seed }));
+  if (image.model_name) parts.push(t("detail.model", { model: image.model_name }));
   return parts.join("  ·  ");
 }

@@ -1,76 +1,127 @@
-/** A panel of pictures to choose from: the sketches, or the variations of one of them. */
+/** The gallery of a run: what each action made, the newest on top; any number can be chosen for a common action. */
 
-import { syncChildren, createElement, moveByArrows, setProps } from "./dom.js";
+import { byId, createElement, moveByArrows, setProps, syncChildren } from "./dom.js";
 import { ImageCard } from "./image_card.js";
-import { MANY } from "./labels.js";
+import { nameOf } from "./labels.js";
+import { t } from "./texts.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
 /** @typedef {import("./run_state.js").RunState} RunState */
 
 /**
- * @typedef {object} Shown
- * @property {Picture[]} pictures
- * @property {Set<string>} path names of what is looked at and what it came from
- * @property {string} hint
- * @property {string} action what a click on a card does, for ears
+ * @typedef {object} GridActions
+ * @property {(name: string) => void} pick
+ * @property {(names: string[], action: "refine"|"vary"|"upscale") => void} take
+ * @property {(names: string[]) => void} download
+ * @property {() => void} redraw
  */
 
 export class ImageGrid {
-  /**
-   * @param {any} root
-   * @param {"generate"|"refine"} stage
-   * @param {string} title
-   * @param {(name: string) => void} onPick
-   */
-  constructor(root, stage, title, onPick) {
-    this.stage = stage;
-    this.onPick = onPick;
+  /** @param {GridActions} actions */
+  constructor(actions) {
+    this.actions = actions;
+    this.root = byId("gallery");
     /** @type {Map<string, ImageCard>} */
     this.cards = new Map();
-    this.count = createElement("span", { class: "count" });
-    this.hint = createElement("p", { class: "hint" });
-    this.list = createElement("ul", { class: "cards", role: "list" });
-    moveByArrows(this.list);
-    root.append(
-      createElement("header", {}, createElement("h2", { id: `title-${stage}`, text: title }), this.count),
-      this.list,
-      this.hint,
+    /** @type {Map<string, {section: any, title: any, count: any, list: any}>} */
+    this.sections = new Map();
+    /** @type {Set<string>} */
+    this.chosen = new Set();
+    this.chosenText = createElement("span", {});
+    const take = (/** @type {"refine"|"vary"|"upscale"} */ action) =>
+      createElement("button", { type: "button", text: t(`action.${action}`), onclick: () => this.takeChosen((names) => actions.take(names, action)) });
+    this.bar = createElement(
+      "div",
+      { class: "choice-bar", role: "group", "aria-label": t("choose.bar"), hidden: true },
+      this.chosenText,
+      take("refine"),
+      take("vary"),
+      take("upscale"),
+      createElement("button", { type: "button", text: t("action.download"), onclick: () => actions.download([...this.chosen]) }),
+      createElement("button", { type: "button", class: "link", text: t("choose.none"), onclick: () => this.takeChosen(() => {}) }),
     );
+    this.groups = createElement("div", {});
+    this.root.append(this.bar, this.groups);
   }
 
-  /** @param {RunState|null} run @param {Shown} shown */
-  update(run, shown) {
-    const { pictures } = shown;
-    const best = bestOf(pictures);
-    for (const name of this.cards.keys()) if (!run?.pictures.has(name)) this.cards.delete(name);
-    const elements = pictures.map((picture) => {
+  /** @param {(names: string[]) => void} act */
+  takeChosen(act) {
+    const names = [...this.chosen];
+    this.chosen.clear();
+    act(names);
+    this.actions.redraw();
+  }
+
+  /** @param {RunState|null} run @param {Set<string>} path names of what is shown large and what it came from @param {string} current */
+  update(run, path, current) {
+    for (const [name, card] of this.cards) {
+      if (run?.pictures.has(name)) continue;
+      card.remove();
+      this.cards.delete(name);
+      this.chosen.delete(name);
+    }
+    const groups = run?.groups ?? [];
+    for (const key of this.sections.keys()) if (!groups.some((one) => one.key === key)) this.sections.delete(key);
+    syncChildren(this.groups, groups.map((group) => this.section(/** @type {RunState} */ (run), group, path, current)));
+    this.bar.hidden = !this.chosen.size;
+    setProps(this.chosenText, { text: t("choose.count", { count: this.chosen.size }) });
+    this.root.hidden = !groups.length;
+  }
+
+  /** @param {RunState} run @param {import("./run_state.js").Group} group @param {Set<string>} path @param {string} current */
+  section(run, group, path, current) {
+    const parts = this.sections.get(group.key) ?? this.makeSection(group);
+    const best = bestOf(group.pictures);
+    const cards = group.pictures.map((picture) => {
       let card = this.cards.get(picture.name);
-      if (!card) this.cards.set(picture.name, (card = new ImageCard(picture.name, this.onPick)));
+      if (!card) {
+        card = new ImageCard(picture.name, { onPick: this.actions.pick, onChoose: (name, isChosen) => this.onChoose(name, isChosen), onFlat: this.actions.redraw });
+        this.cards.set(picture.name, card);
+      }
       card.update(picture, {
-        prompt: run?.spec?.prompt ?? "",
-        isCurrent: shown.path.has(picture.name),
+        prompt: run.spec?.prompt ?? "",
+        isCurrent: picture.name === current,
+        isOnPath: path.has(picture.name),
+        isChosen: this.chosen.has(picture.name),
         isBest: picture === best,
-        parent: run?.parentOf(picture.name),
-        action: shown.action,
-        numChildren: run?.childrenOf(picture.name).length ?? 0,
+        parent: run.parentOf(picture.name),
+        numChildren: run.childrenOf(picture.name).length,
       });
       return card.element;
     });
-    syncChildren(this.list, elements);
-    this.list.hidden = !elements.length;
-    this.list.classList.toggle("many", elements.length > 12);
-    const numReady = pictures.filter((one) => one.state === "ready").length;
-    const isWhole = numReady === pictures.length;
-    setProps(this.count, { text: !pictures.length ? "" : isWhole ? `${numReady}` : `${numReady} of ${pictures.length}` });
-    setProps(this.list, { "aria-label": MANY[this.stage] });
-    setProps(this.hint, { text: shown.hint });
-    this.hint.hidden = !shown.hint;
+    syncChildren(parts.list, cards);
+    const numReady = group.pictures.filter((one) => one.state === "ready").length;
+    const parent = run.pictures.get(group.parent);
+    setProps(parts.title, { text: parent ? t(`group.${group.stage}_of`, { name: nameOf(parent) }) : t(`group.${group.stage}`) });
+    setProps(parts.count, { text: numReady === group.pictures.length ? String(numReady) : t("group.count", { ready: numReady, count: group.pictures.length }) });
+    return parts.section;
+  }
+
+  /** @param {import("./run_state.js").Group} group */
+  makeSection(group) {
+    const id = `group-${group.key.replaceAll(/\W+/g, "-")}`;
+    const title = createElement("h3", { id });
+    const count = createElement("span", { class: "count" });
+    const list = createElement("ul", { class: "cards", role: "list", "aria-labelledby": id });
+    moveByArrows(list);
+    const section = createElement("section", { class: "group", "data-stage": group.stage, "aria-labelledby": id }, createElement("header", {}, title, count), list);
+    const parts = { section, title, count, list };
+    this.sections.set(group.key, parts);
+    return parts;
+  }
+
+  /** @param {string} name @param {boolean} isChosen */
+  onChoose(name, isChosen) {
+    if (isChosen) this.chosen.add(name);
+    else this.chosen.delete(name);
+    this.actions.redraw();
   }
 }
 
-/** @param {Picture[]} pictures @returns {Picture|undefined} the one of the highest score, where there are several */
+/** @param {Picture[]} pictures @returns {Picture|undefined} the one of the highest score, where there are several to compare */
 export function bestOf(pictures) {
-  const scored = pictures.filter((one) => one.score !== null);
+  const scored = pictures.filter((one) => one.state === "ready" && one.score !== null && !one.isFlat);
   if (scored.length < 2) return undefined;
-  return scored.reduce((best, one) => (/** @type {number} */ (one.score) > /** @type {number} */ (best.score) ? one : best));
+  const [first, second] = scored.toSorted((a, b) => /** @type {number} */ (b.score) - /** @type {number} */ (a.score));
+  return first.score === second.score ? undefined : first;
 }

@@ -1,17 +1,25 @@
-/** A picture at full size, over everything: zoom by wheel, pinch, keys or buttons; drag or arrow keys to move it. */
+/** A picture at full size, over everything: zoom by wheel, pinch, keys or buttons; drag to move it; arrow keys to the next. */
 
-import { byId, createElement, setProps } from "./dom.js";
+import { byId, createElement, icon, ICONS, setProps } from "./dom.js";
 import { addressOf } from "./image_urls.js";
 import { capital, nameOf } from "./labels.js";
+import { t } from "./texts.js";
 
 const MIN_SCALE = 0.1;
 const MAX_SCALE = 32;
 const KEY_STEP = 1.25;
 const KEY_MOVE_PX = 60;
+const SWIPE_PX = 60;
 
 export class ImageViewer {
-  /** @param {(picture: import("./run_state.js").Picture) => void} onDownload */
-  constructor(onDownload) {
+  /**
+   * @param {(picture: import("./run_state.js").Picture) => void} onDownload
+   * @param {(picture: import("./run_state.js").Picture) => void} onShow another picture is looked at
+   */
+  constructor(onDownload, onShow) {
+    this.onShow = onShow;
+    /** @type {import("./run_state.js").Picture[]} */
+    this.pictures = [];
     this.dialog = byId("viewer");
     this.img = createElement("img", { alt: "", draggable: false });
     this.stage = createElement("div", { class: "viewer-stage", tabindex: 0, role: "group" }, this.img);
@@ -27,16 +35,18 @@ export class ImageViewer {
         createElement(
           "div",
           { class: "row" },
-          button("−", "Smaller", () => this.zoomBy(1 / KEY_STEP)),
+          button("−", t("viewer.smaller"), () => this.zoomBy(1 / KEY_STEP)),
           this.zoom,
-          button("+", "Larger", () => this.zoomBy(KEY_STEP)),
-          button("Fit", "Fit to the window", () => this.fit()),
-          button("1:1", "One pixel for one pixel", () => this.zoomTo(1)),
-          createElement("button", { type: "button", text: "Download", onclick: () => onDownload(this.picture) }),
-          createElement("button", { type: "button", class: "primary", text: "Close", onclick: () => this.dialog.close() }),
+          button("+", t("viewer.larger"), () => this.zoomBy(KEY_STEP)),
+          button(t("viewer.fit"), t("viewer.fit_title"), () => this.fit()),
+          button("1:1", t("viewer.pixels"), () => this.zoomTo(1)),
+          createElement("button", { type: "button", text: t("action.download"), onclick: () => onDownload(this.picture) }),
+          createElement("button", { type: "button", class: "primary", text: t("viewer.close"), onclick: () => this.dialog.close() }),
         ),
       ),
       this.stage,
+      (this.previous = createElement("button", { type: "button", class: "turn previous", "aria-label": t("viewer.previous"), onclick: () => this.turn(-1) }, icon(ICONS.left))),
+      (this.next = createElement("button", { type: "button", class: "turn next", "aria-label": t("viewer.next"), onclick: () => this.turn(1) }, icon(ICONS.right))),
     );
     this.at = { x: 0, y: 0, scale: 1 };
     /** @type {Map<number, {x: number, y: number}>} */
@@ -57,25 +67,62 @@ export class ImageViewer {
     this.stage.addEventListener("pointerdown", (/** @type {PointerEvent} */ event) => {
       this.stage.setPointerCapture(event.pointerId);
       this.fingers.set(event.pointerId, this.pointOf(event));
+      this.swipe = this.isFitted && this.fingers.size === 1 ? this.pointOf(event) : null;
     });
     this.stage.addEventListener("pointermove", (/** @type {PointerEvent} */ event) => this.onMove(event));
     for (const kind of ["pointerup", "pointercancel"]) {
-      this.stage.addEventListener(kind, (/** @type {PointerEvent} */ event) => this.fingers.delete(event.pointerId));
+      this.stage.addEventListener(kind, (/** @type {PointerEvent} */ event) => {
+        this.fingers.delete(event.pointerId);
+        if (!this.swipe || kind === "pointercancel") return;
+        const moved = this.pointOf(event).x - this.swipe.x;
+        this.swipe = null;
+        if (Math.abs(moved) > SWIPE_PX) this.turn(moved < 0 ? 1 : -1);
+        else if (this.fingers.size === 0) this.fit();
+      });
     }
     addEventListener("resize", () => this.dialog.open && this.fit());
   }
 
-  /** @param {import("./run_state.js").Picture} picture @param {string} prompt */
-  async open(picture, prompt) {
-    this.picture = picture;
-    const { width, height, sha256 } = picture.image;
-    setProps(this.title, { text: `${capital(nameOf(picture))}, ${width} × ${height}` });
-    setProps(this.img, { alt: `${capital(nameOf(picture))}: ${prompt}`, width, height });
-    setProps(this.stage, { "aria-label": "The picture: plus and minus zoom, arrow keys move, 0 fits it to the window" });
-    this.dialog.showModal();
+  /**
+   * @param {import("./run_state.js").Picture} picture
+   * @param {string} prompt
+   * @param {import("./run_state.js").Picture[]} [pictures] those that the arrow keys lead to, in order
+   */
+  open(picture, prompt, pictures = [picture]) {
+    this.prompt = prompt;
+    this.pictures = pictures;
+    if (!this.dialog.open) this.dialog.showModal();
     this.stage.focus();
-    this.fit();
-    this.img.src = await addressOf(sha256);
+    this.show(picture);
+  }
+
+  /** @param {import("./run_state.js").Picture} picture */
+  async show(picture) {
+    this.picture = picture;
+    const { width, height } = picture.image;
+    const name = picture.own ? t("source.title") : capital(nameOf(picture));
+    setProps(this.title, { text: `${name}, ${width} × ${height}` });
+    setProps(this.img, { alt: `${name}: ${this.prompt}`, width, height });
+    setProps(this.stage, { "aria-label": t("viewer.help") });
+    this.previous.hidden = this.next.hidden = this.pictures.length < 2;
+    // What was enlarged is shown pixel for pixel where that fits; all else as large as the window.
+    if (picture.stage === "upscale" && this.fitScale() >= 1 / devicePixelRatio) this.zoomTo(1 / devicePixelRatio, undefined, true);
+    else this.fit();
+    const address = await addressOf(picture);
+    if (this.picture === picture) this.img.src = address;
+  }
+
+  /** @param {number} step 1: the next picture */
+  turn(step) {
+    const index = this.pictures.indexOf(this.picture);
+    const next = this.pictures[(index + step + this.pictures.length) % this.pictures.length];
+    if (!next || next === this.picture) return;
+    this.show(next);
+    this.onShow(next);
+  }
+
+  get isFitted() {
+    return this.at.scale <= Math.max(this.fitScale(), this.start ?? 0) + 0.001;
   }
 
   fitScale() {
@@ -84,6 +131,7 @@ export class ImageViewer {
   }
 
   fit() {
+    this.start = 0;
     this.at = { x: 0, y: 0, scale: this.fitScale() };
     this.place();
   }
@@ -129,8 +177,8 @@ export class ImageViewer {
       "-": () => this.zoomBy(1 / KEY_STEP),
       0: () => this.fit(),
       1: () => this.zoomTo(1),
-      ArrowLeft: () => this.moveBy(KEY_MOVE_PX, 0),
-      ArrowRight: () => this.moveBy(-KEY_MOVE_PX, 0),
+      ArrowLeft: () => (this.isFitted ? this.turn(-1) : this.moveBy(KEY_MOVE_PX, 0)),
+      ArrowRight: () => (this.isFitted ? this.turn(1) : this.moveBy(-KEY_MOVE_PX, 0)),
       ArrowUp: () => this.moveBy(0, KEY_MOVE_PX),
       ArrowDown: () => this.moveBy(0, -KEY_MOVE_PX),
     };

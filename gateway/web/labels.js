@@ -1,76 +1,54 @@
-/** The page's words: what stages, states and errors are called, and what to do about them. */
+/** What stages, states, errors, times and files are called, made of the page's texts. */
+
+import { hasText, language, t } from "./texts.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
 
-/** @type {Object<string, string>} one picture of a stage, and several */
-export const ONE = { generate: "sketch", refine: "variation", upscale: "enlargement" };
-export const MANY = { generate: "sketches", refine: "variations", upscale: "enlargements" };
 export const WORKERS = { generate: "generator", refine: "refiner", upscale: "upscaler" };
 
-const STATES = {
-  QUEUED: "Waiting for its turn",
-  RUNNING: "At work",
-  AWAITING_SELECTION: "Waiting for your choice",
-  SUCCEEDED: "Done",
-  PARTIALLY_SUCCEEDED: "Done; some pictures failed",
-  CANCELLED: "Cancelled",
-  FAILED: "Failed",
-};
+// As workers and hosts are named in messages: nothing that a visitor can use.
+const ADDRESSES = /(?:https?:\/\/)?(?:\[[0-9a-f:.]+\]|(?:\d{1,3}\.){3}\d{1,3}|localhost|[\w-]+(?:\.[\w-]+)*)(?::\d{2,5})\b(?:\/\S*)?|\b(?:\d{1,3}\.){3}\d{1,3}\b/gi;
 
-/** By reason: what happened, and what the person can do about it. */
-const ADVICE = {
-  UNREACHABLE: "The gateway does not answer. Is it running? Your prompt is kept; try again when it is back.",
-  QUEUE_FULL: "Everybody is drawing: the gateway has no room for another run now.",
-  RATE_LIMITED: "That was more than your share for the moment.",
-  NOT_FOUND: "That is not here, or not any more. It may have been deleted, or the gateway may have lost its runs.",
-  TOKEN_MISSING: "This gateway asks for a token.",
-  TOKEN_UNKNOWN: "This gateway does not know that token. PromptForm whoever runs it for another.",
-  WORKER_LOST: "The machine that made it went away, and so did a second one. Try again.",
-  WORKER_STALLED: "The machine that made it fell silent. Try again.",
-  WORKER_BROKEN: "The machine that made it answered nonsense. The gateway's log says more; try again.",
-  DEVICE_OOM: "There was not enough memory on the device. PromptForm for fewer pictures, or smaller tiles.",
-  INTERNAL: "Something broke in the gateway; its log says what. Trying again may help.",
-};
-const FIELDS = {
-  "spec.prompt": "The prompt",
-  "spec.generate.count": "The number of sketches",
-  "spec.seed": "The seed",
-  "spec.model": "The model",
-};
-
-/** @param {string} state */
+/** @param {string} state "RUNNING" */
 export function stateInWords(state) {
-  return STATES[/** @type {keyof typeof STATES} */ (state)] ?? state;
+  return hasText(`state.${state}`) ? t(`state.${state}`) : state;
 }
 
-/** @param {import("./api.js").GatewayError|{reason: string, message: string}} error @returns {string} */
+/** @param {any} error GatewayError, or a reason and a message @returns {string} */
 export function errorInWords(error) {
-  const violations = Object.entries(/** @type {any} */ (error).violations ?? {});
-  if (violations.length) {
-    return violations.map(([field, why]) => `${fieldInWords(field)} ${why}`).join(". ") + ".";
-  }
+  const violations = Object.entries(error.violations ?? {});
+  if (violations.length) return violations.map(([field, why]) => t("error.field", { field: fieldInWords(field), why: withoutAddresses(String(why)) })).join(" ");
   if (error.reason === "NO_WORKER") {
     const worker = Object.values(WORKERS).find((name) => error.message.includes(name)) ?? "worker";
-    return `No ${worker} is running now. Start one with “triptych serve ${worker}”, or “triptych up” for all.`;
+    return t("error.NO_WORKER", { worker: hasText(`worker.${worker}`) ? t(`worker.${worker}`) : worker, command: `triptych serve ${worker}` });
   }
-  return ADVICE[/** @type {keyof typeof ADVICE} */ (error.reason)] ?? sentence(error.message || error.reason);
+  if (hasText(`error.${error.reason}`)) return t(`error.${error.reason}`);
+  return sentence(withoutAddresses(error.message || error.reason));
+}
+
+/** @param {string} text */
+function withoutAddresses(text) {
+  return text.replace(ADDRESSES, t("error.a_worker"));
 }
 
 /** @param {string} field a path in the request, such as "spec.refine.settings.num_steps" */
 function fieldInWords(field) {
-  const known = FIELDS[/** @type {keyof typeof FIELDS} */ (field)];
-  return known ?? `“${field.split(".").slice(1).join(" ").replace("settings ", "").replaceAll("_", " ") || field}”`;
+  if (hasText(`field.${field}`)) return t(`field.${field}`);
+  const [stage, name] = [field.match(/generate|refine|upscale/)?.[0] ?? "", field.split(".").at(-1) ?? ""];
+  if (hasText(`setting.${stage}.${name}`)) return t("field.setting", { stage: t(`stage.${stage}`), name: t(`setting.${stage}.${name}`) });
+  return t("field.other", { name: field.replaceAll(/[._]/g, " ") });
 }
 
 /** @param {string} text */
 function sentence(text) {
-  const begun = text.charAt(0).toUpperCase() + text.slice(1);
-  return /[.!?]$/.test(begun) ? begun : `${begun}.`;
+  const begun = capital(text);
+  return /[.!?。]$/.test(begun) ? begun : `${begun}.`;
 }
 
 /** @param {Picture} picture "sketch 3": people count from one */
 export function nameOf(picture) {
-  return `${ONE[picture.stage]} ${picture.index + 1}`;
+  if (picture.stage === "init") return t("one.init");
+  return t(`one.${picture.stage}`, { number: picture.index + 1 });
 }
 
 /** @param {string} text */
@@ -78,13 +56,18 @@ export function capital(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
+/** @param {string[]} items */
+export function listText(items) {
+  return new Intl.ListFormat(language(), { type: "conjunction" }).format(items);
+}
+
 /** @param {number} seconds */
 export function duration(seconds) {
-  if (seconds < 1.5) return "a second";
-  if (seconds < 60) return `${Math.round(seconds)} seconds`;
-  if (seconds < 100) return "a minute and a half";
-  if (seconds < 5400) return `${Math.round(seconds / 60)} minutes`;
-  return `${Math.round(seconds / 3600)} hours`;
+  const unit = (/** @type {number} */ value, /** @type {string} */ name) =>
+    new Intl.NumberFormat(language(), { style: "unit", unit: name, unitDisplay: "long", maximumFractionDigits: value < 10 && name !== "second" ? 1 : 0 }).format(value);
+  if (seconds < 90) return unit(Math.max(1, Math.round(seconds)), "second");
+  if (seconds < 5400) return unit(Math.round(seconds / 60), "minute");
+  return unit(seconds / 3600, "hour");
 }
 
 /** @param {number} score */
@@ -95,15 +78,25 @@ export function scoreText(score) {
 /** @param {string} time RFC 3339 */
 export function ago(time) {
   const seconds = (Date.now() - Date.parse(time)) / 1000;
-  if (!(seconds >= 60)) return "just now";
-  const format = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
+  if (!(seconds >= 60)) return t("time.now");
+  const format = new Intl.RelativeTimeFormat(language(), { numeric: "auto" });
   if (seconds < 3600) return format.format(-Math.round(seconds / 60), "minute");
   if (seconds < 86_400) return format.format(-Math.round(seconds / 3600), "hour");
   return format.format(-Math.round(seconds / 86_400), "day");
 }
 
-/** A file's name for a picture. @param {string} prompt @param {Picture} picture */
+/** @param {string} time RFC 3339 */
+export function dateText(time) {
+  return new Intl.DateTimeFormat(language(), { dateStyle: "medium", timeStyle: "short" }).format(new Date(time));
+}
+
+/** A file's name for a picture. @param {string} prompt @param {{stage: string, index: number}} picture */
 export function fileName(prompt, picture) {
+  return `${slug(prompt)}-${picture.stage}-${picture.index}.png`;
+}
+
+/** @param {string} prompt */
+export function slug(prompt) {
   const words = prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["picture"];
-  return `${words.join("-").slice(0, 60)}-${picture.stage}-${picture.index}.png`;
+  return words.join("-").slice(0, 60);
 }

@@ -1,42 +1,103 @@
-/** Puts the page together: the form begins runs, the address says which is open, the models say what can be asked for. */
+/** Puts the page together: the form begins runs, the address says what is open, the models say what can be asked for. */
 
+import { byId, createElement, debounce, scrollTo, setProps } from "./dom.js";
+import { GatewayError, createRun, listModels, newRequestId, withRetry } from "./api.js";
 import { PromptForm } from "./prompt_form.js";
-import { byId, createElement, prefersStillness } from "./dom.js";
-import { createRun, withRetry, listModels, newRequestId } from "./api.js";
-import { RunHistory } from "./run_history.js";
-import { clearError, announce, showError } from "./notifications.js";
 import { RunController } from "./run_controller.js";
+import { RunHistory } from "./run_history.js";
+import { RunQueue } from "./run_queue.js";
+import { Settings } from "./settings.js";
+import { SettingsPanel } from "./settings_panel.js";
+import { StatusBar } from "./status_bar.js";
+import { VocabularyPanel } from "./vocabulary_panel.js";
+import { Welcome } from "./welcome.js";
+import { saveRuns } from "./run_export.js";
+import { acceptFiles, readSource } from "./source_image.js";
+import { announce, clearError, showError, showNote, showWaiting } from "./notifications.js";
+import { STAGE_NAMES } from "./run_state.js";
 import { WORKERS } from "./labels.js";
+import { LANGUAGES, language, setLanguage, t } from "./texts.js";
 
-const MODELS_EVERY_MS = 5_000;
+const MODELS_EVERY_MS = 3_000;
 const MODELS_SELDOM_MS = 10_000;
-const RUN_ADDRESS = /^#\/(runs\/[\w-]+)$/;
+const RUN_ADDRESS = /^#\/(runs\/[\w-]+)(?:\/([\w-]+))?$/;
+const MAX_SEED = 2n ** 64n;
 
-const ask = new PromptForm((spec) => begin(spec));
-const past = new RunHistory((name) => {
-  if (session.run?.name === name) location.hash = "#/";
+buildFrame();
+const settings = new Settings();
+const form = new PromptForm(settings, submit);
+new SettingsPanel(settings);
+const statusBar = new StatusBar();
+const welcome = new Welcome((prompt, seed) => {
+  form.replacePrompt(prompt);
+  form.setSeed(seed ?? "");
+  form.focus();
+  scrollTo(byId("ask"), "nearest");
 });
-const session = new RunController({
-  models: () => ask.models,
-  onReuse: (spec) => {
-    ask.fill(spec);
-    byId("prompt").focus();
+const vocabulary = new VocabularyPanel((word) => {
+  form.addWord(word);
+  announce(t("vocabulary.added", { word }));
+});
+const queue = new RunQueue((run) => {
+  showNote(t("queue.begun", { prompt: run.spec.prompt }));
+  refreshRuns();
+});
+const controller = new RunController({
+  settings,
+  prompt: () => form.text,
+  onShow: (run, image) => history.replaceState(null, "", `#/${run}/${image}`),
+  onNewRun: (run) => show(run),
+  onReuse,
+  onChange: () => {
+    const { run } = controller;
+    if (run && !run.isBusy) queue.ended(run.name);
+    refreshRuns();
   },
-  onChange: debounce(() => past.load()),
+  onZip: saveRuns,
 });
+const runs = new RunHistory({
+  onDeleted: (name) => {
+    if (controller.run?.name === name) controller.close();
+  },
+  onZip: saveRuns,
+});
+const refreshRuns = debounce(() => runs.load());
+
+/** The parts that stand there from the beginning. Their texts are in the person's language. */
+function buildFrame() {
+  document.documentElement.lang = language();
+  document.title = t("page.title");
+  setProps(byId("skip"), { text: t("page.skip") });
+  setProps(byId("page-heading"), { text: t("page.heading") });
+  setProps(byId("brand"), { "aria-label": t("page.home") });
+  setProps(byId("nav"), { "aria-label": t("page.nav") });
+  setProps(byId("nav-create-text"), { text: t("page.create") });
+  setProps(byId("nav-runs-text"), { text: t("page.runs") });
+  setProps(byId("ask"), { "aria-label": t("prompt.form") });
+  setProps(byId("run-progress"), { "aria-label": t("run.progress") });
+  const other = Object.keys(LANGUAGES).find((one) => one !== language()) ?? "en";
+  const button = createElement("button", { type: "button", class: "link", id: "language", lang: other, text: LANGUAGES[other], onclick: () => setLanguage(other) });
+  byId("nav").append(button);
+}
+
+/** @param {import("./prompt_form.js").Request} request */
+function submit(request) {
+  const spec = settings.promptSpec(request.prompt, request);
+  if (queue.isBusy) {
+    queue.add(spec);
+    showNote(t("queue.note", { prompt: request.prompt }));
+  } else begin(spec);
+}
 
 /** @param {any} spec @param {string} [requestId] kept by repeated attempts: they make no second run */
 async function begin(spec, requestId = newRequestId()) {
   clearError();
   byId("begin").disabled = true;
-  announce("Asking for sketches.");
+  announce(t("announce.begin"));
   try {
-    const run = await withRetry(() => createRun(requestId, spec));
-    session.open(run.name, run);
-    history.pushState(null, "", `#/${run.name}`);
-    past.mark(run.name);
-    past.load();
-    byId("run").scrollIntoView({ behavior: prefersStillness() ? "auto" : "smooth", block: "nearest" });
+    const run = await withRetry(() => createRun(requestId, spec), showWaiting);
+    clearError();
+    show(run);
   } catch (error) {
     showError(error, () => begin(spec, requestId));
   } finally {
@@ -44,14 +105,101 @@ async function begin(spec, requestId = newRequestId()) {
   }
 }
 
+/** A run that has just begun. @param {any} run */
+function show(run) {
+  queue.follow(run);
+  history.pushState(null, "", `#/${run.name}`);
+  controller.open(run.name, run);
+  showView(false);
+  runs.mark(run.name);
+  refreshRuns();
+  scrollTo(byId("studio"), "nearest");
+}
+
+/** @param {any} spec @param {"again"|"more"|"seed"|"restore"} action @param {import("./run_state.js").Picture} [picture] */
+function onReuse(spec, action, picture) {
+  if (!spec) return;
+  if (action === "restore") {
+    form.replacePrompt(spec.prompt);
+    form.setSeed(spec.seed ?? "");
+    settings.restoreSpec(spec);
+    showNote(t("reuse.restored"));
+  } else if (action === "seed") {
+    form.setSeed(picture?.image?.seed ?? "");
+    showNote(t("reuse.seed", { seed: picture?.image?.seed ?? "" }));
+  } else if (action === "more" && spec.generate) {
+    // Image i of a run has the seed plus i: the first that the run has not used; one that failed has its own again.
+    const offset = picture && picture.state !== "ready" ? picture.index : Number(spec.generate.count);
+    const seed = String((BigInt(spec.seed) + BigInt(offset)) % MAX_SEED);
+    begin({ ...spec, seed, generate: { ...spec.generate, count: 1 } });
+  } else {
+    const { seed: _, ...rest } = spec;
+    if (spec.init_images?.length) showNote(t("reuse.no_picture"));
+    else begin(rest);
+  }
+}
+
+/** A picture that the person brought. @param {Blob} file */
+async function onFile(file) {
+  clearError();
+  try {
+    const source = await readSource(file);
+    history.pushState(null, "", "#/");
+    showView(false);
+    runs.mark("");
+    controller.openOwn(source);
+    if (source.text.prompt && source.text.Software?.startsWith("triptych")) restoreFrom(source.text);
+    scrollTo(byId("studio"), "nearest");
+  } catch {
+    showError(new GatewayError("", { status: 400, reason: "NOT_A_PICTURE" }));
+  }
+}
+
+/** What a picture's file says of how it was made. @param {Object<string, string>} text */
+function restoreFrom(text) {
+  form.replacePrompt(text.prompt);
+  form.setSeed((text.stage === "generate" ? text.seed : text["base-seed"] ?? text.seed) ?? "");
+  try {
+    if (text.settings) settings.restoreSpec(JSON.parse(text.settings));
+  } catch {
+    // Written by another program: the prompt and the seed are all there is.
+  }
+  showNote(t("source.restored"));
+}
+
+/** @param {boolean} isRuns */
+function showView(isRuns) {
+  byId("create").hidden = isRuns;
+  byId("runs").hidden = !isRuns;
+  setProps(byId("nav-create"), { "aria-current": !isRuns && "page" });
+  setProps(byId("nav-runs"), { "aria-current": isRuns && "page" });
+}
+
+let isFirst = true;
+
 /** Opens what the address names. */
 function route() {
-  const name = RUN_ADDRESS.exec(location.hash)?.[1];
-  past.mark(name ?? "");
-  if (name === session.run?.name) return;
-  clearError();
-  if (name) session.open(name);
-  else session.close();
+  const [, name, image] = RUN_ADDRESS.exec(location.hash) ?? [];
+  const isRuns = location.hash === "#/runs";
+  showView(isRuns);
+  if (isRuns) {
+    runs.load();
+    return;
+  }
+  runs.mark(name ?? "");
+  if (name && name === controller.run?.name) {
+    if (image) controller.pick(`${name}/images/${image}`);
+  } else if (name) {
+    clearError();
+    const hadDraft = isFirst && form.text;
+    controller.open(name, undefined, image).then(() => {
+      const prompt = controller.run?.spec?.prompt;
+      if (controller.run?.name === name && prompt && !hadDraft && prompt !== form.text) form.replacePrompt(prompt);
+    });
+  } else if (!controller.own) {
+    controller.close();
+  }
+  isFirst = false;
 }
 
 /** What was served when it was asked last, as text. */
@@ -65,57 +213,45 @@ async function loadModels() {
     // Nothing is touched that somebody may be typing into.
     if (JSON.stringify(served) !== lastServed) {
       lastServed = JSON.stringify(served);
-      ask.setModels(served);
-      showModels(served);
+      /** @type {Object<string, any>} */
+      const models = {};
+      for (const { model } of served) models[STAGE_NAMES[model.stage]] ??= model;
+      settings.setModels(models);
+      statusBar.showModels(models);
+      vocabulary.setModel(models.generate);
+      welcome.setModel(models.generate);
     }
-    isWhole = Object.keys(ask.models).length === Object.keys(WORKERS).length;
+    isWhole = Object.keys(settings.models).length === Object.keys(WORKERS).length;
   } catch (error) {
     lastServed = "";
-    byId("models").replaceChildren("The gateway does not answer yet.");
-    if (/** @type {any} */ (error).status === 401) {
+    statusBar.showAway();
+    if (/** @type {any} */ (error).status === 401 || /** @type {any} */ (error).status === 403) {
       showError(error, start);
       return;
     }
   }
-  setTimeout(loadModels, isWhole ? MODELS_SELDOM_MS : MODELS_EVERY_MS);
+  modelsTimer = setTimeout(loadModels, isWhole ? MODELS_SELDOM_MS : MODELS_EVERY_MS);
 }
 
-/** @param {any[]} served */
-function showModels(served) {
-  const missing = Object.entries(WORKERS).filter(([stage]) => !ask.models[stage]).map(([, worker]) => worker);
-  const names = [...new Set(served.map(({ model }) => model.name))].join(", ");
-  const text = missing.length ? `No ${missing.join(" and no ")} yet` : `Models: ${names}`;
-  byId("models").replaceChildren(createElement("span", { class: missing.length ? "light off" : "light", "aria-hidden": true }), text);
-}
-
-/** @param {() => void} act @returns {() => void} does it once for all calls of half a second */
-function debounce(act) {
-  /** @type {number|undefined} */
-  let timer;
-  return () => {
-    clearTimeout(timer);
-    timer = setTimeout(act, 500);
-  };
-}
-
-/** @param {HTMLElement} box */
-function goTo(box) {
-  box.scrollIntoView({ behavior: prefersStillness() ? "auto" : "smooth", block: "start" });
-  box.focus({ preventScroll: true });
-}
+/** @type {number|undefined} */
+let modelsTimer;
 
 function start() {
+  clearTimeout(modelsTimer);
   loadModels();
-  past.load();
+  runs.load();
   route();
 }
 
 byId("skip").addEventListener("click", (/** @type {Event} */ event) => {
   event.preventDefault();
-  goTo(byId("panels"));
+  byId("main").focus();
 });
-byId("to-past").addEventListener("click", () => goTo(byId("past")));
+byId("brand").addEventListener("click", () => {
+  if (controller.own) controller.close();
+});
 byId("loading").remove();
+acceptFiles(onFile);
 addEventListener("hashchange", route);
 addEventListener("popstate", route);
 start();

@@ -1,109 +1,151 @@
-/** The run that is open: followed, shown in the panels, chosen from. One is open at a time. */
+/** What is open: a run, or a picture that the person brought. Followed, shown, chosen from; one is open at a time. */
 
-import { byId, createElement, prefersStillness, setProps } from "./dom.js";
-import { ImageDetail } from "./image_detail.js";
+import { byId, createElement, scrollTo, setProps } from "./dom.js";
+import { cancelRun, getRun, withRetry } from "./api.js";
+import { copyPicture, copyText } from "./clipboard.js";
 import { EventStream } from "./event_stream.js";
-import { GatewayError, cancelRun, getRun, withRetry, newRequestId, selectImages } from "./api.js";
+import { ImageDetail } from "./image_detail.js";
 import { ImageGrid, bestOf } from "./image_grid.js";
-import { download } from "./image_urls.js";
-import { RunState } from "./run_state.js";
-import { clearError, connection, announce, showError } from "./notifications.js";
-import { RunTree } from "./run_tree.js";
 import { ImageViewer } from "./image_viewer.js";
-import { MANY, WORKERS, capital, duration, errorInWords, fileName, nameOf, stateInWords } from "./labels.js";
+import { MaskEditor } from "./mask_editor.js";
+import { RunState } from "./run_state.js";
+import { RunTree } from "./run_tree.js";
+import { download } from "./image_urls.js";
+import { needsNewRun, take } from "./picture_actions.js";
+import { announce, clearError, showConnection, showError, showWaiting } from "./notifications.js";
+import { duration, errorInWords, fileName, nameOf, stateInWords } from "./labels.js";
+import { t } from "./texts.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
 
+/**
+ * @typedef {object} Page what the rest of the page does for it
+ * @property {import("./settings.js").Settings} settings
+ * @property {() => string} prompt what is in the prompt's field
+ * @property {(name: string, picture: string) => void} onShow the address follows what is looked at
+ * @property {(run: any) => void} onNewRun
+ * @property {(spec: any, action: "again"|"more"|"seed"|"restore", picture?: Picture) => void} onReuse
+ * @property {() => void} onChange a run has begun or ended
+ * @property {(names: string[]) => void} onZip
+ */
+
 export class RunController {
-  /**
-   * @param {object} page
-   * @param {() => Object<string, any>} page.models ModelInfo by the stage's name
-   * @param {(spec: any) => void} page.onReuse
-   * @param {() => void} page.onChange a run has begun or ended
-   */
+  /** @param {Page} page */
   constructor(page) {
     this.page = page;
     /** @type {RunState|null} */
     this.run = null;
+    /** @type {Picture|null} a picture that is in no run yet */
+    this.own = null;
     /** @type {EventStream|null} */
-    this.follower = null;
+    this.stream = null;
     this.selected = "";
-    // As far as the gateway has said that there are events.
-    this.lastSequence = 0;
-    // Of an enlargement that was asked for: looked at as soon as it has a name.
+    // Of an action: what it makes is looked at as soon as it has a name.
     this.awaited = "";
-    const pick = (/** @type {string} */ name) => this.pick(name);
-    this.sketches = new ImageGrid(byId("panel-generate"), "generate", "Sketch", (name) => this.pickSketch(name));
-    this.variations = new ImageGrid(byId("panel-refine"), "refine", "Refine", (name) => this.pick(name, "panel-easel"));
-    this.easel = new ImageDetail(byId("panel-easel"), {
-      enlarge: (picture) => this.take(picture, "upscale"),
-      refine: (picture) => this.take(picture, "refine"),
-      view: (picture) => this.viewer.open(picture, this.prompt),
-      download: (picture) => this.download(picture),
-      pick,
-    });
-    this.tree = new RunTree(pick);
-    this.viewer = new ImageViewer((picture) => this.download(picture));
-    this.cancelButton = createElement("button", { type: "button", text: "Cancel", onclick: () => this.cancel() });
-    this.reuseButton = createElement("button", { type: "button", class: "plain", text: "Same prompt and seed again", onclick: () => this.run && page.onReuse(this.run.spec) });
-    byId("run-actions").append(this.cancelButton, this.reuseButton);
+    this.lastSequence = 0;
     this.isDrawing = false;
+    this.grid = new ImageGrid({
+      pick: (name) => this.pick(name, true),
+      take: (names, kind) => this.take(this.named(names), kind),
+      download: (names) => names.forEach((name) => this.download(this.named([name])[0])),
+      redraw: () => this.draw(),
+    });
+    this.detail = new ImageDetail((action, picture) => this.onAction(action, picture));
+    this.tree = new RunTree((name) => this.pick(name, true));
+    this.viewer = new ImageViewer((picture) => this.download(picture), (picture) => this.pick(picture.name));
+    this.editor = new MaskEditor((picture, edit) => this.take([picture], "edit", edit));
+    this.isWide = matchMedia("(min-width: 1000px)");
+    this.isWide.addEventListener("change", () => this.draw());
+    this.buildHead();
+    page.settings.onChange(() => this.draw());
+    byId("prompt").addEventListener("input", () => this.draw());
     this.render();
+  }
+
+  buildHead() {
+    const button = (/** @type {string} */ id, /** @type {() => void} */ onclick) => createElement("button", { type: "button", class: "quiet", id: `run-${id}`, text: t(`run.${id}`), onclick });
+    this.cancelButton = button("cancel", () => this.cancel());
+    byId("run-actions").append(
+      this.cancelButton,
+      button("again", () => this.run && this.page.onReuse(this.run.spec, "again")),
+      button("restore", () => this.run && this.page.onReuse(this.run.spec, "restore")),
+      button("copy_prompt", () => copyText(this.prompt, t("copied.prompt"))),
+      button("share", () => copyText(location.href, t("copied.link"))),
+      button("zip", () => this.run && this.page.onZip([this.run.name])),
+    );
   }
 
   get prompt() {
     return this.run?.spec?.prompt ?? "";
   }
 
-  /** @param {string} name "runs/{id}" @param {any} [snapshot] the run as the gateway told it last */
-  async open(name, snapshot) {
+  /** @param {string[]} names @returns {Picture[]} */
+  named(names) {
+    return /** @type {Picture[]} */ (names.map((name) => this.run?.pictures.get(name)).filter(Boolean));
+  }
+
+  /** @param {string} name "runs/{id}" @param {any} [snapshot] the run as the gateway had it last @param {string} [image] to be looked at */
+  async open(name, snapshot, image = "") {
     this.close();
     const run = new RunState(name);
     this.run = run;
+    this.selected = image && `${name}/images/${image}`;
+    this.draw();
     try {
-      run.applySnapshot(snapshot ?? (await withRetry(() => getRun(name))));
+      run.applySnapshot(snapshot ?? (await withRetry(() => getRun(name), showWaiting)));
+      if (!snapshot) clearError();
     } catch (error) {
       if (this.run === run) {
         this.close();
-        showError(error, () => this.open(name));
+        showError(error, () => this.open(name, undefined, image));
       }
       return;
     }
     if (this.run !== run) return;
-    if (run.isFinished) this.selected = initialSelection(run);
+    if (!run.isBusy && !this.selected) this.selected = initialSelection(run);
     this.follow(0);
     this.draw();
   }
 
+  /** @param {import("./source_image.js").SourceImage} source */
+  openOwn(source) {
+    this.close();
+    const image = { width: source.width, height: source.height, name: "", sha256: "" };
+    this.own = { name: "own", stage: "init", index: 0, parent: "", state: "ready", step: 0, numSteps: 0, preview: null, image, score: null, problem: null, isFlat: false, own: source };
+    this.draw();
+    announce(t("source.ready"));
+  }
+
   close() {
-    this.follower?.stop();
-    this.follower = null;
-    this.run = null;
+    this.stream?.stop();
+    this.stream = null;
+    if (this.own?.own) URL.revokeObjectURL(this.own.own.url);
+    this.run = this.own = null;
     this.selected = this.awaited = "";
     this.lastSequence = 0;
-    connection("ended");
+    showConnection("ended");
     this.draw();
   }
 
   /** @param {number} afterSequence */
   follow(afterSequence) {
     const run = /** @type {RunState} */ (this.run);
-    this.follower?.stop();
-    this.follower = new EventStream(run.name, afterSequence, {
+    this.stream?.stop();
+    this.stream = new EventStream(run.name, afterSequence, {
       onEvent: (event) => this.onEvent(run, event),
       onConnection: (state) => {
-        connection(state);
+        showConnection(state);
         // Something was chosen while the stream of a finished run was ending.
         if (state === "ended") this.catchUp();
       },
-      onError: (error) => showError(error, () => this.follow(this.follower?.place ?? 0)),
+      onError: (error) => showError(error, () => this.follow(this.stream?.position ?? 0)),
     });
   }
 
   /** Follows a run that had ended and goes on. */
   catchUp() {
-    const { follower } = this;
-    if (follower?.isOver && this.lastSequence > follower.place) this.follow(follower.place);
+    const { stream } = this;
+    if (stream?.isOver && this.lastSequence > stream.position) this.follow(stream.position);
   }
 
   /** @param {RunState} run @param {any} event */
@@ -111,72 +153,113 @@ export class RunController {
     if (this.run !== run) return;
     run.apply(event);
     if (event.image_ready || event.finished || event.selection_required) this.announceEvent(run, event);
-    const awaited = this.awaited && run.selected.get(this.awaited);
-    if (awaited) {
-      this.awaited = "";
-      this.selected = awaited[0];
-    }
+    this.showAwaited(run);
+    if (event.finished && !this.selected && run.spec?.automatic) this.selected = initialSelection(run);
     if (event.state || event.finished) this.page.onChange();
     this.draw();
   }
 
-  /** News for ears. @param {RunState} run @param {any} event */
+  /** Looks at what an action makes, once that has names: its event may come before the answer, or after it. @param {RunState|null} run */
+  showAwaited(run) {
+    const made = this.awaited && run?.selected.get(this.awaited);
+    if (!made) return;
+    this.awaited = "";
+    this.pick(made[0]);
+  }
+
+  /** @param {RunState} run @param {any} event */
   announceEvent(run, event) {
     if (Number(event.sequence) <= run.knownSequence) return;
     if (event.finished) announce(`${stateInWords(run.state)}. ${run.error ? errorInWords(run.error) : ""}`);
-    else if (event.selection_required) announce("Ready: choose a sketch to refine it.");
+    else if (event.selection_required) announce(t("announce.choose"));
     else {
       const stage = /** @type {Picture} */ (run.pictures.get(event.image_ready.image.name)).stage;
       const all = run.of(stage);
-      announce(`${all.filter((one) => one.state === "ready").length} of ${all.length} ${MANY[stage]} are ready.`);
+      announce(t("announce.ready", { ready: all.filter((one) => one.state === "ready").length, count: all.length, what: t(`group.${stage}`) }));
     }
   }
 
-  /** A click on a sketch refines it, the first time. @param {string} name */
-  pickSketch(name) {
-    this.pick(name, "panel-refine");
-    const picture = this.run?.pictures.get(name);
-    if (picture && !this.run?.childrenOf(name).length) this.take(picture, "refine");
-  }
-
-  /** @param {string} name @param {string} [panel] to be scrolled into sight where the panels stand one below the other */
-  pick(name, panel) {
+  /** @param {string} name @param {boolean} [isByHand] then it is brought into sight */
+  pick(name, isByHand = false) {
     this.selected = name;
-    this.draw();
-    const box = panel && byId(panel);
-    if (box && box.getBoundingClientRect().top > innerHeight * 0.6) {
-      box.scrollIntoView({ behavior: prefersStillness() ? "auto" : "smooth", block: "start" });
-    }
+    if (this.run) this.page.onShow(this.run.name, name.split("/images/")[1]);
+    this.render();
+    const box = byId("detail").getBoundingClientRect();
+    if (isByHand && (box.top < 0 || box.top > innerHeight * 0.4)) scrollTo(byId("detail"), "start");
   }
 
-  /** @param {Picture} picture @param {"refine"|"upscale"} stage @param {string} [requestId] */
-  async take(picture, stage, requestId = newRequestId()) {
-    const run = /** @type {RunState} */ (this.run);
-    if (!this.page.models()[stage] && Object.keys(this.page.models()).length) {
-      showError(new GatewayError(`no ${WORKERS[stage]}`, { status: 503, reason: "NO_WORKER" }), () => this.take(picture, stage));
-      return;
-    }
+  /** @param {import("./image_detail.js").ActionName} action @param {Picture} picture */
+  onAction(action, picture) {
+    if (action === "refine" || action === "vary" || action === "upscale") this.take([picture], action);
+    else if (action === "edit") this.editor.open(picture, this.promptFor());
+    else if (action === "view") this.viewer.open(picture, this.prompt, this.run ? this.inOrder() : [picture]);
+    else if (action === "download") this.download(picture);
+    else if (action === "copy") copyPicture(picture);
+    else if (action === "again") this.makeAgain(picture);
+    else if (action === "close") this.close();
+    else this.page.onReuse(this.run?.spec, action === "more" ? "more" : "seed", picture);
+  }
+
+  /** @returns {Picture[]} the finished ones, as the gallery has them */
+  inOrder() {
+    return (this.run?.groups ?? []).flatMap((group) => group.pictures).filter((one) => one.state === "ready");
+  }
+
+  /** What is in the prompt's field; the run's own where it is empty. */
+  promptFor() {
+    return this.page.prompt() || this.prompt;
+  }
+
+  /** A picture that failed is made once more. @param {Picture} picture */
+  makeAgain(picture) {
+    const parent = this.run?.parentOf(picture.name);
+    if (picture.stage === "generate" || !parent) this.page.onReuse(this.run?.spec, "more", picture);
+    else this.take([parent], picture.stage === "upscale" ? "upscale" : "refine");
+  }
+
+  /**
+   * @param {Picture[]} pictures
+   * @param {"refine"|"vary"|"edit"|"upscale"} kind
+   * @param {{prompt: string, mask: any}} [edit]
+   * @param {string} [requestId]
+   */
+  async take(pictures, kind, edit, requestId) {
+    const run = this.run;
+    const action = { kind, prompt: edit?.prompt ?? this.promptFor(), mask: edit?.mask };
     clearError();
-    announce(stage === "refine" ? `Refining ${nameOf(picture)}.` : `Enlarging ${nameOf(picture)}.`);
-    if (stage === "upscale") this.awaited = requestId;
+    announce(t(`announce.${kind}`, { name: pictures.length === 1 ? nameOf(pictures[0]) : t("choose.count", { count: pictures.length }) }));
+    this.setBusy(true);
     try {
-      // Settings that the run has not are left to it; the request_id makes a repeated call harmless.
-      const told = await withRetry(() => selectImages(run.name, requestId, [{ image: picture.name, [stage]: {} }]));
+      const taken = await take(run, pictures, action, this.page.settings, requestId);
+      clearError();
+      if (taken.isNew) {
+        this.page.onNewRun(taken.run);
+        return;
+      }
       if (this.run !== run) return;
-      this.lastSequence = Number(told.last_sequence);
+      this.awaited = taken.requestId;
+      this.showAwaited(run);
+      this.lastSequence = Number(taken.run.last_sequence);
       this.catchUp();
     } catch (error) {
-      this.awaited = "";
-      showError(error, () => this.take(picture, stage, requestId));
+      showError(error, () => this.take(pictures, kind, edit, requestId));
+    } finally {
+      this.setBusy(false);
     }
+  }
+
+  /** A click is answered at once. @param {boolean} isBusy */
+  setBusy(isBusy) {
+    byId("detail").classList.toggle("sending", isBusy);
   }
 
   async cancel() {
     const run = this.run;
     if (!run) return;
     try {
-      await withRetry(() => cancelRun(run.name));
-      announce("Cancelled.");
+      await withRetry(() => cancelRun(run.name), showWaiting);
+      clearError();
+      announce(t("announce.cancelled"));
     } catch (error) {
       showError(error, () => this.cancel());
     }
@@ -200,96 +283,80 @@ export class RunController {
   render() {
     const { run } = this;
     const picture = this.currentPicture();
-    const path = new Set(picture ? pathTo(run, picture) : []);
-    const sketches = run?.of("generate") ?? [];
-    const origin = picture ? originOf(run, picture) : null;
-    const variations = run?.of("refine", origin ?? undefined) ?? [];
-    this.sketches.update(run, { pictures: sketches, path, hint: this.sketchHint(sketches), action: "Refine it" });
-    this.variations.update(run, { pictures: variations, path, hint: this.refineHint(variations), action: "Look at it beside its sketch" });
-    this.easel.update(run, picture ?? null, picture ? "" : this.easelHint(), this.page.models().upscale?.scale || 4);
+    const path = new Set(picture && run ? pathTo(run, picture) : []);
+    this.grid.update(run, path, picture?.name ?? "");
+    const isBest = Boolean(picture && run?.groups.some((group) => bestOf(group.pictures) === picture));
+    this.detail.update(run, picture ?? null, { isBest, note: picture ? this.noteFor(picture) : "", prompt: this.prompt, scale: this.page.settings.models.upscale?.scale || 4 });
     this.tree.update(run, path);
     this.renderHead();
+    byId("studio").hidden = !run && !this.own;
+    byId("studio").classList.toggle("alone", !run);
+    document.body.classList.toggle("has-run", Boolean(run || this.own));
   }
 
-  /** What is on the easel: what was picked, or, where CLIP chooses, what it came to. @returns {Picture|undefined} */
+  /** What is shown large: what was picked, or the furthest that there is. @returns {Picture|undefined} */
   currentPicture() {
+    if (this.own) return this.own;
     const picked = this.run?.pictures.get(this.selected);
-    return picked ?? (this.run?.spec?.manual ? undefined : this.run?.of("upscale").at(-1));
+    // Where both do not fit beside each other, the gallery comes first until something is picked.
+    if (picked || !this.run || !this.isWide.matches) return picked;
+    const [newest] = this.run.groups;
+    return newest && (bestOf(newest.pictures) ?? newest.pictures.find((one) => one.state === "ready") ?? newest.pictures[0]);
   }
 
-  /** @param {Picture[]} sketches */
-  sketchHint(sketches) {
-    if (!this.run) return "Candidates for your prompt appear here: a blur at first, then sharper and sharper.";
-    if (!sketches.length) return "This run began with pictures of its own.";
-    const isReady = sketches.some((one) => one.state === "ready");
-    return isReady ? "Click the one you like: it is refined." : "You can click a sketch as soon as it is ready.";
-  }
-
-  /** @param {Picture[]} variations */
-  refineHint(variations) {
-    if (!this.run) return "The sketch you click comes back here as variations of itself.";
-    if (variations.length) return variations.some((one) => one.state === "ready") ? "Click one to see it beside its sketch." : "";
-    return "No variations yet: click a sketch.";
-  }
-
-  easelHint() {
-    if (!this.run) return "The variation you choose is made four times as wide and high.";
-    return "What you click is shown here at its size, beside what it was made from.";
+  /** What the next action does with it. @param {Picture} picture */
+  noteFor(picture) {
+    const prompt = this.promptFor();
+    const notes = [];
+    if (!prompt) notes.push(t("note.no_prompt"));
+    else notes.push(t("note.makes", { count: Number(this.page.settings.valueOf("refine", "count")) }));
+    if (prompt && needsNewRun(this.run, [picture], { kind: "refine", prompt })) notes.push(t(this.run ? "note.new_prompt" : "note.own_prompt", { prompt }));
+    if (picture.image && picture.image.width !== picture.image.height) notes.push(t("note.square"));
+    return notes.join(" ");
   }
 
   renderHead() {
     const { run } = this;
     byId("run").hidden = !run?.spec;
-    document.body.classList.toggle("has-run", Boolean(run?.spec));
-    document.title = "Triptych";
+    document.title = t("page.title");
     if (!run?.spec) return;
-    const isBusy = !run.isFinished && run.state !== "AWAITING_SELECTION";
-    setProps(byId("run-title"), { text: run.spec.prompt || "Pictures of one's own" });
-    setProps(byId("run-facts"), { text: this.facts(run, isBusy) });
+    setProps(byId("run-title"), { text: run.spec.prompt || t("run.own_pictures") });
+    setProps(byId("run-facts"), { text: this.facts(run) });
     byId("run").classList.toggle("failed", run.state === "FAILED");
     const bar = byId("run-progress");
-    bar.hidden = !isBusy;
+    bar.hidden = !run.isBusy;
     bar.value = run.done;
-    this.cancelButton.hidden = run.isFinished;
-    setProps(this.cancelButton, { text: isBusy ? "Cancel" : "End this run" });
-    document.title = `${isBusy ? `${Math.round(run.done * 100)} % · ` : ""}${run.spec.prompt} · Triptych`;
+    this.cancelButton.hidden = !run.isBusy;
+    document.title = `${run.isBusy ? `${Math.round(run.done * 100)} % · ` : ""}${run.spec.prompt} · ${t("page.title")}`;
   }
 
-  /** @param {RunState} run @param {boolean} isBusy */
-  facts(run, isBusy) {
+  /** @param {RunState} run */
+  facts(run) {
     const facts = [stateInWords(run.state)];
-    if (isBusy && run.queue) {
-      facts.push(`place ${run.queue.position} in the queue`);
-      if (run.queue.waitS) facts.push(`its turn in about ${duration(run.queue.waitS)}`);
+    if (run.isBusy && run.queue) {
+      facts.push(t("run.position", { position: run.queue.position }));
+      if (run.queue.waitS) facts.push(t("run.turn", { time: duration(run.queue.waitS) }));
     }
-    const left = isBusy ? run.secondsLeft : null;
-    if (left) facts.push(`about ${duration(left)} left`);
-    facts.push(`seed ${run.spec.seed}`);
+    const left = run.isBusy ? run.secondsLeft : null;
+    if (left) facts.push(t("detail.left", { time: duration(left) }));
+    facts.push(t("detail.seed", { seed: run.spec.seed ?? "" }));
+    if (run.computeS >= 0.5) facts.push(t("run.compute", { time: duration(run.computeS) }));
     if (run.error) facts.push(errorInWords(run.error));
-    else if (isBusy && run.note) facts.push(capital(run.note.message));
+    else if (run.isBusy && run.note) facts.push(errorInWords(run.note));
     return facts.join("  ·  ");
   }
 }
 
-/** @param {RunState|null} run @param {Picture} picture @returns {string[]} it and what it came from */
+/** @param {RunState} run @param {Picture} picture @returns {string[]} it and what it came from */
 function pathTo(run, picture) {
   const names = [];
-  for (let one = /** @type {Picture|undefined} */ (picture); one && !names.includes(one.name); one = run?.parentOf(one.name)) {
-    names.push(one.name);
-  }
+  for (let one = /** @type {Picture|undefined} */ (picture); one && !names.includes(one.name); one = run.parentOf(one.name)) names.push(one.name);
   return names;
-}
-
-/** What the variations beside a picture are of. @param {RunState|null} run @param {Picture} picture @returns {string} */
-function originOf(run, picture) {
-  if (picture.stage !== "generate" && run?.of("refine", picture.name).length) return picture.name;
-  const enlarged = picture.stage === "upscale" ? run?.parentOf(picture.name) : picture;
-  if (!enlarged) return picture.parent;
-  return enlarged.stage === "refine" ? enlarged.parent : enlarged.name;
 }
 
 /** What one wants to see first of a run that is over. @param {RunState} run */
 function initialSelection(run) {
   const ready = (/** @type {any} */ stage) => run.of(stage).filter((one) => one.state === "ready");
-  return ready("upscale").at(-1)?.name ?? bestOf(ready("refine"))?.name ?? ready("refine")[0]?.name ?? "";
+  const best = (/** @type {any} */ stage) => bestOf(ready(stage)) ?? ready(stage)[0];
+  return (ready("upscale").at(-1) ?? best("refine") ?? best("generate"))?.name ?? "";
 }

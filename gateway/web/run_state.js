@@ -3,7 +3,7 @@
 import { ProgressRate } from "./eta.js";
 
 /**
- * @typedef {"generate"|"refine"|"upscale"} StageName
+ * @typedef {"generate"|"refine"|"upscale"|"init"} StageName
  * @typedef {object} Picture
  * @property {string} name "runs/{id}/images/{stage}-{index}"
  * @property {StageName} stage
@@ -15,7 +15,17 @@ import { ProgressRate } from "./eta.js";
  * @property {{mime: string, data: string, sequence: number}|null} preview the newest
  * @property {any} image the finished one, as the contract has it, or null
  * @property {number|null} score
- * @property {string} problem why it failed
+ * @property {{reason: string, message: string}|null} problem why it failed
+ * @property {boolean} isFlat whether it has one colour alone, and so cannot be the best
+ * @property {import("./source_image.js").SourceImage} [own] of a picture that is in no run yet
+ */
+
+/**
+ * @typedef {object} Group what one action made
+ * @property {string} key
+ * @property {StageName} stage
+ * @property {string} parent a picture's name; "" for none, or for several
+ * @property {Picture[]} pictures
  */
 
 /** @type {Object<string, StageName>} */
@@ -42,20 +52,59 @@ export class RunState {
     this.rate = new ProgressRate();
     // Up to here the snapshot knows better than the replayed events how the run stands.
     this.knownSequence = 0;
+    this.computeS = 0;
+    /** @type {Set<string>} of those whose timing is in `computeS` */
+    this.timed = new Set();
+    this.startTime = "";
+    this.endTime = "";
+    this.createTime = "";
   }
 
   get isFinished() {
     return FINAL.has(this.state);
   }
 
+  /** Whether something is being made, or will be. */
+  get isBusy() {
+    return !this.isFinished && this.state !== "AWAITING_SELECTION";
+  }
+
+  /** @returns {Group[]} the newest first */
+  get groups() {
+    /** @type {Map<string, Group>} */
+    const groups = new Map();
+    for (const picture of this.pictures.values()) {
+      if (picture.stage === "init") continue;
+      const parent = picture.stage === "refine" ? picture.parent : "";
+      const key = `${picture.stage} ${parent}`;
+      const group = groups.get(key) ?? { key, stage: picture.stage, parent, pictures: [] };
+      group.pictures.push(picture);
+      groups.set(key, group);
+    }
+    for (const group of groups.values()) group.pictures.sort((a, b) => a.index - b.index);
+    return [...groups.values()].reverse();
+  }
+
+  /** Seconds of compute of all pictures, and of the whole run by the clock; null where not known. */
+  get time() {
+    const end = this.endTime ? Date.parse(this.endTime) : null;
+    const start = this.startTime ? Date.parse(this.startTime) : null;
+    return { computeS: this.computeS, wallS: start !== null && end !== null ? (end - start) / 1000 : null };
+  }
+
+  /** @returns {Picture[]} those that the run makes */
+  get all() {
+    return [...this.pictures.values()].filter((one) => one.stage !== "init");
+  }
+
   /** @returns {Picture[]} */
   get unfinished() {
-    return [...this.pictures.values()].filter((one) => one.state === "waiting" || one.state === "working");
+    return this.all.filter((one) => one.state === "waiting" || one.state === "working");
   }
 
   /** @param {StageName} stage @param {string} [parent] of these only @returns {Picture[]} by index */
   of(stage, parent) {
-    const found = [...this.pictures.values()].filter(
+    const found = this.all.filter(
       (one) => one.stage === stage && (parent === undefined || one.parent === parent),
     );
     return found.sort((a, b) => a.index - b.index);
@@ -79,7 +128,7 @@ export class RunState {
 
   /** How far what was asked for is, from 0 to 1. */
   get done() {
-    const all = [...this.pictures.values()];
+    const { all } = this;
     return all.length ? all.reduce((sum, one) => sum + progressOf(one), 0) / all.length : 0;
   }
 
@@ -89,8 +138,13 @@ export class RunState {
     this.knownSequence = Number(run.last_sequence);
     this.state = stateOf(run.state);
     this.error = this.isFinished ? runError(run.error) : null;
+    this.createTime = run.create_time ?? "";
+    this.startTime = run.start_time ?? "";
+    this.endTime = run.end_time ?? "";
+    this.expectInits();
     this.expectSketches();
     for (const image of run.images ?? []) this.keepImage(image);
+    for (const timing of run.timings ?? []) this.onTiming(timing);
     if (this.isFinished) this.giveUpTheRest();
   }
 
@@ -108,77 +162,96 @@ export class RunState {
     else if (event.image_ready) this.keepImage(event.image_ready.image);
     else if (event.ranked) this.onRanked(event.ranked);
     else if (event.selected) this.onSelected(event.selected);
+    else if (event.timing) this.onTiming(event.timing);
     else if (event.warning) this.onWarning(event.warning, isNews);
-    else if (event.finished && isNews) this.onFinished(event.finished);
+    else if (event.finished && isNews) this.onFinished(event.finished, event.time);
     this.measure(Date.parse(event.time));
   }
 
-  onState(told, isNews) {
-    if (told.spec) this.spec ??= told.spec;
+  onState(message, isNews) {
+    if (message.spec) this.spec ??= message.spec;
+    this.expectInits();
     this.expectSketches();
     if (!isNews) return;
-    this.state = stateOf(told.state);
-    if (!this.isFinished) this.error = null;
+    this.state = stateOf(message.state);
+    if (!this.isBusy) this.queue = null;
+    if (!this.isFinished) this.error = this.note = null;
   }
 
-  onQueued(told) {
-    const waitS = told.estimated_wait ? Number.parseFloat(told.estimated_wait) : null;
-    const stage = STAGE_NAMES[told.stage] ?? null;
-    this.queue = told.position ? { stage, position: told.position, waitS } : null;
+  onTiming(message) {
+    if (this.timed.has(message.image)) return;
+    this.timed.add(message.image);
+    this.computeS += Number.parseFloat(message.compute ?? "0") || 0;
   }
 
-  onStarted(told, isOver) {
-    for (const index of told.indexes ?? []) {
-      const picture = this.expect(STAGE_NAMES[told.stage], index, told.parent ?? "");
+  onQueued(message) {
+    const waitS = message.estimated_wait ? Number.parseFloat(message.estimated_wait) : null;
+    const stage = STAGE_NAMES[message.stage] ?? null;
+    this.queue = message.position ? { stage, position: message.position, waitS } : null;
+  }
+
+  onStarted(message, isOver) {
+    for (const index of message.indexes ?? []) {
+      const picture = this.expect(STAGE_NAMES[message.stage], index, message.parent ?? "");
       if (picture.state === "ready" || picture.state === "failed") continue;
       Object.assign(picture, { state: isOver ? "cancelled" : "working", step: 0, numSteps: 0 });
     }
   }
 
-  onProgress(told) {
-    const picture = this.expect(STAGE_NAMES[told.stage], told.index);
+  onProgress(message) {
+    const picture = this.expect(STAGE_NAMES[message.stage], message.index);
     if (picture.state === "ready") return;
-    Object.assign(picture, { state: "working", step: told.step, numSteps: told.num_steps });
+    Object.assign(picture, { state: "working", step: message.step, numSteps: message.num_steps });
   }
 
-  onPreview(told, sequence) {
-    const picture = this.expect(STAGE_NAMES[told.stage], told.index);
+  onPreview(message, sequence) {
+    const picture = this.expect(STAGE_NAMES[message.stage], message.index);
     if (picture.state === "ready") return;
-    const preview = { mime: told.image.mime_type, data: told.image.data, sequence };
-    Object.assign(picture, { state: "working", step: told.step, numSteps: told.num_steps, preview });
+    const preview = { mime: message.image.mime_type, data: message.image.data, sequence };
+    Object.assign(picture, { state: "working", step: message.step, numSteps: message.num_steps, preview });
   }
 
-  onRanked(told) {
-    for (const { image, clip_score: score } of told.scores ?? []) {
+  onRanked(message) {
+    for (const { image, clip_score: score } of message.scores ?? []) {
       const picture = this.pictures.get(image);
       if (picture) picture.score = score;
     }
   }
 
-  onSelected(told) {
+  onSelected(message) {
     /** @type {string[]} */
     const names = [];
-    for (const { selection, indexes } of told.choices ?? []) {
+    for (const { selection, indexes } of message.choices ?? []) {
       const stage = selection.refine ? "refine" : "upscale";
       for (const index of indexes ?? []) names.push(this.expect(stage, index, selection.image).name);
     }
-    this.selected.set(told.request_id, names);
+    this.selected.set(message.request_id, names);
   }
 
-  onWarning(told, isNews) {
-    const picture = this.pictures.get(told.image);
-    if (told.given_up && picture && picture.state !== "ready") {
-      const isCancelled = told.reason === "CANCELLED";
-      Object.assign(picture, { state: isCancelled ? "cancelled" : "failed", problem: told.message, preview: null });
+  onWarning(message, isNews) {
+    const picture = this.pictures.get(message.image);
+    if (message.given_up && picture && picture.state !== "ready") {
+      const isCancelled = message.reason === "CANCELLED";
+      Object.assign(picture, { state: isCancelled ? "cancelled" : "failed", problem: { reason: message.reason, message: message.message }, preview: null });
     }
-    if (isNews && told.reason !== "CANCELLED") this.note = told;
+    if (isNews && message.reason !== "CANCELLED" && !message.given_up) this.note = message;
   }
 
-  onFinished(told) {
-    this.state = stateOf(told.state);
-    this.error = runError(told.error);
-    this.queue = null;
+  onFinished(message, time) {
+    this.state = stateOf(message.state);
+    this.error = runError(message.error);
+    this.queue = this.note = null;
+    this.endTime = time ?? "";
     this.giveUpTheRest();
+  }
+
+  /** The pictures that the run began with. Their files are at their names. */
+  expectInits() {
+    (this.spec?.init_images ?? []).forEach((image, index) => {
+      const picture = this.expect("init", index);
+      if (picture.image) return;
+      Object.assign(picture, { state: "ready", image: { name: picture.name, width: image.width, height: image.height, sha256: "" } });
+    });
   }
 
   /** The sketches that are to come have their places at once. */
@@ -192,7 +265,7 @@ export class RunState {
     const name = `${this.name}/images/${stage}-${index}`;
     let picture = this.pictures.get(name);
     if (!picture) {
-      const fresh = { state: "waiting", step: 0, numSteps: 0, preview: null, image: null, score: null, problem: "" };
+      const fresh = { state: "waiting", step: 0, numSteps: 0, preview: null, image: null, score: null, problem: null, isFlat: false };
       picture = /** @type {Picture} */ ({ name, stage, index, parent: "", ...fresh });
       this.pictures.set(name, picture);
     }
@@ -214,7 +287,7 @@ export class RunState {
     const unfinished = this.unfinished;
     if (!unfinished.length) return;
     const stages = [...new Set(unfinished.map((one) => one.stage))];
-    const current = [...this.pictures.values()].filter((one) => stages.includes(one.stage));
+    const current = this.all.filter((one) => stages.includes(one.stage));
     this.rate.note(stages.join(), atMs, current.reduce((sum, one) => sum + progressOf(one), 0));
   }
 }

@@ -3,6 +3,7 @@
 import { syncChildren, byId, createElement, moveByArrows, setProps } from "./dom.js";
 import { show } from "./image_urls.js";
 import { capital, nameOf, scoreText } from "./labels.js";
+import { t } from "./texts.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
 /** @typedef {import("./run_state.js").RunState} RunState */
@@ -11,21 +12,21 @@ export class RunTree {
   /** @param {(name: string) => void} onPick */
   constructor(onPick) {
     this.onPick = onPick;
-    /** @type {Map<string, {item: any, button: any, img: any, list: any, name: string}>} */
+    /** @type {Map<string, {item: any, button: any, img: any, text: any, list: any, name: string}>} */
     this.nodes = new Map();
     this.root = createElement("ul", { class: "branches" });
     this.section = byId("tree");
-    this.section.append(createElement("h2", { id: "tree-title", text: "How it came about" }), this.root);
+    this.section.append(createElement("h2", { id: "tree-title", text: t("tree.title") }), this.root);
     moveByArrows(this.root);
   }
 
   /** @param {RunState|null} run @param {Set<string>} path */
   update(run, path) {
-    const sketches = run ? [...run.of("generate"), ...rootless(run)] : [];
-    this.section.hidden = !run || ![...run.pictures.values()].some((one) => one.stage !== "generate");
+    const roots = run ? [...[...run.pictures.values()].filter((one) => one.stage === "init"), ...run.of("generate"), ...rootless(run)] : [];
+    this.section.hidden = !run || !run.all.some((one) => one.parent);
     for (const name of this.nodes.keys()) if (!run?.pictures.has(name)) this.nodes.delete(name);
     if (this.section.hidden || !run) return;
-    syncChildren(this.root, this.inOrder(run, sketches).map((one) => this.node(run, one, path)));
+    syncChildren(this.root, this.inOrder(run, roots).map((one) => this.node(run, one, path)));
   }
 
   /** What was taken further stands first, each on a line of its own. @param {RunState} run @param {Picture[]} pictures */
@@ -41,14 +42,11 @@ export class RunTree {
     show(node.img, picture);
     node.item.dataset.state = picture.state;
     node.item.classList.toggle("leaf", !children.length);
-    const score = picture.score === null ? "" : `, score ${scoreText(picture.score)}`;
-    const label = `${capital(nameOf(picture))}${score}${picture.state === "ready" ? "" : `, ${picture.state}`}`;
-    setProps(node.button, {
-      "aria-label": label,
-      title: label,
-      "aria-current": path.has(picture.name) && "true",
-      "aria-disabled": picture.state !== "ready" && "true",
-    });
+    const parts = [capital(nameOf(picture))];
+    if (picture.score !== null) parts.push(t("score.short", { score: scoreText(picture.score) }));
+    if (picture.state !== "ready") parts.push(t(`picture.${picture.state}`));
+    setProps(node.text, { text: parts.join("\n") });
+    setProps(node.button, { "aria-current": path.has(picture.name) && "true" });
     if (children.length && !node.list) {
       node.list = createElement("ul", {});
       node.item.append(node.list);
@@ -60,11 +58,9 @@ export class RunTree {
   /** @param {string} name */
   makeNode(name) {
     const img = createElement("img", { alt: "", hidden: true, draggable: false });
-    const button = createElement("button", { type: "button", class: "node" }, img);
-    button.addEventListener("click", () => {
-      if (button.getAttribute("aria-disabled") !== "true") this.onPick(name);
-    });
-    const node = { item: createElement("li", {}, button), button, img, list: null, name };
+    const text = createElement("span", { class: "node-text" });
+    const button = createElement("button", { type: "button", class: "node", onclick: () => this.onPick(name) }, createElement("span", { class: "node-face" }, img), text);
+    const node = { item: createElement("li", {}, button), button, img, text, list: null, name };
     this.nodes.set(name, node);
     return node;
   }

@@ -1,4 +1,4 @@
-/** Finds the words of a prompt that a small model was never taught; the twin of triptych/vocabulary.py. */
+/** Which words of a prompt a small model does not know or replaces; the twin of triptych/vocabulary.py. */
 
 // Words that join others: no list of things to draw has them, and a model may read over them.
 const JOINING = new Set(
@@ -29,4 +29,28 @@ export function unknownWords(prompt, known) {
 /** @param {any} model ModelInfo @returns {string[]} every word or phrase that it lists */
 export function knownTo(model) {
   return Object.values(model?.vocabulary ?? {}).flatMap((kind) => kind.words ?? []);
+}
+
+/**
+ * @typedef {object} WordCheck
+ * @property {[string, string][]} replaced words and what is drawn in their place
+ * @property {string[]} ignored words that mean nothing to the model
+ * @property {boolean} isHopeless whether nothing of the prompt is known
+ */
+
+/**
+ * What a model makes of a prompt's words, before any time is spent.
+ * @param {string} prompt
+ * @param {any} model ModelInfo; one that lists no words knows more than a list can say
+ * @returns {WordCheck}
+ */
+export function checkWords(prompt, model) {
+  const known = knownTo(model);
+  if (!known.length) return { replaced: [], ignored: [], isHopeless: false };
+  const table = model.replacements ?? {};
+  const unknown = unknownWords(prompt, known);
+  const replaced = /** @type {[string, string][]} */ (unknown.filter((word) => table[word]).map((word) => [word, table[word]]));
+  const ignored = unknown.filter((word) => !table[word]);
+  const telling = wordsOf(prompt).filter((word) => !JOINING.has(word));
+  return { replaced, ignored, isHopeless: telling.length > 0 && telling.every((word) => ignored.includes(word)) };
 }

@@ -9,11 +9,13 @@ import numpy as np
 
 from services.images.codec import encode_png
 from tests.gateway.fake_stage import ScriptedGenerator, ScriptedRefiner, ScriptedStage, ScriptedUpscaler
-from triptych.v1.stage_pb2 import ImageData, ModelInfo, StageEvent
+from triptych.v1.stage_pb2 import ImageData, Inpainting, ModelInfo, StageEvent
 
 NUM_STEPS = 4
 SIDE_PX = 32
 SCALE = 4
+# What each picture is said to have taken.
+COMPUTE_MS = 1_500
 VOCABULARY = {"objects": ["house", "full moon", "pine tree"], "colours": ["red", "blue"], "places": ["sea"]}
 EXAMPLES = ["a red house by the sea", "a gorgeous blurgh", "a blue house under a full moon"]
 
@@ -48,8 +50,11 @@ async def script(stage: ScriptedStage, index: int, seed: int) -> AsyncIterator[S
     if index in stage.failures:
         yield StageEvent(failure=stage.failures[index])
         return
-    yield StageEvent(image=StageEvent.FinishedImage(index=index, image=draw(seed, side), seed=seed))
-    yield StageEvent(timing=StageEvent.Timing(index=index))
+    drawn = draw(seed, side, 0.0 if index in stage.blank else 1.0)
+    yield StageEvent(image=StageEvent.FinishedImage(index=index, image=drawn, seed=seed))
+    timing = StageEvent.Timing(index=index)
+    timing.compute.FromMilliseconds(COMPUTE_MS)
+    yield StageEvent(timing=timing)
 
 
 @dataclass
@@ -77,6 +82,8 @@ class Stages:
             stage.errors.clear()
             stage.requests.clear()
             stage.queue_position = 0
+            # Indexes of pictures that come out in one colour.
+            stage.blank = set()
         self.refiner.rank_answer = None
 
     def hold(self, stage: ScriptedStage, *indexes: int) -> None:
@@ -94,11 +101,15 @@ async def drawing_stages() -> AsyncIterator[Stages]:
         stages.generator.info.vocabulary[kind].CopyFrom(ModelInfo.WordList(words=words))
     stages.generator.info.example_prompts.extend(EXAMPLES)
     stages.generator.info.defaults["temperature"] = 0.4
+    stages.generator.info.image_size = stages.refiner.info.image_size = SIDE_PX
     stages.refiner.info.defaults["num_steps"] = NUM_STEPS
+    stages.refiner.info.defaults["skip_ratio"] = 0.5
+    stages.refiner.info.inpainting = Inpainting.INPAINTING_BLENDED
     stages.upscaler.info.scale = SCALE
     async with AsyncExitStack() as stack:
         for stage in (stages.generator, stages.refiner, stages.upscaler):
             stage._script = partial(script, stage)
+            stage.blank = set()
             await stage.start()
             stack.push_async_callback(stage.kill)
         yield stages

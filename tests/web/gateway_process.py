@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 class GatewayProcess:
     """`options` name its stages; what it keeps is in `folder`, its log in `folder`/gateway.log."""
 
-    def __init__(self, folder: Path, options: Sequence[str]) -> None:
+    def __init__(self, folder: Path, options: Sequence[str], *, has_examples: bool = False) -> None:
         self._folder = folder
-        self._options = list(options)
+        self._options = [*options, *(() if has_examples else ("--no-examples",))]
         self._port = 0
         self._process: asyncio.subprocess.Process | None = None
 

@@ -25,13 +25,14 @@ async def test_a_reload_in_the_middle_shows_the_run_as_it_is(visitor, stages):
 
 async def test_a_reload_after_choices_keeps_the_tree(visitor):
     await visitor.begin(count=2)
+    await visitor.sees_sketches(2)
     await visitor.refine(1)
-    await visitor.choose(0)
-    await visitor.enlarge()
+    await visitor.pick("refine", 0)
+    await visitor.upscale()
     await visitor.page.reload()
-    await expect(visitor.easel.locator("figcaption")).to_contain_text("128 × 128")
-    await visitor.sees_variations(6)
-    await expect(visitor.page.locator("#tree .node")).to_have_count(2 + 6 + 1)
+    await expect(visitor.detail.locator(".facts")).to_contain_text("128 × 128")
+    await visitor.sees("refine", 4)
+    await expect(visitor.page.locator("#tree .node")).to_have_count(2 + 4 + 1)
 
 
 async def test_a_gateway_that_is_killed_in_the_middle_is_waited_for(visitor, stages, gateway):
@@ -56,9 +57,9 @@ async def test_past_runs_survive_the_gateway(visitor, gateway):
     await gateway.kill()
     await gateway.start()
     await visitor.page.goto(gateway.url)
-    past = visitor.page.get_by_role("region", name="Past runs")
-    await expect(past.get_by_role("link")).to_have_count(1)
-    await expect(past.locator("img")).to_be_visible()
+    await visitor.shows_runs()
+    await expect(visitor.runs).to_have_count(1)
+    await expect(visitor.runs.locator("img")).to_be_visible()
 
 
 async def test_a_prompt_that_meets_no_gateway_is_tried_again_and_makes_one_run(visitor, gateway):
@@ -67,8 +68,8 @@ async def test_a_prompt_that_meets_no_gateway_is_tried_again_and_makes_one_run(v
     await visitor.begin(count=1)
     await gateway.start()
     await visitor.sees_sketches(1)
-    past = visitor.page.get_by_role("region", name="Past runs")
-    await expect(past.get_by_role("link")).to_have_count(1)
+    await visitor.shows_runs()
+    await expect(visitor.runs).to_have_count(1)
 
 
 async def test_a_stage_without_a_worker_is_named_with_what_to_do(browser, tmp_path):
@@ -79,11 +80,12 @@ async def test_a_stage_without_a_worker_is_named_with_what_to_do(browser, tmp_pa
             visitor = await open_page(browser, gateway.url)
             await stages.refiner.kill()
             await visitor.page.goto(gateway.url)
-            await expect(visitor.page.locator("#models")).to_contain_text("No refiner yet")
+            await expect(visitor.page.locator("#server-state")).to_contain_text("No refiner is running")
             await visitor.begin("a blue house", count=1)
             await visitor.sees_sketches(1)
-            await visitor.sketches.first.get_by_role("button").click()
-            await expect(visitor.trouble).to_contain_text("triptych serve refiner")
+            await visitor.pick("generate", 0)
+            await visitor.act("Refine")
+            await expect(visitor.errors).to_contain_text("triptych serve refiner")
             assert visitor.unexpected == []
         finally:
             await gateway.kill()
@@ -92,7 +94,7 @@ async def test_a_stage_without_a_worker_is_named_with_what_to_do(browser, tmp_pa
 async def test_a_run_that_is_not_there_is_said_in_words(visitor, gateway):
     visitor.expected.append("404")
     await visitor.page.goto(f"{gateway.url}#/runs/0123456789abcdef")
-    await expect(visitor.trouble).to_contain_text("not here, or not any more")
+    await expect(visitor.errors).to_contain_text("not here, or not any more")
 
 
 async def test_two_pages_show_the_same_run(visitor, browser, gateway):
@@ -102,7 +104,7 @@ async def test_two_pages_show_the_same_run(visitor, browser, gateway):
     await other.page.goto(visitor.page.url)
     await other.sees_sketches(2)
     await visitor.refine(0)
-    await expect(other.page.locator("#tree .node")).to_have_count(2 + 6)
+    await expect(other.page.locator("#tree .node")).to_have_count(2 + 4)
     assert other.unexpected == []
 
 
@@ -116,14 +118,14 @@ async def test_a_gateway_with_tokens_asks_for_one_and_keeps_it_for_the_tab(brows
         visitor = await open_page(browser, gateway.url)
         await visitor.page.goto(gateway.url)
         visitor.expected.append("401")
-        await visitor.page.get_by_label("Token").fill(token)
+        await visitor.page.get_by_label("Token (kept").fill(token)
         await visitor.button("Use it").click()
         await visitor.begin(count=1)
+        await visitor.sees_sketches(1)
         await visitor.refine(0)
-        await visitor.choose(0)
-        await expect(visitor.easel.locator("img.after")).to_be_visible()
+        await expect(visitor.detail.locator("img.after")).to_be_visible()
         async with visitor.page.expect_download() as downloading:
-            await visitor.button("Download").click()
+            await visitor.act("Download")
         assert (await (await downloading.value).path()).read_bytes().startswith(b"\x89PNG")
         await visitor.page.reload()
         await visitor.sees_sketches(1)

@@ -145,6 +145,24 @@ _LAST_EVENT_ID = {
 }
 _BINARY: dict[str, Any] = {"image/png": {}, "image/jpeg": {}, "image/webp": {}}
 
+_EXAMPLES: dict[str, Any] = {
+    "type": "object",
+    "required": ["state", "examples", "version"],
+    "properties": {
+        "state": {"enum": ["ready", "making", "none"]},
+        "version": {**_STRING, "description": "of the gateway"},
+        "examples": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["prompt", "seed", "image"],
+                "properties": {"prompt": _STRING, "seed": _STRING, "image": _STRING},
+            },
+        },
+        "run": {"type": ["object", "null"], "description": "one run from sketches to an upscaled picture"},
+    },
+}
+
 _RUN_PATHS: dict[str, Any] = {
     "/models": {"get": {"summary": "What each stage serves now", "responses": answer("ListModelsResponse")}},
     "/prompts/read": {
@@ -221,6 +239,27 @@ _RUN_PATHS: dict[str, Any] = {
                 "206": {"description": "the part that Range asks for", "content": _BINARY},
                 "304": {"description": "the caller has it already"},
                 **dict(error(404, 416)),
+            },
+        },
+    },
+    "/examples": {
+        "get": {
+            "summary": "Pictures of the models' example prompts, as the page's first screen shows them",
+            "responses": {
+                "200": {
+                    "description": "what there is",
+                    "content": {"application/json": {"schema": _EXAMPLES}},
+                },
+            },
+        }
+    },
+    "/examples/{key}/{file}": {
+        "parameters": [path_parameter("key", "of the models"), path_parameter("file", "of the picture")],
+        "get": {
+            "summary": "The picture of an example",
+            "responses": {
+                "200": {"description": "the file", "content": _BINARY},
+                **dict(error(404)),
             },
         },
     },

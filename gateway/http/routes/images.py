@@ -1,10 +1,12 @@
 """Pictures over HTTP: by the hash of their file, and as files to keep, which say how they were made."""
 
 import hashlib
+import json
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,6 +17,7 @@ from gateway.access.caller import Caller
 from gateway.http.context import RequestContext, api_of, caller_of
 from gateway.http.file_response import attachment, file_response, large_file_response
 from gateway.http.image_formats import MIME_TYPES, convert
+from gateway.http.proto_json import to_dict
 from gateway.pipeline import is_large
 from gateway.stages import STAGES
 from services.errors import NotFound
@@ -70,15 +73,17 @@ async def download_image(request: Request) -> Response:
     suffix = image.mime_type.partition("/")[2]
     name = request.query_params.get("download") or f"{ids['id']}-{ids['image']}.{suffix}"
     headers = {"cache-control": "private, no-cache", "content-disposition": attachment(name)}
+    # A picture that the run began with was made by somebody else, and says so itself.
+    text = await _text_of(api, caller, run, image) if image.stage in STAGE_NAMES else {}
     if is_large(image):
-        head = with_text(await _first_bytes(api, image), describe(run, image))
+        head = with_text(await _first_bytes(api, image), text)
         etag = hashlib.sha256(head + image.sha256.encode()).hexdigest()
         read = partial(_read_described, api, image, head)
         total = size - HEADER_BYTES + len(head)
         return large_file_response(request, total, read, image.mime_type, etag=etag, headers=headers)
     _, data = await api.pipeline.read_image(image.name, caller)
     if image.mime_type == "image/png":
-        data = with_text(data, describe(run, image))
+        data = with_text(data, text)
     # What the file says of itself may change with the program's version.
     etag = hashlib.sha256(data).hexdigest()
     return file_response(request, data, image.mime_type, etag=etag, headers=headers)
@@ -113,11 +118,41 @@ async def file_of(api: RequestContext, caller: Caller, image: Image) -> bytes:
     return image.data or (await api.pipeline.read_image(image.name, caller))[1]
 
 
+async def _text_of(api: RequestContext, caller: Caller, run: Run, image: Image) -> dict[str, str]:
+    settings = await _settings_of(api, caller, run, image)
+    return {**describe(run, image), "settings": json.dumps(settings, sort_keys=True)}
+
+
+async def _settings_of(api: RequestContext, caller: Caller, run: Run, image: Image) -> dict[str, Any]:
+    """The settings of each stage of the run, by the stage's name; those of the picture's own as it was made with."""
+    named = {field.name: stage for field, stage in run.spec.ListFields()}
+    settings = {kind.name: _without_mask(named[kind.name]) for kind in STAGES if kind.name in named}
+    if image.parent:
+        events = api.pipeline.watch_run(run.name, caller, with_files=False)
+        async with aclosing(events):
+            async for event in events:
+                for choice in event.selected.choices:
+                    if choice.model.stage == image.stage and image.index in choice.indexes:
+                        name = STAGE_NAMES[image.stage]
+                        settings[name] = _without_mask(getattr(choice.selection, name))
+                # Whatever is still to come has not made this picture.
+                if event.sequence >= run.last_sequence:
+                    break
+    return settings
+
+
+def _without_mask(stage: Any) -> dict[str, Any]:
+    settings = to_dict(stage)
+    settings.pop("mask", None)
+    return settings
+
+
 def describe(run: Run, image: Image) -> dict[str, str]:
     """What a picture's file says of it: all that it takes to make it again."""
     return {
         "prompt": run.spec.prompt,
         "seed": str(image.seed),
+        "base-seed": str(run.spec.seed),
         "stage": STAGE_NAMES[image.stage],
         "model": image.model_name,
         "model-digest": image.model_digest,

@@ -4,6 +4,7 @@ The files are those that were there when the process began: a module that is rep
 missing what the others ask of it, and then none of them runs.
 """
 
+import gzip
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,16 +30,33 @@ class PageFile:
     """One file of the page."""
 
     data: bytes
+    compressed: bytes
     media_type: str
     etag: str
 
     def answer(self, request: Request, vary: str = "") -> Response:
         """The file, or that it has not changed. A browser asks every time: a new version of the gateway comes whole."""
-        headers = {"etag": self.etag, "cache-control": "no-cache", **({"vary": vary} if vary else {})}
+        headers = {
+            "etag": self.etag,
+            "cache-control": "no-cache",
+            "vary": f"{vary}, Accept-Encoding" if vary else "Accept-Encoding",
+        }
         known = request.headers.get("if-none-match", "").split(",")
         if self.etag in (tag.strip().removeprefix("W/") for tag in known):
             return Response(status_code=304, headers=headers)
+        if _accepts_gzip(request.headers.get("accept-encoding", "")):
+            headers["content-encoding"] = "gzip"
+            return Response(self.compressed, headers=headers, media_type=self.media_type)
         return Response(self.data, headers=headers, media_type=self.media_type)
+
+
+def _accepts_gzip(header: str) -> bool:
+    """Whether an Accept-Encoding header has gzip, and does not refuse it by `q=0`."""
+    for part in header.split(","):
+        name, _, quality = part.replace(" ", "").partition(";q=")
+        if name.lower() in ("gzip", "*"):
+            return quality.strip("0.") != "" or not quality
+    return False
 
 
 def read_page(folder: Path) -> Mapping[str, PageFile]:
@@ -48,7 +66,8 @@ def read_page(folder: Path) -> Mapping[str, PageFile]:
         if path.suffix in MEDIA_TYPES:
             data = path.read_bytes()
             etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
-            files[path.name] = PageFile(data, MEDIA_TYPES[path.suffix], etag)
+            compressed = gzip.compress(data, compresslevel=9, mtime=0)
+            files[path.name] = PageFile(data, compressed, MEDIA_TYPES[path.suffix], etag)
     return files
 
 

@@ -64,7 +64,11 @@ async def list_runs(request: Request) -> Response:
         page_token=request.query_params.get("page_token", ""),
     )
     answer = to_dict(ListRunsResponse(next_page_token=token))
+    examples = api_of(request).examples
+    hidden = examples.active_runs if examples else frozenset()
     for run in runs:
+        if run.name in hidden:
+            continue
         answer["runs"].append(to_dict(run))
         # A thousand runs take seconds, in which others have their turns.
         await asyncio.sleep(0)

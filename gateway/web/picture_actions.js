@@ -1,0 +1,68 @@
+/** Takes pictures to a stage: in their own run where that can be, else in a new run that begins with them. */
+
+import { GatewayError, createRun, newRequestId, selectImages, withRetry } from "./api.js";
+import { fileOf } from "./image_urls.js";
+import { showWaiting } from "./notifications.js";
+import { cropSquare, toImageData } from "./source_image.js";
+import { WORKERS } from "./labels.js";
+
+/** @typedef {import("./run_state.js").Picture} Picture */
+/** @typedef {import("./run_state.js").RunState} RunState */
+
+/**
+ * @typedef {object} Action
+ * @property {"refine"|"vary"|"edit"|"upscale"} kind
+ * @property {string} prompt
+ * @property {any} [mask] ImageData in JSON
+ * @property {string} [seed]
+ */
+
+/** @param {Action["kind"]} kind @returns {"refine"|"upscale"} */
+export function stageOf(kind) {
+  return kind === "upscale" ? "upscale" : "refine";
+}
+
+/** Whether pictures have to leave their run for this. @param {RunState|null} run @param {Picture[]} pictures @param {Action} action */
+export function needsNewRun(run, pictures, action) {
+  if (!run) return true;
+  if (action.kind === "upscale") return pictures.some((one) => one.stage === "upscale");
+  return action.prompt !== (run.spec?.prompt ?? "");
+}
+
+/**
+ * @param {RunState|null} run
+ * @param {Picture[]} pictures
+ * @param {Action} action
+ * @param {import("./settings.js").Settings} settings
+ * @param {string} [requestId] kept by repeated attempts: they make nothing twice
+ * @returns {Promise<{run: any, isNew: boolean, requestId: string}>} the run as the gateway has it
+ */
+export async function take(run, pictures, action, settings, requestId = newRequestId()) {
+  const stage = stageOf(action.kind);
+  const { models } = settings;
+  if (!models[stage] && Object.keys(models).length) {
+    throw new GatewayError(`no ${WORKERS[stage]} is here`, { status: 503, reason: "NO_WORKER" });
+  }
+  if (stage === "refine" && !action.prompt) throw new GatewayError("no prompt", { status: 400, reason: "NO_PROMPT" });
+  const message = stage === "upscale" ? settings.upscaleStage() : settings.refineStage({ isVary: action.kind === "vary", mask: action.mask });
+  if (run && !needsNewRun(run, pictures, action)) {
+    const selections = pictures.map((one) => ({ image: one.name, [stage]: message }));
+    const answer = await withRetry(() => selectImages(run.name, requestId, selections), showWaiting);
+    return { run: answer, isNew: false, requestId };
+  }
+  // In turn: each may be of some megabytes.
+  const images = [];
+  for (const picture of pictures) images.push(await asImageData(picture, stage === "refine" && !action.mask));
+  const spec = { prompt: action.prompt, init_images: images, [stage]: message, manual: {}, ...(action.seed && { seed: action.seed }) };
+  return { run: await withRetry(() => createRun(requestId, spec), showWaiting), isNew: true, requestId };
+}
+
+/** @param {Picture} picture @param {boolean} isSquare whether the models would stretch it otherwise */
+async function asImageData(picture, isSquare) {
+  const blob = await fileOf(picture);
+  const { width, height } = picture.image;
+  if (!isSquare || width === height) return toImageData(blob, width, height);
+  const source = await cropSquare({ blob, url: "", width, height, name: "", text: {} });
+  URL.revokeObjectURL(source.url);
+  return toImageData(source.blob, source.width, source.height);
+}

@@ -1,0 +1,219 @@
+/** Settings of the stages: what there is, their true values, and the requests they become. No element. */
+
+import { load, save } from "./storage.js";
+
+/** @typedef {import("./run_state.js").StageName} StageName */
+
+/**
+ * @typedef {object} Setting
+ * @property {StageName} stage
+ * @property {string} name as the contract has it; `count` and `vary_keep` are the page's own
+ * @property {"basic"|"advanced"} group
+ * @property {"number"|"text"} kind
+ * @property {number} [min]
+ * @property {number} [max]
+ * @property {number|"any"} [step]
+ * @property {number|string} [fallback] where the model has no default
+ */
+
+/** @type {Setting[]} */
+export const SETTINGS = [
+  { stage: "generate", name: "count", group: "basic", kind: "number", min: 1, max: 64, step: 1, fallback: 8 },
+  { stage: "generate", name: "guidance_scale", group: "basic", kind: "number", min: 0, max: 1000, step: "any" },
+  { stage: "generate", name: "temperature", group: "basic", kind: "number", min: 0.01, max: 100, step: "any" },
+  { stage: "generate", name: "top_k", group: "advanced", kind: "number", min: 0, max: 1_000_000, step: 1 },
+  { stage: "generate", name: "top_p", group: "advanced", kind: "number", min: 0.01, max: 1, step: "any" },
+  { stage: "refine", name: "count", group: "basic", kind: "number", min: 1, max: 64, step: 1, fallback: 4 },
+  { stage: "refine", name: "negative_prompt", group: "basic", kind: "text", fallback: "" },
+  { stage: "refine", name: "skip_ratio", group: "basic", kind: "number", min: 0, max: 0.99, step: "any" },
+  { stage: "refine", name: "vary_keep", group: "basic", kind: "number", min: 0, max: 0.99, step: "any" },
+  { stage: "refine", name: "num_steps", group: "advanced", kind: "number", min: 1, max: 1000, step: 1 },
+  { stage: "refine", name: "guidance_scale", group: "advanced", kind: "number", min: 0, max: 1000, step: "any" },
+  { stage: "upscale", name: "tile_size", group: "advanced", kind: "number", min: 0, max: 4096, step: 1 },
+  { stage: "upscale", name: "tile_overlap", group: "advanced", kind: "number", min: 0, max: 1024, step: 1 },
+];
+const PAGE_OWN = new Set(["count", "vary_keep"]);
+// So many previews of a picture are worth their decoding.
+const NUM_PREVIEWS = 8;
+const SKETCH_PREVIEW_EVERY = 32;
+const UPSCALE_PREVIEW_EVERY = 4;
+// How much less of a picture "Vary" keeps than "Refine".
+const VARY_SHARE = 0.5;
+
+export class Settings {
+  constructor() {
+    /** @type {Object<string, any>} ModelInfo by the stage's name */
+    this.models = {};
+    /** @type {Object<string, Object<string, number|string>>} what the person has set, by "stage:model" */
+    this.changed = load("settings", {});
+    /** @type {Set<() => void>} */
+    this.listeners = new Set();
+  }
+
+  /** @param {Object<string, any>} models by the stage's name */
+  setModels(models) {
+    this.models = models;
+    this.notify();
+  }
+
+  /** @param {() => void} listener */
+  onChange(listener) {
+    this.listeners.add(listener);
+  }
+
+  notify() {
+    for (const listener of this.listeners) listener();
+  }
+
+  /** Of each model its own. @param {string} stage */
+  keyOf(stage) {
+    return `${stage}:${this.models[stage]?.name ?? ""}`;
+  }
+
+  /** @param {string} stage @param {string} name @returns {number|string|undefined} what an unset field takes */
+  defaultOf(stage, name) {
+    const defaults = this.models[stage]?.defaults ?? {};
+    if (name === "vary_keep") return defaults.skip_ratio === undefined ? undefined : round(defaults.skip_ratio * VARY_SHARE);
+    const setting = SETTINGS.find((one) => one.stage === stage && one.name === name);
+    return defaults[name] === undefined ? setting?.fallback : round(defaults[name]);
+  }
+
+  /** @param {string} stage @param {string} name @returns {number|string|undefined} what the next action takes */
+  valueOf(stage, name) {
+    return this.changed[this.keyOf(stage)]?.[name] ?? this.defaultOf(stage, name);
+  }
+
+  /** @param {string} stage @param {string} name */
+  isChanged(stage, name) {
+    return this.changed[this.keyOf(stage)]?.[name] !== undefined;
+  }
+
+  /** @returns {number} how many differ from the model's defaults */
+  get numChanged() {
+    return SETTINGS.filter((one) => this.isChanged(one.stage, one.name)).length;
+  }
+
+  /** What a setting may be with the served model. @param {Setting} setting @returns {{min?: number, max?: number}} */
+  rangeOf({ stage, name, min, max }) {
+    const model = this.models[stage];
+    const range = model?.ranges?.[name];
+    if (range) return { min: range.lowest ?? 0, max: range.highest };
+    if (name === "count" && model?.limits?.max_images) return { min, max: Math.min(64, model.limits.max_images) };
+    return { min, max };
+  }
+
+  /** @param {string} stage @param {string} name @param {number|string|undefined} value undefined: the model's default */
+  set(stage, name, value) {
+    const key = this.keyOf(stage);
+    const own = { ...this.changed[key] };
+    if (value === undefined || value === this.defaultOf(stage, name)) delete own[name];
+    else own[name] = value;
+    this.changed = { ...this.changed, [key]: own };
+    save("settings", this.changed);
+    this.notify();
+  }
+
+  /** @param {string} [stage] none: all */
+  reset(stage) {
+    for (const one of stage ? [stage] : ["generate", "refine", "upscale"]) delete this.changed[this.keyOf(one)];
+    save("settings", this.changed);
+    this.notify();
+  }
+
+  /** @returns {Object<string, Object<string, number|string>>} as a preset keeps them, by stage */
+  snapshot() {
+    return Object.fromEntries(["generate", "refine", "upscale"].map((stage) => [stage, { ...this.changed[this.keyOf(stage)] }]));
+  }
+
+  /** @param {Object<string, Object<string, number|string>>} values by stage */
+  restore(values) {
+    this.reset();
+    for (const { stage, name } of SETTINGS) {
+      const value = values[stage]?.[name];
+      if (value !== undefined && value !== "") this.set(stage, name, value);
+    }
+  }
+
+  /** The settings of a run or of a picture's file. @param {any} spec */
+  restoreSpec(spec) {
+    /** @type {Object<string, any>} */
+    const values = {};
+    for (const stage of ["generate", "refine", "upscale"]) {
+      if (spec[stage]) values[stage] = { ...spec[stage].settings, count: spec[stage].count };
+    }
+    for (const { stage, name } of SETTINGS) {
+      if (values[stage]?.[name] !== undefined) this.set(stage, name, values[stage][name]);
+    }
+  }
+
+  /** @param {string} stage @returns {Object<string, any>} every true value, in the contract's names */
+  ofStage(stage) {
+    /** @type {Object<string, any>} */
+    const settings = {};
+    for (const one of SETTINGS) {
+      const value = one.stage === stage && !PAGE_OWN.has(one.name) ? this.valueOf(stage, one.name) : undefined;
+      if (value !== undefined) settings[one.name] = value;
+    }
+    return settings;
+  }
+
+  /** @returns {any} GenerateStage */
+  generateStage() {
+    const settings = { ...this.ofStage("generate"), preview_every: SKETCH_PREVIEW_EVERY };
+    return { count: Number(this.valueOf("generate", "count")), settings };
+  }
+
+  /**
+   * @param {{isVary?: boolean, mask?: any, keep?: number, count?: number}} [action] `mask` as ImageData in JSON
+   * @returns {any} RefineStage
+   */
+  refineStage({ isVary = false, mask, keep, count } = {}) {
+    const settings = this.ofStage("refine");
+    if (isVary) settings.skip_ratio = this.valueOf("refine", "vary_keep") ?? settings.skip_ratio;
+    // What is repainted becomes another picture, unless something of it is to show through.
+    if (mask) settings.skip_ratio = keep ?? 0;
+    const numSteps = Number(settings.num_steps ?? 0) * (1 - Number(settings.skip_ratio ?? 0));
+    settings.preview_every = Math.max(1, Math.round(numSteps / NUM_PREVIEWS));
+    return { count: count ?? Number(this.valueOf("refine", "count")), settings, ...(mask && { mask }) };
+  }
+
+  /** @returns {any} UpscaleStage */
+  upscaleStage() {
+    return { settings: { ...this.ofStage("upscale"), preview_every: UPSCALE_PREVIEW_EVERY } };
+  }
+
+  /** A run from a prompt. @param {string} prompt @param {{seed?: string, isAutomatic?: boolean, model?: string}} more */
+  promptSpec(prompt, { seed, isAutomatic = false, model = "" } = {}) {
+    /** @type {any} */
+    const spec = { prompt, model, generate: this.generateStage(), [isAutomatic ? "automatic" : "manual"]: {} };
+    // Without its worker a stage cannot be planned; it can be chosen later, when one has come.
+    if (this.models.refine) spec.refine = this.refineStage();
+    if (this.models.upscale) spec.upscale = this.upscaleStage();
+    if (seed) spec.seed = seed;
+    return spec;
+  }
+
+  /**
+   * A run from a picture that the person brought, or from one of another run.
+   * @param {string} prompt
+   * @param {any} picture ImageData in JSON
+   * @param {"refine"|"upscale"} stage
+   * @param {any} settings as the stage's message
+   * @param {string} [seed]
+   */
+  pictureSpec(prompt, picture, stage, settings, seed) {
+    return { prompt, init_images: [picture], [stage]: settings, manual: {}, ...(seed && { seed }) };
+  }
+}
+
+/** @param {number|string} value @returns {any} a double of the contract as people write it */
+function round(value) {
+  return typeof value === "number" ? Math.round(value * 1000) / 1000 : value;
+}
+
+/** @type {Object<string, Object<string, any>>} besides the person's own: what the names stand for, by stage */
+export const PRESETS = {
+  quick: { generate: { count: 4 }, refine: { count: 2 } },
+  many: { generate: { count: 16 }, refine: { count: 8 } },
+  bold: { refine: { skip_ratio: 0.3, vary_keep: 0.1 } },
+};

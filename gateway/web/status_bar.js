@@ -1,0 +1,42 @@
+/** The foot of the page: what serves, its version, help and licence. */
+
+import { byId, createElement, setProps } from "./dom.js";
+import { WORKERS, listText } from "./labels.js";
+import { t } from "./texts.js";
+
+export class StatusBar {
+  constructor() {
+    this.light = createElement("span", { class: "light", "aria-hidden": true });
+    this.text = createElement("span", { id: "server-state" });
+    this.version = createElement("span", { id: "version" });
+    const help = createElement("button", { type: "button", class: "link", text: t("help.title"), onclick: () => byId("help").showModal() });
+    byId("foot").append(
+      createElement("p", { role: "status" }, this.light, this.text),
+      createElement("p", { class: "row" }, this.version, help, createElement("a", { href: "openapi.json", text: t("foot.api") }), createElement("span", { text: t("foot.licence") })),
+    );
+    byId("help").append(
+      createElement("header", {}, createElement("h2", { id: "help-title", text: t("help.title") }), createElement("button", { type: "button", text: t("viewer.close"), onclick: () => byId("help").close() })),
+      ...["prompt", "choose", "own", "settings", "runs"].map((topic) => createElement("p", { text: t(`help.text_${topic}`) })),
+      createElement("h3", { text: t("help.keys") }),
+      createElement("dl", { class: "keys" }, ...["enter", "up", "arrows", "viewer", "mask"].flatMap((key) => [createElement("dt", { text: t(`help.key_${key}`) }), createElement("dd", { text: t(`help.does_${key}`) })])),
+    );
+    addEventListener("gateway-version", (/** @type {any} */ event) => setProps(this.version, { text: t("foot.version", { version: event.detail }) }));
+  }
+
+  /** @param {Object<string, any>} models ModelInfo by the stage's name */
+  showModels(models) {
+    const missing = Object.entries(WORKERS).filter(([stage]) => !models[stage]).map(([, worker]) => t(`worker.${worker}`));
+    const names = [...new Set(Object.values(models).map((model) => model.name))];
+    this.set(missing.length ? "off" : "on", missing.length ? t("foot.missing", { workers: listText(missing) }) : t("foot.ready", { models: listText(names) }));
+  }
+
+  showAway() {
+    this.set("off", t("foot.away"));
+  }
+
+  /** @param {"on"|"off"} state @param {string} text */
+  set(state, text) {
+    this.light.className = state === "on" ? "light" : "light off";
+    setProps(this.text, { text });
+  }
+}
