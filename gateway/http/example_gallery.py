@@ -55,7 +55,7 @@ class ExampleGallery:
         Begins to make what is missing.
         """
         models = {stage.model.stage: stage.model for stage in reversed(await self._pipeline.list_models())}
-        generator = models.get(GENERATE.stage)
+        generator = models.get(GENERATE.number)
         prompts = example_prompts(generator) if generator else []
         if not prompts:
             return {"state": "none", "examples": []}
@@ -86,7 +86,7 @@ class ExampleGallery:
     def _may_begin(self, models: dict[Any, ModelInfo]) -> bool:
         is_idle = self._making is None or self._making.done()
         waited_s = asyncio.get_running_loop().time() - self._failed_at
-        has_all = {stage.stage for stage in STAGES} <= set(models)
+        has_all = {stage.number for stage in STAGES} <= set(models)
         return is_idle and has_all and (not self._failed_at or waited_s > RETRY_AFTER_S)
 
     async def _make(self, key: str, prompts: list[str], kept: dict[str, Any], stages: frozenset[Any]) -> None:
@@ -114,7 +114,7 @@ class ExampleGallery:
         stages = []
         for kind in STAGES:
             shown = []
-            for image in sorted(_of(run, kind.stage), key=lambda image: image.index):
+            for image in sorted(_of(run, kind.number), key=lambda image: image.index):
                 path = await self._keep(key, f"tour-{kind.name}-{image.index}", files[image.name])
                 entry: dict[str, Any] = {"image": path, "is_chosen": image.name in parents}
                 if image.HasField("clip_score"):
@@ -129,7 +129,7 @@ class ExampleGallery:
         spec.refine.count = 1
         spec.automatic.top_k_after_generate = 1
         run, files = await self._run(spec)
-        picture = (_of(run, REFINE.stage) or _of(run, UPSCALE.stage) or _of(run, GENERATE.stage))[0]
+        picture = (_of(run, REFINE.number) or _of(run, UPSCALE.number) or _of(run, GENERATE.number))[0]
         path = await self._keep(key, f"example-{number}", files[picture.name])
         return {"prompt": prompt, "seed": str(SEED), "image": path}
 

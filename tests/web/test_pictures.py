@@ -10,6 +10,15 @@ from tests.web.visitor import READY, open_page
 from triptych.v1.stage_pb2 import StageEvent
 
 
+NAMES_TO_ROOT = """(one) => {
+    const names = [];
+    for (let item = one.closest("li"); item; item = item.parentElement.closest("li")) {
+        names.push(item.querySelector(".node-text").textContent.split("\\n")[0]);
+    }
+    return names;
+}"""
+
+
 async def test_a_prompt_becomes_a_file_through_two_choices(visitor):
     await visitor.begin("a red house by the sea", count=3, seed=100)
     await visitor.sees_sketches(3)
@@ -121,10 +130,8 @@ async def test_the_tree_shows_what_came_from_what_with_names_and_scores(visitor,
     await visitor.pick("refine", 0)
     await visitor.upscale()
     tree = visitor.page.locator("#tree .branches")
-    chain = tree.locator(
-        "> li:has(> button:has-text('Sketch 2')) > ul > li:has(> button:has-text('Variation 1')) > ul"
-    )
-    await expect(chain.get_by_role("button", name="Upscaled 1")).to_be_visible()
+    names = await tree.get_by_role("button", name="Upscaled 1").evaluate(NAMES_TO_ROOT)
+    assert names == ["Upscaled 1", "Variation 1", "Sketch 2"]
     await expect(tree.get_by_role("button", name="Sketch 2")).to_contain_text("match 0.75")
     await tree.get_by_role("button", name="Sketch 1").click()
     await expect(visitor.detail.get_by_role("heading", name="Sketch 1")).to_be_visible()
