@@ -89,7 +89,7 @@ quality: $(VENV)/dev ## Measure the built-in models on held-out and natural prom
 	$(TEST_ENV) $(BIN)/python -m training.evaluation.generator_report $(ARGS)
 	$(TEST_ENV) $(BIN)/python -m training.evaluation.natural_report
 
-check: $(VENV)/dev ## Lint, types, protos, stubs
+check: $(VENV)/dev ## Lint, types, protos, stubs, plain words
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -98,6 +98,7 @@ check: $(VENV)/dev ## Lint, types, protos, stubs
 	$(BIN)/buf breaking protos --against protos/released.binpb
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/python packages/check_words.py
 
 fix: $(VENV)/dev ## Format, and repair what the linter can
 	$(BIN)/ruff check --fix .

@@ -18,7 +18,7 @@ class Gateway(Protocol):
     """What `triptych deploy` asks of a deployment's gateway. All methods may block; all raise DeployError."""
 
     def start(self, *, port: int, http_port: int, http_hosts: Sequence[str] = ()) -> str:
-        """Starts it unless it runs, waits until it serves, and says so in words; 0 is any free port."""
+        """Starts it unless it runs, waits until it serves, and returns a line for people; 0 is any free port."""
         ...
 
     def is_running(self) -> bool: ...

@@ -55,7 +55,7 @@ async def make_card(client: Client, order: str, text: str) -> RunResult:
             # Broken connections are the client's own matter; a gateway that restarts finds the run by its request_id.
             return await client.run(card(text), request_id=f"card-{order}", timeout_s=left_s)
         except Busy as error:
-            # Nothing has begun. The gateway says when it is worth another try; later than our deadline it is not.
+            # Nothing has begun. The error has the time of the next try; later than our deadline it is not.
             if error.retry_after_s is None or error.retry_after_s > left_s:
                 raise
             await asyncio.sleep(error.retry_after_s)
@@ -74,12 +74,12 @@ async def post_card(request: Request) -> Response:
 
 
 async def post_card_stream(request: Request) -> Response:
-    """Answers with server-sent events while the card is made. Whoever goes away does not pay for the rest."""
+    """Answers with server-sent events while the card is made. A client that disconnects does not pay for the rest."""
     order = await request.json()
     spec, request_id = card(str(order["text"])), f"card-{order['order']}"
     run = request.app.state.client.run(spec, request_id=request_id, timeout_s=DEADLINE_S)
     events = aiter(run)
-    # The first event says that the order was accepted: until then an error can still be a status.
+    # The first event confirms the order: until then an error can still be a status.
     first = await anext(events)
 
     async def lines() -> AsyncIterator[str]:

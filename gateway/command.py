@@ -70,12 +70,12 @@ def storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
     keep_days = click.option(
         "--keep-days",
         type=click.FloatRange(0, min_open=True),
-        help="Runs that ended longer ago are let go, with their pictures.  [default: none]",
+        help="Delete runs that ended longer ago, with their images.  [default: none]",
     )
     keep_bytes = click.option(
         "--keep-bytes",
         type=ByteSize(),
-        help="Where all pictures take more, the oldest finished runs are let go: 500M, 20G.  [default: no limit]",
+        help="When all images take more, delete the oldest finished runs: 500M, 20G.  [default: no limit]",
     )
     return journal(store(keep_days(keep_bytes(command))))
 
@@ -99,7 +99,7 @@ _WORK_OPTIONS = (
     click.option(
         "--max-runs-per-caller",
         type=click.IntRange(1),
-        help="Runs of one caller under way at once, unless its token says otherwise.  [default: all]",
+        help="Concurrent runs of one caller, unless its token has a limit of its own.  [default: all]",
     ),
     click.option(
         "--max-queued-runs-per-caller",

@@ -64,7 +64,7 @@ class PipelineService(PipelineServiceServicer):
         last = Event()
         async for last in self._pipeline.watch_run(name, caller, after_sequence=after_sequence):
             yield StreamRunResponse(event=last)
-        # A caller who had seen the end already is told again what it was.
+        # A caller that has seen the end already gets the final state again.
         has_failed = last.finished.state == RunState.RUN_STATE_FAILED
         is_over = last.HasField("finished") and not has_failed
         if not is_over and (error := await self._pipeline.run_error(name, caller)):
@@ -115,7 +115,7 @@ class PipelineService(PipelineServiceServicer):
                     response.chunk = part[start : start + CHUNK_BYTES]
                     yield response
                     response = DownloadImageResponse()
-        # Also of nothing, the size and the hash are told.
+        # Size and hash are sent for an empty file, too.
         if response.total_bytes:
             yield response
 

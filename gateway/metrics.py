@@ -1,4 +1,4 @@
-"""What the gateway tells Prometheus: runs by their state, pictures by stage and how they ended, workers that are healthy.
+"""Prometheus metrics of the gateway: runs by state, images by stage and outcome, healthy workers.
 
 The stages tell of their own queues. Stages are named by their workers, as they name themselves there.
 """

@@ -1,4 +1,4 @@
-"""Pages of ListRuns: their size, and the token that says where the next one begins."""
+"""Pages of ListRuns: their size, and the token of the next one."""
 
 import base64
 import binascii

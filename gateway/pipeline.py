@@ -1,4 +1,4 @@
-"""Everything a caller can do with runs, in terms of the contract's messages: both doors, gRPC and HTTP, translate to it.
+"""Everything a caller can do with runs, in terms of the contract's messages: the gRPC and HTTP APIs translate to it.
 
 It knows who may see what. How a run is carried out is in flow.py, what is kept of it in runs.py.
 """
@@ -48,7 +48,7 @@ MAX_PIXELS_IN_MEMORY = 4096 * 4096
 class Pipeline:
     """The runs of this gateway, and of others on the same journal, as callers see them.
 
-    Errors are TriptychErrors; a run of others is not found. Whatever is told is in the journal.
+    Errors are TriptychErrors; a run of others is not found. Published events are in the journal.
     """
 
     def __init__(self, pools: Mapping[str, Pool], runs: RunManager) -> None:
@@ -149,7 +149,7 @@ class Pipeline:
 
     @contextmanager
     def attach(self, name: str) -> Iterator[None]:
-        """Somebody lives on the run inside the block; without anybody a run that is not detached is cancelled."""
+        """Counts a client of the run inside the block; an attached run without clients is cancelled."""
         self._runs.abandonment.attach(name)
         try:
             yield
@@ -319,7 +319,7 @@ class Pipeline:
         if (poll := self._polls.get(key)) is None:
             poll = self._polls[key] = asyncio.create_task(self._poll(name, after_sequence))
             poll.add_done_callback(lambda _: self._polls.pop(key, None))
-        # Whoever goes away takes nothing from the others.
+        # A client that disconnects takes nothing from the others.
         return await asyncio.shield(poll)
 
     async def _poll(self, name: str, after_sequence: int) -> tuple[RunRow | None, list[Event]]:
@@ -345,8 +345,8 @@ class Pipeline:
         try:
             data = await self._store.get(image.sha256)
         except TriptychError as error:
-            # Whoever asks for the picture is told why there is none; the other events are worth having.
-            log.warning("%s is told without its file: %s", image.name, error)
+            # A request for the image returns the error; the other events are still useful.
+            log.warning("%s is published without its file: %s", image.name, error)
             return event
         if len(data) > MAX_INLINE_BYTES:
             return event

@@ -100,7 +100,7 @@ def examples_folder(locations: StorageLocations) -> Path | None:
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayOptions:
-    """What `triptych serve gateway` is told; `targets` maps a stage's name to its workers."""
+    """The options of `triptych serve gateway`; `targets` maps a stage's name to its workers."""
 
     targets: Mapping[str, tuple[Target, ...]]
     workers_file: WorkersFile | None
@@ -125,7 +125,7 @@ class GatewayOptions:
 
 
 async def run_gateway(options: GatewayOptions) -> None:
-    """Serves until it is told to stop. Runs then have `grace_s` to finish; the rest continues at the next start."""
+    """Serves until SIGTERM or Ctrl-C. Runs then have `grace_s` to finish; the rest continues at the next start."""
     workers = options.workers_file
     async with AsyncExitStack() as stack:
         stop = await stack.enter_async_context(stop_signal(with_parent=options.exit_with_parent))

@@ -19,7 +19,7 @@ BANNED = {
     r"whoever": "a caller, a client, everybody who",
     r"told|tells": "reported, published, states",
     r"says": "states, returns, explains, shows",
-    r"lives? on": "follows, is connected to",
+    r"lives on": "follows, is connected to",
     r"lets? (?:\w+ ){0,3}go|let go": "delete, expire, close, release",
     r"rests": "is idle, waits",
     r"(?:becomes?|became) of": "the result of",

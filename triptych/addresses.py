@@ -24,7 +24,7 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 
 @dataclass(frozen=True)
 class Address:
-    """A checked address: `hosts` with their ports; none where `target` says all."""
+    """A checked address: `hosts` with their ports; none where `target` is enough."""
 
     text: str
     hosts: tuple[tuple[str, int], ...]
@@ -54,7 +54,7 @@ class Address:
 
 
 def check_address(text: str) -> Address:
-    """Reads an address; raises ValueError that says what was expected."""
+    """Reads an address; raises ValueError with what was expected."""
     plain = text.strip()
     if plain.startswith(("unix:", "dns:")):
         if not plain.partition(":")[2].strip("/"):

@@ -19,7 +19,7 @@ def escape(text: str, *, keeps_lines: bool = False) -> str:
 
 
 def escape_json(text: str) -> str:
-    """JSON that says the same, with the same characters as \\u escapes; JSON itself escapes those below space only."""
+    """Equal JSON, with the same characters as \\u escapes; JSON itself escapes those below space only."""
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

@@ -1,4 +1,4 @@
-"""Bearer tokens: what the `authorization` header of either door makes of a call, a Caller or an error.
+"""Bearer tokens: makes a Caller or an error of the `authorization` header of a gRPC or HTTP call.
 
 The tokens are hashes in a file (token_file.py) that is read again when it changes. HTTP asks `authenticate`; the gate in
 front of the gRPC servicer asks `enter`, and the servicer's methods ask `current_caller`.
@@ -35,7 +35,7 @@ class Authentication:
     def authenticate(self, authorization: str | None, *, peer: str = "") -> Caller:
         """The caller whose token it is; raises Unauthenticated without one and PermissionDenied for an unknown one.
 
-        Where no token is asked for, the caller is whoever has the address `peer`.
+        Without tokens, the caller is the address `peer`.
         """
         if self._path is None:
             return Caller(peer or "local:", sees_all=True)
@@ -47,7 +47,7 @@ class Authentication:
                 "whoever runs this gateway makes one with `triptych tokens add`"
             )
         digest = hash_token(token.strip())
-        # All of them, also after the right one: how long it takes says nothing about what is in the file.
+        # All of them, also after the right one: the time does not depend on what is in the file.
         found = [entry.caller for entry in self._entries if hmac.compare_digest(entry.sha256, digest)]
         if not found:
             raise PermissionDenied("this gateway does not know the token; it may have been revoked")
@@ -78,5 +78,5 @@ _current: ContextVar[Caller] = ContextVar("caller")
 
 
 def current_caller() -> Caller:
-    """Whoever made the gRPC call that is being served; raises LookupError outside of one."""
+    """The caller of the gRPC call that is being served; raises LookupError outside of one."""
     return _current.get()

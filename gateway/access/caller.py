@@ -1,6 +1,6 @@
 """Who calls, what each caller may see, and how much of the gateway it may have.
 
-Both doors make a Caller of each call (authentication.py); everything behind them takes it as an argument.
+Both APIs make a Caller of each call (authentication.py) and pass it on as an argument.
 """
 
 from dataclasses import dataclass

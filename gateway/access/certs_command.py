@@ -37,7 +37,7 @@ class Issued:
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
-    # Not --host: TRIPTYCH_HOST says where a service listens.
+    # Not --host: TRIPTYCH_HOST is the address that a service listens on.
     "--hostname",
     "hosts",
     multiple=True,

@@ -54,7 +54,7 @@ def new_token(caller: Caller) -> tuple[str, TokenEntry]:
 
 
 def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
-    """The tokens in a file; raises TokenFileError that says what is wrong with it."""
+    """The tokens in a file; raises TokenFileError for an invalid file."""
     try:
         content = json.loads(path.read_text("utf-8"))
         return tuple(entry for name, item in content["callers"].items() for entry in _entries(name, item))

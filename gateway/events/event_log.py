@@ -1,8 +1,8 @@
 """A run's events: numbered without gaps, and followed by any number of readers at their own pace.
 
-No reader sees an event before whoever writes the log down has said so: what was seen once is never taken back. Readers
+Readers see an event only after it is committed, so it is never taken back. Readers
 hold a place in the log and no queue of their own, so a slow one costs no memory: of each unfinished picture only the
-newest preview is kept, and none once it is finished; everything else stays. It knows nothing of runs.
+newest preview is kept, and none once it is finished; everything else stays.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """What the events of a run say has been done: pictures, choices, what was given up.
 
 It is all that a flow begins from, so a flow that begins again, in this process or another, makes only what is
-missing. It knows nothing but events.
+missing.
 """
 
 from collections.abc import Iterable

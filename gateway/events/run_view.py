@@ -1,4 +1,4 @@
-"""A run as its events tell it: the contract's Run message. It knows nothing but events."""
+"""The contract's Run message, computed from a run's events."""
 
 from collections.abc import Iterable
 

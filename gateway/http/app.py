@@ -68,7 +68,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
-    """What the router says: no such route, or not with this method."""
+    """Errors of the router: no such route, or not with this method."""
     assert isinstance(error, HTTPException)  # noqa: S101 - as above
     status = HTTPStatus(error.status_code)
     if request.method == "POST" and (explained := wrong_base_url(request)) is not None:

@@ -68,7 +68,7 @@ class BoundedProtocol(H11Protocol):
             super().data_received(data)
 
     def linger(self) -> bool:
-        """Whether the connection ends later, since its peer is about to be told that it need not go on."""
+        """Whether the connection ends later, since its peer is about to get an answer that ends it."""
         if not self._is_refused or self._is_lingering:
             return self._is_lingering
         self._is_lingering = True

@@ -38,7 +38,7 @@ class RequestContext:
     heartbeat_s: float = HEARTBEAT_S
     # Shared with gRPC.
     budget: RequestBudget = field(default_factory=RequestBudget)
-    # Set when the process is asked to stop: event streams end, and their readers come back to whoever is there then.
+    # Set when the process is asked to stop: event streams end, and their readers reconnect.
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     # For answers that have an end of their own, which they are given the time to reach.
     never: asyncio.Event = field(default_factory=asyncio.Event)
@@ -63,6 +63,6 @@ def caller_of(request: Request) -> Caller:
     """Raises Unauthenticated or PermissionDenied where callers need tokens."""
     host = request.client.host if request.client else ""
     family = "ipv6" if ":" in host else "ipv4"
-    # As gRPC writes it, so that the calls of one machine through both doors share their turns.
+    # As gRPC writes it, so that the calls of one machine over both APIs share their turns.
     peer = f"{family}:[{host}]" if family == "ipv6" else f"{family}:{host}"
     return api_of(request).authentication.authenticate(request.headers.get("authorization"), peer=peer)

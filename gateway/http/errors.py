@@ -1,7 +1,6 @@
-"""What goes wrong, as HTTP says it: a status for every gRPC status, and two shapes of body.
+"""Errors in HTTP: a status for every gRPC status, and two shapes of body.
 
 Our own routes answer {"error": {"reason", "message", "violations"}}, those of OpenAI's API in OpenAI's shape.
-It knows no route.
 """
 
 import math

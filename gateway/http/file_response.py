@@ -77,7 +77,7 @@ def _part(request: Request, etag: str, size: int) -> range | None:
 
 
 def attachment(name: str, *, kind: str = "attachment") -> str:
-    """A header that saves an answer under that name (RFC 6266); programs that know no UTF-8 get an ASCII name."""
+    """A header that saves an answer under that name (RFC 6266); programs without UTF-8 get an ASCII name."""
     name = name[:MAX_FILE_NAME_CHARS]
     plain = re.sub(r"[^A-Za-z0-9 ._()-]", "_", name).strip()
     return f"{kind}; filename=\"{plain or 'picture'}\"; filename*=UTF-8''{quote(name, safe='')}"

@@ -1,4 +1,4 @@
-"""Pictures in the formats that callers ask for, encoded beside the event loop. It knows no route."""
+"""Pictures in the formats that callers ask for, encoded beside the event loop."""
 
 import asyncio
 import io
@@ -29,7 +29,7 @@ async def convert(
 
 
 async def read_prompt(data: bytes) -> str:
-    """What a PNG of ours says in its text chunks that it shows; "" for any other file."""
+    """The prompt in the text chunks of a PNG of ours; "" for any other file."""
     return await asyncio.to_thread(_read_prompt, data)
 
 
@@ -39,7 +39,7 @@ def _read_prompt(data: bytes) -> str:
             # Other programs keep other things under this name.
             is_ours = str(image.info.get("Software", "")).startswith("triptych ")
             return str(image.info.get("prompt", "")) if is_ours else ""
-    # No PNG, or a damaged one: whoever decodes it says so.
+    # No PNG, or a damaged one: the decoder reports it.
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         return ""
 

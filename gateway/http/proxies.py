@@ -1,7 +1,7 @@
-"""What a proxy in front says of the caller: its address, the scheme and the name that it asked by.
+"""Forwarded headers of a trusted proxy: the caller's address, the scheme and the host name.
 
 `Forwarded` (RFC 7239) or `X-Forwarded-For`, `-Proto`, `-Host`, `-Port` and `-Prefix` are believed from proxies that are
-trusted, and from nobody else. It is an ASGI wrapper and knows no route.
+trusted, and from nobody else. It is an ASGI wrapper.
 """
 
 import re
@@ -52,7 +52,7 @@ class TrustedProxies:
 
 @dataclass(frozen=True)
 class Hop:
-    """What one proxy says of the caller before it; empty: nothing."""
+    """The entry of one proxy about the caller before it; may be empty."""
 
     client: str = ""
     scheme: str = ""
@@ -99,7 +99,7 @@ class ProxyHeadersMiddleware:
 
 
 def _forwarded(headers: Headers) -> Iterator[Hop]:
-    """The entries of `Forwarded`, the outermost first; one that cannot be read says nothing."""
+    """The entries of `Forwarded`, the outermost first; one that cannot be read is empty."""
     for entry in _split_outside_quotes(",".join(headers.getlist("forwarded"))):
         pairs = {}
         for part in entry.split(";") if '"' not in entry else _PAIR.finditer(entry):

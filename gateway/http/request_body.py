@@ -61,7 +61,7 @@ def content_type_of(request: Request) -> str:
 
 
 def parse_json(data: bytes | bytearray) -> Any:
-    """What a text in JSON says; raises ValueError or RecursionError, also for half a surrogate pair.
+    """Parses a text in JSON; raises ValueError or RecursionError, also for half a surrogate pair.
 
     Refused before any object is made of it: a text of more values than any request has.
     """
@@ -77,7 +77,7 @@ def parse_json(data: bytes | bytearray) -> Any:
 
 
 async def read_form(request: Request, max_bytes: int) -> FormData:
-    """The fields and files of a multipart body; whoever asks must close it."""
+    """The fields and files of a multipart body; the caller must close it."""
     kind = content_type_of(request)
     if kind != "multipart/form-data":
         raise HttpError(
@@ -105,7 +105,7 @@ async def _reserved(request: Request, max_bytes: int) -> AsyncIterator[Reservati
     """
     caller = caller_of(request)
     declared = request.headers.get("content-length", "")
-    # A compressed body says nothing of its size, and one in chunks neither.
+    # The size of a compressed or chunked body is not known in advance.
     is_known = declared.isdecimal() and "content-encoding" not in request.headers
     num_bytes = min(int(declared), max_bytes) if is_known else max_bytes
     reservation = await api_of(request).budget.reserve(

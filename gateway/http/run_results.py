@@ -18,7 +18,7 @@ STAGE_OF = {stage.name: stage.number for stage in STAGES}
 class ImageProgress:
     """A picture on its way, from the first stage of the spine to the last."""
 
-    # Partial images that have been told.
+    # Partial images that have been sent.
     num_partial: int = 0
     last: bytes = b""
 

@@ -1,4 +1,4 @@
-"""What every answer says to browsers: what our page may load, that nobody may frame it, and which sites may read what.
+"""Security headers of every answer: what our page may load, that nobody may frame it, and which sites may read what.
 
 Pages of other sites may use what existing programs call from them: OpenAI's API, and dalle-playground's. It is an
 ASGI wrapper and knows routes by the beginnings of their paths.
@@ -94,7 +94,7 @@ def is_openai(path: str) -> bool:
 def _cors(scope: Scope, asked: Headers) -> dict[str, str]:
     """What lets pages of other sites read the answer; nothing of what is not for them."""
     path = path_of(scope)
-    # A signed link is for whoever has it, on whichever page.
+    # A signed link is for everybody who has it, on any page.
     is_signed = path.startswith("/images/") and b"signature=" in scope.get("query_string", b"")
     if not is_openai(path) and path not in OTHER_PATHS and not is_signed:
         return {}

@@ -38,7 +38,7 @@ class ServingHttp:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: the process has one place where it is told to stop."""
+    """uvicorn without its own signal handlers: the process handles signals in one place."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

@@ -1,7 +1,7 @@
-"""Links to pictures that need no token and end: signed here, for whoever may see the picture, and checked here.
+"""Links to pictures that need no token and end: signed here, for callers who may see the image, and checked here.
 
 The key is this process's own, drawn when it starts: nothing has to be kept secret on a disk, and a link that is lost
-with the process would have ended within the hour. It knows no store.
+with the process would have ended within the hour.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Server-sent events: a response that is written as its events come, with a sign of life while there are none.
 
 Nothing is queued: the next event is asked for when the last one is on its way, so a slow reader costs no memory; one
-that takes nothing at all is let go by the kernel (server.py) and can come back to where it was. It knows no runs.
+that accepts no data is closed by the kernel (server.py) and can resume.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class EventStream(Response):
         heartbeat_s: float = HEARTBEAT_S,
         resumable: bool = False,
     ) -> None:
-        """`resumable`: tells a browser to, and when. The `openai` package would take that for an event."""
+        """`resumable`: makes a browser reconnect, and sets the delay. The `openai` package would take that for an event."""
         self._messages = messages
         self._closing = closing
         self._heartbeat_s = heartbeat_s

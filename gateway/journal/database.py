@@ -1,6 +1,6 @@
 """Whole transactions on a SQLite file, each on a thread: one hop there and back, and not one for every statement.
 
-One thread writes, as SQLite has it; a few read. It knows nothing of what is written.
+One thread writes, as SQLite has it; a few read.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The journal: every run and every event of it, written down before anybody is told.
+"""The journal: every run and every event of it, committed before a client sees it.
 
 One task writes the new events of all runs, as many at a time as have gathered, in one transaction; so a busy gateway
 pays for a few transactions a second and not for one an event. What cannot be written now is tried again until it can.
@@ -36,7 +36,7 @@ _CHANGES_STATE = {"state", "selected", "finished"}
 GATHER_TURNS = 24
 MAX_EVENTS_AT_ONCE = 2_000
 RETRY_FIRST_S, RETRY_MOST_S = 0.1, 5.0
-# Whoever waits for the journal is told so long after it has stopped to be written.
+# Callers that wait for the journal get an error so long after the last successful write.
 PATIENCE_S = 10.0
 
 
@@ -51,7 +51,7 @@ class Journaled(Protocol):
 
 @dataclass(frozen=True)
 class _Entry:
-    """An event to be written, and what the row of its run says from then on."""
+    """An event to be written, and the new row of its run."""
 
     run: Journaled
     event: Event
@@ -151,7 +151,7 @@ class Journal(ReadableJournal):
                     self._is_urgent.set()
                     await asyncio.sleep(LINGER_S)
         except TimeoutError:
-            log.error("%d events are lost: %s", len(self._waiting), self._problem)  # noqa: TRY400 - says all there is
+            log.error("%d events are lost: %s", len(self._waiting), self._problem)  # noqa: TRY400 - the message is enough
 
     def end(self) -> None:
         """Nothing is read or written any more."""
@@ -261,7 +261,7 @@ class Journal(ReadableJournal):
         return await self._write(write)
 
     async def detach(self, name: str) -> None:
-        """The run goes on without anybody who lives on it."""
+        """Detaches the run: it continues without clients."""
         async with self.writing() as connection:
             await connection.execute(sa.update(runs).where(runs.c.name == name).values(is_detached=True))
 

@@ -19,7 +19,7 @@ from triptych.v1.pipeline_pb2 import RunState
 
 # A gateway that has been silent for so long is taken for dead; every write asks whether it still owns the run.
 LEASE_S = 10.0
-# Somebody who lives on a run at another gateway counts for so long.
+# A client of another gateway that follows a run counts for so long.
 ATTENDANCE_S = 10.0
 
 _OPEN = (RunState.RUN_STATE_QUEUED, RunState.RUN_STATE_RUNNING)
@@ -74,7 +74,7 @@ class Leases:
         async with self._journal.writing() as connection:
             await connection.execute(sa.update(runs).where(runs.c.owner == self._me).values(owner=None))
             await connection.execute(sa.delete(gateways).where(gateways.c.id == self._me))
-            # Whoever lived on a run of another gateway here has as long as ever to come back elsewhere.
+            # Clients here of another gateway's run have the full grace to reconnect elsewhere.
             until_ms = await now_ms(connection) + int(ATTENDANCE_S * 1e3)
             mine = attendances.c.gateway == self._me
             await connection.execute(sa.update(attendances).where(mine).values(until_ms=until_ms))
@@ -124,7 +124,7 @@ class Leases:
             await connection.execute(sa.update(commands).where(commands.c.id == command).values(answer=text))
 
     async def heartbeat_clients(self, names: Collection[str]) -> None:
-        """Somebody lives on these runs of other gateways, here."""
+        """Records that clients of this gateway follow runs owned by others."""
         async with self._journal.writing() as connection:
             now = await now_ms(connection)
             is_over = attendances.c.until_ms < now
@@ -137,7 +137,7 @@ class Leases:
                 await connection.execute(sa.insert(attendances), rows)
 
     async def has_clients(self, name: str) -> bool:
-        """Whether somebody lives on the run at another gateway."""
+        """Whether a client of another gateway follows the run."""
         async with self._journal.reading() as connection:
             query = sa.select(sa.func.count()).where(
                 attendances.c.run == name,

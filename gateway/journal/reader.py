@@ -1,4 +1,4 @@
-"""What the journal says: runs, their events and their pictures, as rows were written of them.
+"""Reads the journal: runs, their events and their images, from rows.
 
 It knows rows and messages; how they come to be written is in journal.py.
 """
@@ -23,7 +23,7 @@ EVENTS_PER_READ = 1_000
 
 
 class JournalUnavailable(TriptychError):
-    """The journal cannot be written or read now. What was told stands, and runs go on when it can."""
+    """The journal cannot be written or read now. Published events stay valid, and runs continue when it can."""
 
     status = grpc.StatusCode.UNAVAILABLE
     reason = "JOURNAL_FAILED"
@@ -37,7 +37,7 @@ class JournalUnavailable(TriptychError):
 
 @dataclass(frozen=True)
 class RunRow:
-    """What the journal says of a run beside its events."""
+    """The row of a run, beside its events."""
 
     name: str
     caller: str
@@ -195,7 +195,7 @@ def journal_errors() -> Iterator[None]:
 
 
 def _explain(error: Exception, cause: str) -> str:
-    """What callers are told; the rest, such as names of hosts, is for the log."""
+    """The message for callers; the rest, such as names of hosts, is for the log."""
     if "is full" in cause or "No space left" in cause:
         return "its disk is full"
     if "locked" in cause:

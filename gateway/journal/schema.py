@@ -1,6 +1,6 @@
 """The tables of the journal and how it is opened: a SQLite file for one gateway, PostgreSQL for several.
 
-A journal of another version is refused. It knows nothing of what the rows mean.
+A journal of another version is refused.
 """
 
 import os
@@ -19,7 +19,7 @@ from gateway.journal.journal_file import InvalidJournal, JournalFile
 from services.errors import without_passwords
 from triptych._installation import missing_library
 
-# Raised by one whenever what is written changes: what a journal of another version says cannot be relied on.
+# Raised by one whenever the format changes: a journal of another version cannot be read.
 VERSION = 1
 # Somebody who looks into the file with another program holds it up no longer than this.
 BUSY_TIMEOUT_S = 5.0
@@ -94,7 +94,7 @@ images = sa.Table(
     sa.Index("images_by_hash", "sha256"),
 )
 
-# Runs that were let go because they were old, for a while: whoever comes back for one is told so.
+# Runs that expired, for a while: requests for one get EVENTS_EXPIRED.
 expired = sa.Table(
     "expired",
     metadata,
@@ -117,7 +117,7 @@ commands = sa.Table(
     sa.Index("commands_of_a_run", "run"),
 )
 
-# Runs that somebody lives on at another gateway than the one that carries them out.
+# Runs that clients follow at another gateway than the owner.
 attendances = sa.Table(
     "attendances",
     metadata,
@@ -219,7 +219,7 @@ def blocking_engine(engine: AsyncEngine) -> sa.Engine:
 def _set_up(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
-    # Written through to the disk at every commit: what a caller was told is there after a power cut, too.
+    # Written through to the disk at every commit: published events survive a power cut.
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
 

@@ -13,7 +13,7 @@ from triptych.v1.stage_pb2 import INPAINTING_UNSPECIFIED, ImageData, ModelInfo
 
 
 async def extract_mask(spec: RunSpec, models: Mapping[Stage, ModelInfo]) -> tuple[ImageData, ...]:
-    """The mask of a spec that has one, which from here on tells of it by its sha256. Raises as `check_mask`."""
+    """The mask of a spec that has one, which from here on refers to it by its sha256. Raises as `check_mask`."""
     if not spec.refine.HasField("mask"):
         return ()
     sizes = [(image.width, image.height) for image in spec.init_images]

@@ -76,7 +76,7 @@ class Plan:
     # Of all stages, and the one that ranks.
     models: tuple[ChosenModel, ...]
     init_images: tuple[ImageData, ...]
-    # With their files, which the spec tells of by their sha256.
+    # With their files, which the spec refers to by sha256.
     masks: tuple[ImageData, ...] = ()
     # What of the init images is lost on the way, by its reason.
     warnings: Mapping[str, str] = field(default_factory=dict)
@@ -158,7 +158,7 @@ def restore_plan(
     init_images: Sequence[ImageData],
     reading: PromptReading | None = None,
 ) -> Plan:
-    """The plan of a run that was planned before, from what it was told then."""
+    """The plan of a run that was planned before, from its stored spec."""
     stages = _stages(spec)
     sizes = _count_images(spec, stages)
     by_stage = {model.stage: model for model in models}

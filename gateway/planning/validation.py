@@ -20,7 +20,7 @@ from triptych.v1.upscaler_pb2 import UpscaleSettings
 # What no stage's text encoder would read beyond; a model may accept less.
 MAX_PROMPT_BYTES = 2_000
 
-# The widest of each setting that any model could mean; a model may accept less and then says so itself.
+# The widest of each setting that any model could mean; a model may accept less and then reports it.
 _MAX_TEMPERATURE = 100.0
 _MAX_TOP_K = 1_000_000
 _MAX_GUIDANCE_SCALE = 1_000.0

@@ -1,4 +1,4 @@
-"""Who lives on which run, and the end of runs that nobody lives on any more.
+"""Counts connected clients per run and cancels attached runs after the last one has been away for `--abandon-grace`.
 
 It knows that there is somebody, and not who: a caller that streams, or another gateway's.
 """
@@ -12,7 +12,7 @@ from gateway.runs.run import ActiveRun
 
 log = logging.getLogger(__name__)
 
-# Whoever asked for a run, or comes back to it after a restart, needs a moment to say that they live on it.
+# A client needs a moment to attach after it created a run, or after a restart.
 ARRIVAL_S = 10.0
 
 
@@ -29,21 +29,21 @@ class AbandonmentMonitor:
         self._find = find
         self._has_clients_elsewhere = has_clients_elsewhere
         self._grace_s = grace_s
-        # How many live on each run here, whichever gateway carries it out.
+        # Connected clients of each run here, whichever gateway owns it.
         self._num_clients: Counter[str] = Counter()
         self._scheduled: set[asyncio.Task[None]] = set()
 
     def __contains__(self, name: str) -> bool:
-        """Whether somebody lives on the run here."""
+        """Whether a client follows the run here."""
         return name in self._num_clients
 
     @property
     def names(self) -> list[str]:
-        """The runs that somebody lives on here."""
+        """The runs that clients follow here."""
         return list(self._num_clients)
 
     def attach(self, name: str) -> None:
-        """Somebody lives on the run."""
+        """Attaches a client to the run."""
         self._num_clients[name] += 1
 
     def detach(self, name: str) -> None:
@@ -68,13 +68,13 @@ class AbandonmentMonitor:
             task.add_done_callback(self._scheduled.discard)
 
     async def _cancel_if_abandoned(self, name: str, after_s: float) -> None:
-        """Cancels the run after a while unless somebody lives on it, or it needs nobody."""
+        """Cancels the run after the grace unless a client follows it, or it is detached."""
         await asyncio.sleep(after_s)
         while self._abandoned(name) is not None:
             is_elsewhere = await self._has_clients_elsewhere(name)
             # Once more: meanwhile somebody may have come back, or this gateway begun to stop.
             if not is_elsewhere and (live := self._abandoned(name)) is not None:
-                log.info("%s is cancelled: nobody lives on it", name)
+                log.info("%s is cancelled: no client follows it", name)
                 live.request_cancel()
                 return
             await asyncio.sleep(after_s or ARRIVAL_S)

@@ -15,7 +15,7 @@ from services.queues import FairQueue, QueueRate
 
 # Before anything was measured.
 RETRY_AFTER_S = 5.0
-# Whoever waits is told a new place no more often: a queue of hundreds moves with every run that ends.
+# Positions are reported no more often: a queue of hundreds moves with every run that ends.
 TELL_EVERY_S = 2.0
 
 OnPosition = Callable[[int, float | None], None]
@@ -188,7 +188,7 @@ class AdmissionTicket:
             self.move(0, None)
 
     def listen(self, on_position: OnPosition) -> None:
-        """Is told the position and the wait in seconds, where that is known, now and when the position changes."""
+        """Called with the position and the wait in seconds, if known, now and when the position changes."""
         self._on_move = on_position
         if self.is_waiting:
             on_position(self._position, self._wait_s)

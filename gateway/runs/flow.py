@@ -3,7 +3,7 @@
 Every picture is a call of its own to a stage, so it can be cancelled, or made elsewhere, alone; the stage batches it
 with all others. Picture i of a stage has index i and seed `seed + i`: the children of the parent at position p,
 which is its index where all go on and its rank where the best do, are p * count ... p * count + count - 1; those of
-a selection have the indexes that were told when it was made. What the record has already is not made again.
+a selection have the indexes that were published when it was made. What the record has already is not made again.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from triptych.v1.pipeline_pb2 import Event, Image, RunState
 # Pictures of one stage that are asked for, or wait for the next stage to begin with them. A fast stage is asked for no
 # more before the slow one after it has caught up.
 CREDITS = 16
-# How long whoever chooses by hand waits for scores.
+# How long a selection by hand waits for scores.
 SCORES_TIMEOUT_S = 30.0
 
 
@@ -38,7 +38,7 @@ class Parent:
     taken: Callable[[], None] = lambda: None
 
 
-# None ends it. It needs no bound of its own: whoever puts a parent holds a credit until it is taken.
+# None ends it. It needs no bound of its own: the task that puts a parent holds a credit until it is taken.
 ParentQueue = asyncio.Queue[Parent | None]
 
 
@@ -64,7 +64,7 @@ class Flow:
         # Of the work group's tasks those that are not done; with none left no other can join them.
         self._num_working = 0
         self._num_taken = self._history.num_settled
-        # Of all selections together, each of which may ask for as many pictures as a stage makes.
+        # Of all selections together; each may ask for as many images as a stage makes.
         self._selection_credits = asyncio.Semaphore(CREDITS)
 
     async def run(self) -> None:
@@ -222,7 +222,7 @@ class Flow:
         return [image.name for image in selected]
 
     async def _score(self, stage: Stage, names: Sequence[str]) -> None:
-        """Tells whoever chooses by hand how well pictures fit the prompt. It is a help: without it nothing fails."""
+        """Publishes CLIP scores for a selection by hand. Errors are ignored."""
         ranker = self._plan.model_of(REFINE)
         images = [image for name in names if (image := self._history.images.get(name))]
         prompt, read = self._plan.prompt, self._record.read

@@ -1,4 +1,4 @@
-"""The pictures of one run, each made by a call of its own, unless the record has it already, and told of as it is made.
+"""The pictures of one run, each made by a call of its own, unless the record has it already, and published as it is made.
 
 It knows what a picture is made from, and nothing of where it goes next.
 """
@@ -103,7 +103,7 @@ class ImageTasks:
                 )
                 async with aclosing(picture) as happenings:
                     async for happening in happenings:
-                        # Read to the end while the picture is written: what comes after it is told with it.
+                        # Read to the end while the picture is written: what comes after it is published with it.
                         if isinstance(happening, StageEvent) and happening.HasField("image"):
                             stopwatch.stop()
                             keeping = asyncio.create_task(keep(job, happening.image.image))
@@ -162,7 +162,7 @@ class ImageTasks:
                 record.notice(happening.warning.reason, happening.warning.message)
 
     def fail(self, error: TriptychError, image: str = "") -> None:
-        """Gives up an image, or what is about none, and tells why."""
+        """Fails an image, or a task without one, and publishes the error."""
         self.failures.append(error)
         self._record.warn(error.reason, str(error), image, given_up=True)
 
@@ -215,7 +215,7 @@ class Stopwatch:
 
 
 def _as_the_callers(error: TriptychError, stage: Stage) -> TriptychError:
-    """A stage names fields of its own request; the caller is told those of the spec."""
+    """A stage names fields of its own request; the caller gets those of the spec."""
     if isinstance(error, StageError):
         for field, description in error.violations.items():
             if field.startswith("settings"):

@@ -1,5 +1,5 @@
 """The runs that this gateway carries out: accepted once for each request_id, taken up again after a restart or from a
-gateway that died, cancelled when nobody is left who lives on them. Finished ones are in the journal alone.
+gateway that died, cancelled when no client is left. Finished ones are in the journal alone.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ class RunLimits:
 
 
 class RunManager:
-    """Use as a context: from entry on it carries out what the journal says is not done."""
+    """Use as a context: from entry on it carries out the unfinished runs of the journal."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class RunManager:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Runs that were taken up again when they had come to rest: with their end alone they would stay this gateway's.
         self._claimed: set[str] = set()
-        # A gateway that stops ends its calls itself: that callers went away says nothing then.
+        # A gateway that stops ends its calls itself: disconnects mean nothing then.
         self.abandonment = AbandonmentMonitor(
             lambda name: None if self.is_stopping else self._live.get(name),
             self._has_clients_elsewhere,
@@ -247,7 +247,7 @@ class RunManager:
             live = await self._claim_or_load(name)
             if live is not None:
                 if live.is_finished:
-                    # Whoever lived on it has seen its end.
+                    # Its clients have seen its end.
                     await self.detach(name)
                 try:
                     await live.select(request_id, selections, self._pools, max_images=max_images)
@@ -261,7 +261,7 @@ class RunManager:
             await self.flush(live)
 
     async def detach(self, name: str) -> None:
-        """The run goes on without anybody who lives on it."""
+        """Detaches the run: it continues without clients."""
         await self.journal.detach(name)
         if (live := self._live.get(name)) is not None:
             live.is_detached = True
@@ -288,7 +288,7 @@ class RunManager:
             await asyncio.gather(*(self.flush(live) for live in self._live.values()))
             await self._leases.release_all()
         except JournalUnavailable as error:
-            log.error("%s", error)  # noqa: TRY400 - says all there is
+            log.error("%s", error)  # noqa: TRY400 - the message is enough
         for live in self._live.values():
             live.record.log.disown()
         self._live.clear()
@@ -323,7 +323,7 @@ class RunManager:
         return self.journal.is_shared and await self._leases.has_clients(name)
 
     def followed_elsewhere(self) -> list[str]:
-        """Runs of other gateways that somebody lives on here."""
+        """Runs of other gateways that clients follow here."""
         return [name for name in self.abandonment.names if name not in self._live]
 
     async def recover_all(self) -> None:
@@ -341,7 +341,7 @@ class RunManager:
         self._drop_taken_over()
 
     async def _recover(self, name: str) -> ActiveRun:
-        """Makes a run live from what the journal says of it; it is this gateway's already."""
+        """Loads a run from the journal and starts it; this gateway owns it already."""
         row = await self.journal.find_run(name)
         events = await self.journal.read_log(name)
         if row is None or not events:

@@ -1,4 +1,4 @@
-"""What may be in memory at once, shared by all runs: whoever would exceed it waits for its turn, first come first served."""
+"""Memory limit shared by all runs: a weighted semaphore, first come first served."""
 
 import asyncio
 from collections import deque

@@ -1,4 +1,4 @@
-"""What gateways that share a journal do for each other: they ask whoever carries out a run, answer what is asked of
+"""What gateways that share a journal do for each other: they send commands to the owner of a run, answer what is asked of
 their own, and take over what nobody carries out any more. It knows how that is left in tables, and no run.
 """
 
@@ -41,7 +41,7 @@ class Carrier(Protocol):
         """Carries out what nobody does, and leaves what others do."""
 
     def followed_elsewhere(self) -> Collection[str]:
-        """Runs of other gateways that somebody lives on here."""
+        """Runs of other gateways that clients follow here."""
 
 
 class PeerCoordinator:

@@ -1,7 +1,7 @@
 """What is known of one run. Whatever happens in it is said here, once, and becomes an event of its log.
 
 It knows what happened and not why. All that is known follows from the events, so a record that is made anew from them
-knows the same. Pictures are in the store before their event is told.
+knows the same. Images are in the store before their event is published.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -77,11 +77,11 @@ class RunRecorder:
         return ImageData(mime_type=image.mime_type, data=data, width=image.width, height=image.height)
 
     async def store_mask(self, mask: ImageData) -> None:
-        """Keeps the file of a mask that is about to be told of."""
+        """Stores the file of a mask, before the event that refers to it."""
         await self._store.put(mask.data)
 
     async def read_mask(self, sha256: str) -> ImageData:
-        """The file of a mask that was told of. Raises NotFound."""
+        """The file of a stored mask. Raises NotFound."""
         return ImageData(mime_type=MIME_TYPE, data=await self._store.get(sha256))
 
     def to_proto(self) -> Run:
@@ -104,7 +104,7 @@ class RunRecorder:
         self._append(Event(queued=_queued(ProtoStage.STAGE_UNSPECIFIED, position, wait_s)))
 
     def queued(self, stage: Stage, index: int, position: int, wait_s: float | None = None) -> None:
-        """An image's place in its worker's queue; what is told is that of the run's first, when it changes."""
+        """An image's place in its worker's queue; the event has that of the run's first, when it changes."""
         positions = self._positions.setdefault(stage.number, {})
         if position:
             positions[index] = position, wait_s
@@ -139,7 +139,7 @@ class RunRecorder:
     async def image_ready(
         self, stage: Stage, job: Job, picture: ImageData, model: ChosenModel, parent: str
     ) -> Image:
-        """Keeps the finished picture, then tells of it. Raises what the store does when it cannot be kept."""
+        """Stores the finished image, then publishes it. Raises the store's errors."""
         image = Image(
             name=self.image_name(stage, job.index),
             parent=parent,
@@ -188,7 +188,7 @@ class RunRecorder:
         self._append(Event(selected=selected))
 
     def notice(self, reason: str, message: str) -> None:
-        """Something of the request had no effect; told once, however many images it is about."""
+        """A part of the request had no effect; published once, for any number of images."""
         if (reason, message) not in self._noticed:
             self._noticed.add((reason, message))
             self.warn(reason, message)
@@ -204,7 +204,7 @@ class RunRecorder:
         self._append(Event(warning=warning))
 
     def await_selection(self, next_stage: Stage, candidates: Sequence[Image]) -> None:
-        """The run rests until it is told which images go on."""
+        """The run waits for a selection."""
         required = Event.SelectionRequired(
             next_stage=next_stage.number, candidates=[image.name for image in candidates]
         )
@@ -238,7 +238,7 @@ def _queued(stage: ProtoStage.ValueType, position: int, wait_s: float | None) ->
 def first_event(
     name: str, spec: RunSpec, models: Sequence[ChosenModel], reading: PromptReading | None = None
 ) -> Event:
-    """The event that a run begins with: it says all that was asked for."""
+    """The first event of a run: it has the whole spec."""
     state = Event.StateChanged(
         state=RunState.RUN_STATE_QUEUED, run=name, spec=spec, models=models, prompt_reading=reading
     )

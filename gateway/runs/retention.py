@@ -1,8 +1,7 @@
 """How long runs and their pictures are kept: by age, and by how much room all pictures take; the oldest go first.
 
-Of a run that went something is left for a while: that there was one, so that whoever comes back for it is told. Pictures
+A deleted run leaves a marker for a while, so that requests for it get EVENTS_EXPIRED. Images
 that no run has, such as those of a gateway that died between keeping one and telling of it, go once they are old.
-It knows neither callers nor what runs do.
 """
 
 import asyncio
@@ -41,7 +40,7 @@ class RetentionLimits:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What one round has let go."""
+    """What one round has deleted."""
 
     num_runs: int = 0
     num_pictures: int = 0
@@ -49,7 +48,7 @@ class SweepResult:
 
 
 class Retention:
-    """Lets go of what is older, or more, than is to be kept. Of runs that are under way nothing ever goes."""
+    """Deletes what is older, or more, than the limits. Running runs are never deleted."""
 
     def __init__(self, keep: RetentionLimits, journal: Journal, store: Store) -> None:
         self._keep = keep
@@ -70,7 +69,7 @@ class Retention:
             else:
                 if swept != SweepResult():
                     log.info(
-                        "let go of %d runs and %d pictures (%d bytes)",
+                        "deleted %d runs and %d images (%d bytes)",
                         swept.num_runs,
                         swept.num_pictures,
                         swept.num_bytes,

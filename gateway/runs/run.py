@@ -49,7 +49,7 @@ class ActiveRun:
         self.caller = caller
         self.plan = plan
         self.error: TriptychError | None = None
-        # Detached runs go on without anybody who lives on them.
+        # Detached runs continue without clients.
         self.is_detached = is_detached
         self._make_flow = make_flow
         self._on_idle = on_idle
@@ -153,7 +153,7 @@ class ActiveRun:
             await asyncio.sleep(0)
 
     def _start(self) -> None:
-        """Begins with what the record says is left to do."""
+        """Starts with what the record lacks."""
         self._is_cancelled = False
         self._is_idle = False
         turn = self._take_turn()

@@ -69,7 +69,7 @@ class Store(Protocol):
     """Pictures by the sha256 of their bytes. All methods raise StoreUnavailable when the store does not answer."""
 
     async def check(self) -> None:
-        """Finds out now whether pictures can be kept here; raises InvalidStore that says what to do."""
+        """Checks at the start whether images can be stored here; raises InvalidStore with what to do."""
         ...
 
     async def put(self, data: bytes) -> str:

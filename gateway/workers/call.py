@@ -1,6 +1,6 @@
 """One picture asked of one worker: what it answers is checked, and its silence has an end.
 
-It tries once, and tells the pool what became of it; whether there is another try is for others to say.
+Makes one attempt and reports the outcome to the pool. Retries are in retry.py.
 """
 
 import asyncio
@@ -148,7 +148,7 @@ def _validate_event(event: StageEvent, job: Job, stage: Stage, *, has_picture: b
         return "a picture without data or size"
     if stage.is_seeded and detail.seed != job.seed:
         return f"a picture of seed {detail.seed} where {job.seed} was asked for"
-    # The next stage and every caller take it for what it says it is; nobody else on the way looks inside.
+    # The next stage and every caller trust its header; nothing else on the way looks inside.
     if detail.image.mime_type not in ("", "image/png"):
         return f"a picture of type {detail.image.mime_type[:40]!r}"
     try:

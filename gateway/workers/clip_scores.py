@@ -1,4 +1,4 @@
-"""CLIP scores of pictures from a refiner, or from another one when the first is lost. It knows nothing of runs."""
+"""CLIP scores of pictures from a refiner, or from another one when the first is lost."""
 
 import math
 from collections.abc import Awaitable, Callable, Sequence

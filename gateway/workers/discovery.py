@@ -1,7 +1,7 @@
 """The workers of one stage as they are found: at their addresses and names, asked again and again after their health.
 
 One channel per worker: gRPC's own round robin over a name does not find replicas that are added while old
-connections live. It knows nothing of the work that they are given.
+connections live.
 """
 
 import asyncio

@@ -12,7 +12,7 @@ from gateway.workers.worker import Worker
 from services.errors import DeadlineExceeded
 from services.queues import FairQueue, QueueRate
 
-# Whoever waits is told a new place no more often: a long line moves with every picture that ends.
+# Positions are reported no more often: a long queue moves with every image that ends.
 TELL_EVERY_S = 2.0
 
 OnPosition = Callable[[int, float | None], None]
@@ -20,7 +20,7 @@ OnPosition = Callable[[int, float | None], None]
 
 @dataclass(frozen=True)
 class WaitRequest:
-    """A picture that has to wait: whose it is, for how long at most, and who is told its place, from 1, and its wait."""
+    """A picture that has to wait: its caller, its longest wait, and the callback for its position, from 1, and its estimated wait."""
 
     caller: str = ""
     timeout_s: float | None = None
@@ -68,7 +68,7 @@ class ImageQueue:
     async def wait(self, waiter: WaitRequest, kind: str, look: Callable[[], Availability]) -> Worker | None:
         """The worker that has room for it, at its turn; None once there is no worker that it could wait for.
 
-        `kind` tells pictures apart that may not be given the same workers. The room is counted in `Worker.promised` until
+        `kind` distinguishes images that may not use the same workers. The room is counted in `Worker.promised` until
         the picture takes it away from there. Raises DeadlineExceeded.
         """
         place = Ticket(f"{waiter.caller}\n{kind}", look, waiter.on_position)
@@ -92,7 +92,7 @@ class ImageQueue:
         """Gives what room there is to those whose turn it is."""
         while (place := self._places.pop_for(self._may_go)) is not None:
             if place.turn.done():
-                # Whoever stood here has just gone away.
+                # The one that waited here has just been cancelled.
                 continue
             worker = place.look().worker
             if worker is not None:

@@ -1,7 +1,4 @@
-"""The workers of one stage as they are given work: trusted by what became of it, chosen by who has least to do.
-
-It knows nothing of runs.
-"""
+"""Pool of the workers of one stage: chooses the one with the fewest images, and avoids those that failed."""
 
 import asyncio
 import functools
@@ -19,7 +16,7 @@ from triptych.v1.stage_pb2 import ModelInfo
 
 # A worker that a call was lost on is given nothing for a while, though it may answer its health check at once: so long
 # at first, twice as long each time, until a picture of it arrives. One that stalled is left alone for longer, since what
-# hangs is often the device, of which the health check knows nothing.
+# hangs is often the device, which the health check does not test.
 LOST_PAUSE_S, STALL_PAUSE_S, LONGEST_PAUSE_S = 1.0, 5.0, 300.0
 # So many answers that cannot be right, one after the other, and it is taken for broken as a whole.
 MAX_BROKEN_ANSWERS = 3

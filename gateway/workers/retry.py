@@ -1,7 +1,7 @@
 """One picture from whichever worker can make it: another one is asked where the first is lost, or has no room.
 
 What a stage delivered is kept; only what is missing is asked for again, with the same index and seed, so the picture
-is the same wherever it is made. It knows nothing of runs.
+is the same wherever it is made.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ async def generate_with_retries(
 ) -> AsyncGenerator[AttemptEvent]:
     """Yields what happens until the picture and its timing are there; closing it cancels the work.
 
-    `num_attempts` were made before. `on_position` is told its place while it waits for a worker to have room. Raises
+    `num_attempts` were made before. `on_position` is called with its position while it waits for a worker. Raises
     NoWorker, DeadlineExceeded or StageError when the picture cannot be had.
     """
     full: Worker | None = None

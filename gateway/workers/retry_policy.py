@@ -132,7 +132,7 @@ class FailureHistory:
         except ModelUnavailable:
             raise
         except NoWorker:
-            # That nobody else is there says less than what the one who was there failed of.
+            # The failure of the last worker explains more than the absence of others.
             if self.last is not None:
                 raise self.last from None
             raise

@@ -1,7 +1,4 @@
-"""Where workers are: addresses, names that are resolved again and again, and a list in a file that may change.
-
-It knows nothing of what is served there.
-"""
+"""Where workers are: addresses, names that are resolved again and again, and a list in a file that may change."""
 
 import asyncio
 import ipaddress
@@ -35,7 +32,7 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """Reads "host:port" or "dns:name:port"; raises ValueError that says what was expected."""
+    """Reads "host:port" or "dns:name:port"; raises ValueError with what was expected."""
     is_name = text.startswith("dns:")
     host, _, port = text.removeprefix("dns:").lstrip("/").rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
@@ -94,7 +91,7 @@ class Resolver:
 
 
 class WorkersFile:
-    """A list that whoever deploys workers writes: {"generator": ["host:port", "dns:name:port"], "refiner": [...], ...}.
+    """A list of workers, written by a deployment: {"generator": ["host:port", "dns:name:port"], "refiner": [...], ...}.
 
     It is read again when it has changed. A file that cannot be read changes nothing.
     """
@@ -132,7 +129,7 @@ class WorkersFile:
 
 
 def parse_workers(text: str) -> dict[str, tuple[Target, ...]]:
-    """Targets by worker's name; raises ValueError that says what was expected."""
+    """Targets by worker's name; raises ValueError with what was expected."""
     names = [stage.worker_name for stage in STAGES]
     try:
         listed = json.loads(text)

@@ -1,4 +1,4 @@
-"""One process that serves a stage, as the gateway knows it: its model, its work, and what became of that."""
+"""A worker as the gateway sees it: its model, its work in progress, and its failures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

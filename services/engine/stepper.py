@@ -61,5 +61,5 @@ class JobRequest(Generic[Job]):
     index: int
     job: Job
     preview_every: int = 0
-    # What the caller is told about the image at once, by its reason.
+    # Warnings about the image for the caller, by reason.
     warnings: Mapping[str, str] = field(default_factory=dict)

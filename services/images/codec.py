@@ -1,7 +1,6 @@
 """Pictures as files: what a caller sends is checked before it is decoded, what we send is PNG.
 
-Every file becomes 8 bits a channel in sRGB, turned as its EXIF orientation says. A picture in memory is uint8 (H, W, 3).
-This module knows no network.
+Every file becomes 8 bits a channel in sRGB, rotated by its EXIF orientation. A picture in memory is uint8 (H, W, 3).
 """
 
 import importlib

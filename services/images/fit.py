@@ -1,6 +1,6 @@
 """Brings a picture to a size without squeezing it: the middle is kept (crop), or bars fill the rest (pad).
 
-Sizes are in pixels. It knows no file and no network.
+Sizes are in pixels.
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""A PNG file written as its rows come, for pictures that do not fit the memory. It knows no network."""
+"""A PNG file written as its rows come, for pictures that do not fit the memory."""
 
 import io
 import struct

@@ -120,7 +120,7 @@ def vision_config(tensors: Mapping[str, LazyTensor], settings: Mapping[str, Any]
 
 
 def hub_settings(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """What no shape says, of a config.json of the hub: of a tower alone, or of both."""
+    """What no shape shows, from a config.json of the hub: of a tower alone, or of both."""
     settings: dict[str, Any] = {}
     for tower, key, kind in (("transformer", "text_config", "text"), ("vision", "vision_config", "vision")):
         nested = raw.get(key)

@@ -1,6 +1,6 @@
 """Stands between gRPC and the servicers: who calls is checked before a request is read, and how much before it is parsed.
 
-gRPC reads a unary request before it calls the handler. So every method is served as a stream of requests, of which
+gRPC reads a unary request before it calls the handler. So every method is served as a stream of requests;
 nothing is read until the gate asks for it; on the wire the two are the same. Errors get their status here.
 """
 
@@ -244,7 +244,7 @@ async def _respond(
 
 
 def _forget_frames(error: BaseException) -> None:
-    """Lets go of what the error's frames hold, such as the request that was refused."""
+    """Releases what the error's frames hold, such as the request that was refused."""
     pending, seen = [error], set()
     while pending:
         one = pending.pop()

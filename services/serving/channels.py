@@ -57,7 +57,7 @@ _SERVER_OPTIONS = (
     # The default is no limit. A gateway asks one worker for fewer images at once than this.
     ("grpc.max_concurrent_streams", 1_000),
     ("grpc.max_metadata_size", 16 * 2**10),
-    # A connection that never says that it speaks HTTP/2; the default is two minutes.
+    # A connection that never completes the HTTP/2 handshake; the default is two minutes.
     ("grpc.server_handshake_timeout_ms", 10_000),
     # Two processes on one port would share its callers between them; a port in use is a mistake that must show.
     ("grpc.so_reuseport", 0),

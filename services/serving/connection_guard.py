@@ -55,7 +55,7 @@ def raise_descriptor_limit() -> int:
 
 @asynccontextmanager
 async def guarding(ports: Collection[int], is_busy: Callable[[str, int], bool]) -> Any:
-    """Keeps to the bounds inside the block; `is_busy` says whether calls run on the connection of a host and port."""
+    """Keeps to the bounds inside the block; `is_busy` returns whether calls run on the connection of a host and port."""
     if not os.path.isdir(_FOLDER) or not hasattr(socket, "TCP_INFO"):  # noqa: ASYNC240 - once
         yield
         return
@@ -123,7 +123,7 @@ def connections_to(ports: Collection[int]) -> Iterator[Connection]:
 
 
 def close(connection: Connection) -> None:
-    """Ends the connection; whoever owns its descriptor finds that the peer is gone."""
+    """Ends the connection; the owner of its descriptor finds that the peer is gone."""
     with suppress(OSError), _borrowed(connection.number) as borrowed:
         # The number may be another connection's by now.
         if borrowed is not None and borrowed.getpeername()[:2] == connection.peer:

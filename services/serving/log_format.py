@@ -26,7 +26,7 @@ class DiscreetFormatter(logging.Formatter):
     """Writes where an unexpected error came from, and its text only where that quotes nobody."""
 
     def format(self, record: logging.LogRecord) -> str:
-        # What comes from callers and workers must not move the cursor of whoever reads the log.
+        # What comes from callers and workers must not move the cursor of a terminal that shows the log.
         return escape(super().format(record), keeps_lines=True)
 
     def formatException(self, ei: ExceptionInfo) -> str:  # noqa: N802 - logging's name

@@ -122,7 +122,7 @@ class StageService(Generic[Loaded, Job]):
                 self._observe(event)
                 for message in _to_messages(event, len(tickets), seeds):
                     yield message
-                # After the first event, which says that the request is accepted.
+                # After the first event, which accepts the request.
                 while warnings:
                     yield warnings.pop(0)
 

@@ -16,7 +16,7 @@ MAX_DEPTH = 32
 
 
 class _Malformed(Exception):
-    """Not a protobuf message; the parser says so in its own words."""
+    """Not a protobuf message; the parser reports it."""
 
 
 def check_num_fields(data: bytes, descriptor: Descriptor, *, most: int = MAX_FIELDS) -> None:

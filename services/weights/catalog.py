@@ -34,7 +34,7 @@ class KnownModel:
     sources: tuple[Source, ...]
     # Which networks of its stage it is for; "": the usual ones.
     architecture: str = ""
-    # What whoever uses or serves it must know.
+    # What its users and operators must know.
     notices: str = ""
 
     @property

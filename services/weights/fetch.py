@@ -2,6 +2,7 @@
 
 Both work in a folder `staging` that may hold what an earlier attempt brought, and leave a whole model there.
 Each stage's `convert` is imported by name.
+Each stage's `convert` is imported by name.
 """
 
 import logging

@@ -27,7 +27,7 @@ def check_model_name(name: str) -> str:
 
 
 def check_file_name(name: str, where: str) -> str:
-    """The path of a file inside of a model's folder, as given; raises ModelError, which says `where` it stands."""
+    """The path of a file inside of a model's folder, as given; raises ModelError that names `where` it stands."""
     parts = name.split("/")
     if (
         len(parts) > MAX_FILE_DEPTH

@@ -76,7 +76,7 @@ def text_mask(tokens: Tensor, tokenizer: Tokenizer) -> Bool[Tensor, "B T"]:
 
 
 class Decoder(nn.Module):
-    """The decoder's UNet and what it is told by: trained together."""
+    """The decoder's UNet and its conditioning: trained together."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -50,7 +50,7 @@ def losses_of_step(decoder: Decoder, pool: ScenePool, reader: Reader, batch_size
 
 
 class Exam:
-    """Held-out scenes: how near the decoder comes to them, told the true embedding."""
+    """Held-out scenes: how near the decoder comes to them, given the true embedding."""
 
     def __init__(self, pool: ScenePool, reader: Reader) -> None:
         self._pool = pool

@@ -339,7 +339,7 @@ def nearest(
     extra = {
         **{word: (near_word, 0.9) for word, near_word in COLOUR_NAMES.items()},
         **{word: (near_word, 0.9) for word, near_word in SETTING_NAMES.items() if near_word in known},
-        # "Mountains" and "clouds" are told of, never one of them.
+        # "Mountains" and "clouds" are mentioned, never one of them.
         **{
             word: (near_word, 1.0)
             for word, (_, near_word) in SETTING_WORDS.items()

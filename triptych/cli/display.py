@@ -166,7 +166,7 @@ def cell(fraction: float) -> str:
 
 
 def choose_display(*, as_json: bool, is_quiet: bool = False) -> Display:
-    """Silent for a program, live on a terminal, plain lines elsewhere."""
+    """Silent for a program, a live table in a terminal, plain lines elsewhere."""
     if as_json or is_quiet:
         return SilentDisplay()
     console = make_console(stderr=True)

@@ -34,7 +34,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Leaving:
-    """What becomes of a run when this command is stopped: whether it goes on, and at which gateway ("": with us)."""
+    """Whether a run continues when this command is stopped, and at which gateway ("": ours)."""
 
     address: str = ""
     goes_on: bool = False
@@ -57,9 +57,9 @@ class Leaving:
 
 
 async def follow(run: RunStream, progress: RunProgress, output: Output, leaving: Leaving = Leaving()) -> None:
-    """Tells the run's events until it ends or waits for a choice. Raises CallError, but not because the run failed.
+    """Shows the run's events until it ends or waits for a selection. Raises CallError, but not because the run failed.
 
-    Where it is stopped, `leaving` says what becomes of the run.
+    `leaving` describes what happens to the run if this command is stopped.
     """
     try:
         async with aclosing(run.until_it_rests()) as events:

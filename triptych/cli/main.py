@@ -192,7 +192,7 @@ def forget_service_links() -> None:
 
 
 def run_command() -> int:
-    """Runs the command line; an error is told in a line or two. Returns the exit code."""
+    """Runs the command line; an error is printed in a line or two. Returns the exit code."""
     try:
         code = cli.main(prog_name=PROGRAM, standalone_mode=False)
     except click.ClickException as error:
@@ -219,7 +219,7 @@ def say_error(message: str) -> None:
 def suggestion(error: click.ClickException) -> str:
     """The commands that a mistyped one may have meant; empty for any other error, or where nothing is near.
 
-    Of groups whose commands are imported click says it by itself.
+    For groups whose commands are imported, click prints it.
     """
     context = error.ctx if isinstance(error, click.UsageError) else None
     found = re.fullmatch(r"No such command '(.*)'\.", error.message)

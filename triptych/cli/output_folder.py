@@ -1,4 +1,4 @@
-"""Keeps a run's pictures in a folder: each as a file that says how it was made, and one contact sheet of all.
+"""Keeps a run's pictures in a folder: each as a file with its settings in text chunks, and one contact sheet of all.
 
 A folder has the pictures of one run: where those of another are there already, one beside it is taken.
 """
@@ -142,7 +142,7 @@ def has_pictures_of_others(folder: Path, run: str) -> bool:
 
 
 def run_of(path: Path) -> str:
-    """The run that a picture says it is of; empty where it does not."""
+    """The run in an image's text chunks; empty if there is none."""
     from PIL import Image
 
     with suppress(OSError, ValueError, SyntaxError), Image.open(path) as picture:

@@ -112,7 +112,7 @@ async def list_runs(client: Client, limit: int, as_json: bool) -> None:
 async def show(
     client: Client, run: str, out: Path | None, file_format: str, show: bool | None, as_json: bool
 ) -> None:
-    """Show how a run stands and what became of what."""
+    """Show the state of a run, and its images as a tree."""
     found = await client.get_run(full_name(run))
     if as_json:
         print_json(found)

@@ -18,7 +18,7 @@ LEAST_COLUMNS = 20
 
 
 class ForgivingFile(io.FileIO):
-    """A file whose reader may go away: what is written from then on has nowhere to go, and no error says so."""
+    """A file whose reader may go away: what is written from then on has nowhere to go, without an error."""
 
     def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]  # any buffer
         try:

@@ -23,7 +23,7 @@ OWN = (
     *("host", "port", "http_port", "tokens", "tls_cert", "tls_key", "insecure"),
     *("generator", "refiner", "upscaler", "workers_file", "stage_ca", "stage_cert", "stage_key"),
     "exit_with_parent",
-    # Given by whoever starts the process.
+    # Given by the process that starts this one.
     "grace",
 )
 

@@ -1,4 +1,4 @@
-"""What programs are told whose base URL lacks /v1, or has it twice: the address that they are to be given."""
+"""Errors for programs whose base URL lacks /v1, or has it twice, with the right address."""
 
 from starlette.requests import Request
 

@@ -85,7 +85,7 @@ async def _answer(
         fields.limit_to(known, ignore_others=family.is_openai and bool(family.asked_as))
         asked = plan(fields, family)
         key = request.headers.get("idempotency-key", "")
-        # Whoever has a key may come back with it after a broken connection, and finds the run where it is by then.
+        # A caller with a key may retry after a broken connection, and finds the run in its current state.
         run = await api.pipeline.create_run(key, asked.spec, caller, detach=bool(key))
     except InvalidRequest as error:
         raise rename_field(error) from None

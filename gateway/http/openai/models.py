@@ -49,7 +49,7 @@ class ModelFamily:
 
     @property
     def max_prompt_bytes(self) -> int:
-        """What all stages read of a prompt; 0 where none says."""
+        """What all stages read of a prompt; 0 if none states it."""
         known = [
             model.limits.max_prompt_bytes for stage, model in self.models.items() if stage != UPSCALE.name
         ]

@@ -31,13 +31,13 @@ from triptych.v1.stage_pb2 import ImageData
 MAX_N = 10
 # Of its newest models; a stage reads less, and the rest is cut.
 MAX_PROMPT_CHARS = 32_000
-# quality=high: so many sketches for each picture, of which the best go on.
+# quality=high: so many candidates for each image; the best go on.
 CANDIDATES_PER_IMAGE = 4
 # An image token's step, where the model does not say how many it has.
 DEFAULT_SKETCH_STEPS = 256
 DEFAULT_REFINE_STEPS = 50
 
-# The refiner draws from a text, too: the text for a picture of which nothing is said.
+# The refiner draws from a text, too: the text for an image without a prompt.
 ANY_PICTURE = "a picture"
 
 FORMATS = ("png", "jpeg", "webp")
@@ -141,7 +141,7 @@ def edit(
     masks: Sequence[ImageData],
     own_mask: ImageData | None = None,
 ) -> ImageRequest:
-    """A picture from a picture and a prompt, or the part of it that a mask says. Raises InvalidRequest or NoWorker.
+    """A picture from a picture and a prompt, or the part of it that a mask selects. Raises InvalidRequest or NoWorker.
 
     `own_mask`: the picture's own transparency, which counts where there is no other mask and the model can inpaint.
     """
@@ -168,7 +168,7 @@ def edit(
 def variation(
     fields: FormFields, family: ModelFamily, images: Sequence[ImageData], prompt: str
 ) -> ImageRequest:
-    """A picture from a picture; `prompt` is what its file says it shows, or "". Raises InvalidRequest or NoWorker."""
+    """A picture from a picture; `prompt` is that of its file, or "". Raises InvalidRequest or NoWorker."""
     return _from_picture(fields, family, images, default_prompt=prompt or ANY_PICTURE)
 
 
@@ -320,7 +320,7 @@ def _ask_for_previews(request: ImageRequest) -> None:
 
 
 def _steps(spec: RunSpec, family: ModelFamily, stages: Sequence[str]) -> dict[str, int]:
-    """How many steps each stage will take for a picture, as far as its model says."""
+    """How many steps each stage will take for a picture, as far as its model states it."""
     known: dict[str, int] = {}
     for name in stages:
         model = family.models[name]

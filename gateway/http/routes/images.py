@@ -31,7 +31,7 @@ FOR_EVER = "private, max-age=31536000, immutable"
 
 
 async def read_image(request: Request) -> Response:
-    """The file whose sha256 it is, to whoever may see a run that has it or brings a link that we signed."""
+    """Serves an image by sha256 to callers who may see one of its runs, or who present a signed link."""
     api, sha256 = api_of(request), request.path_params["sha256"]
     if "signature" in request.query_params:
         return await _read_link(request, sha256)
@@ -52,7 +52,7 @@ async def read_image(request: Request) -> Response:
 async def _read_link(request: Request, sha256: str) -> Response:
     api = api_of(request)
     output_format, compression, size = api.links.check(sha256, request.query_params)
-    # Whoever was given the link could see the picture then.
+    # A caller that got the link could see the image then.
     _, data = await api.pipeline.read_file(sha256, Caller("link", sees_all=True))
     data = await convert(data, output_format, compression, size)
     mime_type = MIME_TYPES[output_format]
@@ -66,7 +66,7 @@ async def _read_link(request: Request, sha256: str) -> Response:
 
 
 async def download_image(request: Request) -> Response:
-    """A picture of a run as a file to keep: a PNG says in its own text chunks how it was made."""
+    """A picture of a run as a file to keep: a PNG has its settings in text chunks."""
     api, caller, ids = api_of(request), caller_of(request), request.path_params
     run = await api.pipeline.get_run(f"runs/{ids['id']}", caller)
     image, size = await api.pipeline.open_image(f"{run.name}/images/{ids['image']}", caller)
@@ -114,7 +114,7 @@ def _name(sha256: str, mime_type: str) -> str:
 
 
 async def file_of(api: RequestContext, caller: Caller, image: Image) -> bytes:
-    """The file of a picture that an event told of: one that is too large for events is fetched."""
+    """The file of an image in an event; one that is too large for events is fetched."""
     return image.data or (await api.pipeline.read_image(image.name, caller))[1]
 
 
@@ -148,7 +148,7 @@ def _without_mask(stage: Any) -> dict[str, Any]:
 
 
 def describe(run: Run, image: Image) -> dict[str, str]:
-    """What a picture's file says of it: all that it takes to make it again."""
+    """The text chunks of an image's file: all that it takes to make it again."""
     return {
         "prompt": run.spec.prompt,
         "seed": str(image.seed),

@@ -1,4 +1,4 @@
-"""The page and its files, and what the address of the page says to programs. It knows nothing of runs.
+"""The page and its files, and the answer of its address to programs.
 
 The files are those that were there when the process began: a module that is replaced while the page loads would be
 missing what the others ask of it, and then none of them runs.
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 FOLDER = Path(__file__).parents[2] / "web"
-# By themselves: what a machine's own list says of .js may keep a browser from running it.
+# Set here: a machine's own list of types for .js may keep a browser from running it.
 MEDIA_TYPES = {
     ".html": "text/html",
     ".js": "text/javascript",
@@ -75,7 +75,7 @@ FILES = read_page(FOLDER)
 
 
 async def home(request: Request) -> Response:
-    """The page for whoever reads HTML; for programs the health check of dalle-playground's back end."""
+    """The page for clients that accept HTML; for programs the health check of dalle-playground's back end."""
     page = FILES.get("index.html")
     if page is not None and "text/html" in request.headers.get("accept", ""):
         return page.answer(request, vary="Accept")

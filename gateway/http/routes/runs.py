@@ -38,7 +38,7 @@ async def list_models(request: Request) -> Response:
 
 
 async def read_prompt(request: Request) -> Response:
-    """Which words of a prompt the generator would replace: for a page that says so before anything is made."""
+    """Which words of a prompt the generator would replace: for a page that shows it before a run."""
     api, _ = api_of(request), caller_of(request)
     asked = from_dict(await read_json(request, api.limits.max_body_bytes), ReadPromptRequest)
     reading = await api.pipeline.read_prompt(asked.prompt, asked.model)
@@ -50,7 +50,7 @@ async def create_run(request: Request) -> Response:
     body = await read_json(request, api.limits.max_run_bytes)
     # Beside the event loop: a spec may hold pictures.
     asked = await asyncio.to_thread(from_dict, body, StreamRunRequest)
-    # What begins with a request that has an answer at once goes on without it, unless the caller says otherwise.
+    # What begins with a request that has an answer at once goes on without it by default.
     detach = asked.detach or "detach" not in body
     run = await api.pipeline.create_run(asked.request_id, asked.spec, caller, detach=detach)
     return JSONResponse(to_dict(run), 201, {"location": f"/{run.name}"})

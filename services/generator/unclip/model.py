@@ -1,7 +1,6 @@
-"""An unCLIP's model folder, loaded: CLIP, prior, decoder and super-resolution, and what each is told.
+"""An unCLIP's model folder, loaded: CLIP, prior, decoder and super-resolution, and their conditioning.
 
-Pictures are uint8 (H, W, 3); embeddings, x and predictions float32, whatever the networks compute in. It knows no
-schedule and no slots.
+Pictures are uint8 (H, W, 3); embeddings, x and predictions float32, whatever the networks compute in.
 Dimension key: B rows, T text tokens, E width of the text states, K CLIP width, H W pixels.
 """
 
@@ -175,7 +174,7 @@ class UnclipModel:
 
     @torch.inference_mode()
     def condition(self, image_embedding: Float[Tensor, "1 K"], prompt: EncodedPrompt) -> Conditioning:
-        """What the decoder is told about one picture."""
+        """The decoder's conditioning for one image."""
         embedding = image_embedding.to(self.dtype)
         return self.text_projection(embedding, prompt.embedding, prompt.states, prompt.mask)
 

@@ -110,7 +110,7 @@ class GenerateJob:
 
 @dataclass(frozen=True)
 class _Slot:
-    """A job in one of its phases, `step` steps of which are made."""
+    """A job in one of its phases, after `step` steps."""
 
     job: GenerateJob
     phase: Phase

@@ -1,6 +1,6 @@
 """Runs a part of a model folder, as the service loads it, on recorded vectors of a reference implementation.
 
-The vectors of a case are a .safetensors file with cases.json beside it, which says its timesteps and guidance; a part
+The vectors of a case are a .safetensors file with cases.json beside it, which has its timesteps and guidance; a part
 is compared on every case that has its vectors. Networks are held to 1e-4, and so is each step from its recorded start.
 """
 
@@ -160,14 +160,14 @@ def _steps(
     scale: float,
     is_guided: bool,
 ) -> Found:
-    """Each step from its recorded start: what the network says, and where that leads."""
+    """Each step from its recorded start: the network's output, and the next state."""
     x = arrays[f"{name}.initial"]
     weights = step_weights(len(case[f"{name}.timesteps"]))
     for i, step in enumerate(weights):
         rows = torch.cat([x, x]) if is_guided else x
         output = predict(rows, torch.full((len(rows),), float(step.timestep)))
         yield f"{i}.output", output, arrays[f"{name}.{i}.output"]
-        if is_guided:  # recorded with the rows that are not told first
+        if is_guided:  # recorded with the unconditional rows first
             uncond, cond = output.chunk(2)
             channels = x.shape[1]
             guided = uncond[:, :channels] + scale * (cond - uncond)[:, :channels]
