@@ -267,6 +267,13 @@ def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Answer GET /metrics for Prometheus on it; 0: any free one.  [default: no metrics]",
 )
 @click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json: one object a line, with the fields of what happened.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -281,10 +288,11 @@ def serve(
     insecure: bool,
     tokens: Path | None,
     log_level: str,
+    log_format: str,
     **values: Any,
 ) -> None:
     """Serve the pipeline over the three stages."""
-    start_logging(log_level)
+    start_logging(log_level, log_format)
     workers_file = _open_workers_file(values["workers_file"])
     certificate = certificate_of(tls_cert, tls_key, tls_client_ca)
     check_address(

@@ -31,11 +31,13 @@ from gateway.workers.discovery import Discovery
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target, WorkersFile
-from services.errors import TriptychError
+from services.errors import TriptychError, without_passwords
 from services.serving.metrics import serving_metrics
 from services.serving.request_budget import RequestBudget
+from services.serving.request_log import RequestLog
 from services.serving.server import Serving, announce, serving, stop_signal
 from services.serving.tls import CertificateFiles
+from triptych import __version__
 from triptych.v1.pipeline_pb2_grpc import add_PipelineServiceServicer_to_server
 
 log = logging.getLogger(__name__)
@@ -152,6 +154,7 @@ async def run_gateway(options: GatewayOptions) -> None:
         pipeline = Pipeline(pools, runs)
         service = PipelineService(pipeline)
         budget = RequestBudget()
+        request_log = RequestLog(metrics.registry)
         web = None
         if options.http_port is not None:
             examples = None
@@ -164,6 +167,7 @@ async def run_gateway(options: GatewayOptions) -> None:
                         pipeline,
                         options.authentication,
                         budget=budget,
+                        request_log=request_log,
                         examples=examples,
                         public_url=options.http_public_url,
                     ),
@@ -181,6 +185,7 @@ async def run_gateway(options: GatewayOptions) -> None:
                 services=[SERVICE],
                 authenticate=options.authentication.enter,
                 budget=budget,
+                request_log=request_log,
                 certificate=options.certificate,
                 health_port=options.health_port,
                 host=options.host,
@@ -193,7 +198,16 @@ async def run_gateway(options: GatewayOptions) -> None:
         await running.set_serving(True)
         watching = asyncio.create_task(_watch_storage(journal, store, running), name="storage")
         stack.callback(watching.cancel)
-        log.info("serving on %s", running.address)
+        log.info(
+            "serving on %s%s: version %s, journal %s, store %s, workers %s",
+            running.address,
+            f" and http://{web.address}" if web else "",
+            __version__,
+            without_passwords(str(journal.engine.url.database)),
+            without_passwords(str(store)),
+            ", ".join(f"{stage} {len(targets)}" for stage, targets in options.targets.items()),
+            extra={"event": "started", "version": __version__, "address": running.address},
+        )
         announce("gateway", running.address, **({"http": web.address} if web else {}))
         await stop.wait()
         watching.cancel()

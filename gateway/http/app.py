@@ -18,6 +18,7 @@ from gateway.http.openai import images as openai_images, models as openai_models
 from gateway.http.openai.base_url import wrong_base_url
 from gateway.http.openapi import document
 from gateway.http.request_body import ReservationMiddleware
+from gateway.http.request_logging import RequestLogMiddleware
 from gateway.http.routes import dalle_playground, examples, health, images, page, runs
 from gateway.http.security import SecurityMiddleware, is_openai, path_of
 from services.errors import TriptychError
@@ -50,7 +51,8 @@ def make_app(api: RequestContext, *, hosts: Collection[str] | None = None) -> AS
     )
     app.state.api = api
     wrapped = compressing(ReservationMiddleware(app))
-    return SecurityMiddleware(wrapped, hosts=hosts, allowed=allowed_methods)
+    answered = SecurityMiddleware(wrapped, hosts=hosts, allowed=allowed_methods)
+    return RequestLogMiddleware(answered, api.request_log)
 
 
 def allowed_methods(scope: Scope) -> list[str]:

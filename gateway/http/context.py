@@ -17,6 +17,7 @@ from gateway.http.signed_links import LinkSigner
 from gateway.http.sse import HEARTBEAT_S
 from gateway.pipeline import Pipeline
 from services.serving.request_budget import RequestBudget
+from services.serving.request_log import RequestLog, current_request
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class RequestContext:
     heartbeat_s: float = HEARTBEAT_S
     # Shared with gRPC.
     budget: RequestBudget = field(default_factory=RequestBudget)
+    request_log: RequestLog = field(default_factory=RequestLog)
     # Set when the process is asked to stop: event streams end, and their readers reconnect.
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     # For answers that have an end of their own, which they are given the time to reach.
@@ -65,4 +67,7 @@ def caller_of(request: Request) -> Caller:
     family = "ipv6" if ":" in host else "ipv4"
     # As gRPC writes it, so that the calls of one machine over both APIs share their turns.
     peer = f"{family}:[{host}]" if family == "ipv6" else f"{family}:{host}"
-    return api_of(request).authentication.authenticate(request.headers.get("authorization"), peer=peer)
+    caller = api_of(request).authentication.authenticate(request.headers.get("authorization"), peer=peer)
+    if (record := current_request()) is not None:
+        record.caller = caller.name
+    return caller

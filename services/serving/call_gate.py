@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 from services.errors import InvalidRequest, RateLimited, TriptychError
 from services.serving.channels import MAX_MESSAGE_BYTES
 from services.serving.request_budget import BODY_TIMEOUT_S, BodyTooSlow, RequestBudget, SmallReads
+from services.serving.request_log import RequestLog, RequestRecord, current_request, trace_id_of
 from services.serving.wire_limits import check_num_fields, holds_files, message_type
 
 log = logging.getLogger(__name__)
@@ -67,8 +68,13 @@ class CallGate(grpc.aio.ServerInterceptor):
     """Give it to the server as its only interceptor; `idle` is set while none of our own methods runs."""
 
     def __init__(
-        self, *, authenticate: Authenticate | None = None, budget: RequestBudget | None = None
+        self,
+        *,
+        authenticate: Authenticate | None = None,
+        budget: RequestBudget | None = None,
+        request_log: RequestLog | None = None,
     ) -> None:
+        self._log = request_log or RequestLog()
         self._authenticate = authenticate
         self._budget = budget or RequestBudget()
         self._small_reads = SmallReads()
@@ -88,11 +94,15 @@ class CallGate(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None:
             return None
-        method, header = details.method, _authorization(details)
+        method, header = details.method, _metadata(details, "authorization")
+        trace_id = trace_id_of(_metadata(details, "traceparent"))
 
         async def serve(_requests: object, context: Context) -> None:
-            with _counted(self._peers, context.peer()):
+            record = RequestRecord("grpc", method, peer=context.peer(), trace_id=trace_id)
+            with _counted(self._peers, context.peer()), self._log.recording(record):
                 error = await self._serve(handler, method, header, context)
+                record.code = error.status.name if error is not None else "OK"
+                record.reason = error.reason if error is not None else ""
             if error is not None:
                 # Not `context.abort`: its exception and the frame that it was raised in would keep each other, and
                 # with them the request, until the garbage collector comes by.
@@ -113,6 +123,8 @@ class CallGate(grpc.aio.ServerInterceptor):
                 return None
             peer = host_of(context.peer())
             caller = peer if self._authenticate is None else self._authenticate(header, peer)
+            if (record := current_request()) is not None:
+                record.caller = caller
             with self._counting(caller):
                 await self._serve_ours(handler, caller, context)
         except grpc.aio.AbortError:
@@ -192,10 +204,8 @@ def _counted(counter: Counter[str], key: str) -> Iterator[None]:
             del counter[key]
 
 
-def _authorization(details: grpc.HandlerCallDetails) -> str | None:
-    return next(
-        (str(value) for key, value in details.invocation_metadata or () if key == "authorization"), None
-    )
+def _metadata(details: grpc.HandlerCallDetails, name: str) -> str | None:
+    return next((str(value) for key, value in details.invocation_metadata or () if key == name), None)
 
 
 async def _read_large(context: Context) -> bytes:

@@ -4,11 +4,14 @@ Prompts, tokens and pictures are callers' own and in no line of ours. Libraries 
 some tell each statement with its values, and their errors quote what they failed on.
 """
 
+import json
 import logging
 import traceback
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TypeAlias
 
+from services.serving.request_log import current_request
 from triptych.terminal_text import escape
 
 # Whose lines --log-level is about.
@@ -43,10 +46,41 @@ class DiscreetFormatter(logging.Formatter):
         return text.rstrip("\n")
 
 
-def start_logging(level: str) -> None:
-    """Logs to standard error from here on; `level` is a name such as "debug"."""
+class JsonFormatter(DiscreetFormatter):
+    """One JSON object a line: time in UTC, level, logger, message, and the fields that belong to what happened.
+
+    A record's `extra` names them; the caller and the trace are those of the request that is being served.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields: dict[str, object] = {
+            "time": when.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if (request := current_request()) is not None:
+            fields |= {"caller": request.caller, "trace_id": request.trace_id}
+        fields |= {
+            name: value
+            for name, value in vars(record).items()
+            if name not in _USUAL and isinstance(value, str | int | float | bool)
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps({name: value for name, value in fields.items() if value != ""}, ensure_ascii=False)
+
+
+# What every record has.
+_USUAL = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName"}
+
+
+def start_logging(level: str, log_format: str = "text") -> None:
+    """Logs to standard error from here on; `level` is a name such as "debug", `log_format` "text" or "json"."""
     handler = logging.StreamHandler()
-    handler.setFormatter(DiscreetFormatter("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
+    text = DiscreetFormatter("%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if log_format == "json" else text)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in OURS:
         logging.getLogger(name).setLevel(level.upper())

@@ -23,6 +23,7 @@ from services.serving.call_gate import Authenticate, CallGate
 from services.serving.channels import SERVER_OPTIONS
 from services.serving.connection_guard import guarding
 from services.serving.request_budget import RequestBudget
+from services.serving.request_log import RequestLog
 from services.serving.tls import CertificateFiles, server_credentials
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ async def serving(
     grace_s: float = 30.0,
     authenticate: Authenticate | None = None,
     budget: RequestBudget | None = None,
+    request_log: RequestLog | None = None,
     certificate: CertificateFiles | None = None,
     health_port: int | None = None,
     options: Sequence[tuple[str, int]] = SERVER_OPTIONS,
@@ -69,7 +71,7 @@ async def serving(
     On exit the server reports NOT_SERVING, takes no new call and waits `grace_s` for those that run.
     Raises AddressInUse.
     """
-    calls = CallGate(authenticate=authenticate, budget=budget)
+    calls = CallGate(authenticate=authenticate, budget=budget, request_log=request_log)
     server = grpc.aio.server(interceptors=[calls], options=options)
     add_servicers(server)
     checks = health.aio.HealthServicer()

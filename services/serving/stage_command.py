@@ -22,6 +22,7 @@ from services.serving.channels import STAGE_SERVER_OPTIONS
 from services.serving.listen_options import certificate_of, check_address, tls_options
 from services.serving.log_format import start_logging
 from services.serving.metrics import StageMetrics, serving_metrics
+from services.serving.request_log import RequestLog
 from services.serving.server import announce, serving, stop_signal
 from services.serving.spot_notices import EC2_METADATA, SpotNotices
 from services.serving.stage_service import Job, Loaded, ServeOptions, StageService
@@ -47,6 +48,7 @@ def stage_options(
         click.option("--metrics-port", type=click.IntRange(0, 65535), default=None, envvar="TRIPTYCH_METRICS_PORT", help="Answer GET /metrics for Prometheus on it; 0: any free one.  [default: no metrics]"),
         click.option("--spot-notices", metavar="URL", envvar="TRIPTYCH_SPOT_NOTICES", is_flag=False, flag_value=EC2_METADATA, default=None, help=f"Stop, and hand over, when the machine is about to be taken away: asks {EC2_METADATA}, or URL."),
         click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True, envvar="TRIPTYCH_LOG_LEVEL"),
+        click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, envvar="TRIPTYCH_LOG_FORMAT", help="json: one object a line, with the fields of what happened."),
     ]  # fmt: skip
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -74,7 +76,7 @@ def run_stage(
     options: ServeOptions,
 ) -> None:
     """Serves one stage until SIGTERM or Ctrl-C. Raises TriptychError when it cannot start."""
-    start_logging(options.log_level)
+    start_logging(options.log_level, options.log_format)
     files = certificate_of(options.tls_cert, options.tls_key, options.tls_client_ca)
     # A stage has no tokens: client certificates alone control access.
     safe = {
@@ -96,6 +98,8 @@ async def _run_stage(
 ) -> None:
     async with AsyncExitStack() as stack:
         stop = await stack.enter_async_context(stop_signal(with_parent=options.exit_with_parent))
+        name = service_name.split(".")[-1].removesuffix("Service").lower()
+        metrics = StageMetrics(name)
         server = serving(
             lambda grpc_server: add_to_server(service, grpc_server),
             services=[service_name],
@@ -105,6 +109,7 @@ async def _run_stage(
             certificate=files,
             health_port=options.health_port,
             options=STAGE_SERVER_OPTIONS,
+            request_log=RequestLog(metrics.registry),
         )
         # Calls must end before the engine does, so the server is entered after it, once the model is there; until
         # then it is entered here, to answer health checks and to find a port in use before minutes of loading.
@@ -117,8 +122,6 @@ async def _run_stage(
             await server.__aexit__(None, None, None)
             raise
         stack.push_async_exit(server.__aexit__)
-        name = service_name.split(".")[-1].removesuffix("Service").lower()
-        metrics = StageMetrics(name)
         stack.enter_context(serving_metrics(metrics.registry, options.host, options.metrics_port))
         service.set_ready(loaded, engine, metrics)
         await running.set_serving(True)

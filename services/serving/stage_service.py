@@ -58,6 +58,7 @@ class ServeOptions:
     grace: float
     exit_with_parent: bool
     log_level: str
+    log_format: str = "text"
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None

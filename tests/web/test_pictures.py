@@ -9,7 +9,6 @@ from playwright.async_api import expect
 from tests.web.visitor import READY, open_page
 from triptych.v1.stage_pb2 import StageEvent
 
-
 NAMES_TO_ROOT = """(one) => {
     const names = [];
     for (let item = one.closest("li"); item; item = item.parentElement.closest("li")) {

@@ -1,0 +1,111 @@
+"""What became of each request, for both APIs: a line in the log, and rate, errors and duration for Prometheus.
+
+Prompts and pictures are in neither. A request that is refused for who sent it is a warning, so that it can be found.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+log = logging.getLogger(__name__)
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+REFUSALS = {"UNAUTHENTICATED", "PERMISSION_DENIED", "401", "403"}
+# Answered many times a minute for probes.
+QUIET = ("/grpc.health.", "/health", "/grpc.reflection.")
+
+
+@dataclass
+class RequestRecord:
+    """One request of either API, filled in while it is served."""
+
+    api: str
+    method: str
+    peer: str = ""
+    caller: str = ""
+    code: str = ""
+    reason: str = ""
+    trace_id: str = ""
+    began: float = field(default_factory=time.monotonic)
+
+
+_current: ContextVar[RequestRecord | None] = ContextVar("request", default=None)
+
+
+def current_request() -> RequestRecord | None:
+    """The request that is being served; runs that it begins keep it."""
+    return _current.get()
+
+
+def trace_id_of(traceparent: str | None) -> str:
+    """The trace of a W3C `traceparent` header; "" where there is none, or it is none."""
+    match = _TRACEPARENT.fullmatch(traceparent or "")
+    return match[1] if match and match[1].strip("0") else ""
+
+
+class RequestLog:
+    """Shared by both APIs of a process."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        registry = registry or CollectorRegistry()
+        self._requests = Counter(
+            "triptych_requests", "Requests, by how they ended.", ["api", "method", "code"], registry=registry
+        )
+        self._seconds = Histogram(
+            "triptych_request_seconds",
+            "How long requests took; of a stream, until its end.",
+            ["api", "method"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+
+    @contextmanager
+    def recording(self, record: RequestRecord) -> Iterator[RequestRecord]:
+        """Logs and counts the request at the end of the block; whoever serves it fills the record in."""
+        token = _current.set(record)
+        try:
+            yield record
+        except BaseException as error:
+            record.code = record.code or (
+                "CANCELLED" if type(error).__name__ == "CancelledError" else "INTERNAL"
+            )
+            raise
+        finally:
+            self._finish(record)
+            _current.reset(token)
+
+    def _finish(self, record: RequestRecord) -> None:
+        took = time.monotonic() - record.began
+        self._requests.labels(record.api, record.method, record.code).inc()
+        exemplar = {"trace_id": record.trace_id} if record.trace_id else None
+        self._seconds.labels(record.api, record.method).observe(took, exemplar)
+        is_refused = record.code in REFUSALS
+        if record.method.startswith(QUIET) and not is_refused:
+            return
+        log.log(
+            logging.WARNING if is_refused else logging.INFO,
+            "%s %s %s: %s %s in %.3f s%s",
+            "refused" if is_refused else "served",
+            record.api,
+            record.method,
+            record.code,
+            f"to {record.caller or record.peer}",
+            took,
+            f" ({record.reason})" if record.reason else "",
+            extra={
+                "event": "request_refused" if is_refused else "request",
+                "api": record.api,
+                "method": record.method,
+                "code": record.code,
+                "reason": record.reason,
+                "peer": record.peer,
+                "duration_s": round(took, 4),
+            },
+        )

@@ -1,0 +1,144 @@
+"""A line and a count for every request of both APIs, without what callers said in it; alerts that can be looked up."""
+
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.exposition import generate_latest
+
+from gateway.access.caller import Caller
+from gateway.access.token_file import new_token, write_tokens
+from services.serving.log_format import JsonFormatter
+from services.serving.request_log import RequestLog, RequestRecord, trace_id_of
+from tests.gateway.fake_stage import pipeline
+from tests.gateway.http.conftest import web_gateway
+from triptych.v1.pipeline_pb2 import ListRunsRequest
+
+ROOT = Path(__file__).parents[2]
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    token, entry = new_token(Caller("alice"))
+    write_tokens(tmp_path / "tokens.json", [entry])
+    return tmp_path / "tokens.json", token
+
+
+@pytest.fixture
+def lines(caplog):
+    """The log so far, as a process with --log-format json writes it."""
+    caplog.set_level(logging.INFO, "services.serving.request_log")
+
+    def read():
+        return [
+            json.loads(JsonFormatter().format(one))
+            for one in caplog.records
+            if one.name == "services.serving.request_log"
+        ]
+
+    return read
+
+
+async def test_a_call_over_grpc_has_a_line_with_its_caller_and_trace(tokens, lines):
+    path, token = tokens
+    async with pipeline(tokens=path) as gateway:
+        metadata = (("authorization", f"Bearer {token}"), ("traceparent", TRACEPARENT))
+        await gateway.stub.ListRuns(ListRunsRequest(), metadata=metadata)
+    (line,) = [one for one in lines() if one.get("method", "").endswith("ListRuns")]
+    assert (line["event"], line["code"], line["api"]) == ("request", "OK", "grpc")
+    assert line["time"].endswith("Z")
+
+
+async def test_a_refusal_is_a_warning_with_the_address(tokens, lines):
+    async with web_gateway(tokens=tokens[0], token="triptych_wrong") as web:
+        await web.http.get("/runs")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await web.gateway.stub.ListRuns(ListRunsRequest())
+    refused = [one for one in lines() if one["event"] == "request_refused"]
+    assert {(one["api"], one["code"], one["level"]) for one in refused} == {
+        ("http", "403", "warning"),
+        ("grpc", "UNAUTHENTICATED", "warning"),
+    }
+    assert all("127.0.0.1" in one["peer"] for one in refused)
+    assert "triptych_wrong" not in json.dumps(refused)
+
+
+async def test_a_run_over_http_has_a_line_by_its_route_and_without_its_prompt(lines):
+    async with web_gateway() as web:
+        made = await web.http.post("/runs", json={"spec": {"prompt": "a secret house", "generate": {}}})
+        await web.http.get(made.headers["location"])
+        await web.http.get("/nowhere/a-secret-house")
+    methods = {one["method"]: one["code"] for one in lines() if one.get("api") == "http"}
+    assert methods == {"POST /runs": "201", "GET /runs/{id}": "200", "(other)": "404"}
+    assert "secret" not in json.dumps(lines())
+
+
+def test_requests_are_counted_with_exemplars():
+    registry = CollectorRegistry()
+    with RequestLog(registry).recording(RequestRecord("grpc", "/m", trace_id=TRACE)) as record:
+        record.code = "OK"
+    text = generate_latest(registry).decode()
+    assert 'triptych_requests_total{api="grpc",code="OK",method="/m"} 1.0' in text
+    assert f'# {{trace_id="{TRACE}"}}' in text
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "00-x-y-01", TRACEPARENT + "x", f"00-{'0' * 32}-b7ad6b7169203331-01", "ä"]
+)
+def test_what_is_no_trace_is_none(header):
+    assert trace_id_of(header) == ""
+    assert trace_id_of(TRACEPARENT) == TRACE
+
+
+def test_an_error_in_json_keeps_what_it_quotes_to_itself():
+    said = " ".join(["a", "secret", "house"])
+    try:
+        raise ValueError(said)
+    except ValueError:
+        record = logging.LogRecord("services", logging.ERROR, "", 1, "it failed", (), sys.exc_info())
+    line = json.loads(JsonFormatter().format(record))
+    assert line["level"] == "error"
+    assert "Traceback" in line["exception"]
+    assert said not in line["exception"]
+
+
+def read_rules():
+    rules = yaml.safe_load((ROOT / "deploy/monitoring/alerts.yml").read_text())
+    return [rule for group in rules["groups"] for rule in group["rules"]]
+
+
+def test_every_alert_has_an_entry_that_says_what_to_do():
+    text = (ROOT / "docs/operations/alerts.md").read_text()
+    anchors = {heading.lower() for heading in re.findall(r"^## (\w+)$", text, re.MULTILINE)}
+    assert {rule["annotations"]["runbook_url"] for rule in read_rules()} == {
+        f"docs/operations/alerts.md#{anchor}" for anchor in anchors
+    }
+    assert {rule["alert"].lower() for rule in read_rules()} == anchors
+
+
+def test_the_operator_gets_the_same_rules():
+    resource = yaml.safe_load((ROOT / "deploy/kubernetes/monitoring/rules.yaml").read_text())
+    assert [rule for group in resource["spec"]["groups"] for rule in group["rules"]] == read_rules()
+
+
+@pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool comes with Debian's package prometheus"
+)
+def test_the_rules_say_what_they_should():
+    done = subprocess.run(
+        ["promtool", "test", "rules", "deploy/monitoring/alerts_test.yml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
