@@ -71,7 +71,7 @@ def ssh(ctx: click.Context, name: str, machines: Path, certificates: Path | None
     help="In place of the project's docker-compose.yml; several go over one another.  [default: docker-compose.yml]",
 )
 @click.option("--gpu", is_flag=True, help="Give the stages an NVIDIA device: docker-compose.gpu.yml over it.")
-@click.option("--build", is_flag=True, help="Build the images first, also when there are some already.")
+@click.option("--build", is_flag=True, help="Build the container images first, even if they exist.")
 @click.option("--monitoring", is_flag=True, help="Start Prometheus and Grafana, too.")
 @click.pass_context
 def compose(
@@ -106,15 +106,17 @@ def plan(place: Place) -> None:
 @click.option("--generators", type=click.IntRange(1), default=1, help="How many of them.")
 @click.option("--refiners", type=click.IntRange(1), default=1, help="How many of them.")
 @click.option("--upscalers", type=click.IntRange(1), default=1, help="How many of them.")
-@click.option("--port", type=click.IntRange(0, 65535), default=50050, help="Of the gateway; 0: any free one.")
 @click.option(
-    "--http-port", type=click.IntRange(0, 65535), default=8080, help="Of the page; 0: any free one."
+    "--port", type=click.IntRange(0, 65535), default=50050, help="Port of the gateway; 0: any free port."
+)
+@click.option(
+    "--http-port", type=click.IntRange(0, 65535), default=8080, help="Port of the page; 0: any free port."
 )
 @click.option(
     "--http-allowed-host",
     "http_hosts",
     multiple=True,
-    help="A name that HTTP may be asked by; as of `triptych serve gateway`.",
+    help="A host name that HTTP accepts; as of `triptych serve gateway`.",
 )
 @click.pass_obj
 def up(
@@ -173,7 +175,9 @@ def logs(place: Place, worker: str, lines: int) -> None:
 
 
 @click.command()
-@click.option("--every", "every_s", type=click.FloatRange(1), default=15.0, help="Seconds between two looks.")
+@click.option(
+    "--every", "every_s", type=click.FloatRange(1), default=15.0, help="Seconds between two checks."
+)
 @click.pass_obj
 def watch(place: Place, every_s: float) -> None:
     """Keep as many workers of each stage as there are now, in place of those that end, until Ctrl-C.
@@ -209,7 +213,7 @@ for place_ in (local, ssh, compose, meadowrun):
 
 
 @compose.command("down")
-@click.option("--volumes", is_flag=True, help="Delete its volumes, too: runs, pictures, certificates.")
+@click.option("--volumes", is_flag=True, help="Delete the volumes, too: runs, images, certificates.")
 @click.pass_context
 def compose_down(ctx: click.Context, volumes: bool) -> None:
     """End everything that belongs to the deployment; runs and pictures stay, in its volumes."""

@@ -38,9 +38,9 @@ class Place:
 
 def name_option(command: Command) -> Command:
     """--name, of every place."""
-    return click.option("--name", default="default", help="Of the deployment; several can be at one place.")(
-        command
-    )
+    return click.option(
+        "--name", default="default", help="Name of the deployment; a target can have several."
+    )(command)
 
 
 def folder_of(place: str, name: str) -> Path:

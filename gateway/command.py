@@ -87,47 +87,47 @@ _WORK_OPTIONS = (
         help='More workers, as JSON: {"generator": ["HOST:PORT"], "refiner": [], "upscaler": []}; read again when it changes.',
     ),
     click.option(
-        "--max-runs", type=click.IntRange(1), default=64, show_default=True, help="Runs under way at once."
+        "--max-runs", type=click.IntRange(1), default=64, show_default=True, help="Concurrent runs."
     ),
     click.option(
         "--max-queued-runs",
         type=click.IntRange(0),
         default=256,
         show_default=True,
-        help="Runs that wait for their turn; further ones are refused with QUEUE_FULL.",
+        help="Waiting runs; more are refused with QUEUE_FULL.",
     ),
     click.option(
         "--max-runs-per-caller",
         type=click.IntRange(1),
-        help="Concurrent runs of one caller, unless its token has a limit of its own.  [default: all]",
+        help="Concurrent runs of one caller, unless its token has a limit.  [default: all]",
     ),
     click.option(
         "--max-queued-runs-per-caller",
         type=click.IntRange(0),
         default=64,
         show_default=True,
-        help="Runs of one caller that wait, likewise; further ones are refused with RATE_LIMITED.",
+        help="Waiting runs of one caller; more are refused with RATE_LIMITED.",
     ),
     click.option(
         "--stall-timeout",
         type=click.FloatRange(1),
         default=300.0,
         show_default=True,
-        help="Seconds of silence after which a worker that makes a picture is taken for lost.",
+        help="Seconds without progress after which an image is retried on another worker.",
     ),
     click.option(
         "--worker-timeout",
         type=click.FloatRange(0),
         default=300.0,
         show_default=True,
-        help="Seconds that an image waits for a worker when there is none.",
+        help="Seconds that an image waits while its stage has no worker.",
     ),
     click.option(
         "--max-workers-per-image",
         type=click.IntRange(1),
         default=3,
         show_default=True,
-        help="Workers that may fail of an image before it is given up as their cause.",
+        help="An image fails after so many workers failed on it.",
     ),
 )
 
@@ -193,7 +193,11 @@ def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("gateway")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=50050, show_default=True, help="0: any free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=50050,
+    show_default=True,
+    help="Port to listen on; 0: any free port.",
 )
 @click.option(
     "--generator",
@@ -222,7 +226,7 @@ def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--http-port",
     type=click.IntRange(0, 65535),
-    help="Serve the page, HTTP and server-sent events here, too; 0: any free port.  [default: no HTTP]",
+    help="Port of the page, HTTP and server-sent events; 0: any free port.  [default: no HTTP]",
 )
 @http_options
 @click.option(
@@ -234,15 +238,15 @@ def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--stage-ca",
     type=FILE,
-    help="The authority that stages' certificates must come from; without it, no TLS there.",
+    help="Authority of the stages' certificates; without it, no TLS to the stages.",
 )
-@click.option("--stage-cert", type=FILE, help="The certificate that this gateway shows to the stages.")
+@click.option("--stage-cert", type=FILE, help="Client certificate of this gateway for the stages.")
 @click.option("--stage-key", type=FILE, help="Its key.")
 @tls_options
 @click.option(
     "--tokens",
     type=FILE,
-    help="The file of tokens that `triptych tokens add` makes; without it everybody may call and sees all runs.",
+    help="Tokens from `triptych tokens add`; without it everybody can call and sees all runs.",
 )
 @storage_options
 @work_options
@@ -251,20 +255,20 @@ def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.FloatRange(0),
     default=10.0,
     show_default=True,
-    help="Seconds after which a run that lives for its caller is cancelled when nobody streams or watches it.",
+    help="Seconds after which an attached run without clients is cancelled.",
 )
 @click.option(
     "--grace",
     type=click.FloatRange(0),
     default=30.0,
     show_default=True,
-    help="Seconds that runs have to finish when the process is asked to stop; the rest goes on at its next start.",
+    help="Seconds that runs have to finish after SIGTERM; others continue at the next start.",
 )
 @click.option("--exit-with-parent", is_flag=True, help="Stop when standard input ends.")
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65535),
-    help="Answer GET /metrics for Prometheus on it; 0: any free one.  [default: no metrics]",
+    help="Port of GET /metrics for Prometheus; 0: any free port.  [default: no metrics]",
 )
 @click.option(
     "--log-format",

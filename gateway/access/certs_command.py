@@ -43,13 +43,13 @@ class Issued:
     multiple=True,
     help="A name or address that the servers are reached by, beside localhost and their own names; repeat it for more.",
 )
-@click.option("--days", type=click.IntRange(1), default=365, help="How long the certificates are good for.")
+@click.option("--days", type=click.IntRange(1), default=365, help="How long the certificates are valid.")
 @click.option(
     "--renew",
     is_flag=True,
     help="Replace the certificates in FOLDER, for the same hosts, from the same authority.",
 )
-@click.option("--if-missing", is_flag=True, help="Do nothing where FOLDER has them.")
+@click.option("--if-missing", is_flag=True, help="Do nothing if FOLDER has them.")
 def certs(folder: Path, hosts: tuple[str, ...], days: int, renew: bool, if_missing: bool) -> None:
     """Make certificates in FOLDER: for the four servers, and for the gateway as the stages' caller.
 

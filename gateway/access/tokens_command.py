@@ -27,16 +27,14 @@ file_option = click.option(
 
 @click.group(no_args_is_help=True)
 def tokens() -> None:
-    """Say who may call the gateway."""
+    """Manage the tokens of callers."""
 
 
 @tokens.command()
 @click.argument("name")
 @file_option
 @click.option("--sees-all/--sees-own", default=None, help="Sees the runs of all callers.  [default: own]")
-@click.option(
-    "--max-running-runs", type=click.IntRange(0), help="Runs under way at once.  [default: no own limit]"
-)
+@click.option("--max-running-runs", type=click.IntRange(0), help="Concurrent runs.  [default: no own limit]")
 @click.option("--max-queued-runs", type=click.IntRange(0), help="Runs that wait.  [default: no own limit]")
 @click.option(
     "--max-images-per-run", type=click.IntRange(0), help="Images of one run.  [default: no own limit]"

@@ -138,7 +138,7 @@ def load(options: ServeOptions) -> LoadedGenerator:
 @click.command()
 @stage_options(50051, slots=8)
 def serve(options: ServeOptions) -> None:
-    """Sketch candidates from a prompt (DALL·E Mini)."""
+    """Make candidates from a prompt (DALL·E Mini)."""
     run_stage(
         GeneratorService(),
         add_GeneratorServiceServicer_to_server,

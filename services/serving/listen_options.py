@@ -23,11 +23,11 @@ class UnsafeAddress(TriptychError):
 def tls_options(command: Command) -> Command:
     """--tls-cert, --tls-key, --tls-client-ca and --insecure, for `certificate_of` and `check_address`; --health-port."""
     for option in (
-        click.option("--health-port", type=click.IntRange(1, 65535), envvar="TRIPTYCH_HEALTH_PORT", help="Answer health checks here without TLS, and nothing else: for probes that have no certificate."),
-        click.option("--insecure", is_flag=True, envvar="TRIPTYCH_INSECURE", help="Listen beyond loopback even if everybody there can use it."),
+        click.option("--health-port", type=click.IntRange(1, 65535), envvar="TRIPTYCH_HEALTH_PORT", help="Port for health checks without TLS, for probes that have no certificate."),
+        click.option("--insecure", is_flag=True, envvar="TRIPTYCH_INSECURE", help="Listen beyond loopback without certificates and tokens."),
         click.option("--tls-client-ca", type=FILE, envvar="TRIPTYCH_TLS_CLIENT_CA", help="Refuse clients without a certificate of this authority."),
         click.option("--tls-key", type=FILE, envvar="TRIPTYCH_TLS_KEY", help="Its key."),
-        click.option("--tls-cert", type=FILE, envvar="TRIPTYCH_TLS_CERT", help="Certificate of this process; taken up anew when the file changes."),
+        click.option("--tls-cert", type=FILE, envvar="TRIPTYCH_TLS_CERT", help="Certificate of this process; read again when the file changes."),
     ):  # fmt: skip
         command = option(command)
     return command

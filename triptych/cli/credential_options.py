@@ -43,9 +43,9 @@ def credential_options(command: Callable[..., None]) -> Callable[..., None]:
     decorated: Callable[..., None] = gather
     for option in (
         click.option("--key", type=FILE, help="The key of --cert."),
-        click.option("--cert", type=FILE, help="A certificate of one's own, for a gateway that asks for it."),
-        click.option("--ca", type=FILE, help="The authority of the gateway's certificate; the connection is encrypted."),
-        click.option("--token", default="", show_default=False, help="Who you are, at a gateway that asks. Other programs can see it here; better set TRIPTYCH_TOKEN."),
+        click.option("--cert", type=FILE, help="Your client certificate, for a gateway that requires one."),
+        click.option("--ca", type=FILE, help="Authority of the gateway's certificate; turns on TLS."),
+        click.option("--token", default="", show_default=False, help="Your token. Prefer TRIPTYCH_TOKEN: `ps` shows command lines."),
     ):  # fmt: skip
         decorated = option(decorated)
     return decorated

@@ -117,12 +117,14 @@ def require_server() -> None:
 
 SERVICES = {
     "generator": LazyCommand(
-        "services.generator.service", "serve", "Sketches from a prompt (DALL·E Mini, JAX)."
+        "services.generator.service", "serve", "Candidates from a prompt (DALL·E Mini, JAX)."
     ),
     "refiner": LazyCommand(
-        "services.refiner.service", "serve", "Variations of a sketch (GLID-3-xl, PyTorch)."
+        "services.refiner.service", "serve", "Variations of a candidate (GLID-3-xl, PyTorch)."
     ),
-    "upscaler": LazyCommand("services.upscaler.service", "serve", "Pictures 4x as large (SwinIR, PyTorch)."),
+    "upscaler": LazyCommand(
+        "services.upscaler.service", "serve", "Images four times as large (SwinIR, PyTorch)."
+    ),
     "gateway": LazyCommand("gateway.command", "serve", "The pipeline over the three stages."),
 }
 
@@ -133,22 +135,22 @@ serve = with_environment(
 COMMANDS = {
     "run": LazyCommand("triptych.cli.run", "run", "Make pictures from a prompt."),
     "up": LazyCommand("triptych.cli.up", "up", "Start all four services and keep them running."),
-    "runs": LazyCommand(
-        "triptych.cli.runs", "runs", "List, show, watch, go on with, cancel and delete runs."
-    ),
+    "runs": LazyCommand("triptych.cli.runs", "runs", "List, show, watch, continue, cancel and delete runs."),
     "models": LazyCommand(
-        "triptych.cli.models", "models", "What a gateway serves, and which words it understands."
+        "triptych.cli.models", "models", "List the models of a gateway, and the words that they know."
     ),
-    "weights": LazyCommand("services.weights.command", "weights", "Convert, make, check and list models."),
+    "weights": LazyCommand("services.weights.command", "weights", "Fetch, convert, verify and list models."),
     "journal": LazyCommand("gateway.journal.command", "journal", "Check and repair a gateway's journal."),
-    "tokens": LazyCommand("gateway.access.tokens_command", "tokens", "Say who may call the gateway."),
-    "certs": LazyCommand("gateway.access.certs_command", "certs", "Make certificates of one's own."),
-    "deploy": LazyCommand("deploy.command", "deploy", "Run and scale the pipeline at a place."),
+    "tokens": LazyCommand("gateway.access.tokens_command", "tokens", "Manage the tokens of callers."),
+    "certs": LazyCommand("gateway.access.certs_command", "certs", "Make TLS certificates."),
+    "deploy": LazyCommand("deploy.command", "deploy", "Run and scale workers on a deployment target."),
     "bench": LazyCommand(
         "triptych.cli.bench", "bench", "Measure a deployment; simulate its latency and cost."
     ),
-    "completion": LazyCommand("triptych.cli.completion", "completion", "Completion for bash, zsh and fish."),
-    "health": LazyCommand("triptych.cli.health", "health", "Ask a service whether it serves."),
+    "completion": LazyCommand(
+        "triptych.cli.completion", "completion", "Print a completion script for bash, zsh or fish."
+    ),
+    "health": LazyCommand("triptych.cli.health", "health", "Check the health of a service."),
 }
 
 

@@ -56,14 +56,12 @@ SEED_BITS = 32
     type=ADDRESS,
     help="Use a running gateway instead of starting the services.",
 )
-@click.option("--detach", is_flag=True, help="With --gateway: the run goes on when this command ends.")
+@click.option("--detach", is_flag=True, help="With --gateway: the run continues when this command ends.")
 @credential_options
 @click.option(
     "--show/--no-show", default=None, help="Show the pictures here.  [default: where the terminal can]"
 )
-@click.option(
-    "--quiet", "-q", is_flag=True, help="Say nothing but where the pictures are, and what goes wrong."
-)
+@click.option("--quiet", "-q", is_flag=True, help="Print only the files and errors.")
 @click.option("--verbose", "-v", is_flag=True, help="Show what the services log as well.")
 @click.option(
     "--json", "as_json", envvar="TRIPTYCH_JSON", is_flag=True, help="Print one event a line as JSON."

@@ -125,7 +125,7 @@ OPTIONS = (
         metavar="FILE",
         type=FILE,
         multiple=True,
-        help="Begin with this picture of yours instead of sketches: PNG, JPEG, WebP, AVIF (or HEIC), up to 25 megapixels; may be repeated.",
+        help="Start with this picture instead of candidates: PNG, JPEG, WebP, AVIF (or HEIC), up to 25 megapixels; may be repeated.",
     ),
     click.option(
         "--mask",
@@ -136,15 +136,19 @@ OPTIONS = (
     click.option(
         "--fit",
         type=click.Choice(["crop", "pad"]),
-        help="How an --image that is no square is refined: its middle, or all of it with white bars.  [default: crop]",
+        help="How a picture that is not square is refined: its middle, or all of it with white bars.  [default: crop]",
     ),
-    click.option("--candidates", "-n", type=WholeNumber(1), default=8, help="How many sketches."),
-    click.option("--refine-top", type=COUNT, default=1, help="How many of the best are refined; 0: none."),
-    click.option("--variations", type=COUNT, default=8, help="How many variations of each."),
-    click.option("--upscale-top", type=COUNT, default=1, help="How many of the best are enlarged; 0: none."),
-    click.option("--no-refine", is_flag=True, help="Enlarge the best sketches as they are."),
-    click.option("--no-upscale", is_flag=True, help="End with the variations."),
-    click.option("--manual", is_flag=True, help="Wait after each stage for you to choose what goes on."),
+    click.option("--candidates", "-n", type=WholeNumber(1), default=8, help="Number of candidates."),
+    click.option(
+        "--refine-top", type=COUNT, default=1, help="How many of the best candidates are refined; 0: none."
+    ),
+    click.option("--variations", type=COUNT, default=8, help="Number of variations of each."),
+    click.option(
+        "--upscale-top", type=COUNT, default=1, help="How many of the best variations are enlarged; 0: none."
+    ),
+    click.option("--no-refine", is_flag=True, help="Do not refine; enlarge the best candidates."),
+    click.option("--no-upscale", is_flag=True, help="Do not enlarge."),
+    click.option("--manual", is_flag=True, help="Wait for your selection after each stage."),
     click.option(
         "--seed",
         type=click.IntRange(0, MAX_SEED),
@@ -153,17 +157,17 @@ OPTIONS = (
     click.option(
         "--preview-every", type=COUNT, default=0, help="Keep a preview every so many steps, in OUT/previews."
     ),
-    click.option("--guidance-scale", type=NUMBER, help="Sketch: how hard the prompt is followed."),
-    click.option("--temperature", type=NUMBER, help="Sketch: below 1 safer, above 1 wilder."),
-    click.option("--top-k", type=WHOLE, help="Sketch: choose among the k likeliest tokens; 0: all."),
+    click.option("--guidance-scale", type=NUMBER, help="Candidates: how closely the prompt is followed."),
+    click.option("--temperature", type=NUMBER, help="Candidates: below 1 less varied, above 1 more."),
+    click.option("--top-k", type=WHOLE, help="Candidates: sample from the k likeliest tokens; 0: all."),
     click.option(
-        "--top-p", type=NUMBER, help="Sketch: choose among the likeliest that reach this probability."
+        "--top-p", type=NUMBER, help="Candidates: sample from the likeliest tokens up to this probability."
     ),
     click.option("--num-steps", type=WHOLE, help="Refine: points of the noise schedule."),
     click.option(
-        "--skip-ratio", type=NUMBER, help="Refine: 0 keeps little of the sketch, near 1 nearly all."
+        "--skip-ratio", type=NUMBER, help="Refine: 0 keeps little of the candidate, near 1 nearly all."
     ),
-    click.option("--refine-guidance-scale", type=NUMBER, help="Refine: how hard the prompt is followed."),
+    click.option("--refine-guidance-scale", type=NUMBER, help="Refine: how closely the prompt is followed."),
     click.option("--negative-prompt", help="Refine: what the picture should not show."),
     click.option("--tile-size", type=WHOLE, help="Enlarge: side of a tile in pixels; 0: in one piece."),
     click.option("--tile-overlap", type=WHOLE, help="Enlarge: pixels of context around a tile."),

@@ -147,7 +147,7 @@ async def with_data(client: Client, images: list[Image]) -> AsyncIterator[Image]
 @runs.command()
 @click.argument("run")
 @click.option(
-    "--after", type=click.IntRange(0, 2**63 - 1), default=0, help="Begin after the event of this number."
+    "--after", type=click.IntRange(0, 2**63 - 1), default=0, help="Start after the event with this number."
 )
 @with_output_options
 @with_client
@@ -174,7 +174,7 @@ async def watch(
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("--refine", type=click.IntRange(1, 2**31 - 1), help="Make so many variations of each.")
 @click.option("--upscale", is_flag=True, help="Enlarge each.")
-@click.option("--no-wait", is_flag=True, help="Leave when the gateway has accepted it.")
+@click.option("--no-wait", is_flag=True, help="Return when the gateway has accepted it.")
 @with_output_options
 @with_client
 async def select(

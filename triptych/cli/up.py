@@ -45,18 +45,21 @@ def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--host", default="127.0.0.1", help="Address that the gateway listens on; the stages stay on loopback."
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=GATEWAY_PORT, help="Of the gateway; 0: any free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=GATEWAY_PORT,
+    help="Port of the gateway; 0: any free port.",
 )
 @click.option(
     "--http-port",
     type=click.IntRange(0, 65535),
     default=HTTP_PORT,
-    help="Of the page and the HTTP interfaces; 0: any free one.",
+    help="Port of the page and the HTTP API; 0: any free port.",
 )
-@click.option("--tokens", type=FILE, help="The file of tokens that `triptych tokens add` makes.")
+@click.option("--tokens", type=FILE, help="Tokens from `triptych tokens add`.")
 @click.option("--tls-cert", type=FILE, help="The gateway's certificate.")
 @click.option("--tls-key", type=FILE, help="Its key.")
-@click.option("--insecure", is_flag=True, help="Listen beyond loopback even if everybody there can use it.")
+@click.option("--insecure", is_flag=True, help="Listen beyond loopback without certificates and tokens.")
 @model_options
 @gateway_options
 def up(

@@ -73,7 +73,7 @@ async def download_image(request: Request) -> Response:
     suffix = image.mime_type.partition("/")[2]
     name = request.query_params.get("download") or f"{ids['id']}-{ids['image']}.{suffix}"
     headers = {"cache-control": "private, no-cache", "content-disposition": attachment(name)}
-    # A picture that the run began with was made by somebody else, and says so itself.
+    # An image that the run started with has its own text chunks.
     text = await _text_of(api, caller, run, image) if image.stage in STAGE_NAMES else {}
     if is_large(image):
         head = with_text(await _first_bytes(api, image), text)
@@ -84,7 +84,7 @@ async def download_image(request: Request) -> Response:
     _, data = await api.pipeline.read_image(image.name, caller)
     if image.mime_type == "image/png":
         data = with_text(data, text)
-    # What the file says of itself may change with the program's version.
+    # The text chunks may change with the program's version.
     etag = hashlib.sha256(data).hexdigest()
     return file_response(request, data, image.mime_type, etag=etag, headers=headers)
 
