@@ -8,7 +8,7 @@ PROMPT ?= a red house under a full moon
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up wheels test test-wheels test-faults test-real-size test-compose test-meadowrun fuzz parity tiny quality bench bench-full check fix protos release-protos clean
+.PHONY: help setup run up wheels test test-wheels test-faults test-attacks test-real-size test-compose test-meadowrun fuzz parity tiny quality bench bench-full check fix protos release-protos clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,10 @@ test: $(VENV)/dev ## Run the tests (minutes)
 # Two processes, as above: it waits a lot, for what is silent to be noticed.
 test-faults: $(VENV)/dev ## Kill, stop and cut off real processes in every place, and print what each case showed
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/faults $(ARGS)
+
+# The light half is in `make test`. WORD: only attempts with it in their names.
+test-attacks: $(VENV)/dev ## Attack a gateway of 1 GiB in 400 ways; print its memory and the delay of another caller (minutes)
+	$(TEST_ENV) $(BIN)/python -m tests.attacks $(WORD)
 
 # MODELS: real-l, mini, glid-3-xl-finetuned, glid-3-xl, glid-3-xl-inpaint, mega, mega_full; but for the last all of them.
 test-real-size: $(VENV)/dev ## Pull, convert and serve models of published size, and 2 GB through S3 (25 GB of disk, an hour)

@@ -1,6 +1,6 @@
 """The other caller, as a process of its own: health checks and small calls over both APIs until standard input ends.
 
-Run as `python -m tests.attacks.bystander ADDRESS HTTP TOKEN`; HTTP and TOKEN may be empty. Prints JSON at the end.
+Run as `python -m tests.attacks.bystander ADDRESS HTTP TOKEN`; HTTP and TOKEN may be empty. Prints JSON for each line of input.
 """
 
 import asyncio
@@ -31,16 +31,21 @@ class Served:
     failures: list[str] = field(default_factory=list)
 
 
-async def observe(address: str, http: str, token: str) -> Served:
+async def observe(address: str, http: str, token: str) -> None:
+    """Serves until standard input ends; for each line of it prints how it was since the line before."""
     served = Served()
     tasks = [asyncio.create_task(_health(address, served))]
     if token:
         tasks.append(asyncio.create_task(_list_runs(address, token, served)))
     if http:
         tasks.append(asyncio.create_task(_get_runs(http, token, served)))
-    await asyncio.to_thread(sys.stdin.read)
-    served.failures += [repr(task.exception())[:200] for task in tasks if task.done()]
-    return served
+    while await asyncio.to_thread(sys.stdin.readline):
+        served.failures += [repr(task.exception())[:200] for task in tasks if task.done()]
+        sys.stdout.write(json.dumps(asdict(served)) + "\n")
+        sys.stdout.flush()
+        served.longest_s, served.longest_call, served.num_calls, served.failures = 0.0, "", 0, []
+    # What is under way is of no interest any more.
+    os._exit(0)
 
 
 async def _health(address: str, served: Served) -> None:
@@ -94,12 +99,5 @@ def _channel(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address)
 
 
-async def main() -> None:
-    sys.stdout.write(json.dumps(asdict(await observe(*sys.argv[1:4]))) + "\n")
-    sys.stdout.flush()
-    # What is under way is of no interest any more.
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(observe(*sys.argv[1:4]))

@@ -131,29 +131,45 @@ async def _end_beyond_memory(victim: Victim) -> None:
         await asyncio.sleep(0.01)
 
 
+class Bystander:
+    """The other caller's process, asked after each attempt how it was served."""
+
+    def __init__(self, victim: Victim, process: asyncio.subprocess.Process) -> None:
+        self._victim = victim
+        self._process = process
+
+    async def observe(self) -> Observed:
+        """What has happened since the last time, to it and to the victim's memory."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"\n")
+        served = json.loads(await self._process.stdout.readline())
+        observed = Observed(self._victim.peak(), **served)
+        if not self._victim.is_alive:
+            observed.failures.insert(0, f"the process ended with {self._victim.process.returncode}")
+        with suppress(OSError):
+            self._victim.reset_peak()
+        return observed
+
+
 @asynccontextmanager
-async def observing(victim: Victim) -> AsyncIterator[Observed]:
-    """Has the other caller served inside the block; what became of it is there after the block."""
-    observed = Observed()
-    with suppress(OSError):
-        victim.reset_peak()
-    command = [sys.executable, "-m", "tests.attacks.bystander", victim.address, victim.http]
-    bystander = await asyncio.create_subprocess_exec(
-        *command,
+async def serving_bystander(victim: Victim) -> AsyncIterator[Bystander]:
+    """Has another caller served inside the block."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.attacks.bystander", victim.address, victim.http),
         victim.tokens.get("bystander", ""),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
+    bystander = Bystander(victim, process)
     try:
-        yield observed
+        # Its start takes longer than any of its calls.
+        while not (await bystander.observe()).num_calls:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.1)
+        yield bystander
     finally:
-        output, _ = await bystander.communicate(b"")
-        served = json.loads(output)
-        observed.longest_s, observed.longest_call = served["longest_s"], served["longest_call"]
-        observed.num_calls, observed.failures = served["num_calls"], served["failures"]
-        observed.peak_bytes = victim.peak()
-        if not victim.is_alive:
-            observed.failures.insert(0, f"the process ended with {victim.process.returncode}")
+        process.kill()
+        await process.wait()
 
 
 def _token(path: Path, caller: str) -> str:
