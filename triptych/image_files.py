@@ -78,7 +78,7 @@ def _register_heif() -> None:
     try:
         importlib.import_module("pillow_heif").register_heif_opener()
     except ImportError:
-        raise ValueError("HEIC files need pillow-heif; run: pip install 'triptych[heif]'") from None
+        raise ValueError("HEIC files need pillow-heif; run: pip install pillow-heif") from None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What became of each request, for both APIs: a line in the log, and rate, errors and duration for Prometheus.
+"""The outcome of each request, for both APIs: a log line, and rate, errors and duration for Prometheus.
 
 Prompts and pictures are in neither. A request that is refused for who sent it is a warning, so that it can be found.
 """
@@ -68,7 +68,7 @@ class RequestLog:
 
     @contextmanager
     def recording(self, record: RequestRecord) -> Iterator[RequestRecord]:
-        """Logs and counts the request at the end of the block; whoever serves it fills the record in."""
+        """Logs and counts the request at the end of the block; the handler fills the record in."""
         token = _current.set(record)
         try:
             yield record
