@@ -14,7 +14,14 @@ from triptych.v1.generator_pb2 import GenerateRequest, GeneratorServiceGetModelR
 from triptych.v1.generator_pb2_grpc import GeneratorServiceStub
 from triptych.v1.refiner_pb2 import RefineRequest, RefinerServiceGetModelRequest
 from triptych.v1.refiner_pb2_grpc import RefinerServiceStub
-from triptych.v1.stage_pb2 import ImageData, ImageItem, Stage as ProtoStage, StageEvent
+from triptych.v1.stage_pb2 import (
+    ImageData,
+    ImageItem,
+    ImagePrompt,
+    Stage as ProtoStage,
+    StageEvent,
+    TextDifference,
+)
 from triptych.v1.upscaler_pb2 import UpscaleRequest, UpscalerServiceGetModelRequest
 from triptych.v1.upscaler_pb2_grpc import UpscalerServiceStub
 
@@ -36,6 +43,8 @@ class Job:
     mask: ImageData | None = None
     # Where a file goes that is too large for one message.
     spool: Spool = field(default_factory=Spool)
+    image_prompts: tuple[ImagePrompt, ...] = ()
+    text_difference: TextDifference | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,14 @@ class StageStream:
 
 
 def _generate(job: Job) -> GenerateRequest:
-    return GenerateRequest(prompt=job.prompt, images=[_item(job)], settings=job.settings, caller=job.caller)
+    return GenerateRequest(
+        prompt=job.prompt,
+        images=[_item(job)],
+        settings=job.settings,
+        caller=job.caller,
+        image_prompts=job.image_prompts,
+        text_difference=job.text_difference,
+    )
 
 
 def _refine(job: Job) -> RefineRequest:

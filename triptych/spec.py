@@ -1,5 +1,7 @@
 """A RunSpec from the few numbers that most callers set; for everything else there is the message itself."""
 
+from collections.abc import Sequence
+
 from triptych.v1.pipeline_pb2 import RunSpec
 
 
@@ -13,16 +15,26 @@ def make_spec(
     upscale_top: int = 1,
     preview_every: int = 0,
     manual: bool = False,
+    generator_model: str = "",
+    image_prompts: Sequence[bytes | tuple[bytes, float]] = (),
 ) -> RunSpec:
     """As the options of `triptych run`: so many sketches, of the best so many variations each, the best enlarged.
 
     0 leaves a stage out. With `manual` the run waits after each stage for images to be selected, and `refine_top` and
     `upscale_top` say no more than whether the stage is there. Nothing is checked here; the gateway refuses what it
     cannot serve by the name of the field.
+
+    `image_prompts` are files, each with its weight if it has one, whose content and style the sketches take up: for a
+    generator that can see pictures, which `generator_model` may name where several are served. `prompt` may be "" then.
     """
     spec = RunSpec(prompt=prompt, seed=seed)
     spec.generate.count = candidates
     spec.generate.settings.preview_every = preview_every
+    spec.generate.model = generator_model
+    for one in image_prompts:
+        data, weight = (one, 1.0) if isinstance(one, bytes) else one
+        added = spec.generate.image_prompts.add(weight=weight)
+        added.image.data = data
     refines = refine_top > 0 and variations > 0
     if refines:
         spec.refine.count = variations
@@ -38,8 +50,10 @@ def make_spec(
     if upscale_top > 0:
         if refines:
             spec.automatic.top_k_after_refine = _choice(upscale_top, refine_top * variations)
-        else:
+        elif prompt.strip():
             spec.automatic.top_k_after_generate = _choice(upscale_top, candidates)
+        else:  # without words there is nothing to rank by
+            spec.automatic.top_k_after_generate = 0
     return spec
 
 

@@ -130,13 +130,26 @@ def mask_of(stage: RefineStage | UpscaleStage | GenerateStage) -> str:
     return stage.mask.sha256 if isinstance(stage, RefineStage) else ""
 
 
-def masks_in_event(event: Event, run: str) -> list[Image]:
-    """The masks that this event adds to a run, as images of it, so that the journal keeps their files."""
+def attachments_in_event(event: Event, run: str) -> list[Image]:
+    """The masks and image prompts that this event adds to a run, as images of it, so that the journal keeps their files."""
     stages = [event.state.spec.refine] if event.HasField("state") else []
     if event.HasField("selected"):
         stages += [choice.selection.refine for choice in event.selected.choices]
     hashes = {stage.mask.sha256 for stage in stages if stage.mask.sha256}
-    return [
+    masks = [
         Image(name=f"{run}/images/mask-{sha256[:16]}", mime_type=MIME_TYPE, sha256=sha256)
         for sha256 in sorted(hashes)
+    ]
+    prompts = {
+        one.image.sha256: one.image for one in event.state.spec.generate.image_prompts if one.image.sha256
+    }
+    return masks + [
+        Image(
+            name=f"{run}/images/prompt-{sha256[:16]}",
+            mime_type=image.mime_type,
+            sha256=sha256,
+            width=image.width,
+            height=image.height,
+        )
+        for sha256, image in sorted(prompts.items())
     ]

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.events.event_log import EventLog
-from gateway.events.run_state import masks_in_event
+from gateway.events.run_state import attachments_in_event
 from gateway.events.run_view import is_finished, is_idle
 from gateway.journal.reader import SELECT_RUN, JournalUnavailable, ReadableJournal, RunRow, journal_errors
 from gateway.journal.schema import commands, events, expired, images, opened, runs
@@ -207,7 +207,7 @@ class Journal(ReadableJournal):
             pictures += [
                 _image_row(one.run.name, mask)
                 for one in ours
-                for mask in masks_in_event(one.event, one.run.name)
+                for mask in attachments_in_event(one.event, one.run.name)
             ]
             # A commit whose answer was lost is tried again: the rows that are there already are the same.
             for table, new in ((events, rows), (images, pictures)):
@@ -244,7 +244,7 @@ class Journal(ReadableJournal):
             payload = first_event.SerializeToString()
             first = {"run": name, "sequence": first_event.sequence, "payload": payload}
             connection.execute(self._add[events], first)
-            if kept := [*init_images.values(), *masks_in_event(first_event, name)]:
+            if kept := [*init_images.values(), *attachments_in_event(first_event, name)]:
                 connection.execute(self._add[images], [_image_row(name, image) for image in kept])
             return RunRow(
                 name,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gateway.events.run_state import mask_of
+from gateway.planning.image_prompts import extract_image_prompts
 from gateway.planning.masks import extract_mask
 from gateway.planning.prompt_reading import is_changed, read_prompt
 from gateway.planning.validation import (
@@ -23,8 +24,8 @@ from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE, Stage, stage_of
 from gateway.workers.pool import Pool, models_of
 from services.errors import InvalidRequest, NoWorker
 from services.serving.request_checks import check_count, check_prompt
-from triptych.v1.pipeline_pb2 import ChosenModel, Event, RunSpec
-from triptych.v1.stage_pb2 import ImageData, ModelInfo, PromptReading
+from triptych.v1.pipeline_pb2 import ChosenModel, Event, GenerateStage, RunSpec
+from triptych.v1.stage_pb2 import ImageData, ImagePrompt, ModelInfo, PromptReading, TextDifference
 
 # The article's flow, for what a spec leaves out: 8 candidates, the best one -> 8 variations, the best one -> x4.
 DEFAULT_CANDIDATES = 8
@@ -50,6 +51,17 @@ class StageSettings:
     model: ChosenModel
     # The sha256 of a mask; "": none.
     mask: str = ""
+    # Without their data, which their sha256 tells.
+    image_prompts: tuple[ImagePrompt, ...] = ()
+    text_difference: TextDifference | None = None
+
+    @classmethod
+    def of(cls, stage: Stage, asked: Any, model: ChosenModel) -> "StageSettings":
+        """As the stage's message in a spec or selection has them."""
+        if not isinstance(asked, GenerateStage):
+            return cls(stage, asked.settings, model, mask_of(asked))
+        difference = asked.text_difference if asked.HasField("text_difference") else None
+        return cls(stage, asked.settings, model, "", tuple(asked.image_prompts), difference)
 
 
 @dataclass(frozen=True)
@@ -76,8 +88,8 @@ class Plan:
     # Of all stages, and the one that ranks.
     models: tuple[ChosenModel, ...]
     init_images: tuple[ImageData, ...]
-    # With their files, which the spec refers to by sha256.
-    masks: tuple[ImageData, ...] = ()
+    # Masks and image prompts with their files, which the spec refers to by sha256.
+    attachments: tuple[ImageData, ...] = ()
     # What of the init images is lost on the way, by its reason.
     warnings: Mapping[str, str] = field(default_factory=dict)
     # What is drawn for the prompt, where that differs from it.
@@ -108,7 +120,7 @@ class Plan:
         """What the pictures of a selection are made with."""
         stage = stage_of(choice.model.stage)
         selected = getattr(choice.selection, stage.name)
-        return StageSettings(stage, selected.settings, choice.model, mask_of(selected))
+        return StageSettings.of(stage, selected, choice.model)
 
 
 async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
@@ -120,26 +132,31 @@ async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
     for stage in stages:
         check_settings(stage, settings[stage], paths[stage])
     _count_images(spec, stages)
-    models = {stage: await choose_model(spec.model, stage, pools[stage.name]) for stage in stages}
+    models = {
+        stage: await choose_model(*model_name(spec, stage), stage, pools[stage.name]) for stage in stages
+    }
     for stage, model in models.items():
-        check_against_model(spec.prompt, stage, settings[stage], model, paths[stage])
+        is_drawn_from_images = stage is GENERATE and bool(spec.generate.image_prompts)
+        prompt = None if is_drawn_from_images and not spec.prompt else spec.prompt
+        check_against_model(prompt, stage, settings[stage], model, paths[stage])
         if stage is REFINE and (GENERATE in models or spec.init_images):
             has_mask = spec.refine.HasField("mask")
             check_remaining_steps(settings[stage], model, paths[stage], has_mask=has_mask)
     init_images, lost = await check_init_images(spec, stages, models[stages[0]])
     _check_parents(spec, models, settings, paths)
-    masks = await extract_mask(spec, models)
+    attachments = await extract_image_prompts(spec, models) + await extract_mask(spec, models)
     if REFINE not in models and any(_top_k(spec, stage) for stage in stages):
         models[REFINE] = await _choose_ranker(pools)
     reading = None
     if spec.prompt and (GENERATE in models or REFINE in models):
-        reading = await read_prompt(spec.prompt, pools[GENERATE.name], spec.model)
+        name = models[GENERATE].name if GENERATE in models else spec.model
+        reading = await read_prompt(spec.prompt, pools[GENERATE.name], name)
     chosen = [chosen_model(stage, model) for stage, model in models.items()]
     for image in spec.init_images:
         image.ClearField("data")
     plan = restore_plan(spec, chosen, init_images)
     reading = reading if is_changed(reading, spec.prompt) else None
-    return replace(plan, masks=masks, reading=reading, warnings=lost)
+    return replace(plan, attachments=attachments, reading=reading, warnings=lost)
 
 
 def check_size(plan: Plan, max_images: int | None) -> None:
@@ -164,12 +181,7 @@ def restore_plan(
     by_stage = {model.stage: model for model in models}
     planned = tuple(
         PlannedStage(
-            work=StageSettings(
-                stage,
-                getattr(spec, stage.name).settings,
-                by_stage[stage.number],
-                mask_of(getattr(spec, stage.name)),
-            ),
+            work=StageSettings.of(stage, getattr(spec, stage.name), by_stage[stage.number]),
             count=_count(spec, stage),
             top_k=_top_k(spec, stage),
             max_images=sizes[stage.name],
@@ -208,7 +220,9 @@ def _set_default_top_k(spec: RunSpec) -> None:
     has_next = spec.HasField("refine") or spec.HasField("upscale")
     if not mode.HasField("top_k_after_generate"):
         mode.top_k_after_generate = (
-            DEFAULT_TOP_K_AFTER_GENERATE if spec.HasField("generate") and has_next else 0
+            DEFAULT_TOP_K_AFTER_GENERATE
+            if spec.HasField("generate") and has_next and spec.prompt.strip()
+            else 0
         )
     if not mode.HasField("top_k_after_refine"):
         both = spec.HasField("refine") and spec.HasField("upscale")
@@ -228,7 +242,9 @@ def _check_start(spec: RunSpec) -> None:
         raise InvalidRequest(
             "spec.init_images", f"must be at most {MAX_INIT_IMAGES}, got {len(spec.init_images)}"
         )
-    if not starts_with_upscale or spec.prompt:
+    # Image prompts say what to draw, too; refining and ranking need words.
+    needs_prompt = spec.HasField("refine") or not spec.generate.image_prompts
+    if (needs_prompt and not starts_with_upscale) or spec.prompt:
         check_prompt(spec.prompt, MAX_PROMPT_BYTES, "spec.prompt")
 
 
@@ -251,6 +267,11 @@ def _count_images(spec: RunSpec, stages: Sequence[Stage]) -> dict[str, int]:
                 f"{MAX_IMAGES}: let fewer go on, or make fewer of each",
             )
         top_k = _top_k(spec, stage)
+        if top_k and not spec.prompt.strip():
+            raise InvalidRequest(
+                f"spec.automatic.top_k_after_{stage.name}",
+                f"must be 0 (all go on) without a prompt to rank by, got {top_k}",
+            )
         if not 0 <= top_k <= total:
             raise InvalidRequest(
                 f"spec.automatic.top_k_after_{stage.name}",
@@ -261,7 +282,13 @@ def _count_images(spec: RunSpec, stages: Sequence[Stage]) -> dict[str, int]:
     return sizes
 
 
-async def choose_model(name: str, stage: Stage, pool: Pool) -> ModelInfo:
+def model_name(spec: RunSpec, stage: Stage) -> tuple[str, str]:
+    """The model that a spec names for a stage, and the path of the field that does."""
+    own = getattr(spec, stage.name).model
+    return (own, f"spec.{stage.name}.model") if own else (spec.model, "spec.model")
+
+
+async def choose_model(name: str, field: str, stage: Stage, pool: Pool) -> ModelInfo:
     """The model that all pictures of the stage are made with: a replay elsewhere must give the same ones."""
     models = models_of(await pool.healthy_or_raise())
     for model, _ in models:
@@ -269,7 +296,7 @@ async def choose_model(name: str, stage: Stage, pool: Pool) -> ModelInfo:
             return model
     served = ", ".join(sorted({model.name for model, _ in models}))
     raise InvalidRequest(
-        "spec.model",
+        field,
         f"no {stage.worker_name} serves {name[:80]!r}; served: {served}; empty takes what is served",
     )
 
@@ -301,7 +328,7 @@ def _check_parents(
 
 async def _choose_ranker(pools: Mapping[str, Pool]) -> ModelInfo:
     try:
-        return await choose_model("", REFINE, pools[REFINE.name])
+        return await choose_model("", "spec.model", REFINE, pools[REFINE.name])
     except NoWorker as error:
         raise NoWorker(
             f"{error}; it ranks pictures: without one, set spec.automatic.top_k_after_generate to 0"

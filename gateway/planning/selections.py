@@ -16,6 +16,7 @@ from gateway.planning.plan import (
     Plan,
     choose_model,
     chosen_model,
+    model_name,
 )
 from gateway.planning.validation import (
     check_against_model,
@@ -82,7 +83,7 @@ async def make_selection(
             )
         settings = getattr(selection, stage.name).settings
         check_settings(stage, settings, f"{stage_path}.settings")
-        model = await _choose_model(plan, stage, pools[stage.name])
+        model = await _choose_model(plan, stage, selection, stage_path, pools[stage.name])
         check_against_model(plan.spec.prompt, stage, settings, model, f"{stage_path}.settings")
         if stage is REFINE:
             check_remaining_steps(
@@ -184,13 +185,17 @@ def _count(selection: Selection) -> int:
     return selection.refine.count if selection.HasField("refine") else 1
 
 
-async def _choose_model(plan: Plan, stage: Stage, pool: Pool) -> ModelInfo:
-    """The model that the run began with, or, where nobody has that any more, what is served now."""
+async def _choose_model(plan: Plan, stage: Stage, selection: Selection, path: str, pool: Pool) -> ModelInfo:
+    """The model that the selection names, else the one that the run began with, or, where nobody has that any more, what
+    is served now."""
     began_with = plan.model_of(stage)
+    own = getattr(selection, stage.name).model
+    if own and (began_with is None or own != began_with.name):
+        return await choose_model(own, f"{path}.model", stage, pool)
     for worker in await pool.healthy_or_raise():
         if began_with is not None and worker.model.digest == began_with.digest:
             return worker.model
-    return await choose_model(plan.spec.model, stage, pool)
+    return await choose_model(*model_name(plan.spec, stage), stage, pool)
 
 
 def _size_of_parent(name: str, stage: Stage, plan: Plan, history: History, field: str) -> tuple[int, int]:

@@ -38,6 +38,10 @@ def check_settings(stage: Stage, settings: Any, path: str) -> None:
         return
     number(settings, "guidance_scale", 1, low=0, high=_MAX_GUIDANCE_SCALE, path=path)
     if stage is GENERATE:
+        number(settings, "prior_guidance_scale", 1, low=0, high=_MAX_GUIDANCE_SCALE, path=path)
+        for name in ("prior_num_steps", "decoder_num_steps", "super_res_num_steps"):
+            integer(settings, name, 0, low=0, high=_MAX_NUM_STEPS, path=path)
+    if stage is GENERATE:
         number(settings, "temperature", 1, low=0, high=_MAX_TEMPERATURE, above_low=True, path=path)
         integer(settings, "top_k", 0, low=0, high=_MAX_TOP_K, path=path)
         number(settings, "top_p", 1, low=0, high=1, above_low=True, path=path)
@@ -55,10 +59,13 @@ def check_settings(stage: Stage, settings: Any, path: str) -> None:
         )
 
 
-def check_against_model(prompt: str, stage: Stage, settings: Any, model: ModelInfo, path: str) -> None:
-    """Raises InvalidRequest for what this model does not accept. `path` is that of the settings."""
+def check_against_model(prompt: str | None, stage: Stage, settings: Any, model: ModelInfo, path: str) -> None:
+    """Raises InvalidRequest for what this model does not accept. `path` is that of the settings; None: no prompt is needed."""
     limits = model.limits
-    if stage is not UPSCALE and limits.max_prompt_bytes:
+    if stage is GENERATE and model.architecture:
+        # Of a model that does not say its architecture nothing is known of its settings.
+        _check_setting_names(settings, model, path)
+    if prompt is not None and stage is not UPSCALE and limits.max_prompt_bytes:
         check_prompt(prompt, limits.max_prompt_bytes, "spec.prompt")
     if stage is REFINE and limits.max_num_steps:
         integer(settings, "num_steps", 1, low=1, high=limits.max_num_steps, path=path)
@@ -67,6 +74,15 @@ def check_against_model(prompt: str, stage: Stage, settings: Any, model: ModelIn
             number(settings, name, 0, low=span.lowest, high=span.highest, path=path)
     if stage is UPSCALE:
         _check_tiles(settings, model, path)
+
+
+def _check_setting_names(settings: Any, model: ModelInfo, path: str) -> None:
+    for field, _ in settings.ListFields():
+        if field.name not in (*model.defaults, "preview_every"):
+            raise InvalidRequest(
+                f"{path}.{field.name}",
+                f"must be left out: the model {model.name!r} has no such setting, only {', '.join(sorted(model.defaults))}",
+            )
 
 
 def check_remaining_steps(settings: Any, model: ModelInfo, path: str, *, has_mask: bool = False) -> None:

@@ -195,6 +195,8 @@ class ImageTasks:
             caller=self._caller,
             image=await self._record.read(parent) if parent else None,
             mask=await self._record.read_mask(work.mask) if work.mask else None,
+            image_prompts=await self._record.read_image_prompts(work.image_prompts),
+            text_difference=work.text_difference,
         )
 
 
@@ -222,6 +224,6 @@ def _as_the_callers(error: TriptychError, stage: Stage) -> TriptychError:
                 return InvalidRequest(f"spec.{stage.name}.{field}", description)
             if field == "prompt":
                 return InvalidRequest("spec.prompt", description)
-            if field == "mask":
-                return InvalidRequest(f"spec.{stage.name}.mask", description)
+            if field.startswith(("mask", "image_prompts", "text_difference")):
+                return InvalidRequest(f"spec.{stage.name}.{field}", description)
     return error

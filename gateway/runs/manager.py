@@ -174,8 +174,8 @@ class RunManager:
                 sha256=await self.store.put(picture.data),
             )
             init_images[image.name] = image
-        for mask in plan.masks:
-            await self.store.put(mask.data)
+        for file in plan.attachments:
+            await self.store.put(file.data)
         first = first_event(name, plan.spec, plan.models, plan.reading)
         row = await self.journal.add_run(name, new, first, init_images)
         if row.name == name:

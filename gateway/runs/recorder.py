@@ -15,7 +15,7 @@ from gateway.stages import Job, Stage
 from gateway.store.base import Store
 from services.errors import NotFound, TriptychError
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, Image, ImageTiming, Run, RunError, RunSpec, RunState
-from triptych.v1.stage_pb2 import ImageData, PromptReading, Stage as ProtoStage, StageEvent
+from triptych.v1.stage_pb2 import ImageData, ImagePrompt, PromptReading, Stage as ProtoStage, StageEvent
 
 # A picture of 256 tokens would fill the log with steps that nobody can see one by one.
 MAX_PROGRESS_EVENTS = 64
@@ -83,6 +83,17 @@ class RunRecorder:
     async def read_mask(self, sha256: str) -> ImageData:
         """The file of a stored mask. Raises NotFound."""
         return ImageData(mime_type=MIME_TYPE, data=await self._store.get(sha256))
+
+    async def read_image_prompts(self, told: Sequence[ImagePrompt]) -> tuple[ImagePrompt, ...]:
+        """Image prompts that were told of, with their files. Raises NotFound."""
+        prompts = []
+        for one in told:
+            prompt = ImagePrompt()
+            prompt.CopyFrom(one)
+            prompt.image.data = await self._store.get(one.image.sha256)
+            prompt.image.ClearField("sha256")
+            prompts.append(prompt)
+        return tuple(prompts)
 
     def to_proto(self) -> Run:
         """The run as it stands."""

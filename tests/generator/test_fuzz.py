@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from services.engine.engine import Engine
+from services.generator.dalle.service import read_request
 from services.generator.dalle.stepper import GeneratorStepper
-from services.generator.service import SERVICE_NAME, GeneratorService, LoadedGenerator
+from services.generator.loaded import LoadedGenerator
+from services.generator.service import SERVICE_NAME, GeneratorService
 from services.serving.channels import open_channel
 from services.serving.server import serving
 from tests.fuzz.stages import answer_any_bytes, answer_any_message, raw
@@ -33,7 +35,7 @@ async def channel(model):
         ) as running,
         open_channel(running.address) as channel,
     ):
-        service.set_ready(LoadedGenerator(stepper, INFO), engine)
+        service.set_ready(LoadedGenerator(stepper, INFO, read_request), engine)
         yield channel
 
 

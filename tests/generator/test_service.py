@@ -8,9 +8,12 @@ import pytest
 from PIL import Image
 
 from services.engine.engine import Engine
+from services.errors import InvalidRequest
 from services.generator.dalle.networks.sampling import SamplingDefaults
+from services.generator.dalle.service import read_request
 from services.generator.dalle.stepper import GeneratorStepper, generate
-from services.generator.service import SERVICE_NAME, GeneratorService, LoadedGenerator
+from services.generator.loaded import LoadedGenerator
+from services.generator.service import SERVICE_NAME, GeneratorService
 from services.generator.vocabulary import Vocabulary
 from services.serving.channels import open_channel
 from services.serving.server import serving
@@ -21,7 +24,7 @@ from triptych.v1.generator_pb2 import (
     GeneratorServiceReadPromptRequest,
 )
 from triptych.v1.generator_pb2_grpc import GeneratorServiceStub, add_GeneratorServiceServicer_to_server
-from triptych.v1.stage_pb2 import ImageItem, ModelInfo
+from triptych.v1.stage_pb2 import ImageItem, ImagePrompt, ModelInfo, TextDifference
 
 INFO = ModelInfo(
     name="small",
@@ -47,7 +50,7 @@ async def stub(model):
         ) as running,
         open_channel(running.address) as channel,
     ):
-        service.set_ready(LoadedGenerator(stepper, INFO, VOCABULARY), engine)
+        service.set_ready(LoadedGenerator(stepper, INFO, read_request, VOCABULARY), engine)
         yield GeneratorServiceStub(channel)
 
 
@@ -148,3 +151,18 @@ async def test_a_prompt_of_which_nothing_is_known_is_answered_with_others(stub):
     assert reading.is_unknown
     assert len(reading.suggestions) == 3
     assert reading.prompt in VOCABULARY.example_prompts
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"image_prompts": [ImagePrompt()]}, "image_prompts"),
+        ({"text_difference": TextDifference(source="a cat", target="a lion")}, "text_difference"),
+        ({"settings": GenerateSettings(prior_num_steps=4)}, "settings.prior_num_steps"),
+    ],
+)
+def test_what_another_family_takes_is_refused_by_the_name_of_the_field(more, field):
+    sent = GenerateRequest(prompt="a red house", images=[ImageItem(index=0)], **more)
+    with pytest.raises(InvalidRequest) as refused:
+        read_request(sent, INFO)
+    assert refused.value.field == field

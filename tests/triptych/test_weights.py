@@ -228,5 +228,5 @@ def test_an_s3_cache_that_cannot_be_asked_is_a_warning_beside_the_list(triptych_
 
 
 def test_every_family_that_is_known_by_name_has_random_weights_under_that_name():
-    for stage, name in KNOWN:
-        assert name in conversion_module(stage, "random_weights").NAMES
+    for (stage, name), known in KNOWN.items():
+        assert name in conversion_module(stage, "random_weights", known.architecture).NAMES

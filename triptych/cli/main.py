@@ -117,7 +117,9 @@ def require_server() -> None:
 
 SERVICES = {
     "generator": LazyCommand(
-        "services.generator.service", "serve", "Candidates from a prompt (DALL·E Mini, JAX)."
+        "services.generator.service",
+        "serve",
+        "Candidates from a prompt (DALL·E Mini in JAX, or unCLIP in PyTorch).",
     ),
     "refiner": LazyCommand(
         "services.refiner.service", "serve", "Variations of a candidate (GLID-3-xl, PyTorch)."

@@ -16,7 +16,15 @@ from triptych.cli.follow_run import Leaving, Output, conclude, decide_show, foll
 from triptych.cli.output_folder import SUFFIXES, OutputFolder, slug
 from triptych.cli.processes import Pipeline, running_pipeline
 from triptych.cli.run_help import EXAMPLES, GroupedCommand, in_options
-from triptych.cli.run_options import RunOptions, check_options, model_options, models_of, run_options, to_spec
+from triptych.cli.run_options import (
+    RunOptions,
+    check_options,
+    model_options,
+    models_of,
+    name_models,
+    run_options,
+    to_spec,
+)
 from triptych.cli.signals import run_in_foreground
 from triptych.client import Client, InvalidRequest, Unreachable
 from triptych.credentials import Credentials
@@ -83,18 +91,16 @@ def run(
 ) -> None:
     """Make pictures from PROMPT: sketches, variations of the best, an enlargement of the best of those.
 
+    With --image-prompt, and a generator of the unCLIP family: sketches that take up pictures of yours.
     With --image: variations of pictures of yours, and an enlargement of the best; with --no-refine as well, of each.
     Without --gateway the services are started for this call and stopped after it. Of several prompts each is a run.
     """
-    asked = read_prompts(prompts, prompt_file, needs_one=not settings["images"] or not settings["no_refine"])
+    has_images = settings["images"] or settings["image_prompts"]
+    asked = read_prompts(prompts, prompt_file, needs_one=not has_images or not settings["no_refine"])
     models = models_of(settings)
     if settings["manual"] and not (gateway or can_ask()):
         raise click.UsageError(
             "--manual without --gateway: expected a terminal to choose in, and there is none"
-        )
-    if gateway and models:
-        raise click.UsageError(
-            f"--{next(iter(models))}-model and --gateway: a running gateway has its models already"
         )
     if detach and not gateway:
         raise click.UsageError("--detach: expected --gateway, since the services of this call end with it")
@@ -103,6 +109,9 @@ def run(
     check_options(options)
     # Before anything is begun: a file that cannot be read is found now.
     specs = [to_spec(prompt, options) for prompt in asked]
+    if gateway:
+        for spec in specs:
+            name_models(spec, models)
     base = out or Path("out")
     is_folder_each = out is None or len(asked) > 1
     display = choose_display(as_json=as_json, is_quiet=quiet)
@@ -112,7 +121,10 @@ def run(
         folder = base / f"{slug(prompt)}-{seed}" if is_folder_each else base
         album = OutputFolder(folder, prompt, file_format=file_format)
         outputs.append(Output(display, as_json, album, shows_pictures, is_quiet=quiet))
-    stages = {name: ["--port", "0", *models.get(name, ())] for name in needed_stages(options, specs[0])}
+    stages = {
+        name: ["--port", "0", *(["--model", models[name]] if name in models else [])]
+        for name in needed_stages(options, specs[0])
+    }
     jobs = list(zip(specs, outputs, strict=True))
     on_log = show_log if verbose else None
     try:

@@ -14,13 +14,33 @@ Examples:
   cat prompts.txt | triptych run --prompt-file - -q
   triptych run --image photo.jpg --no-refine              enlarges a picture of yours
   triptych run "oil painting" --image photo.jpg --skip-ratio 0.6
+  triptych run --image-prompt cat.jpg --no-refine --generator-model karlo
   triptych run "a red house" --gateway 127.0.0.1:50050 --detach
 """
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "What to make": ("prompt_file", "images", "mask", "fit", "candidates", "seed", "manual"),
+    "What to make": (
+        "prompt_file",
+        "images",
+        "mask",
+        "fit",
+        "image_prompts",
+        "text_difference",
+        "candidates",
+        "seed",
+        "manual",
+    ),
     "What goes on": ("refine_top", "variations", "upscale_top", "no_refine", "no_upscale"),
-    "Sketch": ("guidance_scale", "temperature", "top_k", "top_p"),
+    "Sketch": (
+        "guidance_scale",
+        "temperature",
+        "top_k",
+        "top_p",
+        "prior_num_steps",
+        "decoder_num_steps",
+        "super_res_num_steps",
+        "prior_guidance_scale",
+    ),
     "Refine": ("num_steps", "skip_ratio", "refine_guidance_scale", "negative_prompt"),
     "Enlarge": ("tile_size", "tile_overlap"),
     "Where": (
@@ -43,10 +63,15 @@ OPTIONS_OF_FIELDS = {
     "spec.seed": "--seed",
     "spec.init_images": "--image",
     "spec.generate.count": "--candidates",
+    "spec.generate.model": "--generator-model",
+    "spec.generate.image_prompts": "--image-prompt",
+    "spec.generate.text_difference": "--text-difference",
     "spec.generate.settings.guidance_scale": "--guidance-scale",
     "spec.generate.settings": "",
     "spec.refine.count": "--variations",
     "spec.refine.mask": "--mask",
+    "spec.refine.model": "--refiner-model",
+    "spec.upscale.model": "--upscaler-model",
     "spec.refine.settings.guidance_scale": "--refine-guidance-scale",
     "spec.refine.settings": "",
     "spec.upscale.settings": "",

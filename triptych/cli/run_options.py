@@ -5,7 +5,7 @@ Only what the user set travels: everything else is left to the services' own def
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from triptych.v1.pipeline_pb2 import (
     UpscaleStage,
 )
 from triptych.v1.refiner_pb2 import RefineSettings
-from triptych.v1.stage_pb2 import FIT_CROP, FIT_PAD, ImageData
+from triptych.v1.stage_pb2 import FIT_CROP, FIT_PAD, ImageData, ImagePrompt, TextDifference
 from triptych.v1.upscaler_pb2 import UpscaleSettings
 
 MAX_SEED = 2**64 - 1
@@ -30,6 +30,7 @@ STAGES = ("generator", "refiner", "upscaler")
 # Of the contract's whole numbers.
 MAX_INT32 = 2**31 - 1
 MAX_FLOAT32 = 3.4e38
+UNCLIP_SETTINGS = ("prior_num_steps", "decoder_num_steps", "super_res_num_steps", "prior_guidance_scale")
 FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 BEGINNINGS = {
     "image/png": rb"\x89PNG\r\n\x1a\n",
@@ -81,6 +82,8 @@ class RunOptions:
     images: tuple[Path, ...]
     mask: Path | None
     fit: str | None
+    image_prompts: tuple[tuple[Path, float], ...]
+    text_difference: tuple[str, str] | None
     candidates: int
     refine_top: int
     variations: int
@@ -94,6 +97,10 @@ class RunOptions:
     temperature: float | None
     top_k: int | None
     top_p: float | None
+    prior_num_steps: int | None
+    decoder_num_steps: int | None
+    super_res_num_steps: int | None
+    prior_guidance_scale: float | None
     num_steps: int | None
     skip_ratio: float | None
     refine_guidance_scale: float | None
@@ -117,6 +124,28 @@ class RunOptions:
         return self.refine_top if self.refines else self.candidates
 
 
+class WeightedFile(click.ParamType[tuple[Path, float]]):
+    """FILE or FILE=WEIGHT; a file whose own name ends so is taken as it is."""
+
+    name = "file"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Path, float]:
+        if isinstance(value, tuple):
+            return value
+        path, separator, weight = str(value).rpartition("=")
+        if not separator or Path(value).exists():
+            return FILE.convert(value, param, ctx), 1.0
+        try:
+            number = float(weight)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and number >= 0):
+            self.fail(f"{value}: expected FILE=WEIGHT with a weight of 0 or more, got {weight!r}", param, ctx)
+        return FILE.convert(path, param, ctx), number
+
+
 # In the order of the stages; click shows them so.
 OPTIONS = (
     click.option(
@@ -137,6 +166,20 @@ OPTIONS = (
         "--fit",
         type=click.Choice(["crop", "pad"]),
         help="How a picture that is not square is refined: its middle, or all of it with white bars.  [default: crop]",
+    ),
+    click.option(
+        "--image-prompt",
+        "image_prompts",
+        metavar="FILE[=WEIGHT]",
+        type=WeightedFile(),
+        multiple=True,
+        help="Make candidates from this picture, or from a mixture of up to four, by weight; PROMPT may be empty. Needs unCLIP.",
+    ),
+    click.option(
+        "--text-difference",
+        metavar="SOURCE TARGET",
+        nargs=2,
+        help='Candidates: away from one meaning, towards another: "a cat" "a lion". Needs unCLIP.',
     ),
     click.option("--candidates", "-n", type=WholeNumber(1), default=8, help="Number of candidates."),
     click.option(
@@ -163,6 +206,16 @@ OPTIONS = (
     click.option(
         "--top-p", type=NUMBER, help="Candidates: sample from the likeliest tokens up to this probability."
     ),
+    click.option("--prior-num-steps", type=WHOLE, help="Candidates, unCLIP: steps to the CLIP embedding."),
+    click.option("--decoder-num-steps", type=WHOLE, help="Candidates, unCLIP: steps to the small picture."),
+    click.option(
+        "--super-res-num-steps",
+        type=WHOLE,
+        help="Candidates, unCLIP: steps that enlarge it; 0: leave that out.",
+    ),
+    click.option(
+        "--prior-guidance-scale", type=NUMBER, help="Candidates, unCLIP: as --guidance-scale, of the prior."
+    ),
     click.option("--num-steps", type=WHOLE, help="Refine: points of the noise schedule."),
     click.option(
         "--skip-ratio", type=NUMBER, help="Refine: 0 keeps little of the candidate, near 1 nearly all."
@@ -184,19 +237,23 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command --generator-model, --refiner-model and --upscaler-model."""
     for stage in reversed(STAGES):
-        help_text = f"What the {stage} loads.  [default: tiny]"
+        help_text = f"What the {stage} loads; with --gateway, which of its models.  [default: tiny]"
         command = click.option(f"--{stage}-model", metavar="NAME|FOLDER", help=help_text)(command)
     return command
 
 
-def models_of(settings: dict[str, Any]) -> dict[str, list[str]]:
-    """Takes the models out of a command's settings, as the options of each stage that one was named for."""
+def models_of(settings: dict[str, Any]) -> dict[str, str]:
+    """Takes the models out of a command's settings, by the stage that one was named for."""
     models = {stage: settings.pop(f"{stage}_model") for stage in STAGES}
-    return {stage: ["--model", model] for stage, model in models.items() if model is not None}
+    return {stage: model for stage, model in models.items() if model is not None}
 
 
 def check_options(options: RunOptions) -> None:
     """Raises UsageError where more pictures are chosen than there will be, or pictures given that nothing is made of."""
+    if options.images and (options.image_prompts or options.text_difference):
+        raise click.UsageError(
+            "--image and --image-prompt: expected one of them; --image is refined, --image-prompt sketched anew"
+        )
     if options.images and not (options.refines or options.upscales):
         raise click.UsageError("--image: expected a stage to take it to, and both are left out")
     if options.mask and not (options.images and options.refines):
@@ -219,8 +276,14 @@ def to_spec(prompt: str, options: RunOptions) -> RunSpec:
         spec.init_images.extend(read_image(path, "--image") for path in options.images)
     else:
         generate = GenerateSettings(preview_every=options.preview_every)
-        set_given(generate, options, "guidance_scale", "temperature", "top_k", "top_p")
+        set_given(generate, options, "guidance_scale", "temperature", "top_k", "top_p", *UNCLIP_SETTINGS)
         spec.generate.CopyFrom(GenerateStage(count=options.candidates, settings=generate))
+        for path, weight in options.image_prompts:
+            image = read_image(path, "--image-prompt")
+            spec.generate.image_prompts.append(ImagePrompt(image=image, weight=weight))
+        if options.text_difference:
+            source, target = options.text_difference
+            spec.generate.text_difference.CopyFrom(TextDifference(source=source, target=target))
     if options.refines:
         refine = RefineSettings(preview_every=options.preview_every)
         set_given(refine, options, "num_steps", "skip_ratio", "negative_prompt")
@@ -239,7 +302,17 @@ def to_spec(prompt: str, options: RunOptions) -> RunSpec:
         spec.manual.CopyFrom(ManualMode())
     else:
         spec.automatic.CopyFrom(automatic_mode(options))
+        if not prompt.strip():
+            # Without words there is nothing to rank by: all go on.
+            spec.automatic.top_k_after_generate = 0
     return spec
+
+
+def name_models(spec: RunSpec, models: Mapping[str, str]) -> None:
+    """Has the stages of a spec made with these models, of those that a gateway serves; by the service's name."""
+    for service, stage in zip(STAGES, ("generate", "refine", "upscale"), strict=True):
+        if service in models and spec.HasField(stage):  # type: ignore[arg-type] # the names of three fields
+            getattr(spec, stage).model = models[service]
 
 
 def automatic_mode(options: RunOptions) -> AutomaticMode:

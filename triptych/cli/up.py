@@ -77,7 +77,9 @@ def up(
     The options of `triptych serve gateway` that say where runs are kept, and how much is done at once, are here, too.
     """
     models = models_of(settings)
-    stages = {name: ["--port", "0", *models.get(name, ())] for name in STAGES}
+    stages = {
+        name: ["--port", "0", *(["--model", models[name]] if name in models else [])] for name in STAGES
+    }
     options = ["--host", host, "--port", str(port), "--http-port", str(http_port)]
     for option, path in (("--tokens", tokens), ("--tls-cert", tls_cert), ("--tls-key", tls_key)):
         options += [option, str(path)] if path else []

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from triptych.v1 import stage_pb2 as triptych_dot_v1_dot_stage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btriptych/v1/generator.proto\x12\x0btriptych.v1\x1a\x17triptych/v1/stage.proto\"\x8a\x01\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12&\n\x06images\x18\x02 \x03(\x0b\x32\x16.triptych.v1.ImageItem\x12/\n\x08settings\x18\x03 \x01(\x0b\x32\x1d.triptych.v1.GenerateSettings\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\"\xd6\x01\n\x10GenerateSettings\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1a\n\rpreview_every\x18\x05 \x01(\x05H\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x11\n\x0f_guidance_scaleB\x10\n\x0e_preview_every\":\n\x10GenerateResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.triptych.v1.StageEvent\"3\n!GeneratorServiceReadPromptRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\"Q\n\"GeneratorServiceReadPromptResponse\x12+\n\x07reading\x18\x01 \x01(\x0b\x32\x1a.triptych.v1.PromptReading\"!\n\x1fGeneratorServiceGetModelRequest\"I\n GeneratorServiceGetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.triptych.v1.ModelInfo2\xb5\x02\n\x10GeneratorService\x12I\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse0\x01\x12m\n\nReadPrompt\x12..triptych.v1.GeneratorServiceReadPromptRequest\x1a/.triptych.v1.GeneratorServiceReadPromptResponse\x12g\n\x08GetModel\x12,.triptych.v1.GeneratorServiceGetModelRequest\x1a-.triptych.v1.GeneratorServiceGetModelResponseB9\n\x0f\x63om.triptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btriptych/v1/generator.proto\x12\x0btriptych.v1\x1a\x17triptych/v1/stage.proto\"\xf1\x01\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12&\n\x06images\x18\x02 \x03(\x0b\x32\x16.triptych.v1.ImageItem\x12/\n\x08settings\x18\x03 \x01(\x0b\x32\x1d.triptych.v1.GenerateSettings\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\x12/\n\rimage_prompts\x18\x05 \x03(\x0b\x32\x18.triptych.v1.ImagePrompt\x12\x34\n\x0ftext_difference\x18\x06 \x01(\x0b\x32\x1b.triptych.v1.TextDifference\"\xb4\x03\n\x10GenerateSettings\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1a\n\rpreview_every\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x1c\n\x0fprior_num_steps\x18\x06 \x01(\x05H\x05\x88\x01\x01\x12\x1e\n\x11\x64\x65\x63oder_num_steps\x18\x07 \x01(\x05H\x06\x88\x01\x01\x12 \n\x13super_res_num_steps\x18\x08 \x01(\x05H\x07\x88\x01\x01\x12!\n\x14prior_guidance_scale\x18\t \x01(\x01H\x08\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x11\n\x0f_guidance_scaleB\x10\n\x0e_preview_everyB\x12\n\x10_prior_num_stepsB\x14\n\x12_decoder_num_stepsB\x16\n\x14_super_res_num_stepsB\x17\n\x15_prior_guidance_scale\":\n\x10GenerateResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.triptych.v1.StageEvent\"3\n!GeneratorServiceReadPromptRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\"Q\n\"GeneratorServiceReadPromptResponse\x12+\n\x07reading\x18\x01 \x01(\x0b\x32\x1a.triptych.v1.PromptReading\"!\n\x1fGeneratorServiceGetModelRequest\"I\n GeneratorServiceGetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.triptych.v1.ModelInfo2\xb5\x02\n\x10GeneratorService\x12I\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse0\x01\x12m\n\nReadPrompt\x12..triptych.v1.GeneratorServiceReadPromptRequest\x1a/.triptych.v1.GeneratorServiceReadPromptResponse\x12g\n\x08GetModel\x12,.triptych.v1.GeneratorServiceGetModelRequest\x1a-.triptych.v1.GeneratorServiceGetModelResponseB9\n\x0f\x63om.triptych.v1P\x01Z\x16triptych/v1;triptychv1\xaa\x02\x0bTriptych.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,19 +34,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017com.triptych.v1P\001Z\026triptych/v1;triptychv1\252\002\013Triptych.V1'
   _globals['_GENERATEREQUEST']._serialized_start=70
-  _globals['_GENERATEREQUEST']._serialized_end=208
-  _globals['_GENERATESETTINGS']._serialized_start=211
-  _globals['_GENERATESETTINGS']._serialized_end=425
-  _globals['_GENERATERESPONSE']._serialized_start=427
-  _globals['_GENERATERESPONSE']._serialized_end=485
-  _globals['_GENERATORSERVICEREADPROMPTREQUEST']._serialized_start=487
-  _globals['_GENERATORSERVICEREADPROMPTREQUEST']._serialized_end=538
-  _globals['_GENERATORSERVICEREADPROMPTRESPONSE']._serialized_start=540
-  _globals['_GENERATORSERVICEREADPROMPTRESPONSE']._serialized_end=621
-  _globals['_GENERATORSERVICEGETMODELREQUEST']._serialized_start=623
-  _globals['_GENERATORSERVICEGETMODELREQUEST']._serialized_end=656
-  _globals['_GENERATORSERVICEGETMODELRESPONSE']._serialized_start=658
-  _globals['_GENERATORSERVICEGETMODELRESPONSE']._serialized_end=731
-  _globals['_GENERATORSERVICE']._serialized_start=734
-  _globals['_GENERATORSERVICE']._serialized_end=1043
+  _globals['_GENERATEREQUEST']._serialized_end=311
+  _globals['_GENERATESETTINGS']._serialized_start=314
+  _globals['_GENERATESETTINGS']._serialized_end=750
+  _globals['_GENERATERESPONSE']._serialized_start=752
+  _globals['_GENERATERESPONSE']._serialized_end=810
+  _globals['_GENERATORSERVICEREADPROMPTREQUEST']._serialized_start=812
+  _globals['_GENERATORSERVICEREADPROMPTREQUEST']._serialized_end=863
+  _globals['_GENERATORSERVICEREADPROMPTRESPONSE']._serialized_start=865
+  _globals['_GENERATORSERVICEREADPROMPTRESPONSE']._serialized_end=946
+  _globals['_GENERATORSERVICEGETMODELREQUEST']._serialized_start=948
+  _globals['_GENERATORSERVICEGETMODELREQUEST']._serialized_end=981
+  _globals['_GENERATORSERVICEGETMODELRESPONSE']._serialized_start=983
+  _globals['_GENERATORSERVICEGETMODELRESPONSE']._serialized_end=1056
+  _globals['_GENERATORSERVICE']._serialized_start=1059
+  _globals['_GENERATORSERVICE']._serialized_end=1368
 # @@protoc_insertion_point(module_scope)

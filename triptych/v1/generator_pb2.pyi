@@ -27,6 +27,8 @@ class GenerateRequest(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
+    IMAGE_PROMPTS_FIELD_NUMBER: _builtins.int
+    TEXT_DIFFERENCE_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     caller: _builtins.str
     """Whose turn it is: waiting callers are served in turns, not first come first served. Empty: the peer's address."""
@@ -36,6 +38,16 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def settings(self) -> Global___GenerateSettings: ...
+    @_builtins.property
+    def image_prompts(self) -> _containers.RepeatedCompositeFieldContainer[_stage_pb2.ImagePrompt]:
+        """Pictures whose content and style the results take up. With them the prompt may be empty. A family that cannot see
+        pictures refuses them (see ModelInfo.Limits.max_image_prompts).
+        """
+
+    @_builtins.property
+    def text_difference(self) -> _stage_pb2.TextDifference:
+        """A family that refuses image_prompts refuses it, too."""
+
     def __init__(
         self,
         *,
@@ -43,10 +55,12 @@ class GenerateRequest(_message.Message):
         images: _abc.Iterable[_stage_pb2.ImageItem] | None = ...,
         settings: Global___GenerateSettings | None = ...,
         caller: _builtins.str = ...,
+        image_prompts: _abc.Iterable[_stage_pb2.ImagePrompt] | None = ...,
+        text_difference: _stage_pb2.TextDifference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "text_difference", b"text_difference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "images", b"images", "prompt", b"prompt", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "image_prompts", b"image_prompts", "images", b"images", "prompt", b"prompt", "settings", b"settings", "text_difference", b"text_difference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -54,7 +68,9 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
 class GenerateSettings(_message.Message):
-    """Every value may be left out: the service's default for its model takes its place (see ModelInfo.defaults)."""
+    """Every value may be left out: the service's default for its model takes its place (see ModelInfo.defaults). A value that
+    the family does not have, and that ModelInfo.defaults does not list, is refused.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -63,6 +79,10 @@ class GenerateSettings(_message.Message):
     TOP_P_FIELD_NUMBER: _builtins.int
     GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
     PREVIEW_EVERY_FIELD_NUMBER: _builtins.int
+    PRIOR_NUM_STEPS_FIELD_NUMBER: _builtins.int
+    DECODER_NUM_STEPS_FIELD_NUMBER: _builtins.int
+    SUPER_RES_NUM_STEPS_FIELD_NUMBER: _builtins.int
+    PRIOR_GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """Above 0; below 1 sharpens the choice of each token, above 1 flattens it."""
     top_k: _builtins.int
@@ -73,6 +93,14 @@ class GenerateSettings(_message.Message):
     """uncond + scale * (cond - uncond): 1 follows the prompt as trained, more follows it harder."""
     preview_every: _builtins.int
     """A preview every so many steps; 0: none."""
+    prior_num_steps: _builtins.int
+    """Of unCLIP: steps from the text to the CLIP embedding of the picture; not made where there are image prompts."""
+    decoder_num_steps: _builtins.int
+    """Of unCLIP: steps from that embedding to a small picture."""
+    super_res_num_steps: _builtins.int
+    """Of unCLIP: steps that enlarge it; 0: the small picture is the result, for another stage to enlarge."""
+    prior_guidance_scale: _builtins.float
+    """Of unCLIP: as guidance_scale, which is its decoder's, for the prior."""
     def __init__(
         self,
         *,
@@ -81,15 +109,27 @@ class GenerateSettings(_message.Message):
         top_p: _builtins.float | None = ...,
         guidance_scale: _builtins.float | None = ...,
         preview_every: _builtins.int | None = ...,
+        prior_num_steps: _builtins.int | None = ...,
+        decoder_num_steps: _builtins.int | None = ...,
+        super_res_num_steps: _builtins.int | None = ...,
+        prior_guidance_scale: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_preview_every", b"_preview_every", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "guidance_scale", b"guidance_scale", "preview_every", b"preview_every", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decoder_num_steps", b"_decoder_num_steps", "_guidance_scale", b"_guidance_scale", "_preview_every", b"_preview_every", "_prior_guidance_scale", b"_prior_guidance_scale", "_prior_num_steps", b"_prior_num_steps", "_super_res_num_steps", b"_super_res_num_steps", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "decoder_num_steps", b"decoder_num_steps", "guidance_scale", b"guidance_scale", "preview_every", b"preview_every", "prior_guidance_scale", b"prior_guidance_scale", "prior_num_steps", b"prior_num_steps", "super_res_num_steps", b"super_res_num_steps", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_preview_every", b"_preview_every", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "guidance_scale", b"guidance_scale", "preview_every", b"preview_every", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoder_num_steps", b"_decoder_num_steps", "_guidance_scale", b"_guidance_scale", "_preview_every", b"_preview_every", "_prior_guidance_scale", b"_prior_guidance_scale", "_prior_num_steps", b"_prior_num_steps", "_super_res_num_steps", b"_super_res_num_steps", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "decoder_num_steps", b"decoder_num_steps", "guidance_scale", b"guidance_scale", "preview_every", b"preview_every", "prior_guidance_scale", b"prior_guidance_scale", "prior_num_steps", b"prior_num_steps", "super_res_num_steps", b"super_res_num_steps", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__decoder_num_steps: _TypeAlias = _typing.Literal["decoder_num_steps"]  # noqa: Y015
+    _WhichOneofArgType__decoder_num_steps: _TypeAlias = _typing.Literal["_decoder_num_steps", b"_decoder_num_steps"]  # noqa: Y015
     _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
     _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
     _WhichOneofReturnType__preview_every: _TypeAlias = _typing.Literal["preview_every"]  # noqa: Y015
     _WhichOneofArgType__preview_every: _TypeAlias = _typing.Literal["_preview_every", b"_preview_every"]  # noqa: Y015
+    _WhichOneofReturnType__prior_guidance_scale: _TypeAlias = _typing.Literal["prior_guidance_scale"]  # noqa: Y015
+    _WhichOneofArgType__prior_guidance_scale: _TypeAlias = _typing.Literal["_prior_guidance_scale", b"_prior_guidance_scale"]  # noqa: Y015
+    _WhichOneofReturnType__prior_num_steps: _TypeAlias = _typing.Literal["prior_num_steps"]  # noqa: Y015
+    _WhichOneofArgType__prior_num_steps: _TypeAlias = _typing.Literal["_prior_num_steps", b"_prior_num_steps"]  # noqa: Y015
+    _WhichOneofReturnType__super_res_num_steps: _TypeAlias = _typing.Literal["super_res_num_steps"]  # noqa: Y015
+    _WhichOneofArgType__super_res_num_steps: _TypeAlias = _typing.Literal["_super_res_num_steps", b"_super_res_num_steps"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
@@ -97,9 +137,17 @@ class GenerateSettings(_message.Message):
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decoder_num_steps) -> _WhichOneofReturnType__decoder_num_steps | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_scale) -> _WhichOneofReturnType__guidance_scale | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__preview_every) -> _WhichOneofReturnType__preview_every | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prior_guidance_scale) -> _WhichOneofReturnType__prior_guidance_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prior_num_steps) -> _WhichOneofReturnType__prior_num_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__super_res_num_steps) -> _WhichOneofReturnType__super_res_num_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
     @_typing.overload

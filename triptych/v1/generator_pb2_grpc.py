@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class GeneratorServiceStub:
-    """Sketches candidates for a prompt, image token by image token (DALL·E Mini).
+    """Sketches candidates for a prompt, image token by image token (DALL·E Mini) or step by step (unCLIP).
     """
 
     def __init__(self, channel):
@@ -53,7 +53,7 @@ class GeneratorServiceStub:
 
 
 class GeneratorServiceServicer:
-    """Sketches candidates for a prompt, image token by image token (DALL·E Mini).
+    """Sketches candidates for a prompt, image token by image token (DALL·E Mini) or step by step (unCLIP).
     """
 
     def Generate(self, request, context):
@@ -105,7 +105,7 @@ def add_GeneratorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GeneratorService:
-    """Sketches candidates for a prompt, image token by image token (DALL·E Mini).
+    """Sketches candidates for a prompt, image token by image token (DALL·E Mini) or step by step (unCLIP).
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GeneratorServiceStub:
-    """Sketches candidates for a prompt, image token by image token (DALL·E Mini)."""
+    """Sketches candidates for a prompt, image token by image token (DALL·E Mini) or step by step (unCLIP)."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -44,7 +44,7 @@ class GeneratorServiceStub:
 
 @_typing.type_check_only
 class GeneratorServiceAsyncStub(GeneratorServiceStub):
-    """Sketches candidates for a prompt, image token by image token (DALL·E Mini)."""
+    """Sketches candidates for a prompt, image token by image token (DALL·E Mini) or step by step (unCLIP)."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_generator_pb2.GenerateRequest, _generator_pb2.GenerateResponse]  # type: ignore[assignment]
@@ -57,7 +57,7 @@ class GeneratorServiceAsyncStub(GeneratorServiceStub):
     """What is loaded here."""
 
 class GeneratorServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Sketches candidates for a prompt, image token by image token (DALL·E Mini)."""
+    """Sketches candidates for a prompt, image token by image token (DALL·E Mini) or step by step (unCLIP)."""
 
     @_abc_1.abstractmethod
     def Generate(

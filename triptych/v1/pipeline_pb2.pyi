@@ -79,7 +79,7 @@ class RunSpec(_message.Message):
     seed: _builtins.int
     """The base seed: image i of a stage has seed + i (wraps at 2^64). Left out: drawn once and echoed in the run."""
     model: _builtins.str
-    """The family of models, such as "tiny"; empty: whatever each stage serves."""
+    """The family of models, such as "tiny", of every stage that names none of its own; empty: whatever each stage serves."""
     @_builtins.property
     def automatic(self) -> Global___AutomaticMode: ...
     @_builtins.property
@@ -178,19 +178,33 @@ class GenerateStage(_message.Message):
 
     COUNT_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    IMAGE_PROMPTS_FIELD_NUMBER: _builtins.int
+    TEXT_DIFFERENCE_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     """How many sketches."""
+    model: _builtins.str
+    """The stage's own model, before RunSpec.model; empty: that one."""
     @_builtins.property
     def settings(self) -> _generator_pb2.GenerateSettings: ...
+    @_builtins.property
+    def image_prompts(self) -> _containers.RepeatedCompositeFieldContainer[_stage_pb2.ImagePrompt]:
+        """As GenerateRequest has them; the prompt may be empty where no other stage needs it."""
+
+    @_builtins.property
+    def text_difference(self) -> _stage_pb2.TextDifference: ...
     def __init__(
         self,
         *,
         count: _builtins.int | None = ...,
         settings: _generator_pb2.GenerateSettings | None = ...,
+        model: _builtins.str = ...,
+        image_prompts: _abc.Iterable[_stage_pb2.ImagePrompt] | None = ...,
+        text_difference: _stage_pb2.TextDifference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "settings", b"settings", "text_difference", b"text_difference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "image_prompts", b"image_prompts", "model", b"model", "settings", b"settings", "text_difference", b"text_difference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__count: _TypeAlias = _typing.Literal["count"]  # noqa: Y015
     _WhichOneofArgType__count: _TypeAlias = _typing.Literal["_count", b"_count"]  # noqa: Y015
@@ -205,8 +219,11 @@ class RefineStage(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     MASK_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     """How many variations of each parent."""
+    model: _builtins.str
+    """The stage's own model, before RunSpec.model; empty: that one."""
     @_builtins.property
     def settings(self) -> _refiner_pb2.RefineSettings: ...
     @_builtins.property
@@ -222,10 +239,11 @@ class RefineStage(_message.Message):
         count: _builtins.int | None = ...,
         settings: _refiner_pb2.RefineSettings | None = ...,
         mask: _stage_pb2.ImageData | None = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "mask", b"mask", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "mask", b"mask", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "mask", b"mask", "model", b"model", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__count: _TypeAlias = _typing.Literal["count"]  # noqa: Y015
     _WhichOneofArgType__count: _TypeAlias = _typing.Literal["_count", b"_count"]  # noqa: Y015
@@ -238,16 +256,20 @@ class UpscaleStage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SETTINGS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The stage's own model, before RunSpec.model; empty: that one."""
     @_builtins.property
     def settings(self) -> _upscaler_pb2.UpscaleSettings: ...
     def __init__(
         self,
         *,
         settings: _upscaler_pb2.UpscaleSettings | None = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

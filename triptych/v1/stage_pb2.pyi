@@ -113,7 +113,7 @@ class ImageData(_message.Message):
     width: _builtins.int
     height: _builtins.int
     sha256: _builtins.str
-    """Of a mask in a spec or selection that is told again, in place of all else: of the file, in hexadecimal."""
+    """Of a mask or an image prompt in a spec or selection that is told again, in place of its data: of the file, in hexadecimal."""
     def __init__(
         self,
         *,
@@ -130,6 +130,66 @@ class ImageData(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImageData: _TypeAlias = ImageData  # noqa: Y015
+
+@_typing.final
+class ImagePrompt(_message.Message):
+    """A picture whose content and style the results take up: one gives variations of it, several a mixture of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    weight: _builtins.float
+    """Its share of the mixture beside the other weights; 1 where it is left out."""
+    @_builtins.property
+    def image(self) -> Global___ImageData:
+        """In a spec that is told again without its data, with the sha256 of its file."""
+
+    def __init__(
+        self,
+        *,
+        image: Global___ImageData | None = ...,
+        weight: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "image", b"image", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "image", b"image", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___ImagePrompt: _TypeAlias = ImagePrompt  # noqa: Y015
+
+@_typing.final
+class TextDifference(_message.Message):
+    """Moves what is drawn away from what one text means, towards what another means: "a cat" to "a lion"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    target: _builtins.str
+    weight: _builtins.float
+    """How far, from 0 (not at all) to 1 (all the way); the service's default where it is left out."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        target: _builtins.str = ...,
+        weight: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "source", b"source", "target", b"target", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___TextDifference: _TypeAlias = TextDifference  # noqa: Y015
 
 @_typing.final
 class ImageItem(_message.Message):
@@ -617,6 +677,7 @@ class ModelInfo(_message.Message):
         NUM_SLOTS_FIELD_NUMBER: _builtins.int
         MAX_TILE_SIZE_FIELD_NUMBER: _builtins.int
         TILE_MULTIPLE_FIELD_NUMBER: _builtins.int
+        MAX_IMAGE_PROMPTS_FIELD_NUMBER: _builtins.int
         max_images: _builtins.int
         max_prompt_bytes: _builtins.int
         max_image_bytes: _builtins.int
@@ -629,6 +690,8 @@ class ModelInfo(_message.Message):
         max_tile_size: _builtins.int
         """Of the upscaler: the largest side of a tile, of which every tile is a multiple of so many pixels, two at least."""
         tile_multiple: _builtins.int
+        max_image_prompts: _builtins.int
+        """Of a generator: pictures that a request may take up; 0: none, and no text difference."""
         def __init__(
             self,
             *,
@@ -641,10 +704,11 @@ class ModelInfo(_message.Message):
             num_slots: _builtins.int = ...,
             max_tile_size: _builtins.int = ...,
             tile_multiple: _builtins.int = ...,
+            max_image_prompts: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_num_steps", b"max_num_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_queue", b"max_queue", "max_tile_size", b"max_tile_size", "num_slots", b"num_slots", "tile_multiple", b"tile_multiple"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_image_prompts", b"max_image_prompts", "max_images", b"max_images", "max_num_steps", b"max_num_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_queue", b"max_queue", "max_tile_size", b"max_tile_size", "num_slots", b"num_slots", "tile_multiple", b"tile_multiple"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -662,6 +726,7 @@ class ModelInfo(_message.Message):
     DEFAULTS_FIELD_NUMBER: _builtins.int
     INPAINTING_FIELD_NUMBER: _builtins.int
     RANGES_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Such as "tiny" or "mini"."""
     digest: _builtins.str
@@ -678,6 +743,8 @@ class ModelInfo(_message.Message):
     """Version of the program that serves it."""
     inpainting: Global___Inpainting.ValueType
     """Of the refiner: whether a request may have a mask."""
+    architecture: _builtins.str
+    """Of a generator: "dalle" or "unclip". Which settings it takes, `defaults` lists."""
     @_builtins.property
     def limits(self) -> Global___ModelInfo.Limits: ...
     @_builtins.property
@@ -711,10 +778,11 @@ class ModelInfo(_message.Message):
         defaults: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         inpainting: Global___Inpainting.ValueType = ...,
         ranges: _abc.Mapping[_builtins.str, Global___ModelInfo.Range] | None = ...,
+        architecture: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "device", b"device", "digest", b"digest", "dtype", b"dtype", "example_prompts", b"example_prompts", "image_size", b"image_size", "inpainting", b"inpainting", "limits", b"limits", "name", b"name", "ranges", b"ranges", "scale", b"scale", "stage", b"stage", "version", b"version", "vocabulary", b"vocabulary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "defaults", b"defaults", "device", b"device", "digest", b"digest", "dtype", b"dtype", "example_prompts", b"example_prompts", "image_size", b"image_size", "inpainting", b"inpainting", "limits", b"limits", "name", b"name", "ranges", b"ranges", "scale", b"scale", "stage", b"stage", "version", b"version", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,6 +41,8 @@ class ModelFamily:
     models: Mapping[str, ModelInfo]
     # As the caller named it, such as "dall-e-3".
     asked_as: str = ""
+    # A generator among them that takes up pictures; None where none is served.
+    image_generator: ModelInfo | None = None
 
     @property
     def is_openai(self) -> bool:
@@ -72,13 +74,16 @@ async def find_family(pipeline: Pipeline, name: str) -> ModelFamily:
     wanted = "" if is_openai_name(name) else name
     served = [one.model for one in await pipeline.list_models()]
     models: dict[str, ModelInfo] = {}
+    image_generator = None
     for model in served:
+        if wanted in ("", model.name) and model.limits.max_image_prompts:
+            image_generator = image_generator or model
         stage_name = next(stage.name for stage in STAGES if stage.number == model.stage)
         if wanted in ("", model.name):
             models.setdefault(stage_name, model)
     if wanted and not models:
         raise unknown_model(wanted, served)
-    return ModelFamily(wanted, models, name.removeprefix(PROVIDER))
+    return ModelFamily(wanted, models, name.removeprefix(PROVIDER), image_generator)
 
 
 def is_openai_name(name: str) -> bool:

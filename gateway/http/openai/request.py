@@ -6,7 +6,7 @@ a picture, and `warnings` say what had no effect. It knows the API's fields and 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gateway.http.openai.answer_fields import (
@@ -25,7 +25,7 @@ from services.errors import InvalidRequest
 from services.images.masks import has_alpha
 from services.serving.request_checks import cut_prompt
 from triptych.v1.pipeline_pb2 import RunSpec
-from triptych.v1.stage_pb2 import ImageData
+from triptych.v1.stage_pb2 import ImageData, ModelInfo
 
 # As the API documents it.
 MAX_N = 10
@@ -85,6 +85,9 @@ PARAMS = {
     "spec.refine.settings.negative_prompt": "negative_prompt",
     "spec.init_images[0].data": "image",
     "spec.refine.mask": "mask",
+    "spec.generate.model": "model",
+    "spec.generate.image_prompts": "image",
+    "spec.generate.image_prompts[0].image.data": "image",
     "request_id": "Idempotency-Key",
 }
 
@@ -168,8 +171,30 @@ def edit(
 def variation(
     fields: FormFields, family: ModelFamily, images: Sequence[ImageData], prompt: str
 ) -> ImageRequest:
-    """A picture from a picture; `prompt` is that of its file, or "". Raises InvalidRequest or NoWorker."""
+    """A picture from a picture; `prompt` is that of its file, or "". Raises InvalidRequest or NoWorker.
+
+    By a generator that takes up pictures, as OpenAI's own variations were; where none is served, by the refiner.
+    """
+    # How much of the picture is kept, and stages that begin with refining, only the refiner knows.
+    is_for_refiner = fields.has("skip_ratio") or fields.names("stages")[:1] == (REFINE.name,)
+    if family.image_generator is not None and len(images) == 1 and not is_for_refiner:
+        return _drawn_anew(fields, family, family.image_generator, images[0])
     return _from_picture(fields, family, images, default_prompt=prompt or ANY_PICTURE)
+
+
+def _drawn_anew(fields: FormFields, family: ModelFamily, model: ModelInfo, image: ImageData) -> ImageRequest:
+    family = replace(family, models={**family.models, GENERATE.name: model})
+    stages, size = _stages(fields, family, (GENERATE.name,), first=GENERATE.name)
+    n = fields.integer("n", 1, low=1, high=MAX_N)
+    spec = _spec(fields, family, stages)
+    if not spec.prompt.strip():
+        spec.prompt = ANY_PICTURE if REFINE.name in stages else ""
+    spec.generate.model = model.name
+    spec.generate.count = n
+    spec.generate.image_prompts.add().image.CopyFrom(image)
+    if REFINE.name in stages:
+        spec.refine.count = 1
+    return _request(fields, family, spec, stages, n, size)
 
 
 def _from_picture(
@@ -296,6 +321,8 @@ def _request(
 def _rank(request: ImageRequest, family: ModelFamily) -> None:
     """Has the pictures scored, where that keeps none of them waiting for others that a reader could see before."""
     if REFINE.name not in family.models or (request.is_stream and request.n > 1):
+        return
+    if not request.spec.prompt.strip():  # there is nothing to rank by
         return
     mode, stages = request.spec.automatic, request.stages
     if REFINE.name in stages:

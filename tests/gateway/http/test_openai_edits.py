@@ -207,3 +207,24 @@ async def test_without_a_refiner_an_edit_says_what_is_missing(painter):
     with pytest.raises(openai.InternalServerError, match="no refiner serves") as raised:
         await painter.openai.with_options(max_retries=0).images.edit(image=png(3), prompt="x")
     assert raised.value.status_code == 503
+
+
+@RETIRED
+async def test_a_variation_is_drawn_anew_where_a_generator_sees_pictures(painter):
+    generator = painter.gateway.generators[0]
+    generator.info.limits.max_image_prompts = 4
+    await painter.gateway.notice()
+    answer = await painter.openai.images.create_variation(image=png(3), n=2)
+    assert len(answer.data) == 2
+    assert painter.gateway.refiner.requests == []
+    assert {one.image_prompts[0].image.data for one in generator.requests} == {png(3)}
+    assert {one.prompt for one in generator.requests} == {""}
+
+
+async def test_how_much_of_a_picture_a_variation_keeps_is_the_refiners(painter):
+    painter.gateway.generators[0].info.limits.max_image_prompts = 4
+    await painter.gateway.notice()
+    sent = [("image", ("house.png", png(3))), ("skip_ratio", (None, "0.6"))]
+    await painter.http.post("/v1/images/variations", files=sent)
+    assert painter.gateway.generators[0].requests == []
+    assert painter.gateway.refiner.requests[0].init_image.data == png(3)
