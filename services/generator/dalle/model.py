@@ -65,7 +65,9 @@ def load_model(folder: Path) -> Model:
 def load_dalle(part_folder: Path) -> tuple[Params, DalleConfig]:
     """Raises ModelError when the part's files are missing, damaged or do not fit each other."""
     config = DalleConfig.from_json(read_config(part_folder))
-    params = dalle_parameters.prepare(load_parameters(part_folder, dalle_parameters.parameter_shapes(config)))
+    shapes = dalle_parameters.parameter_shapes(config)
+    loaded = load_parameters(part_folder, shapes, as_stored=("embed_tokens", "embed_positions"))
+    params = dalle_parameters.prepare(loaded)
     return to_device(params), config
 
 

@@ -26,9 +26,12 @@ class TensorSpec(NamedTuple):
     dtype: str
 
 
-def load_parameters(part_folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def load_parameters(
+    part_folder: Path, shapes: Mapping[str, tuple[int, ...]], *, as_stored: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Reads a part's tensors as float32 numpy arrays, nested by name; raises ModelError unless they are `shapes`.
 
+    Those whose name ends with one of `as_stored` keep the precision that they have in the file.
     Beside the arrays it takes the memory of one tensor, whatever the file's precision; the file is not mapped.
     """
     path = part_folder / FILE_NAME
@@ -41,7 +44,14 @@ def load_parameters(part_folder: Path, shapes: Mapping[str, tuple[int, ...]]) ->
             raise ModelError(
                 f"{path}: {name}: expected float32 or float16, got {tensor.dtype}; convert or pull the model again"
             )
-    return nest({name: tensors[name].load().astype(np.float32, copy=False) for name in shapes})
+    return nest(
+        {
+            name: tensors[name].load()
+            if name.endswith(as_stored)
+            else tensors[name].load().astype(np.float32, copy=False)
+            for name in shapes
+        }
+    )
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

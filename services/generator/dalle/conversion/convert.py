@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.errors import ModelError
+from services.generator.dalle.conversion import min_dalle
 from services.generator.dalle.conversion.flax_file import FlaxArray, read_flax_file
 from services.generator.dalle.networks import dalle_parameters, vqgan
 from services.generator.dalle.networks.dalle_parameters import DalleConfig
@@ -23,6 +24,8 @@ from services.generator.dalle.text.normalizer import WORD_LIST_NAME
 from services.weights.model_folder import check_names, read_config, write_atomically
 
 PARTS = ("dalle", "vqgan")
+# As min-dalle publishes mini's, beside mega's.
+MINI_TEXT_FILES = {"vocab.json": "vocab_mini.json", "merges.txt": "merges_mini.txt"}
 FLAX_FILE_NAME = "flax_model.msgpack"
 # The word list is the text normalizer's, for splitting hashtags; the others are the tokenizer's.
 TEXT_FILES = ("tokenizer.json", "vocab.json", "merges.txt", WORD_LIST_NAME)
@@ -42,10 +45,14 @@ class Source(NamedTuple):
 def convert(source: Path, part_folder: Path, part: str) -> None:
     """Writes config.json, model.safetensors and what tokenizer files there are into `part_folder`.
 
-    `source` is the folder of the published files, or the msgpack file with config.json beside it. Raises ModelError.
+    `source` is the folder of the published files, or the msgpack file with config.json beside it; or min-dalle's
+    encoder.pt and decoder.pt, or detoker.pt, which need none. Raises ModelError.
     """
     if part not in PARTS:
         raise ModelError(f"expected a part of the generator ({', '.join(PARTS)}), got '{part}'")
+    if files := min_dalle.find_files(source, part):
+        _convert_min_dalle(files, part_folder, part)
+        return
     path = source if source.is_file() else source / FLAX_FILE_NAME
     raw_config = read_config(path.parent)
     _check_size(raw_config, path.parent)
@@ -61,10 +68,35 @@ def convert(source: Path, part_folder: Path, part: str) -> None:
         name: TensorSpec(shape, _stored_dtype(arrays[sources[name].name])) for name, shape in shapes.items()
     }
     write_parameters(part_folder / FILE_NAME, specs, lambda name: _read(arrays, sources[name]))
+    _finish(path.parent, part_folder, part, raw_config)
+
+
+def _convert_min_dalle(files: list[Path], part_folder: Path, part: str) -> None:
+    folder = files[0].parent
+    raw_config = read_config(folder) if (folder / "config.json").is_file() else {}
+    _check_size(raw_config, folder)
+    if part == "dalle":
+        raw_config, tensors = min_dalle.read_dalle(files, raw_config)
+        shapes = dalle_parameters.parameter_shapes(DalleConfig.from_json(raw_config))
+    else:
+        raw_config, tensors = min_dalle.read_vqgan(files, raw_config)
+        shapes = vqgan.parameter_shapes(vqgan.VqganConfig.from_json(raw_config))
+    check_names(str(files[0]), shapes, {name: tensor.shape for name, tensor in tensors.items()})
+    specs = {
+        name: TensorSpec(shape, "float16" if tensors[name].dtype == "F16" else "float32")
+        for name, shape in shapes.items()
+    }
+    write_parameters(part_folder / FILE_NAME, specs, lambda name: tensors[name].load())
+    _finish(folder, part_folder, part, raw_config)
+
+
+def _finish(source: Path, part_folder: Path, part: str, raw_config: Mapping[str, Any]) -> None:
+    """The tokenizer's files, then the configuration: a part that has it is whole."""
     for name in TEXT_FILES:
-        if (path.parent / name).is_file() and part == "dalle":
-            shutil.copyfile(path.parent / name, part_folder / name)
-    # Last: a part that has its configuration is whole.
+        if (source / name).is_file() and part == "dalle":
+            shutil.copyfile(source / name, part_folder / name)
+        elif part == "dalle" and name in MINI_TEXT_FILES and (source / MINI_TEXT_FILES[name]).is_file():
+            shutil.copyfile(source / MINI_TEXT_FILES[name], part_folder / name)
     write_atomically(part_folder / "config.json", json.dumps(raw_config, indent=1).encode())
 
 

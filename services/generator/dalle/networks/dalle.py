@@ -154,8 +154,9 @@ def _embed(
     part: Params, config: DalleConfig, tokens: Int[Array, "B T"], positions: Int[Array, "*B T"]
 ) -> Float[Array, "B T D"]:
     scale = config.d_model**0.5 if config.scale_embedding else 1.0
+    # In the type that the checkpoint has them in: the reference adds what is stored as float16 in float16.
     x = part["embed_tokens"][tokens] * scale + part["embed_positions"][positions]
-    return _norm(part["embed_norm"], x)
+    return _norm(part["embed_norm"], x.astype(jnp.float32))
 
 
 def _qkv(

@@ -51,6 +51,8 @@ class VqganConfig:
     # Not in the published files, whose norms all have 32. A narrow network needs fewer: with one channel a group,
     # the last norm takes away the very brightness of a picture.
     norm_num_groups: int = NUM_GROUPS
+    # min-dalle publishes the half that decodes, and nothing else is needed to make pictures.
+    has_encoder: bool = True
 
     @property
     def tokens_per_side(self) -> int:
@@ -63,7 +65,12 @@ class VqganConfig:
             if (found := raw.get(name, expected)) != expected:
                 raise ModelError(f"config.json: {name}: expected {expected!r}, got {found!r}")
         values: dict[str, Any] = {}
+        if type(has_encoder := raw.get("has_encoder", True)) is not bool:
+            raise ModelError(f"config.json: has_encoder: expected true or false, got {has_encoder!r}")
         for name in cls.__dataclass_fields__:
+            if name == "has_encoder":
+                values[name] = has_encoder
+                continue
             is_list = name in ("ch_mult", "attn_resolutions")
             found = raw.get(name, NUM_GROUPS if name == "norm_num_groups" else None)
             numbers = found if is_list else [found]
@@ -135,6 +142,10 @@ def parameter_shapes(config: VqganConfig) -> dict[str, tuple[int, ...]]:
             conv(f"decoder.up_{i}.upsample.conv", 3, width, width)
     norm("decoder.norm_out", width)
     conv("decoder.conv_out", 3, width, 3)
+    if not config.has_encoder:
+        return {
+            name: shape for name, shape in shapes.items() if not name.startswith(("encoder.", "quant_conv."))
+        }
     return shapes
 
 
