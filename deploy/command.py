@@ -1,4 +1,4 @@
-"""`triptych deploy`: the pipeline at a place, each stage with as many workers as it needs.
+"""`triptych deploy`: runs the pipeline on a target, with any number of workers per stage.
 
 Each place is a group with its own options that locate things (a Place); the commands below it are the same
 everywhere. What is running is asked of the place each time; the folder of a deployment holds logs and the list of workers

@@ -1,4 +1,4 @@
-"""The seam between `triptych deploy` and the places where workers can run.
+"""The interface of a deployment target: launch, list, drain and stop workers.
 
 A Deployer starts and stops the workers of one deployment and always knows which there are: it finds them by the
 deployment's tag, wherever the place keeps tags, and needs no memory of its own. What a worker computes it does not know.

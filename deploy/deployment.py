@@ -1,4 +1,4 @@
-"""One deployment, whatever its place: brings the wanted number of workers up, keeps the gateway's list of them, scales.
+"""One deployment on any target: starts workers, scales them, and keeps the gateway's list of them.
 
 The list of workers (the gateway's --workers-file) is written anew from the target's state whenever something changes.
 """

@@ -1,4 +1,4 @@
-"""The gateway of a deployment, whose workers can be anywhere: here a process of this machine."""
+"""The gateway of a deployment, as a process of this machine."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Whether a worker answers at its address, asked from here, where the gateway is."""
+"""Checks whether a worker answers at its address, from the gateway's machine."""
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc

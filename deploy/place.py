@@ -1,4 +1,4 @@
-"""A deployment at a place, as the commands of `triptych deploy` have it, and what the places' options have in common."""
+"""A deployment on a target for the commands of `triptych deploy`, and the options that targets share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Processes of this machine that carry a deployment's tag and outlive the command that started them.
+"""Local processes found by a tag in their environment; they outlive the command that started them.
 
 The tag is a variable in their environment, so they are found even when every file is lost.
 """

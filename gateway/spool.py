@@ -1,4 +1,4 @@
-"""A finished file that comes from a worker in chunks: gathered on the disk, and checked there."""
+"""Gathers a finished file that a worker sends in chunks on disk, and checks it."""
 
 import mmap
 import tempfile

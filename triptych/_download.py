@@ -1,4 +1,4 @@
-"""An image's file, in pieces: gone on with where a connection broke, and checked against its sha256."""
+"""Downloads an image's file in chunks, with resume, and checks its sha256."""
 
 import hashlib
 from collections.abc import AsyncIterator, Callable

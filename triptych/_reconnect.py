@@ -1,4 +1,4 @@
-"""Carries a call over broken connections: begun again where it broke, after pauses that grow, for a bounded time."""
+"""Retries a call over broken connections, with backoff, and resumes it."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""One run as a caller follows it: its events one by one, or its result when there is no more to come."""
+"""RunStream: the events of one run, or its result."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator

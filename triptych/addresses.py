@@ -1,4 +1,4 @@
-"""The address of a gateway, or of several: read, checked, and as gRPC wants it.
+"""Parses the address of one or several gateways.
 
 HOST:PORT, https://HOST[:PORT], [::1]:PORT, unix:PATH, dns:///NAME:PORT, or several HOST:PORT with commas between: the first
 that answers is used, and another one when it goes away. It opens nothing.

@@ -1,4 +1,4 @@
-"""Draws one picture of a whole run: a band for each stage, every picture with its caption, the chosen ones framed."""
+"""Draws the contact sheet of a run: a row for each stage, with captions; selected images are framed."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How a caller knows that it talks to its gateway, and how the gateway knows the caller: TLS and a token."""
+"""TLS and token of a client."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Shows a run in a Jupyter notebook while it is made: one contact sheet that is drawn again as pictures come.
+"""Shows a run in a Jupyter notebook: one contact sheet, updated as images arrive.
 
 It imports nothing of Jupyter; where a notebook's kernel runs, IPython has been imported already.
 """

@@ -1,4 +1,4 @@
-"""A RunSpec from the few numbers that most callers set; for everything else there is the message itself."""
+"""Makes a RunSpec from the few numbers that most callers set."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Text of others, such as prompts and workers' errors, made harmless for a terminal: what it would obey is shown instead.
+"""Escapes control characters in text of others, such as prompts and errors, for terminals.
 
 Control characters move the cursor, set titles and colours, or answer in the user's name; characters that change the
 direction of text show it in another order than it has (Unicode TR 36).

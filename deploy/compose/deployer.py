@@ -1,4 +1,4 @@
-"""Workers as containers of this project's docker-compose.yml, as many of each stage as wanted.
+"""Deployment target `compose`: workers as containers of docker-compose.yml.
 
 A deployment is a project of compose, whose label every container, network and volume carries: what there is, is asked of
 the engine by that label, which every version of compose sets, and whose files nobody needs to have kept. Its gateway is

@@ -1,4 +1,4 @@
-"""Workers as processes of this machine; their addresses are read from the sockets that they listen on."""
+"""Deployment target `local`: workers as processes of this machine, found by the sockets that they listen on."""
 
 import os
 from collections.abc import Mapping, Sequence

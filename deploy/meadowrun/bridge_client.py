@@ -1,4 +1,4 @@
-"""Questions to the bridge, a process in Meadowrun's environment, and its answers.
+"""Client of the bridge, a process in Meadowrun's environment.
 
 What is asked, and what it means, it does not know.
 """

@@ -1,4 +1,4 @@
-"""`triptych deploy meadowrun`: where and what the machines are, and what Meadowrun needs in the account first."""
+"""`triptych deploy meadowrun`: the options for machines, and the setup of an AWS account."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Workers on EC2 machines, one on each, through Meadowrun.
+"""Deployment target `meadowrun`: workers on EC2 machines, one on each.
 
 A machine's tags have the deployment, the stage and the state of its worker: nothing else is remembered, but
 launches that are under way. Meadowrun chooses machines, starts them and runs the job; whether a worker serves is asked of

@@ -1,4 +1,4 @@
-"""What a worker on a machine of Meadowrun's is started from, with which options and files, and what the machine must have."""
+"""The job of a worker on a Meadowrun machine: its command, options, files and machine requirements."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

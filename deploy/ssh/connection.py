@@ -1,4 +1,4 @@
-"""One machine through the system's own ssh, which knows its users' keys, agents, hosts, jumps and tokens.
+"""Commands on one machine through the system's ssh.
 
 What is run there is a script of ours with quoted arguments, never a text that a machine has sent. Connections are shared
 (ControlMaster) and end with the object. Every error has what to do about it.

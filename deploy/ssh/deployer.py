@@ -1,4 +1,4 @@
-"""Workers on machines that one has, reached by ssh.
+"""Deployment target `ssh`: workers on machines that you have.
 
 Each machine keeps, in a folder of the deployment, what is known of its workers, and each worker carries the deployment's
 tag: nothing has to be remembered here. One command to each machine, all in parallel, lists what there is.

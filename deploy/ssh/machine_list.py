@@ -1,4 +1,4 @@
-"""The machines that one has, as a TOML file lists them: where they are, what they may run, and what they cost."""
+"""The TOML list of machines for `triptych deploy ssh`: addresses, stages and prices."""
 
 import ipaddress
 import re

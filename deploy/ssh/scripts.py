@@ -1,4 +1,4 @@
-"""What is run on a machine, in a shell's own words: nothing but a POSIX shell and /proc has to be there.
+"""Shell scripts that run on a machine; they need only a POSIX shell and /proc.
 
 A deployment has a folder there, and each worker one inside: `pid`, `log`, `said` (its announcement), `draining` when it
 was asked to end. A process is a worker only if its environment has the tag: process ids are reused, tags are not.

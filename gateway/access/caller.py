@@ -1,4 +1,4 @@
-"""Who calls, what each caller may see, and how much of the gateway it may have.
+"""The caller of a request: what it may see, and its limits.
 
 Both APIs make a Caller of each call (authentication.py) and pass it on as an argument.
 """

@@ -1,4 +1,4 @@
-"""`triptych certs`: a private authority and the certificates of one deployment, for those who have no other.
+"""`triptych certs`: makes a private authority and the certificates of one deployment.
 
 A certificate is good for one thing: a server's does not open other servers, and the gateway's for calling stages does
 not make it a stage.

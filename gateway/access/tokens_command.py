@@ -1,4 +1,4 @@
-"""`triptych tokens`: gives callers tokens, lists them and takes them away. A token is shown once and kept as a hash.
+"""`triptych tokens`: adds, lists and revokes tokens. A token is shown once and stored as a hash.
 
 A gateway that runs takes up the changed file with its next call.
 """

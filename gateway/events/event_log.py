@@ -1,4 +1,4 @@
-"""A run's events: numbered without gaps, and followed by any number of readers at their own pace.
+"""The event log of a run: gapless sequence numbers, any number of subscribers.
 
 Readers see an event only after it is committed, so it is never taken back. Readers
 hold a place in the log and no queue of their own, so a slow one costs no memory: of each unfinished picture only the

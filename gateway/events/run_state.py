@@ -1,4 +1,4 @@
-"""What the events of a run say has been done: pictures, choices, what was given up.
+"""The state of a run, computed from its events: images, selections, failures.
 
 It is all that a flow begins from, so a flow that begins again, in this process or another, makes only what is
 missing.

@@ -1,4 +1,4 @@
-"""The HTTP application: all routes, and one place where every error becomes an answer."""
+"""The HTTP application: all routes, and the translation of errors to responses."""
 
 import logging
 from collections.abc import Collection, Sequence

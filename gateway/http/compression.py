@@ -1,4 +1,4 @@
-"""Compresses the answers that are worth it: JSON and the page's files; never pictures or server-sent events."""
+"""Compresses JSON and the page's files; never images or server-sent events."""
 
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp

@@ -1,4 +1,4 @@
-"""HTTP connections that say nothing, or say it too slowly, are closed; so are the longest idle when there are too many.
+"""Closes idle and slow HTTP connections, and the longest idle ones when there are too many.
 
 A connection must send a request's head within seconds and its body within a minute. What waits for an answer, such as a
 reader of an event stream, is left alone.

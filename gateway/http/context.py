@@ -1,4 +1,4 @@
-"""What every route needs: the pipeline, who calls, and the bounds of a request.
+"""The request context of every route: the pipeline, the caller, and limits.
 
 Routes find it with `api_of(request)` and the caller with `caller_of(request)`.
 """

@@ -1,4 +1,4 @@
-"""Work that lives for a caller who waits for one answer: when the caller goes away, so does the work."""
+"""Cancels the work for a response when the client disconnects."""
 
 import asyncio
 from collections.abc import Coroutine

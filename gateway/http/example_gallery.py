@@ -1,4 +1,4 @@
-"""Pictures of the models' example prompts: made once for each set of served models, then kept in a folder.
+"""Example images for the page: made once per set of served models and cached in a folder.
 
 The page shows them to people who have not made a picture yet. They are made by ordinary runs, one after another and
 as a caller of their own, so that they take turns with everybody else; the runs are deleted when their pictures are kept.

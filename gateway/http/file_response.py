@@ -1,4 +1,4 @@
-"""A file as an answer: whole, a part of it that the caller asked for (Range, If-Range), or that nothing has changed.
+"""File responses: whole files, ranges (Range, If-Range) and 304.
 
 RFC 9110, sections 13 and 14. Several ranges at once are answered with the whole file, as the RFC allows.
 """

@@ -1,4 +1,4 @@
-"""Pictures in the formats that callers ask for, encoded beside the event loop."""
+"""Encodes images as PNG, JPEG or WebP, beside the event loop."""
 
 import asyncio
 import io

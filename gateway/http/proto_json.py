@@ -1,4 +1,4 @@
-"""The contract's messages as JSON: protobuf's own mapping, with the names that the .proto files have.
+"""The contract's messages as protobuf JSON, with the field names of the .proto files.
 
 Zeros and empty lists are written out, so a reader need not know what they stand for.
 """

@@ -1,4 +1,4 @@
-"""The bodies of requests, bounded in size and time, and read whole before anything is done with them."""
+"""Reads request bodies, with limits on size and time."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Records every HTTP request in the log and the metrics that gRPC's are in. It is an ASGI wrapper around everything else."""
+"""ASGI wrapper that records every HTTP request in the log and the metrics."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -1,4 +1,4 @@
-"""What the events of a run say about the pictures that a caller waits for: partial ones, finished ones, scores.
+"""Folds a run's events into the images of one response: partial images, finished images, scores.
 
 A run for OpenAI's API is a handful of straight lines: from the first stage of its `streamed_stages` on, every picture goes on to
 exactly one that is answered. It knows events, and no HTTP.

@@ -1,4 +1,4 @@
-"""Links to pictures that need no token and end: signed here, for callers who may see the image, and checked here.
+"""Signed links to images: they need no token, and expire.
 
 The key is this process's own, drawn when it starts: nothing has to be kept secret on a disk, and a link that is lost
 with the process would have ended within the hour.

@@ -1,4 +1,4 @@
-"""Server-sent events: a response that is written as its events come, with a sign of life while there are none.
+"""Server-sent events: a streaming response with heartbeats.
 
 Nothing is queued: the next event is asked for when the last one is on its way, so a slow reader costs no memory; one
 that accepts no data is closed by the kernel (server.py) and can resume.

@@ -1,4 +1,4 @@
-"""`triptych journal`: checks the SQLite file of a gateway that is stopped, and saves what can be read of a damaged one."""
+"""`triptych journal`: checks the SQLite file of a stopped gateway, and saves what is readable of a damaged one."""
 
 import sqlite3
 import time

@@ -1,4 +1,4 @@
-"""Whole transactions on a SQLite file, each on a thread: one hop there and back, and not one for every statement.
+"""Runs whole transactions of a SQLite file on threads.
 
 One thread writes, as SQLite has it; a few read.
 """

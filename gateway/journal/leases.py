@@ -1,4 +1,4 @@
-"""Which gateway carries out which run, where several share a journal, and what they ask of each other.
+"""Leases of runs between gateways that share a journal, and their commands to each other.
 
 A gateway holds its runs for as long as it renews its lease; when that ends, another one takes them over. What is asked
 of a gateway about a run of another one is left in a table for that one, which answers there.

@@ -1,4 +1,4 @@
-"""The tables of the journal and how it is opened: a SQLite file for one gateway, PostgreSQL for several.
+"""The tables of the journal, and how it is opened: SQLite for one gateway, PostgreSQL for several.
 
 A journal of another version is refused.
 """

@@ -1,4 +1,4 @@
-"""From what a caller asked for to what will be done: defaults filled in, everything checked, models chosen.
+"""Plans a run: fills in defaults, validates, and chooses models.
 
 Errors name the field by its path in the request. It asks the pools what is served, and starts nothing.
 """

@@ -1,4 +1,4 @@
-"""Asks a generator which words of a prompt it replaces, so that a run and its caller know before anything is made."""
+"""Asks a generator which words of a prompt it replaces, before the run starts."""
 
 import asyncio
 import logging

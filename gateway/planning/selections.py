@@ -1,4 +1,4 @@
-"""Images taken to a stage by hand: what a caller asked for, checked and completed, with indexes for what it makes.
+"""Checks and completes selections of images, and assigns indexes to their new images.
 
 The children of a selection go on after the highest index that their stage has or is planned to have. It asks the
 pools what is served, and starts nothing.

@@ -1,4 +1,4 @@
-"""What can be asked of a stage: no more than any model could mean, and what the one that was chosen accepts.
+"""Validates settings of a stage: the widest range of any model, then that of the chosen one.
 
 All of it is refused before anything is begun, by the path of the field. It knows what workers say of themselves
 (ModelInfo), and asks nobody.

@@ -1,4 +1,4 @@
-"""When runs begin: so many at once, callers in turns, a bounded number waiting that know their place.
+"""Admission of runs: a concurrency limit and a bounded queue, fair between callers.
 
 It knows callers and turns, and nothing of what a run does.
 """

@@ -1,4 +1,4 @@
-"""How the pictures of one run move: from stage to stage as soon as the mode allows, a bounded number at a time.
+"""The flow of one run: sends its images from stage to stage, with a bounded number in flight.
 
 Every picture is a call of its own to a stage, so it can be cancelled, or made elsewhere, alone; the stage batches it
 with all others. Picture i of a stage has index i and seed `seed + i`: the children of the parent at position p,

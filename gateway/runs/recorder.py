@@ -1,4 +1,4 @@
-"""What is known of one run. Whatever happens in it is said here, once, and becomes an event of its log.
+"""Records one run: every change becomes an event of its log.
 
 It knows what happened and not why. All that is known follows from the events, so a record that is made anew from them
 knows the same. Images are in the store before their event is published.

@@ -1,4 +1,4 @@
-"""A run that this gateway carries out: its flow, and what people ask of it meanwhile.
+"""A run that this gateway owns: its flow, cancellation and selections.
 
 It knows the record of its run, and not where that is kept.
 """

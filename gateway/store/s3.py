@@ -1,4 +1,4 @@
-"""The store of pictures in a bucket: S3, or a service that speaks its protocol (AWS_ENDPOINT_URL).
+"""An image store in an S3 bucket, or a service with that API (AWS_ENDPOINT_URL).
 
 Credentials, region and endpoint come from where every AWS program looks for them; nothing of ours reads or logs them.
 """

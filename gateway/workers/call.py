@@ -1,4 +1,4 @@
-"""One picture asked of one worker: what it answers is checked, and its silence has an end.
+"""One attempt at one image on one worker: validates the stream, and times out a silent one.
 
 Makes one attempt and reports the outcome to the pool. Retries are in retry.py.
 """

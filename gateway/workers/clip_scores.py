@@ -1,4 +1,4 @@
-"""CLIP scores of pictures from a refiner, or from another one when the first is lost."""
+"""CLIP scores of images from a refiner, with retries on others."""
 
 import math
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,4 +1,4 @@
-"""The workers of one stage as they are found: at their addresses and names, asked again and again after their health.
+"""Discovers the workers of one stage: resolves names and polls health.
 
 One channel per worker: gRPC's own round robin over a name does not find replicas that are added while old
 connections live.

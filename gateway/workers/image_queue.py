@@ -1,4 +1,4 @@
-"""Pictures that wait at the gateway for a worker to have room, callers in turns.
+"""Fair queue of images for which no worker has free capacity.
 
 They are no worker's yet, so that one that joins takes its share of them at once. It knows workers by what is promised
 to them, and nothing of pictures.

@@ -1,4 +1,4 @@
-"""One picture from whichever worker can make it: another one is asked where the first is lost, or has no room.
+"""Generates one image with retries: another worker if the first is lost or full.
 
 What a stage delivered is kept; only what is missing is asked for again, with the same index and seed, so the picture
 is the same wherever it is made.

@@ -1,4 +1,4 @@
-"""How often work is tried, and how long it is waited for: what failures say of a worker, of a picture, and of both.
+"""The retry policy: how often and how long to try, by the failures of workers and images.
 
 Pictures and CLIP scores are tried by the same rules. It makes no call itself.
 """

@@ -1,4 +1,4 @@
-"""Where workers are: addresses, names that are resolved again and again, and a list in a file that may change."""
+"""Targets of workers: addresses, DNS names, and the workers file."""
 
 import asyncio
 import ipaddress

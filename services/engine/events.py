@@ -1,4 +1,4 @@
-"""What happens to the images of a request, and the mailbox that carries it to a reader of any speed."""
+"""Events of a request's images, and the bounded mailbox to their reader."""
 
 import asyncio
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""What happens to a picture beside the steps: decoded, compressed and posted while the device thread goes on.
+"""Decodes, PNG-encodes and publishes images on background threads, so that the device thread never waits.
 
 Previews are held to a share of the time that steps take, so however often callers ask for them and however much they
 cost, pictures are not made much later.

@@ -1,4 +1,4 @@
-"""The seam between a stage's networks and the engine: what it means to advance in steps."""
+"""The interface between a stage's networks and the engine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

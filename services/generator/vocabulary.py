@@ -1,4 +1,4 @@
-"""Puts known words in the place of those that a small model never learnt: "an old automobile" is drawn as "an old car".
+"""Replaces words that a small model does not know: "an old automobile" is drawn as "an old car".
 
 The table comes with the model (`words.json` in its part `dalle`); published models have none, and know all words.
 """

@@ -1,4 +1,4 @@
-"""Pictures as files: what a caller sends is checked before it is decoded, what we send is PNG.
+"""Decodes uploaded images after checking their size, and encodes PNG.
 
 Every file becomes 8 bits a channel in sRGB, rotated by its EXIF orientation. A picture in memory is uint8 (H, W, 3).
 """

@@ -1,4 +1,4 @@
-"""Colours of an embedded ICC profile, converted to sRGB. A profile that cannot be used leaves the colours as they are."""
+"""Converts an embedded ICC profile to sRGB. An unusable profile is ignored."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""Brings a picture to a size without squeezing it: the middle is kept (crop), or bars fill the rest (pad).
+"""Fits an image to a size without distortion: crops, or pads with bars.
 
 Sizes are in pixels.
 """

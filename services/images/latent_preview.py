@@ -1,4 +1,4 @@
-"""A quick look at unfinished pictures: a linear map from a grid of latents to colours, in place of a decoder.
+"""Previews of unfinished images: a linear map from latents to colours, instead of the decoder.
 
 Each latent and its eight neighbours give a small patch of pixels. What a decoder makes of a few random grids is enough
 to fit it, so a stage does that while it warms up. It keeps colours and outlines at a thousandth of the cost.

@@ -1,4 +1,4 @@
-"""Which part of a picture is to be repainted, as callers send it: the PNG of a mask, checked and read.
+"""Masks for repainting: the PNG is checked and read.
 
 A mask in memory is bool (height, width), true where to repaint.
 """

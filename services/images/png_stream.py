@@ -1,4 +1,4 @@
-"""A PNG file written as its rows come, for pictures that do not fit the memory."""
+"""Writes a PNG file row by row, for images that do not fit the memory."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""How well pictures fit a prompt: the cosine of their CLIP embeddings."""
+"""CLIP scores: the cosine between the embeddings of images and a prompt."""
 
 from collections.abc import Sequence
 

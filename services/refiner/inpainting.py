@@ -1,4 +1,4 @@
-"""Repainting a part of a picture: the mask as latents and pixels see it, and the kept pixels put back.
+"""Repainting a part of an image: masks latents and pixels, and restores the kept pixels.
 
 Dimension key: S side of the model's pictures, h w latent pixels.
 """

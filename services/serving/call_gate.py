@@ -1,4 +1,4 @@
-"""Stands between gRPC and the servicers: who calls is checked before a request is read, and how much before it is parsed.
+"""Guards gRPC calls: authenticates before a request is read, and limits its size before it is parsed.
 
 gRPC reads a unary request before it calls the handler. So every method is served as a stream of requests;
 nothing is read until the gate asks for it; on the wire the two are the same. Errors get their status here.

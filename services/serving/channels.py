@@ -1,4 +1,4 @@
-"""Every gRPC option of our servers, and of the channels between them, with its reason.
+"""All gRPC options of servers and internal channels, with reasons.
 
 The defaults of gRPC suit calls of milliseconds. Ours are streams that last minutes, are silent while a
 device computes, and carry pictures; so a peer that hangs must be distinguished from one that is busy.

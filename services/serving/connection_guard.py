@@ -1,4 +1,4 @@
-"""Bounds on the connections to the ports of this process, whatever speaks on them: gRPC, TLS that never begins, HTTP.
+"""Limits the connections to the ports of this process.
 
 gRPC's core accepts connections by itself and has no bound for each address, so this reads the process's own sockets every
 second. A connection that never sends a byte is closed after some seconds; where an address has too many, or the process

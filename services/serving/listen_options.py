@@ -1,4 +1,4 @@
-"""Where a process listens and with which certificate, as options; and its refusal to listen openly by mistake."""
+"""Options for addresses and certificates; refuses to listen beyond loopback without protection."""
 
 import ipaddress
 import socket

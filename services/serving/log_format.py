@@ -1,4 +1,4 @@
-"""What a process writes to its log: lines of our own modules at the level asked for, of libraries only what goes wrong.
+"""Logging: our modules at the chosen level, libraries only at warning.
 
 Prompts, tokens and pictures are callers' own and in no line of ours. Libraries do not follow this rule: at their lower levels
 some tell each statement with its values, and their errors quote what they failed on.

@@ -1,4 +1,4 @@
-"""The memory that request bodies may take: one budget for a process, and a share of it for each caller.
+"""Memory budget of request bodies, with a share for each caller.
 
 A body is reserved at the largest size that it may have before any of it is read, and at its real size from then on.
 Bodies that should be small are not reserved: they are read at once, and the slowest are given up when many are slow.

@@ -1,4 +1,4 @@
-"""Checks of what callers ask for: out of range is an error that names the field and the range, never clamped."""
+"""Validates request fields; errors name the field and the range."""
 
 import math
 from collections.abc import Sequence

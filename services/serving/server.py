@@ -1,4 +1,4 @@
-"""Runs gRPC servicers: behind a gate, with health by service name, reflection, and a stop that drains.
+"""Runs gRPC servicers with health, reflection and draining.
 
 `serving` is the whole life of a server as a context manager: production and tests use the same one.
 """

@@ -1,4 +1,4 @@
-"""Notices that a spot machine is about to be taken away, as EC2's metadata service gives them (IMDSv2).
+"""Polls EC2's metadata service (IMDSv2) for spot termination notices.
 
 The notice comes about two minutes ahead. A worker that hears it takes nothing new and finishes what it can; what it
 cannot finish is made elsewhere. https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html

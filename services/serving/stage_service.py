@@ -1,4 +1,4 @@
-"""What the gRPC services of all three stages share: the model once it is loaded, and streams of its jobs.
+"""What the gRPC services of all stages share: the loaded model, and streams of jobs.
 
 A stage adds its RPCs (check the request, make jobs, wrap the events of `self.stream`).
 """

@@ -1,4 +1,4 @@
-"""Certificates in files that are read again when they change, in the forms that gRPC and HTTP servers and channels want.
+"""TLS certificates from files, reloaded when they change.
 
 A half-made change, such as a new certificate beside the old key, is not taken up before the files fit each other.
 """

@@ -1,4 +1,4 @@
-"""Bounds on how many fields a serialized message may have, checked before any object is made of it.
+"""Limits the number of fields in a serialized message, before it is parsed.
 
 A megabyte of empty submessages is half a million objects. The scan reads tags and lengths, goes into submessages, and
 stops at the bound, so it costs at most as much as the bound allows, whatever the size of the message.

@@ -1,4 +1,4 @@
-"""What an enlarged picture is gathered on, tile by tile: in memory, or row by row into a file where it is large.
+"""The canvas of an enlarged image: in memory, or row by row in a file.
 
 Gray stays gray, and an alpha is enlarged bicubically beside the colours. It knows tiles and no network.
 """

@@ -1,4 +1,4 @@
-"""Cutting a picture of any size into tiles that a network can see one at a time, without a seam.
+"""Cuts an image into tiles with context, and joins the results without a seam.
 
 Neighbours share at least `tile_overlap` pixels and each keeps its half of them: the rim of a tile, which the network
 saw without its surroundings, is dropped rather than averaged in. Tiles start on the network's window grid, so a pixel

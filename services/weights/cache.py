@@ -1,4 +1,4 @@
-"""Models that were fetched: found in the caches of this machine, taken from S3 or from where they were published.
+"""Finds models in the caches, in S3 or at their publishers.
 
 The order of look-up: a path, the built-in models, TRIPTYCH_MODELS (all three: model_folder.py), then here the user's
 cache (TRIPTYCH_CACHE, else below ~/.cache), the machine's (TRIPTYCH_MACHINE_CACHE, shared by its containers), the S3

@@ -1,4 +1,4 @@
-"""`triptych weights pull`, `push` and `rm`: models between this machine, an S3 bucket and where they were published."""
+"""`triptych weights pull`, `push` and `rm`."""
 
 import logging
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The models that are known by name: what they are, and where their files were published.
+"""The catalog of published models: names, files, licences.
 
 Addresses are those of the original projects. Some may be gone: `triptych weights pull NAME --from FOLDER` takes the
 same files from anywhere else. Numbers of parameters come from the published configurations.

@@ -1,4 +1,4 @@
-"""Large files from far away: in parallel ranges, resumable, verified, and visible only when they are whole.
+"""Downloads large files: parallel ranges, resumable, verified, renamed when complete.
 
 A download is FILE.part, beside a list of the ranges that have arrived; it becomes FILE when its bytes are known to be
 right. Two processes that want the same file download it once.

@@ -1,4 +1,4 @@
-"""How a model comes to this machine: whole, as `push` left it or another folder has it, or converted from published files.
+"""Fetches a model to this machine: a whole one, or converted from published files.
 
 Both work in a folder `staging` that may hold what an earlier attempt brought, and leave a whole model there.
 Each stage's `convert` is imported by name.

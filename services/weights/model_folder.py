@@ -1,4 +1,4 @@
-"""The folder a model lives in: its manifest, its parts, and how a name finds it.
+"""Model folders: manifest, parts, and lookup by name.
 
 A model is MODEL/manifest.json and MODEL/<part>/{config.json, model.safetensors, tokenizer files}.
 The manifest names every file with its sha256, so a truncated or swapped file is found before it is loaded.

@@ -1,4 +1,4 @@
-"""Names that become paths: of models, and of files inside of a model. What is not one is refused before a path is made."""
+"""Validates names of models and of their files before they become paths."""
 
 import re
 from pathlib import PurePosixPath

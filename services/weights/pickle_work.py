@@ -1,4 +1,4 @@
-"""How much work a pickle would be, counted from its opcodes before any of it is loaded.
+"""Counts the opcodes of a pickle before it is loaded, to refuse endless ones.
 
 A pickle of some hundred bytes can make tuples of shared tuples whose hash visits 2**60 leaves, in C code that no signal
 interrupts. Each opcode is charged with the sizes of what it takes; published checkpoints need less than a hundredth of

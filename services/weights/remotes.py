@@ -1,4 +1,4 @@
-"""Where weights are published, as files that can be read in ranges: web addresses, Hugging Face, S3.
+"""Remote files of published weights, read in ranges: HTTP, Hugging Face, W&B, S3.
 
     https://HOST/PATH     hf://OWNER/REPOSITORY[@REVISION]/FILE     s3://BUCKET/KEY     /a/path
 

@@ -1,4 +1,4 @@
-"""Tensors on disk, one at a time: safetensors files that are read and written in less memory than they take.
+"""Reads and writes safetensors files tensor by tensor, with little memory.
 
 The format: 8 bytes of header length, a JSON header of names, types, shapes and offsets, then the numbers.
 bfloat16, which numpy does not have, travels as its 16 bits.

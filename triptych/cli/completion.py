@@ -1,4 +1,4 @@
-"""`triptych completion`: what a shell needs to complete commands and options, as click makes it."""
+"""`triptych completion`: completion scripts for shells, made by click."""
 
 import click
 from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete

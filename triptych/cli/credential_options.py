@@ -1,4 +1,4 @@
-"""The options with which every command reaches a gateway: its address is the command's own matter."""
+"""Options for tokens and certificates of all commands that call a gateway."""
 
 from collections.abc import Callable
 from functools import wraps

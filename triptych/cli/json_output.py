@@ -1,4 +1,4 @@
-"""Messages of the contract as JSON on one line, with the field names that the .proto files and HTTP have.
+"""Prints messages of the contract as JSON lines, with the field names of the .proto files.
 
 The names of earlier releases (`imageReady` for `image_ready`) come with TRIPTYCH_JSON_NAMES=camel, for one release.
 """

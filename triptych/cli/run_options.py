@@ -1,4 +1,4 @@
-"""The options of `triptych run` and the RunSpec that they mean.
+"""The options of `triptych run`, and their RunSpec.
 
 Only what the user set travels: everything else is left to the services' own defaults.
 """

@@ -1,4 +1,4 @@
-"""Runs as text for the terminal: a line for each, and one run as the tree of what its pictures were made from."""
+"""Tables of runs for the terminal, and the tree of one run's images."""
 
 import sys
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""`triptych runs`: the runs of a gateway, looked at and gone on with."""
+"""`triptych runs`: list, show, watch, select, cancel and delete runs."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial, wraps

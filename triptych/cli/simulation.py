@@ -1,4 +1,4 @@
-"""A queueing model of a deployment: stages with replicas that batch, runs that arrive at random, machines that vanish.
+"""A queueing simulation of a deployment: batching replicas, random arrivals, evictions.
 
 Every replica advances up to `slots` pictures together; with b of them a picture takes `fixed_s + each_s * b` seconds,
 which is how batching pays: the fixed part is shared. Pictures go to the replica with the fewest, as the gateway does

@@ -1,4 +1,4 @@
-"""The command's own input and output, made fit for any caller: closed, of another encoding, or a terminal of odd size.
+"""Makes standard input and output safe: closed, of another encoding, or a terminal of odd size.
 
 What goes wrong while something is shown never changes what the command did, nor its exit code.
 """

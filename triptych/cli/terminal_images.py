@@ -1,4 +1,4 @@
-"""Pictures in the terminal: kitty's graphics or sixel where it has them, coloured half blocks elsewhere.
+"""Shows images in the terminal: kitty's graphics, sixel, or coloured half blocks.
 
 The terminal is asked what it can, by textual-image, when the first picture is shown; nothing is asked of one that
 could not answer.

@@ -1,4 +1,4 @@
-"""What is done once for an AWS account, and whether it was. Runs in Meadowrun's own environment, behind the bridge."""
+"""Sets up an AWS account for Meadowrun, and checks the setup. Runs in Meadowrun's own environment, behind the bridge."""
 
 import contextlib
 import datetime

@@ -1,4 +1,4 @@
-"""What is done on EC2 through Meadowrun, and with its tags. Runs in Meadowrun's own environment, behind the bridge.
+"""EC2 operations through Meadowrun and by tags. Runs in Meadowrun's own environment, behind the bridge.
 
 With `aws_account.py`, `launch.py`, `instances.py` and `ssh_connections.py` all that imports Meadowrun and speaks to AWS. Of
 Triptych they know tags, and commands that they are given; nothing of it can be imported here.

@@ -1,4 +1,4 @@
-"""EC2's instances, by the tags that say whose they are. Runs in Meadowrun's own environment, behind the bridge."""
+"""EC2 instances by their tags. Runs in Meadowrun's own environment, behind the bridge."""
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""How Meadowrun is brought to start machines with our tags, one for each worker. Runs in its own environment.
+"""Makes Meadowrun start machines with our tags, one per worker. Runs in its own environment.
 
 Meadowrun looks for machines and starts them; here it gets the machines that it may use, and their tags.
 """

@@ -1,4 +1,4 @@
-"""JSON lines in front of Meadowrun: a process in Meadowrun's own environment that is asked on standard input.
+"""The bridge to Meadowrun: a process in its environment that answers JSON lines on standard input.
 
 A question is {"id", "do", "with"}; its answers are any number of {"id", "said"}, what Meadowrun prints meanwhile, and then
 one {"id", "done"} or {"id", "failed"}. {"do": "cancel", "with": {"question": id}} gives a question up. What the questions

@@ -1,4 +1,4 @@
-"""The fields of a request to OpenAI's API, read one by one: JSON has types, a form has texts.
+"""Reads the fields of a request to OpenAI's API, from JSON or from a form.
 
 None and the empty text are as left out, and 1.0 is a whole number. Errors name the field as the caller wrote it. It
 knows types and ranges, and no meanings.

@@ -1,4 +1,4 @@
-"""OpenAI's Images API over runs: generations, edits and variations, at once or as a stream with partial images.
+"""OpenAI's Images API: generations, edits and variations, as one response or as a stream with partial images.
 
 A request is a run that lives for its caller; an Idempotency-Key is its request_id. What a field means is in
 openai_request.py, what events say in results.py.

@@ -1,4 +1,4 @@
-"""The models behind OpenAI's API: families that the stages serve, and the sizes that each can make."""
+"""Models of OpenAI's API: the families that the stages serve, and their sizes."""
 
 import time
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a request to OpenAI's Images API asks for, as a RunSpec and the form of its answer.
+"""Translates a request to OpenAI's Images API into a RunSpec and the form of its answer.
 
 Under a family's own name every field is checked strictly. Under OpenAI's names, or none, whatever OpenAI accepts gives
 a picture, and `warnings` say what had no effect. It knows the API's fields and the contract's, and no HTTP.

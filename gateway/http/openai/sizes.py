@@ -1,4 +1,4 @@
-"""Which stages make the size that a caller asks for, and what is done with their picture to have exactly that size.
+"""Chooses the stages for a requested size, and how the image is fitted to it.
 
 Under a family's own name only sizes that the stages make are accepted. Under OpenAI's names any size is: the nearest one
 that the stages make is scaled until it covers the size, and cut evenly on both sides (services/images/fit.py).

@@ -1,4 +1,4 @@
-"""The pictures of a request to OpenAI's API: files of a form, or data URLs in JSON.
+"""Uploaded images of OpenAI's API: files of a form, or data URLs in JSON.
 
 The package names them `image`, or `image[]` where it sends a list; JSON has `image`, or `images` with `image_url`.
 """

@@ -1,4 +1,4 @@
-"""The description of the routes that other programs brought along: OpenAI's Images API, and dalle-playground's."""
+"""OpenAPI description of OpenAI's Images API and dalle-playground's routes."""
 
 from typing import Any
 

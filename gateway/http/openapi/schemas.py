@@ -1,4 +1,4 @@
-"""The parts that descriptions of routes are made of, as OpenAPI writes them."""
+"""OpenAPI schemas of the contract's messages."""
 
 from http import HTTPStatus
 from typing import Any

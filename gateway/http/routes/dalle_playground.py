@@ -1,4 +1,4 @@
-"""POST /dalle, and /generate as newer versions call it, as the back end of dalle-playground answers it, so that its page works here as it is.
+"""POST /dalle and /generate, as the backend of dalle-playground answers them.
 
 That page sends JSON as plain text and with headers of its own, and shows each picture as `data:image/FORMAT;base64`.
 """

@@ -1,4 +1,4 @@
-"""Pictures of the models' example prompts over HTTP, for the page's first screen."""
+"""Routes of the example images on the page's first screen."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response

@@ -1,4 +1,4 @@
-"""GET /health: whether each stage has a worker, for load balancers, compose files and people. It needs no token."""
+"""GET /health: whether each stage has a worker. It needs no token."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response

@@ -1,4 +1,4 @@
-"""Pictures over HTTP: by the hash of their file, and as files to keep, which say how they were made."""
+"""Routes of images: by sha256, and as files with their settings in text chunks."""
 
 import hashlib
 import json

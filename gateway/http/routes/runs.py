@@ -1,4 +1,4 @@
-"""Runs over HTTP: begun, listed, watched, chosen from, cancelled and deleted; the models.
+"""Routes of runs and models: create, list, watch, select, cancel, delete.
 
 Bodies and answers are the contract's messages as JSON. It knows the pipeline's methods and nothing behind them.
 """

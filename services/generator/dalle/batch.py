@@ -1,4 +1,4 @@
-"""The batch on the device: pictures in lanes, each at its own position and with its own settings, and their one step.
+"""The batch on the device: one sequence per lane, each at its own position and with its own settings.
 
 A lane has two rows, with the prompt and without. The number of lanes and the cache's length come in a few sizes, each
 with a compiled program; a batch is laid out anew when its size changes or a picture joins.
