@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from gateway.spool import Spool
+from services.serving.request_log import outgoing_metadata
 from triptych.v1.generator_pb2 import GenerateRequest, GeneratorServiceGetModelRequest
 from triptych.v1.generator_pb2_grpc import GeneratorServiceStub
 from triptych.v1.refiner_pb2 import RefineRequest, RefinerServiceGetModelRequest
@@ -66,7 +67,9 @@ class Stage:
 
     def start(self, channel: grpc.aio.Channel, job: Job, timeout_s: float) -> "StageStream":
         """Begins the work on one picture; gRPC gives a call no deadline by itself."""
-        call = getattr(self.make_stub(channel), self.method)(self.request(job), timeout=timeout_s)
+        call = getattr(self.make_stub(channel), self.method)(
+            self.request(job), timeout=timeout_s, metadata=outgoing_metadata()
+        )
         return StageStream(call)
 
 

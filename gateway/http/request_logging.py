@@ -3,7 +3,7 @@
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.serving.request_log import RequestLog, RequestRecord, trace_id_of
+from services.serving.request_log import RequestLog, RequestRecord
 
 
 class RequestLogMiddleware:
@@ -20,7 +20,7 @@ class RequestLogMiddleware:
             "http",
             "",
             peer=f"{client[0]}:{client[1]}",
-            trace_id=trace_id_of(Headers(scope=scope).get("traceparent")),
+            traceparent=Headers(scope=scope).get("traceparent", ""),
         )
 
         async def send_and_record(message: Message) -> None:

@@ -32,7 +32,7 @@ def rank(model: RefinerModel, prompt: str, images: Sequence[UInt8[np.ndarray, "_
         text = F.normalize(clip.encode_text(tokens).float(), dim=-1)
         for start in range(0, len(images), BATCH_SIZE):
             batch = [
-                _preprocess(image, clip.config.image_size) for image in images[start : start + BATCH_SIZE]
+                crop_for_clip(image, clip.config.image_size) for image in images[start : start + BATCH_SIZE]
             ]
             pixels = rearrange(torch.from_numpy(np.stack(batch)), "b h w c -> b c h w").to(model.device)
             inputs = normalize_image(pixels.float() / 255).to(model.dtype)
@@ -41,7 +41,7 @@ def rank(model: RefinerModel, prompt: str, images: Sequence[UInt8[np.ndarray, "_
     return scores
 
 
-def _preprocess(image: Picture, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+def crop_for_clip(image: Picture, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """The middle square resized to `size`, bicubic, as OpenAI's pictures were."""
     height, width = image.shape[:2]
     side = min(height, width)

@@ -3,7 +3,6 @@
 It knows the protocol and the stepper; how the process starts and stops is services/serving/stage_service.py's.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from services.images.codec import ImageLimits, Picture, decode_image
 from services.images.fit import Fit, fit_mask, fit_picture
 from services.images.masks import Mask, decode_mask
 from services.pytorch.device import DTYPES, oom_as_model_error
-from services.refiner.clip_scores import rank
+from services.refiner.clip_scores import crop_for_clip, rank
 from services.refiner.model import RefinerModel, load_model
 from services.refiner.networks.diffusion import MIN_STEPS, NUM_TRAIN_TIMESTEPS
 from services.refiner.stepper import RefineJob, RefinerStepper
@@ -67,14 +66,17 @@ class LoadedRefiner:
 
 class RefinerService(StageService[LoadedRefiner, RefineJob], RefinerServiceServicer):
     async def Refine(self, request: RefineRequest, context: Context) -> AsyncIterator[RefineResponse]:
-        tickets = await asyncio.to_thread(read_request, request, self.loaded.info)
-        seeds = {item.index: item.seed for item in request.images}
-        async for event in self.stream(tickets, seeds=seeds, caller=request.caller, context=context):
+        tickets = await self.decode(read_request, request, self.loaded.info)
+        seeds, caller = {item.index: item.seed for item in request.images}, request.caller
+        # Its files are decoded; the call may wait for minutes.
+        del request
+        async for event in self.stream(tickets, seeds=seeds, caller=caller, context=context):
             yield RefineResponse(event=event)
 
     async def Rank(self, request: RankRequest, context: Context) -> RankResponse:
         model = self.loaded.model
-        prompt, pictures = await asyncio.to_thread(read_rank_request, request)
+        prompt, pictures = await self.decode(read_rank_request, request, model.clip.config.image_size)
+        del request
         return RankResponse(scores=await self.engine.run_between_steps(lambda: rank(model, prompt, pictures)))
 
     async def GetModel(
@@ -142,12 +144,16 @@ def _read_init_image(request: RefineRequest, side_px: int) -> tuple[Picture | No
     return init_image, mask
 
 
-def read_rank_request(request: RankRequest) -> tuple[str, list[Picture]]:
-    """The prompt and the decoded pictures; raises InvalidRequest naming the field."""
+def read_rank_request(request: RankRequest, size: int) -> tuple[str, list[Picture]]:
+    """The prompt and the pictures as CLIP takes them, `size` pixels square; raises InvalidRequest naming the field.
+
+    Each is decoded and cut before the next one: all of them at their own size would take hundreds of megabytes.
+    """
     prompt = check_prompt(request.prompt, MAX_PROMPT_BYTES)
     check_count(len(request.images), MAX_IMAGES, "images")
     return prompt, [
-        decode_image(image.data, IMAGE_LIMITS, f"images[{i}]") for i, image in enumerate(request.images)
+        crop_for_clip(decode_image(image.data, IMAGE_LIMITS, f"images[{i}]"), size)
+        for i, image in enumerate(request.images)
     ]
 
 

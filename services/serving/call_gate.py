@@ -21,7 +21,7 @@ from grpc_status import rpc_status
 from services.errors import InvalidRequest, RateLimited, TriptychError
 from services.serving.channels import MAX_MESSAGE_BYTES
 from services.serving.request_budget import BODY_TIMEOUT_S, BodyTooSlow, RequestBudget, SmallReads
-from services.serving.request_log import RequestLog, RequestRecord, current_request, trace_id_of
+from services.serving.request_log import RequestLog, RequestRecord, current_request
 from services.serving.wire_limits import check_num_fields, holds_files, message_type
 
 log = logging.getLogger(__name__)
@@ -95,10 +95,10 @@ class CallGate(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method, header = details.method, _metadata(details, "authorization")
-        trace_id = trace_id_of(_metadata(details, "traceparent"))
+        traceparent = _metadata(details, "traceparent") or ""
 
         async def serve(_requests: object, context: Context) -> None:
-            record = RequestRecord("grpc", method, peer=context.peer(), trace_id=trace_id)
+            record = RequestRecord("grpc", method, peer=context.peer(), traceparent=traceparent)
             with _counted(self._peers, context.peer()), self._log.recording(record):
                 error = await self._serve(handler, method, header, context)
                 record.code = error.status.name if error is not None else "OK"

@@ -32,8 +32,13 @@ class RequestRecord:
     caller: str = ""
     code: str = ""
     reason: str = ""
-    trace_id: str = ""
+    # As the caller sent it; stages are sent the same.
+    traceparent: str = ""
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def trace_id(self) -> str:
+        return trace_id_of(self.traceparent)
 
 
 _current: ContextVar[RequestRecord | None] = ContextVar("request", default=None)
@@ -42,6 +47,12 @@ _current: ContextVar[RequestRecord | None] = ContextVar("request", default=None)
 def current_request() -> RequestRecord | None:
     """The request that is being served; runs that it begins keep it."""
     return _current.get()
+
+
+def outgoing_metadata() -> list[tuple[str, str]]:
+    """What a call that belongs to the current request carries on: its trace."""
+    record = _current.get()
+    return [("traceparent", record.traceparent)] if record is not None and record.trace_id else []
 
 
 def trace_id_of(traceparent: str | None) -> str:
@@ -106,6 +117,8 @@ class RequestLog:
                 "code": record.code,
                 "reason": record.reason,
                 "peer": record.peer,
+                "caller": record.caller,
+                "trace_id": record.trace_id,
                 "duration_s": round(took, 4),
             },
         )

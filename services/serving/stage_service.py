@@ -3,6 +3,7 @@
 A stage adds its RPCs (check the request, make jobs, wrap the events of `self.stream`).
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from triptych import __version__
 from triptych.v1.stage_pb2 import ImageData, ModelInfo, Stage, StageEvent
 
 Job = TypeVar("Job")
+Decoded = TypeVar("Decoded")
 
 # A finished file of more is sent in chunks, ahead of its event.
 MAX_INLINE_BYTES = 16 * 2**20
@@ -28,6 +30,7 @@ CHUNK_BYTES = 2 * 2**20
 
 MAX_PROMPT_BYTES = 2_000
 MAX_IMAGES = 64
+MAX_DECODED_AT_ONCE = 2
 
 
 @runtime_checkable  # for the type checks of the tests
@@ -72,6 +75,8 @@ class StageService(Generic[Loaded, Job]):
     """The half of a servicer that every stage has: a model that is there after a while, and streams of its jobs."""
 
     def __init__(self) -> None:
+        # Decoded pictures are many times as large as their files.
+        self._decoding = asyncio.Semaphore(MAX_DECODED_AT_ONCE)
         self._ready: tuple[Loaded, Engine[Job]] | None = None
         self._observe: Callable[[Event], None] = lambda event: None
 
@@ -86,6 +91,11 @@ class StageService(Generic[Loaded, Job]):
                     "triptych_slots": ("Pictures that can be made at once.", lambda: engine.num_slots),
                 }
             )
+
+    async def decode(self, read: Callable[..., Decoded], *arguments: Any) -> Decoded:
+        """What `read` makes of a request, beside the event loop; the requests of some callers at a time."""
+        async with self._decoding:
+            return await asyncio.to_thread(read, *arguments)
 
     @property
     def loaded(self) -> Loaded:

@@ -35,6 +35,8 @@ class _Scan:
         self._data = data
         self._most = most
         self._left = most
+        # Of the request itself, for the error.
+        self._field = "request"
 
     def message(self, descriptor: Descriptor | None, position: int, end: int, depth: int) -> None:
         if depth > MAX_DEPTH:
@@ -42,6 +44,8 @@ class _Scan:
         fields = {} if descriptor is None else descriptor.fields_by_number
         while position < end:
             tag, position = self._varint(position, end)
+            if not depth and (field := fields.get(tag >> 3)) is not None:
+                self._field = field.name
             self._count(1)
             match tag & 7:  # the wire type
                 case 0:  # varint
@@ -72,7 +76,9 @@ class _Scan:
     def _count(self, number: int) -> None:
         self._left -= number
         if self._left < 0:
-            raise InvalidRequest("request", f"must have at most {self._most} fields and values in all")
+            raise InvalidRequest(
+                self._field, f"the request must have at most {self._most} fields and values in all"
+            )
 
     def _varint(self, position: int, end: int) -> tuple[int, int]:
         data, value, shift = self._data, 0, 0

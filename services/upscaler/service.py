@@ -3,7 +3,6 @@
 It knows the protocol and the stepper; how the process starts and stops is services/serving/stage_service.py's.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -45,8 +44,10 @@ class LoadedUpscaler:
 class UpscalerService(StageService[LoadedUpscaler, UpscaleJob], UpscalerServiceServicer):
     async def Upscale(self, request: UpscaleRequest, context: Context) -> AsyncIterator[UpscaleResponse]:
         stepper = self.loaded.stepper
-        tickets = await asyncio.to_thread(read_request, request, stepper)
-        async for event in self.stream(tickets, seeds={}, caller=request.caller, context=context):
+        tickets, caller = await self.decode(read_request, request, stepper), request.caller
+        # Its files are decoded; the call may wait for minutes.
+        del request
+        async for event in self.stream(tickets, seeds={}, caller=caller, context=context):
             yield UpscaleResponse(event=event)
 
     async def GetModel(

@@ -20,7 +20,8 @@ from services.serving.log_format import JsonFormatter
 from services.serving.request_log import RequestLog, RequestRecord, trace_id_of
 from tests.gateway.fake_stage import pipeline
 from tests.gateway.http.conftest import web_gateway
-from triptych.v1.pipeline_pb2 import ListRunsRequest
+from tests.gateway.run_fixtures import run_finished, spec
+from triptych.v1.pipeline_pb2 import CreateRunRequest, ListRunsRequest
 
 ROOT = Path(__file__).parents[2]
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -56,7 +57,25 @@ async def test_a_call_over_grpc_has_a_line_with_its_caller_and_trace(tokens, lin
         await gateway.stub.ListRuns(ListRunsRequest(), metadata=metadata)
     (line,) = [one for one in lines() if one.get("method", "").endswith("ListRuns")]
     assert (line["event"], line["code"], line["api"]) == ("request", "OK", "grpc")
+    assert (line["caller"], line["trace_id"]) == ("alice", TRACE)
     assert line["time"].endswith("Z")
+
+
+@pytest.mark.parametrize("api", ["grpc", "http"])
+async def test_the_trace_of_a_run_goes_on_to_the_stages(lines, api):
+    async with web_gateway() as web:
+        asked = spec(refine=None, upscale=None)
+        if api == "grpc":
+            request = CreateRunRequest(spec=asked)
+            made = await web.gateway.stub.CreateRun(request, metadata=(("traceparent", TRACEPARENT),))
+            name = made.run.name
+        else:
+            body = {"spec": {"prompt": "a red house", "generate": {"count": 2}}}
+            made = await web.http.post("/runs", json=body, headers={"traceparent": TRACEPARENT})
+            name = made.json()["name"]
+        await run_finished(web.gateway, name)
+    stage_calls = [one for one in lines() if one["method"].endswith("/Generate")]
+    assert [one["trace_id"] for one in stage_calls] == [TRACE] * 2
 
 
 async def test_a_refusal_is_a_warning_with_the_address(tokens, lines):
@@ -85,7 +104,7 @@ async def test_a_run_over_http_has_a_line_by_its_route_and_without_its_prompt(li
 
 def test_requests_are_counted_with_exemplars():
     registry = CollectorRegistry()
-    with RequestLog(registry).recording(RequestRecord("grpc", "/m", trace_id=TRACE)) as record:
+    with RequestLog(registry).recording(RequestRecord("grpc", "/m", traceparent=TRACEPARENT)) as record:
         record.code = "OK"
     text = generate_latest(registry).decode()
     assert 'triptych_requests_total{api="grpc",code="OK",method="/m"} 1.0' in text
