@@ -13,6 +13,7 @@ from typing import NamedTuple
 import emoji
 
 from services.errors import ModelError
+from services.generator.relations import Relations
 from services.weights.model_folder import Manifest
 
 FILE = "dalle/words.json"
@@ -61,17 +62,20 @@ class Vocabulary:
         *,
         places: Collection[str] = (),
         settings: Mapping[str, Sequence[str]] | None = None,
+        relations: Relations | None = None,
     ) -> None:
         """`known`: nouns of things and of places, times, weathers, of one word or more, to their plurals.
 
-        A model that needs a place in its prompt has `settings`: phrases to add to a prompt that names
-        none of the `places`, by a noun that is at home there, and under "" for all others.
+        A model that needs a place in its prompt has `settings`: phrases to add to a prompt that names none of the
+        `places`, by a noun that is at home there, and under "" for all others. One that knows no relation but "and"
+        has `relations`.
         """
         self._known = dict(known) | {plural: plural for plural in known.values()}
         self._replacements = replacements
         self.example_prompts = example_prompts
         self._places = frozenset(places)
         self._settings = settings or {}
+        self._relations = relations
         self._longest = max(name.count(" ") + 1 for name in (*self._known, *replacements))
 
     def replace_words(self, prompt: str) -> Replaced:
@@ -100,8 +104,10 @@ class Vocabulary:
             i += count
         if not drawn:
             return self._another(prompt)
-        text = "".join((*pieces, prompt[done:])) + self._setting(prompt, drawn)
-        return Replaced(text, tuple(dict.fromkeys(found)))
+        text = "".join((*pieces, prompt[done:]))
+        if self._relations:
+            text = self._relations.list_things(text)
+        return Replaced(text + self._setting(prompt, drawn), tuple(dict.fromkeys(found)))
 
     def _setting(self, prompt: str, drawn: Sequence[str]) -> str:
         """Where it is, if the prompt does not say and the model wants to know; the same for the same prompt."""
@@ -171,6 +177,7 @@ def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary | None:
             manifest.example_prompts,
             places=raw.get("places", ()),
             settings=raw.get("settings"),
+            relations=Relations(raw["things"], raw["relations"]) if raw.get("relations") else None,
         )
     except (
         UnicodeDecodeError,

@@ -346,7 +346,7 @@ def nearest(
             if word not in known and near_word in known
         },
         **{word: (near_word, 0.9) for word, near_word in NARROW_NAMES.items() if word not in known},
-        **dict.fromkeys(LARGE_NUMBERS, (most, 0.9)),
+        **dict.fromkeys((*LARGE_NUMBERS, *(("four", "4") if most == "three" else ())), (most, 0.9)),
         **{
             many: (known.get(table[one][0], table[one][0]), table[one][1])
             for many, one in IRREGULAR.items()
@@ -401,18 +401,32 @@ def settings_of(world: World) -> dict[str, list[str]]:
     return {**{noun: phrases for noun, phrases in homes.items() if phrases}, "": anywhere}
 
 
+# What a model that was taught no relation is told as "and": places where one of two things can be.
+RELATIONS = (
+    "in front of", "on top of", "next to", "with", "near", "by", "beside", "behind", "on", "above", "over", "under",
+    "below", "beneath", "riding", "riding on", "holding", "carrying", "chasing", "watching", "looking at", "against",
+    "around", "inside", "in", "and", "plus", "together with",
+)  # fmt: skip
+
+
+def own_grammar(world: World) -> dict[str, object]:
+    """What a model needs whose captions all named a place, and knew no relation but "and" and sides."""
+    things = {word: plural(word) for name in world.objects for word in OBJECTS[name].words}
+    return {"settings": settings_of(world), "things": things, "relations": RELATIONS}
+
+
 def write_table(
     path: Path,
     known: Mapping[str, str],
     table: Mapping[str, tuple[str, float]],
     places: Sequence[str] = (),
-    settings: Mapping[str, Sequence[str]] | None = None,
+    grammar: Mapping[str, object] | None = None,
 ) -> None:
     """One word a line, so that two tables can be compared."""
     lines = ",\n".join(f"{json.dumps(word)}:{json.dumps(entry)}" for word, entry in table.items())
-    text = f'{{"known":{json.dumps(known)},\n"places":{json.dumps(places)},\n"settings":{json.dumps(settings or {})},\n'
-    text += f'"replacements":{{\n{lines}\n}}}}\n'
-    write_atomically(path, text.encode())
+    said = {"known": known, "places": places, **(grammar or {})}
+    text = "".join(f"{json.dumps(key)}:{json.dumps(value)},\n" for key, value in said.items())
+    write_atomically(path, f'{{{text}"replacements":{{\n{lines}\n}}}}\n'.encode())
 
 
 def refresh_manifest(folder: Path) -> Manifest:
@@ -429,15 +443,15 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--world", choices=sorted(WORLDS), default="wide")
     parser.add_argument(
-        "--with-settings", action="store_true", help="for a model that draws well only what is somewhere"
+        "--own-grammar", action="store_true", help="for a model whose captions name a place, and no relation"
     )
     parser.add_argument("--output", type=Path, default=FILE)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     world = WORLDS[options.world]
     table = make_table(world, read_wordnet(), SentenceEncoder())
-    settings = settings_of(world) if options.with_settings else None
-    write_table(options.output, known_nouns(world), table, place_nouns(world), settings)
+    grammar = own_grammar(world) if options.own_grammar else None
+    write_table(options.output, known_nouns(world), table, place_nouns(world), grammar)
     if (options.output.parents[1] / MANIFEST).exists():
         refresh_manifest(options.output.parents[1])
     print(f"{options.output}: {len(table)} words, {options.output.stat().st_size / 1e3:.0f} kB")
