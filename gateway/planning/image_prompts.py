@@ -18,7 +18,7 @@ MAX_WEIGHT = 1e6
 
 
 async def extract_image_prompts(spec: RunSpec, models: Mapping[Stage, ModelInfo]) -> tuple[ImageData, ...]:
-    """The image prompts of a spec that has some, which from here on tells of them by their sha256.
+    """The image prompts of a spec; from here on it refers to them by their sha256.
 
     Raises InvalidRequest or ImageTooLarge where the model cannot take them.
     """

@@ -51,7 +51,7 @@ class StageSettings:
     model: ChosenModel
     # The sha256 of a mask; "": none.
     mask: str = ""
-    # Without their data, which their sha256 tells.
+    # Without their data; their sha256 identifies them.
     image_prompts: tuple[ImagePrompt, ...] = ()
     text_difference: TextDifference | None = None
 

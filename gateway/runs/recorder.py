@@ -85,7 +85,7 @@ class RunRecorder:
         return ImageData(mime_type=MIME_TYPE, data=await self._store.get(sha256))
 
     async def read_image_prompts(self, told: Sequence[ImagePrompt]) -> tuple[ImagePrompt, ...]:
-        """Image prompts that were told of, with their files. Raises NotFound."""
+        """Stored image prompts with their files. Raises NotFound."""
         prompts = []
         for one in told:
             prompt = ImagePrompt()

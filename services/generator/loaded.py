@@ -1,6 +1,6 @@
 """What a family of the generator gives the service: its stepper, what to say of it, and how it reads a request.
 
-It knows no network, so that a process imports the libraries of the family that it serves and of no other.
+It imports no network, so that a process loads only the libraries of its own family.
 """
 
 from collections.abc import Callable

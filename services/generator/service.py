@@ -86,7 +86,7 @@ def load(options: ServeOptions, dtype: str = "float32") -> LoadedGenerator:
     help="Of unCLIP's networks; bfloat16 halves their memory and is faster where the processor has it.",
 )
 def serve(options: ServeOptions, dtype: str) -> None:
-    """Make candidates from a prompt (DALL·E Mini, or unCLIP, as the model says)."""
+    """Make candidates from a prompt (DALL·E Mini or unCLIP, by the model)."""
     run_stage(
         GeneratorService(),
         add_GeneratorServiceServicer_to_server,

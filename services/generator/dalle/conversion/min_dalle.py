@@ -129,7 +129,7 @@ def _vqgan_name(name: str, tensor: LazyTensor) -> tuple[str, LazyTensor]:
 
 
 def _dalle_config(tensors: Arrays, path: Path) -> dict[str, Any]:
-    """The shape that the tensors have. Raises ModelError where one that says it is missing."""
+    """The shape that the tensors have. Raises ModelError if one that defines it is missing."""
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in tensors or len(tensors[name].shape) != 2:
