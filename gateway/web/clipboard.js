@@ -1,4 +1,4 @@
-/** Copies texts and pictures, and says so. */
+/** Copies texts and images, and announces it. */
 
 import { GatewayError } from "./api.js";
 import { fileOf } from "./image_urls.js";

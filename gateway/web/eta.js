@@ -1,4 +1,4 @@
-/** How long the rest will take, measured from how fast the work has gone. It knows no run. */
+/** How long the rest will take, measured from how fast the work has gone. */
 
 const WINDOW_MS = 20_000;
 // Less would be a guess.

@@ -13,7 +13,7 @@ const FINAL = new Set([400, 401, 403, 404]);
  * @typedef {object} Reader
  * @property {(event: any) => void} onEvent
  * @property {(state: "live"|"lost"|"ended", delayMs?: number) => void} onConnection
- * @property {(error: GatewayError) => void} onError the last thing it says
+ * @property {(error: GatewayError) => void} onError called last, with the error
  */
 
 export class EventStream {
@@ -93,7 +93,7 @@ export class EventStream {
 }
 
 /**
- * Reads server-sent events. The browser's own EventSource can send no token and tells no status.
+ * Reads server-sent events. The browser's own EventSource cannot send a token and hides the status.
  * @param {ReadableStream<Uint8Array>} stream
  * @param {() => void} onBytes
  */

@@ -95,14 +95,14 @@ function previewAddress(picture) {
   return URL.createObjectURL(new Blob([bytes], { type: mime }));
 }
 
-/** The path of a picture's file to keep, which says how it was made. @param {string} imageName @param {string} name */
+/** The path of an image's file to keep, with its settings inside. @param {string} imageName @param {string} name */
 export function downloadPath(imageName, name) {
   const [run, image] = imageName.split("/images/");
   return `${run}/images/${image}?download=${encodeURIComponent(name)}`;
 }
 
 /**
- * Saves a picture as a file that says how it was made.
+ * Saves an image as a file with its settings inside.
  * @param {Picture} picture
  * @param {string} name
  */

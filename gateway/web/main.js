@@ -1,4 +1,4 @@
-/** Puts the page together: the form begins runs, the address says what is open, the models say what can be asked for. */
+/** Builds the page from its parts: form, address, models, runs. */
 
 import { byId, createElement, debounce, scrollTo, setProps } from "./dom.js";
 import { GatewayError, createRun, listModels, newRequestId, withRetry } from "./api.js";
@@ -155,7 +155,7 @@ async function onFile(file) {
   }
 }
 
-/** What a picture's file says of how it was made. @param {Object<string, string>} text */
+/** The settings in an image's file. @param {Object<string, string>} text */
 function restoreFrom(text) {
   form.replacePrompt(text.prompt);
   form.setSeed((text.stage === "generate" ? text.seed : text["base-seed"] ?? text.seed) ?? "");

@@ -1,4 +1,4 @@
-/** What the page says aside from the pictures: errors with a way out, the connection, short notes, announcements. */
+/** Notifications: errors with a remedy, the connection, short notes, announcements. */
 
 import { byId, createElement } from "./dom.js";
 import { GatewayError, keepToken } from "./api.js";

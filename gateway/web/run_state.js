@@ -132,7 +132,7 @@ export class RunState {
     return all.length ? all.reduce((sum, one) => sum + progressOf(one), 0) / all.length : 0;
   }
 
-  /** The run as GetRun tells it. @param {any} run */
+  /** The run as GetRun returns it. @param {any} run */
   applySnapshot(run) {
     this.spec = run.spec;
     this.knownSequence = Number(run.last_sequence);

@@ -15,7 +15,7 @@ const MAX_BYTES = 8 * 2 ** 20;
  * @property {number} width
  * @property {number} height
  * @property {string} name of the file
- * @property {Object<string, string>} text what the file says of how it was made
+ * @property {Object<string, string>} text the settings in the file
  */
 
 /** @param {Blob} file @returns {Promise<SourceImage>} rejects for what is no picture */

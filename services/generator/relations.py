@@ -1,4 +1,4 @@
-"""Tells the things of a prompt one after another, for a model that learnt no other relation than "and".
+"""Lists the things of a prompt one after another, for a model that learnt no other relation than "and".
 
 "A dog in front of a house" becomes "a dog and a house", "a rabbit between two trees" "a tree, a rabbit and a tree", "two
 trees and a red house" "a tree, a tree and a red house". Pure: knows words and no network.
@@ -16,7 +16,7 @@ MAX_WORDS_BETWEEN = 8
 _WORD = re.compile(r"[^\W_]+")
 _ARTICLES = frozenset(("a", "an", "the", "one", "two", "2", "my", "your", "some", "another"))
 _TWO = frozenset(("two", "2"))
-# "On the left and" says where the first thing is, not what it is on.
+# "On the left and" is the position of the first thing, not what it is on.
 _SIDES = frozenset(("left", "right", "middle", "center", "side", "and", "of"))
 
 

@@ -67,7 +67,7 @@ class Vocabulary:
         """`known`: nouns of things and of places, times, weathers, of one word or more, to their plurals.
 
         A model that needs a place in its prompt has `settings`: phrases to add to a prompt that names none of the
-        `places`, by a noun that is at home there, and under "" for all others. One that knows no relation but "and"
+        `places`, by a noun that is at home there, and under "" for all others. One that has no relation but "and"
         has `relations`.
         """
         self._known = dict(known) | {plural: plural for plural in known.values()}

@@ -401,7 +401,7 @@ def settings_of(world: World) -> dict[str, list[str]]:
     return {**{noun: phrases for noun, phrases in homes.items() if phrases}, "": anywhere}
 
 
-# What a model that was taught no relation is told as "and": places where one of two things can be.
+# What becomes "and" for a model that learnt no relation: places where one of two things can be.
 RELATIONS = (
     "in front of", "on top of", "next to", "with", "near", "by", "beside", "behind", "on", "above", "over", "under",
     "below", "beneath", "riding", "riding on", "holding", "carrying", "chasing", "watching", "looking at", "against",
