@@ -27,7 +27,7 @@ CASES = [
     (503, "STORE_FULL", "", "disk is full"),
     (503, "JOURNAL_FAILED", "", "Nothing was begun"),
     (500, "INTERNAL", "", "Something broke in the gateway"),
-    (418, "SOMETHING_NEW", "http://10.0.0.7:50051/x went away", "a worker went away"),
+    (418, "SOMETHING_NEW", "http://10.0.0.7:50051/x went away", "A worker went away"),
 ]
 
 
