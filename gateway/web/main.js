@@ -11,7 +11,6 @@ import { SettingsPanel } from "./settings_panel.js";
 import { StatusBar } from "./status_bar.js";
 import { VocabularyPanel } from "./vocabulary_panel.js";
 import { Welcome } from "./welcome.js";
-import { saveRuns } from "./run_export.js";
 import { acceptFiles, readSource } from "./source_image.js";
 import { announce, clearError, showError, showNote, showWaiting } from "./notifications.js";
 import { STAGE_NAMES } from "./run_state.js";
@@ -22,6 +21,9 @@ const MODELS_EVERY_MS = 3_000;
 const MODELS_SELDOM_MS = 10_000;
 const RUN_ADDRESS = /^#\/(runs\/[\w-]+)(?:\/([\w-]+))?$/;
 const MAX_SEED = 2n ** 64n;
+
+/** Loaded when it is first needed. @param {string[]} names */
+const saveRuns = async (names) => (await import("./run_export.js")).saveRuns(names);
 
 buildFrame();
 const settings = new Settings();

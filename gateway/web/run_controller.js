@@ -6,8 +6,6 @@ import { copyPicture, copyText } from "./clipboard.js";
 import { EventStream } from "./event_stream.js";
 import { ImageDetail } from "./image_detail.js";
 import { ImageGrid, bestOf } from "./image_grid.js";
-import { ImageViewer } from "./image_viewer.js";
-import { MaskEditor } from "./mask_editor.js";
 import { RunState } from "./run_state.js";
 import { RunTree } from "./run_tree.js";
 import { download } from "./image_urls.js";
@@ -52,8 +50,10 @@ export class RunController {
     });
     this.detail = new ImageDetail((action, picture) => this.onAction(action, picture));
     this.tree = new RunTree((name) => this.pick(name, true));
-    this.viewer = new ImageViewer((picture) => this.download(picture), (picture) => this.pick(picture.name));
-    this.editor = new MaskEditor((picture, edit) => this.take([picture], "edit", edit));
+    /** @type {import("./image_viewer.js").ImageViewer|null} */
+    this.viewer = null;
+    /** @type {import("./mask_editor.js").MaskEditor|null} */
+    this.editor = null;
     this.isWide = matchMedia("(min-width: 1000px)");
     this.isWide.addEventListener("change", () => this.draw());
     this.buildHead();
@@ -191,13 +191,29 @@ export class RunController {
   /** @param {import("./image_detail.js").ActionName} action @param {Picture} picture */
   onAction(action, picture) {
     if (action === "refine" || action === "vary" || action === "upscale") this.take([picture], action);
-    else if (action === "edit") this.editor.open(picture, this.promptFor());
-    else if (action === "view") this.viewer.open(picture, this.prompt, this.run ? this.inOrder() : [picture]);
+    else if (action === "edit") this.openEditor(picture);
+    else if (action === "view") this.openViewer(picture);
     else if (action === "download") this.download(picture);
     else if (action === "copy") copyPicture(picture);
     else if (action === "again") this.makeAgain(picture);
     else if (action === "close") this.close();
     else this.page.onReuse(this.run?.spec, action === "more" ? "more" : "seed", picture);
+  }
+
+  // Both are loaded when they are first needed: a first visit does without them.
+
+  /** @param {Picture} picture */
+  async openViewer(picture) {
+    const { ImageViewer } = await import("./image_viewer.js");
+    this.viewer ??= new ImageViewer((one) => this.download(one), (one) => this.pick(one.name));
+    this.viewer.open(picture, this.prompt, this.run ? this.inOrder() : [picture]);
+  }
+
+  /** @param {Picture} picture */
+  async openEditor(picture) {
+    const { MaskEditor } = await import("./mask_editor.js");
+    this.editor ??= new MaskEditor((one, edit) => this.take([one], "edit", edit));
+    this.editor.open(picture, this.promptFor());
   }
 
   /** @returns {Picture[]} the finished ones, as the gallery has them */
