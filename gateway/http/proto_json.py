@@ -12,8 +12,11 @@ from google.protobuf.message import Message
 
 from gateway.http.errors import HttpError
 from gateway.http.sse import message
+from services.errors import InvalidRequest
 from triptych.v1.pipeline_pb2 import Event
 
+# Longer than any field but a file's; a prompt that is too long is still refused in words of its own.
+MAX_TEXT_CHARS = 2**20
 # Everybody who watches a run is sent the same bytes: those of so many bytes of recent events are kept.
 MAX_KEPT_BYTES = 8 * 2**20
 
@@ -33,11 +36,30 @@ def from_dict(body: object, kind: type[Message]) -> Any:
     if not isinstance(body, dict):
         raise HttpError(400, "INVALID_ARGUMENT", f"the body must be a JSON object, got {type(body).__name__}")
     try:
+        _check_texts(body, "")
         return ParseDict(body, kind())
+    except RecursionError:
+        raise HttpError(400, "INVALID_ARGUMENT", "the body is nested too deeply") from None
     except ParseError as error:
         # The parser goes on to list the fields in another spelling than ours.
         why = str(error).partition("\n")[0]
         raise HttpError(400, "INVALID_ARGUMENT", f"the body is no {kind.DESCRIPTOR.name}: {why}") from None
+
+
+def _check_texts(value: Any, path: str) -> None:
+    """Refuses a text that is longer than any field's, by its path, before it is parsed: that would take seconds.
+
+    A file, in base64, is as long as it is.
+    """
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name != "data":
+                _check_texts(item, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            _check_texts(item, f"{path}[{place}]")
+    elif isinstance(value, str) and len(value) > MAX_TEXT_CHARS:
+        raise InvalidRequest(path[:200], f"must have at most {MAX_TEXT_CHARS} characters, got {len(value)}")
 
 
 class EventEncoder:

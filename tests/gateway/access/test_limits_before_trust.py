@@ -159,3 +159,29 @@ def test_connections_of_this_process_are_found_and_closed():
         assert [(one.peer, one.num_bytes) for one in found] == [(ours.getsockname(), 5)]
         close(found[0])
         assert ours.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"spec": {"prompt": "x" * 2**21}}, "spec.prompt"),
+        (
+            {"spec": {"refine": {"settings": {"negative_prompt": "x" * 2**21}}}},
+            "spec.refine.settings.negative_prompt",
+        ),
+        ({"request_id": "x" * 2**21}, "request_id"),
+    ],
+)
+async def test_a_text_that_no_field_can_hold_is_refused_by_its_field(body, field):
+    async with web_gateway() as web:
+        answer = await web.http.post("/runs", json=body)
+    assert answer.status_code == 400
+    assert list(answer.json()["error"]["violations"]) == [field]
+
+
+@pytest.mark.parametrize("depth", [100, 400, 900, 5_000])
+async def test_a_body_that_is_nested_deeply_is_no_bug(depth):
+    async with web_gateway() as web:
+        content = b'{"spec": ' * depth + b"1" + b"}" * depth
+        answer = await web.http.post("/runs", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
