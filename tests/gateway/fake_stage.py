@@ -142,8 +142,8 @@ class ScriptedStage:
 class ScriptedGenerator(ScriptedStage, generator_pb2_grpc.GeneratorServiceServicer):
     stage = GENERATE
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **more) -> None:
+        super().__init__(**more)
         # What it makes of a prompt, where that is not the prompt itself; it is asked once it lists a vocabulary.
         self.readings: dict[str, PromptReading] = {}
 
