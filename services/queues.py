@@ -1,11 +1,17 @@
-"""Fair queues: callers take turns, and the rate of a queue predicts waits."""
+"""Fair queues: callers take turns, and the rate of a queue predicts waits.
 
+FairQueue orders items, QueueRate measures, and WaitingQueue is both, with periodic reports of positions.
+"""
+
+import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
+# Positions are reported no more often: a long queue moves with every item that leaves it.
+REPORT_EVERY_S = 2.0
 # Weight of a move that was this many places ago. Queues move in bursts as batches end, so fewer places say little.
 DECAY = 0.9
 
@@ -79,3 +85,62 @@ class QueueRate:
     def wait_s(self, position: int) -> float | None:
         """Expected wait at this position; None before anything was measured."""
         return position * self._seconds / self._places if self._places else None
+
+
+class WaitingQueue(Generic[Item]):
+    """A FairQueue on an event loop. `report` is called with an item, its position from 1, and its expected wait in
+    seconds where that is known: by `report_position`, then every REPORT_EVERY_S while it waits.
+    """
+
+    def __init__(self, clock: Callable[[], float], report: Callable[[Item, int, float | None], None]) -> None:
+        self._clock = clock
+        self._report = report
+        self._items: FairQueue[Item] = FairQueue()
+        self._rate = QueueRate()
+        # When an item last went on; None if nothing has waited since.
+        self._moved_at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def enter(self, item: Item, caller: str) -> None:
+        self._items.push(item, caller)
+
+    def leave(self, item: Item) -> None:
+        """Takes the item out, if it is there."""
+        self._items.remove(lambda one: one is item)
+
+    def next(self, may_go: Callable[[str], bool]) -> Item | None:
+        """Takes out the next item of the first caller in turn for whom `may_go` is true."""
+        return self._items.pop_for(may_go)
+
+    def count_move(self) -> None:
+        """An item that waited has gone on: the time since the one before is the queue's rate."""
+        now = self._clock()
+        if self._moved_at is not None:
+            self._rate.moved(1, now - self._moved_at)
+        # What comes next does not wait for this one if nothing waits now.
+        self._moved_at = now if self._items else None
+
+    def wait_s(self, position: int) -> float | None:
+        return self._rate.wait_s(position)
+
+    def report_position(self, item: Item) -> None:
+        self._report_one(next(n for n, one in enumerate(self._items, 1) if one is item), item)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(REPORT_EVERY_S, self._report_all)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _report_one(self, position: int, item: Item) -> None:
+        self._report(item, position, self._rate.wait_s(position))
+
+    def _report_all(self) -> None:
+        self._timer = None
+        for position, item in enumerate(self._items, 1):
+            self._report_one(position, item)
+        if self._items:
+            self._timer = asyncio.get_running_loop().call_later(REPORT_EVERY_S, self._report_all)

@@ -11,13 +11,10 @@ from dataclasses import dataclass
 
 from gateway.access.caller import CallerLimits
 from services.errors import QueueFull, RateLimited
-from services.queues import FairQueue, QueueRate
+from services.queues import WaitingQueue
 
 # Before anything was measured.
 RETRY_AFTER_S = 5.0
-# Positions are reported no more often: a queue of hundreds moves with every run that ends.
-TELL_EVERY_S = 2.0
-
 OnPosition = Callable[[int, float | None], None]
 
 
@@ -35,15 +32,12 @@ class AdmissionLimits:
 class Admission:
     def __init__(self, room: AdmissionLimits, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._room = room
-        self._clock = clock
         self._limits: dict[str, CallerLimits] = {}
         self._running: Counter[str] = Counter()
-        self._waiting: FairQueue[AdmissionTicket] = FairQueue()
+        self._waiting: WaitingQueue[AdmissionTicket] = WaitingQueue(
+            clock, lambda ticket, position, wait_s: ticket.move(position, wait_s)
+        )
         self._num_waiting: Counter[str] = Counter()
-        self._pace = QueueRate()
-        # When the last one began; None where nobody has had to wait since.
-        self._began_at: float | None = None
-        self._telling: asyncio.TimerHandle | None = None
 
     def enter(
         self,
@@ -56,12 +50,11 @@ class Admission:
         if not was_accepted:
             self.check(caller, limits)
         turn = AdmissionTicket(self, caller)
-        self._waiting.push(turn, caller)
+        self._waiting.enter(turn, caller)
         self._num_waiting[caller] += 1
         self._begin_next()
         if turn.is_waiting:
-            position = next(place for place, one in enumerate(self._waiting, 1) if one is turn)
-            turn.move(position, self._pace.wait_s(position))
+            self._waiting.report_position(turn)
         return turn
 
     @property
@@ -73,14 +66,12 @@ class Admission:
         return len(self._waiting)
 
     def close(self) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
+        self._waiting.close()
 
     def leave(self, turn: "AdmissionTicket") -> None:
         if turn.is_waiting:
-            self._waiting.remove(lambda one: one is turn)
+            self._waiting.leave(turn)
             self._forget(self._num_waiting, turn.caller)
-            self._tell_soon()
         else:
             self._forget(self._running, turn.caller)
             self._begin_next()
@@ -107,7 +98,7 @@ class Admission:
             )
 
     def _retry_after_s(self) -> float:
-        wait_s = self._pace.wait_s(1)
+        wait_s = self._waiting.wait_s(1)
         return RETRY_AFTER_S if wait_s is None else max(1.0, wait_s)
 
     def _limit(self, caller: str) -> CallerLimits:
@@ -122,31 +113,12 @@ class Admission:
         return self.num_running < self._room.max_running
 
     def _begin_next(self) -> None:
-        while (turn := self._waiting.pop_for(self._may_begin)) is not None:
-            self._begin(turn)
-        self._tell_soon()
-
-    def _begin(self, turn: "AdmissionTicket") -> None:
-        if turn.has_waited:
-            now = self._clock()
-            if self._began_at is not None:
-                self._pace.moved(1, now - self._began_at)
-            self._began_at = now
-        self._forget(self._num_waiting, turn.caller)
-        self._running[turn.caller] += 1
-        turn.begin()
-        if not self._waiting:
-            # What comes next did not wait for this one to make room.
-            self._began_at = None
-
-    def _tell_soon(self) -> None:
-        if self._telling is None and self._waiting:
-            self._telling = asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell)
-
-    def _tell(self) -> None:
-        self._telling = None
-        for position, turn in enumerate(self._waiting, 1):
-            turn.move(position, self._pace.wait_s(position))
+        while (turn := self._waiting.next(self._may_begin)) is not None:
+            if turn.has_waited:
+                self._waiting.count_move()
+            self._forget(self._num_waiting, turn.caller)
+            self._running[turn.caller] += 1
+            turn.begin()
 
     @staticmethod
     def _forget(counter: Counter[str], caller: str) -> None:

@@ -50,7 +50,7 @@ class Flow:
         plan: Plan,
         record: RunRecorder,
         pools: Mapping[str, Pool],
-        patience: RetryPolicy,
+        retry_policy: RetryPolicy,
         caller: str,
         memory: WeightedSemaphore,
     ) -> None:
@@ -58,8 +58,8 @@ class Flow:
         self._record = record
         self._history = record.history
         self._pools = pools
-        self._patience = patience
-        self._making = ImageTasks(plan, record, pools, patience, caller, memory)
+        self._retry_policy = retry_policy
+        self._making = ImageTasks(plan, record, pools, retry_policy, caller, memory)
         self._work = asyncio.TaskGroup()
         # Of the work group's tasks those that are not done; with none left no other can join them.
         self._num_working = 0
@@ -211,7 +211,9 @@ class Flow:
         names = [image.name for image in images]
         prompt, read = self._plan.prompt, self._record.read
         try:
-            scores = await score(self._pools[REFINE.name], prompt, names, read, ranker.digest, self._patience)
+            scores = await score(
+                self._pools[REFINE.name], prompt, names, read, ranker.digest, self._retry_policy
+            )
         except TriptychError as error:
             self._making.fail(error)
             return []
@@ -234,11 +236,11 @@ class Flow:
             return
         names = [image.name for image in images]
         # Nobody wants to wait for it.
-        patience = replace(
-            self._patience, stall_timeout_s=SCORES_TIMEOUT_S, worker_timeout_s=0.0, max_workers=1
+        retry_policy = replace(
+            self._retry_policy, stall_timeout_s=SCORES_TIMEOUT_S, worker_timeout_s=0.0, max_workers=1
         )
         try:
-            scores = await score(pool, prompt, names, read, ranker.digest, patience)
+            scores = await score(pool, prompt, names, read, ranker.digest, retry_policy)
         except TriptychError as error:
             self._record.warn(error.reason, f"the pictures have no scores: {error}")
             return

@@ -44,7 +44,7 @@ class ImageTasks:
         plan: Plan,
         record: RunRecorder,
         pools: Mapping[str, Pool],
-        patience: RetryPolicy,
+        retry_policy: RetryPolicy,
         caller: str,
         memory: WeightedSemaphore,
     ) -> None:
@@ -53,7 +53,7 @@ class ImageTasks:
         self._record = record
         self._history = record.history
         self._pools = pools
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._caller = caller
         # Of all runs together: pictures that wait for their turn here are in the store alone.
         self._memory = memory
@@ -97,7 +97,7 @@ class ImageTasks:
                     self._pools[work.stage.name],
                     job,
                     work.model.digest,
-                    self._patience,
+                    self._retry_policy,
                     num_attempts=self._history.attempts.get(name, 0),
                     on_position=partial(self._record.queued, work.stage, index),
                 )

@@ -62,7 +62,7 @@ class RunManager:
     def __init__(
         self,
         pools: Mapping[str, Pool],
-        patience: RetryPolicy,
+        retry_policy: RetryPolicy,
         bounds: RunLimits,
         journal: Journal,
         store: Store,
@@ -74,7 +74,7 @@ class RunManager:
         # Called with whatever happens in a run from now on.
         self.on_event: Callable[[Event], None] = lambda event: None
         self._pools = pools
-        self._patience = patience
+        self._retry_policy = retry_policy
         self._bounds = bounds
         self._admission = Admission(bounds.room)
         self._memory = WeightedSemaphore(bounds.max_bytes_under_way)
@@ -299,7 +299,7 @@ class RunManager:
         reserved = [turn] if turn is not None else []
 
         def make_flow() -> Flow:
-            return Flow(plan, record, self._pools, self._patience_of(row), row.caller, self._memory)
+            return Flow(plan, record, self._pools, self._retry_policy_of(row), row.caller, self._memory)
 
         def take_turn() -> AdmissionTicket:
             return reserved.pop() if reserved else self._admission.enter(row.caller, was_accepted=True)
@@ -352,12 +352,12 @@ class RunManager:
         plan = restore_plan(began.spec, began.models, (), reading)
         return self._carry_out(record, plan, row)
 
-    def _patience_of(self, row: RunRow) -> RetryPolicy:
+    def _retry_policy_of(self, row: RunRow) -> RetryPolicy:
         deadline = None
         if row.deadline_ns is not None and not row.is_detached:
             left_s = (row.deadline_ns - time.time_ns()) / 1e9
             deadline = asyncio.get_running_loop().time() + left_s
-        return self._patience.until(deadline)
+        return self._retry_policy.until(deadline)
 
     def _on_idle(self, live: ActiveRun) -> None:
         if live.error is not None:

@@ -1,4 +1,4 @@
-"""One attempt at one image on one worker: validates the stream, and times out a silent one.
+"""One call for one image to one worker: its events are validated, and its silence has an end.
 
 Makes one attempt and reports the outcome to the pool. Retries are in retry.py.
 """
@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 
 async def stream_image(
-    pool: Pool, worker: Worker, job: Job, patience: RetryPolicy
+    pool: Pool, worker: Worker, job: Job, retry_policy: RetryPolicy
 ) -> AsyncGenerator[StageEvent]:
-    """The events of one picture from one worker; raises StageError."""
+    """The events of one image from one worker. Raises StageError, unless the image arrived before the failure."""
     where = f"{pool.stage.worker_name} {worker.address}"
-    stream = pool.stage.start(worker.channel, job, patience.timeout_s())
-    monitor = CallMonitor(patience, worker.pace)
+    stream = pool.stage.start(worker.channel, job, retry_policy.timeout_s())
+    monitor = CallMonitor(retry_policy, worker.pace)
     has_picture = False
     # What another attempt has left of its file.
     job.spool.close()
@@ -49,35 +49,37 @@ async def stream_image(
             monitor.on_event(event)
             if event.HasField("failure"):
                 raise from_failure(event.failure, where)
-            has_picture = has_picture or event.HasField("image")
             if event.HasField("chunk"):
                 await asyncio.to_thread(job.spool.add, event.chunk.data)
                 continue
+            if event.HasField("image"):
+                has_picture = True
+                pool.report_succeeded(worker)
             yield event
         if not has_picture:
             raise _broken(f"{where} ended without the picture")
     except TimeoutError:
         error = monitor.stalled(where)
         if not monitor.is_aborted:
-            pool.report_stalled(worker, str(error), patience.stall_timeout_s)
-        raise error from None
-    except grpc.aio.AioRpcError as error:
-        raised = monitor.mark_blame(from_rpc(error, where))
-        pool.report_failed(worker, raised)
-        raise raised from None
-    except StageError as error:
+            pool.report_stalled(worker, str(error), retry_policy.stall_timeout_s)
+    except (grpc.aio.AioRpcError, StageError) as failure:
+        error = failure if isinstance(failure, StageError) else from_rpc(failure, where)
         pool.report_failed(worker, error)
-        raise monitor.mark_blame(error) from None
+    else:
+        return
     finally:
         worker.on_stall.discard(monitor.abort)
         stream.cancel()
+    if not has_picture:
+        raise monitor.mark_blame(error)
+    log.info("%s was lost after the image: %s", where, error)
 
 
 class CallMonitor:
     """Where a picture is at its worker: on its way, in the queue, or being made; and how long it may be silent there."""
 
-    def __init__(self, patience: RetryPolicy, pace: QueueRate) -> None:
-        self._patience = patience
+    def __init__(self, retry_policy: RetryPolicy, pace: QueueRate) -> None:
+        self._retry_policy = retry_policy
         # Of the queue, which this picture measures as it moves with it.
         self._pace = pace
         self._position, self._moved_at = 0, 0.0
@@ -93,7 +95,7 @@ class CallMonitor:
         if self.is_aborted:
             return 0.0
         # A queue may well stand still for longer than a picture that is being made.
-        return self._patience.queue_timeout_s if self.is_waiting else self._patience.stall_timeout_s
+        return self._retry_policy.queue_timeout_s if self.is_waiting else self._retry_policy.stall_timeout_s
 
     def on_event(self, event: StageEvent) -> None:
         position = event.accepted.queue_position if event.HasField("accepted") else 0

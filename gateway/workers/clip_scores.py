@@ -1,13 +1,17 @@
-"""CLIP scores of images from a refiner, with retries on others."""
+"""CLIP scores of images from a refiner, with the same retries as images."""
 
+import functools
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 
 import grpc
 
 from gateway.workers.errors import StageError, from_rpc
 from gateway.workers.pool import Pool
-from gateway.workers.retry_policy import FailureHistory, RetryPolicy
+from gateway.workers.retry import call_with_retries
+from gateway.workers.retry_policy import RetryPolicy
+from gateway.workers.worker import Worker
 from triptych.v1.refiner_pb2 import RankRequest
 from triptych.v1.stage_pb2 import ImageData
 
@@ -21,37 +25,42 @@ async def score(
     names: Sequence[str],
     read: Callable[[str], Awaitable[ImageData]],
     model_digest: str,
-    patience: RetryPolicy,
+    retry_policy: RetryPolicy,
 ) -> list[float]:
-    """One score for each picture, in order. Raises NoWorker, DeadlineExceeded or StageError."""
+    """One score for each image, in order. Raises NoWorker, DeadlineExceeded or StageError."""
     scores: list[float] = []
     for first in range(0, len(names), PICTURES_PER_CALL):
-        pictures = [await read(name) for name in names[first : first + PICTURES_PER_CALL]]
-        scores += await _ask(pool, RankRequest(prompt=prompt, images=pictures), model_digest, patience)
+        images = [await read(name) for name in names[first : first + PICTURES_PER_CALL]]
+        request = RankRequest(prompt=prompt, images=images)
+        attempts = call_with_retries(
+            pool, functools.partial(_rank, pool, request, retry_policy), model_digest, retry_policy
+        )
+        async with aclosing(attempts) as events:
+            scores += [event async for event in events if isinstance(event, float)]
     return scores
 
 
-async def _ask(pool: Pool, request: RankRequest, model_digest: str, patience: RetryPolicy) -> list[float]:
-    failures = FailureHistory(patience.max_workers)
-    while True:
-        worker = await failures.choose(pool, model_digest, patience)
-        where = f"{pool.stage.worker_name} {worker.address}"
-        timeout_s = min(patience.timeout_s(), patience.stall_timeout_s)
-        try:
-            answer = await pool.stage.make_stub(worker.channel).Rank(request, timeout=timeout_s)
-            return _check(list(answer.scores), len(request.images), where)
-        except grpc.aio.AioRpcError as error:
-            failure = from_rpc(error, where)
-        except StageError as error:
-            failure = error
-        failure.is_in_queue = False
-        pool.report_failed(worker, failure)
-        failures.add(worker, failure)
+async def _rank(
+    pool: Pool, request: RankRequest, retry_policy: RetryPolicy, worker: Worker
+) -> AsyncGenerator[float]:
+    """Yields the scores of one call; raises StageError."""
+    where = f"{pool.stage.worker_name} {worker.address}"
+    timeout_s = min(retry_policy.timeout_s(), retry_policy.stall_timeout_s)
+    try:
+        answer = await pool.stage.make_stub(worker.channel).Rank(request, timeout=timeout_s)
+        scores = _validate(list(answer.scores), len(request.images), where)
+    except (grpc.aio.AioRpcError, StageError) as failure:
+        error = failure if isinstance(failure, StageError) else from_rpc(failure, where)
+        error.is_in_queue = False
+        pool.report_failed(worker, error)
+        raise error from None
+    for score in scores:
+        yield score
 
 
-def _check(scores: list[float], num_pictures: int, where: str) -> list[float]:
-    if len(scores) != num_pictures or not all(map(math.isfinite, scores)):
+def _validate(scores: list[float], num_images: int, where: str) -> list[float]:
+    if len(scores) != num_images or not all(map(math.isfinite, scores)):
         raise StageError(
-            f"{where} was asked for {num_pictures} scores and answered with {scores}", reason="WORKER_BROKEN"
+            f"{where} was asked for {num_images} scores and answered with {scores}", reason="WORKER_BROKEN"
         )
     return scores

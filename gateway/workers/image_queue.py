@@ -1,7 +1,6 @@
 """Fair queue of images for which no worker has free capacity.
 
-They are no worker's yet, so that one that joins takes its share of them at once. It knows workers by what is promised
-to them, and nothing of pictures.
+They are no worker's yet, so that a worker that joins takes its share of them at once.
 """
 
 import asyncio
@@ -10,17 +9,15 @@ from dataclasses import dataclass, field
 
 from gateway.workers.worker import Worker
 from services.errors import DeadlineExceeded
-from services.queues import FairQueue, QueueRate
-
-# Positions are reported no more often: a long queue moves with every image that ends.
-TELL_EVERY_S = 2.0
+from services.queues import WaitingQueue
 
 OnPosition = Callable[[int, float | None], None]
 
 
 @dataclass(frozen=True)
 class WaitRequest:
-    """A picture that has to wait: its caller, its longest wait, and the callback for its position, from 1, and its estimated wait."""
+    """An image that may have to wait: whose it is, for how long at most, and what is called with its position, from 1,
+    and its expected wait in seconds."""
 
     caller: str = ""
     timeout_s: float | None = None
@@ -29,7 +26,7 @@ class WaitRequest:
 
 @dataclass(frozen=True)
 class Availability:
-    """What there is for a picture now: a worker with room, or none that could ever have it, or else the line.
+    """What there is for an image now: a worker with room, none that could ever have it, or else the queue.
 
     `num_ahead` is how many wait at a worker before it, and `wait_s` how long they will, where that is known.
     """
@@ -45,93 +42,71 @@ class Ticket:
     key: str
     look: Callable[[], Availability]
     on_position: OnPosition
-    turn: asyncio.Future[Worker | None] = field(
+    worker: asyncio.Future[Worker | None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
 
 class ImageQueue:
-    """`serve` has to be called whenever a worker may have room that had none, or may be given no work any more."""
+    """`dispatch` has to be called whenever a worker may have room that had none, or may be given no work any more."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._places: FairQueue[Ticket] = FairQueue()
-        # What there is for the pictures of each key, which are interchangeable.
+        self._queue: WaitingQueue[Ticket] = WaitingQueue(clock, self._report)
+        # What there is for the images of each key, which are interchangeable.
         self._looks: dict[str, Callable[[], Availability]] = {}
-        self._pace = QueueRate()
-        self._served_at: float | None = None
-        self._telling: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._queue)
 
-    async def wait(self, waiter: WaitRequest, kind: str, look: Callable[[], Availability]) -> Worker | None:
+    async def wait(self, request: WaitRequest, kind: str, look: Callable[[], Availability]) -> Worker | None:
         """The worker that has room for it, at its turn; None once there is no worker that it could wait for.
 
-        `kind` distinguishes images that may not use the same workers. The room is counted in `Worker.promised` until
-        the picture takes it away from there. Raises DeadlineExceeded.
+        `kind` separates images that may not be given the same workers. The room is counted in `Worker.promised` until
+        the image takes it away from there. Raises DeadlineExceeded.
         """
-        place = Ticket(f"{waiter.caller}\n{kind}", look, waiter.on_position)
-        self._places.push(place, place.key)
-        self._looks[place.key] = look
-        if self._served_at is None:
-            self._served_at = self._clock()
-        self._tell_one(place, next(n for n, one in enumerate(self._places, 1) if one is place))
-        self._tell_soon()
+        ticket = Ticket(f"{request.caller}\n{kind}", look, request.on_position)
+        self._queue.enter(ticket, ticket.key)
+        self._looks[ticket.key] = look
+        self._queue.report_position(ticket)
         try:
-            async with asyncio.timeout(waiter.timeout_s):
-                return await place.turn
+            async with asyncio.timeout(request.timeout_s):
+                return await ticket.worker
         except TimeoutError:
-            self._leave(place)
-            raise DeadlineExceeded(f"no worker had room within {waiter.timeout_s:g} s") from None
+            self._leave(ticket)
+            raise DeadlineExceeded(f"no worker had room within {request.timeout_s:g} s") from None
         except asyncio.CancelledError:
-            self._leave(place)
+            self._leave(ticket)
             raise
 
-    def serve(self) -> None:
+    def dispatch(self) -> None:
         """Gives what room there is to those whose turn it is."""
-        while (place := self._places.pop_for(self._may_go)) is not None:
-            if place.turn.done():
-                # The one that waited here has just been cancelled.
+        while (ticket := self._queue.next(self._may_go)) is not None:
+            if ticket.worker.done():
+                # Its image has just been cancelled.
                 continue
-            worker = place.look().worker
+            worker = ticket.look().worker
             if worker is not None:
                 worker.promised += 1
-                now = self._clock()
-                self._pace.moved(1, now - (self._served_at or now))
-                self._served_at = now
-            place.turn.set_result(worker)
-        if not self._places:
+                self._queue.count_move()
+            ticket.worker.set_result(worker)
+        if not self._queue:
             self._looks.clear()
-            self._served_at = None
 
     def close(self) -> None:
-        if self._telling is not None:
-            self._telling.cancel()
+        self._queue.close()
 
     def _may_go(self, key: str) -> bool:
         return not self._looks[key]().has_to_wait
 
-    def _leave(self, place: Ticket) -> None:
-        self._places.remove(lambda one: one is place)
-        has_had_turn = place.turn.done() and not place.turn.cancelled()
-        if has_had_turn and (worker := place.turn.result()) is not None:
+    def _leave(self, ticket: Ticket) -> None:
+        self._queue.leave(ticket)
+        has_result = ticket.worker.done() and not ticket.worker.cancelled()
+        if has_result and (worker := ticket.worker.result()) is not None:
             worker.promised -= 1
-        self.serve()
+        self.dispatch()
 
-    def _tell_one(self, place: Ticket, position: int) -> None:
-        look = place.look()
-        here_s, there_s = self._pace.wait_s(position), look.wait_s
-        wait_s = here_s + there_s if here_s is not None and there_s is not None else here_s
-        place.on_position(position + look.num_ahead, wait_s)
-
-    def _tell_soon(self) -> None:
-        if self._telling is None:
-            self._telling = asyncio.get_running_loop().call_later(TELL_EVERY_S, self._tell)
-
-    def _tell(self) -> None:
-        self._telling = None
-        for position, place in enumerate(self._places, 1):
-            self._tell_one(place, position)
-        if self._places:
-            self._tell_soon()
+    def _report(self, ticket: Ticket, position: int, wait_s: float | None) -> None:
+        found = ticket.look()
+        if wait_s is not None and found.wait_s is not None:
+            wait_s += found.wait_s
+        ticket.on_position(position + found.num_ahead, wait_s)

@@ -3,8 +3,8 @@
 import asyncio
 import functools
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -35,7 +35,7 @@ class Pool:
         self.stage = discovery.stage
         self.discovery = discovery
         self._clock = discovery.clock
-        self._line = ImageQueue(self._clock)
+        self._queue = ImageQueue(self._clock)
         # Set, and replaced, when a worker may be given work that could not before, or none any more.
         self._changed = asyncio.Event()
         discovery.on_change = self._notify
@@ -48,7 +48,7 @@ class Pool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.discovery.__aexit__(kind, error, trace)
-        self._line.close()
+        self._queue.close()
 
     @property
     def healthy(self) -> list[Worker]:
@@ -61,31 +61,54 @@ class Pool:
             raise NoWorker(self.discovery.why_none())
         return self.healthy
 
-    async def choose(
+    @asynccontextmanager
+    async def acquire(
         self,
         model_digest: str,
         *,
         exclude: Collection[str] = (),
         avoid: Collection[str] = (),
         exclusive: bool = False,
-        patience_s: float = 0.0,
-        waiter: WaitRequest | None = None,
-    ) -> Worker:
-        """The worker with that model and the fewest images to do, none of the addresses `exclude`.
+        timeout_s: float = 0.0,
+        wait_for_room: WaitRequest | None = None,
+        num_images: int = 1,
+    ) -> AsyncIterator[Worker]:
+        """Inside the block the worker with that model and the fewest images has `num_images` more.
 
-        Those of `avoid` only where there is no other; `exclusive`, once it has nothing else to do; a `waiter` also
-        waits until one has room. Then `working` has to follow at once. Waits so long for one that can be given work;
-        raises NoWorker, and DeadlineExceeded for a waiter.
+        Addresses in `avoid` are chosen only where there is no other, those in `exclude` never. An `exclusive` caller
+        waits until the worker has no other image, and it gets none meanwhile. `wait_for_room` also waits until one has
+        room. `timeout_s` is how long to wait for a worker to appear. Raises NoWorker, and DeadlineExceeded for
+        `wait_for_room`.
         """
-        until = self._clock() + patience_s
+        worker = await self._choose(model_digest, exclude, avoid, exclusive, timeout_s, wait_for_room)
+        worker.outstanding += num_images
+        try:
+            yield worker
+        finally:
+            worker.outstanding -= num_images
+            if worker.is_on_probation or worker.is_reserved:
+                self._notify()
+            worker.is_reserved = worker.is_reserved and not exclusive
+            self._queue.dispatch()
+
+    async def _choose(
+        self,
+        model_digest: str,
+        exclude: Collection[str],
+        avoid: Collection[str],
+        exclusive: bool,
+        timeout_s: float,
+        wait_for_room: WaitRequest | None,
+    ) -> Worker:
+        until = self._clock() + timeout_s
         await self.discovery.refresh_until(lambda: self._candidates(model_digest, exclude))
         while True:
             changed = self._changed
-            if waiter is None or exclusive:
+            if wait_for_room is None or exclusive:
                 found = self._candidates(model_digest, exclude)
                 worker = min(found, key=lambda one: (one.address in avoid, one.load), default=None)
             else:
-                worker = await self._take_room(model_digest, exclude, avoid, waiter)
+                worker = await self._take_room(model_digest, exclude, avoid, wait_for_room)
             if worker is not None:
                 if not exclusive or await self._drain(worker):
                     return worker
@@ -102,9 +125,9 @@ class Pool:
     @property
     def num_waiting(self) -> int:
         """Pictures that wait for a worker to have room."""
-        return len(self._line)
+        return len(self._queue)
 
-    def has(self, model_digest: str, *, exclude: Collection[str]) -> bool:
+    def has_available(self, model_digest: str, *, exclude: Collection[str]) -> bool:
         """Whether a worker could be given a picture of that model now."""
         return bool(self._candidates(model_digest, exclude))
 
@@ -115,12 +138,12 @@ class Pool:
         look = functools.partial(self._look, model_digest, exclude, avoid)
         while (found := look()).has_to_wait:
             kind = f"{model_digest} {sorted(exclude)} {sorted(avoid)}"
-            worker = await self._line.wait(waiter, kind, look)
+            worker = await self._queue.wait(waiter, kind, look)
             if worker is not None:
                 worker.promised -= 1
                 if worker in self._candidates(model_digest, exclude):
                     return worker
-                self._line.serve()
+                self._queue.dispatch()
         return found.worker
 
     def _look(self, model_digest: str, exclude: Collection[str], avoid: Collection[str]) -> Availability:
@@ -161,19 +184,6 @@ class Pool:
                 "that has it, or start the run again"
             )
         return NoWorker(self.discovery.why_none())
-
-    @contextmanager
-    def working(self, worker: Worker, *, exclusive: bool = False) -> Iterator[None]:
-        """Counts one image as the worker's, inside the block; it gets no other there if it was chosen `exclusive`."""
-        worker.outstanding += 1
-        try:
-            yield
-        finally:
-            worker.outstanding -= 1
-            if worker.is_on_probation or worker.is_reserved:
-                self._notify()
-            worker.is_reserved = worker.is_reserved and not exclusive
-            self._line.serve()
 
     def touch(self, worker: Worker) -> None:
         """The worker said something of a picture."""
@@ -228,7 +238,7 @@ class Pool:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-        self._line.serve()
+        self._queue.dispatch()
 
 
 def models_of(workers: Sequence[Worker]) -> list[tuple[ModelInfo, int]]:

@@ -1,7 +1,4 @@
-"""The retry policy: how often and how long to try, by the failures of workers and images.
-
-Pictures and CLIP scores are tried by the same rules. It makes no call itself.
-"""
+"""When a call to a worker is retried, and how long it may take. Images and CLIP scores follow the same rules."""
 
 import asyncio
 from dataclasses import dataclass, replace
@@ -9,19 +6,30 @@ from dataclasses import dataclass, replace
 import grpc
 
 from gateway.workers.errors import StageError
-from gateway.workers.image_queue import WaitRequest
-from gateway.workers.pool import ModelUnavailable, Pool
-from gateway.workers.worker import Worker
-from services.errors import DeadlineExceeded, NoWorker
+from services.errors import DeadlineExceeded
 
-# Of one picture in all, those included that no worker is to blame for, such as its drain.
+# Of one image, drains of workers included.
 MAX_ATTEMPTS = 10
-# What another worker may do better; anything else would fail there, too.
-_SECOND_CHANCE = {"WORKER_EVICTED", "WORKER_LOST", "WORKER_STALLED", "WORKER_BROKEN", "NOT_READY", "INTERNAL"}
-# After these the same worker would answer the same.
-_FOR_ANOTHER = {"WORKER_BROKEN", "INTERNAL"}
-# These say nothing of the picture.
-_GOING_AWAY = {"WORKER_EVICTED", "NOT_READY"}
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a failure means for the next attempt; without a rule there is none."""
+
+    # Whether the same worker would fail again.
+    excludes_worker: bool = False
+    # Whether the image may be the cause, if the worker had begun with it.
+    blames_image: bool = True
+
+
+_RETRIED = {
+    "WORKER_LOST": _Rule(),
+    "WORKER_STALLED": _Rule(),
+    "WORKER_BROKEN": _Rule(excludes_worker=True),
+    "INTERNAL": _Rule(excludes_worker=True),
+    "WORKER_EVICTED": _Rule(blames_image=False),
+    "NOT_READY": _Rule(blames_image=False),
+}
 
 
 @dataclass(frozen=True)
@@ -55,84 +63,56 @@ class RetryPolicy:
 
 
 class FailureHistory:
-    """What one piece of work failed of so far, and where; raises it when enough has been tried.
+    """The failed attempts of one piece of work; `add` raises when no other attempt may follow.
 
-    `picture` is what it makes, and what is named as the cause where worker after worker fails of it.
+    `image` names what is made, and is reported as the cause where worker after worker fails with it. Workers are named
+    by their addresses.
     """
 
-    def __init__(self, max_workers: int, *, picture: str = "") -> None:
+    def __init__(self, max_workers: int, *, image: str = "") -> None:
         self._max_workers = max_workers
-        self._picture = picture
-        self._errors: list[StageError] = []
-        # Workers that would answer the same again, and those that may do better after a restart.
-        self._useless: list[str] = []
+        self._image = image
+        # Workers that would fail again, those that may succeed after a restart, and those whose queue is full.
+        self.excluded: list[str] = []
         self._unlucky: list[str] = []
-        # Those that had no room since it was last waited for.
-        self.full: list[str] = []
-        # Workers that failed as they made it, and those of them that others had their pictures on, too.
+        self.queue_full: list[str] = []
+        self.last: StageError | None = None
+        self._num_failures = 0
+        # Workers that failed as they made the image, and those of them that lost other images, too.
         self._num_blamed = self._num_lost = 0
 
-    def add(self, worker: Worker, error: StageError) -> None:
-        self._errors.append(error)
-        (self._useless if error.reason in _FOR_ANOTHER else self._unlucky).append(worker.address)
-        is_blamed = not error.is_in_queue and error.reason not in _GOING_AWAY
-        self._num_blamed += is_blamed
-        self._num_lost += is_blamed and error.reason not in _FOR_ANOTHER
-        if error.reason not in _SECOND_CHANCE or len(self._errors) >= MAX_ATTEMPTS:
+    def add(self, worker: str, error: StageError) -> None:
+        """Raises the error if it is final, and IMAGE_POISONED once the image is taken for the cause."""
+        self.last = error
+        self._num_failures += 1
+        rule = _RETRIED.get(error.reason)
+        if rule is None or self._num_failures >= MAX_ATTEMPTS:
             raise error
+        (self.excluded if rule.excludes_worker else self._unlucky).append(worker)
+        is_blamed = rule.blames_image and not error.is_in_queue
+        self._num_blamed += is_blamed
+        self._num_lost += is_blamed and not rule.excludes_worker
         if self._num_blamed < self._max_workers:
             return
-        if self._max_workers == 1 or not self._picture:
+        if self._max_workers == 1 or not self._image:
             raise error
         raise StageError(
-            f"{self._picture} is given up: {self._num_blamed} workers failed as they made it; the last one: {error}",
+            f"{self._image} is given up: {self._num_blamed} workers failed as they made it; the last one: {error}",
             status=grpc.StatusCode.INTERNAL,
             reason="IMAGE_POISONED",
         )
 
-    def has_another(self, pool: Pool, model_digest: str, full: Worker) -> bool:
-        """Whether there is a worker that may have room, where this one has none."""
-        self.full.append(full.address)
-        return pool.has(model_digest, exclude=[*self._useless, *self.full])
-
     @property
-    def last(self) -> StageError | None:
-        return self._errors[-1] if self._errors else None
+    def avoided(self) -> list[str]:
+        """Workers that are asked again only where there is no other."""
+        return [*self._unlucky, *self.queue_full]
 
     @property
     def may_wait(self) -> bool:
-        """Whether a worker that comes up could do better; after some failures only one that is there already."""
-        return self.last is None or self.last.reason not in _FOR_ANOTHER
+        """Whether a worker that starts later could succeed; after some failures only one that is there already."""
+        return self.last is None or not _RETRIED[self.last.reason].excludes_worker
 
     @property
-    def must_be_alone(self) -> bool:
-        """Whether one more loss is the last: then nobody else's picture may have been the cause of it."""
-        return bool(self._picture) and self._num_lost > 0 and self._num_blamed == self._max_workers - 1
-
-    async def choose(
-        self,
-        pool: Pool,
-        model_digest: str,
-        patience: RetryPolicy | None = None,
-        *,
-        waiter: WaitRequest | None = None,
-        exclusive: bool = False,
-    ) -> Worker:
-        """A worker that may do better, now or with patience. Raises the last failure where there is none, else NoWorker."""
-        wait_s = min(patience.worker_timeout_s, patience.timeout_s()) if patience and self.may_wait else 0.0
-        try:
-            return await pool.choose(
-                model_digest,
-                exclude=self._useless,
-                avoid=[*self._unlucky, *self.full],
-                exclusive=exclusive,
-                patience_s=wait_s,
-                waiter=waiter,
-            )
-        except ModelUnavailable:
-            raise
-        except NoWorker:
-            # The failure of the last worker explains more than the absence of others.
-            if self.last is not None:
-                raise self.last from None
-            raise
+    def is_last_chance(self) -> bool:
+        """Whether one more loss is the last: then no other image on the worker may have been its cause."""
+        return bool(self._image) and self._num_lost > 0 and self._num_blamed == self._max_workers - 1

@@ -286,7 +286,7 @@ async def gateway_over(
     folder: Path,
     *,
     journal: str = "",
-    patience: RetryPolicy = IMPATIENT,
+    retry_policy: RetryPolicy = IMPATIENT,
     bounds: RunLimits = RunLimits(abandon_grace_s=0),  # noqa: B008 - frozen
     tokens: Path | None = None,
 ) -> AsyncIterator[Pipeline]:
@@ -304,7 +304,7 @@ async def gateway_over(
         kept = await stack.enter_async_context(
             open_journal(journal or str(folder / "journal.db"), secrets.token_hex(4))
         )
-        runs = await stack.enter_async_context(RunManager(pools, patience, bounds, kept, store).running())
+        runs = await stack.enter_async_context(RunManager(pools, retry_policy, bounds, kept, store).running())
         facade = Facade(pools, runs)
         service = PipelineService(facade)
         running = await stack.enter_async_context(
@@ -339,7 +339,7 @@ async def pipeline(
     generators: int = 1,
     refiners: int = 1,
     upscalers: int = 1,
-    patience: RetryPolicy = IMPATIENT,
+    retry_policy: RetryPolicy = IMPATIENT,
     bounds: RunLimits = RunLimits(abandon_grace_s=0),  # noqa: B008 - frozen
     tokens: Path | None = None,
     generator: type[ScriptedGenerator] = ScriptedGenerator,
@@ -351,7 +351,9 @@ async def pipeline(
     with TemporaryDirectory() as folder:
         async with (
             workers as stages,
-            gateway_over(stages, Path(folder), patience=patience, bounds=bounds, tokens=tokens) as gateway,
+            gateway_over(
+                stages, Path(folder), retry_policy=retry_policy, bounds=bounds, tokens=tokens
+            ) as gateway,
         ):
             yield gateway
 

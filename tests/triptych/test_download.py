@@ -35,8 +35,8 @@ class Sender:
 
 
 def downloaded(sender, **backoff):
-    patience = RetryState(Backoff(**({"first_s": 0, "longest_s": 0} | backoff)))
-    return download("runs/1/images/generate-0", sender.read_from, patience)
+    retry_policy = RetryState(Backoff(**({"first_s": 0, "longest_s": 0} | backoff)))
+    return download("runs/1/images/generate-0", sender.read_from, retry_policy)
 
 
 async def test_a_download_goes_on_where_it_broke():

@@ -190,7 +190,7 @@ async def test_a_pause_without_anybody_waiting_is_no_pace(admit):
 
 
 async def test_those_who_wait_are_told_their_new_places_now_and_then(admit, monkeypatch):
-    monkeypatch.setattr("gateway.runs.admission.TELL_EVERY_S", 0.0)
+    monkeypatch.setattr("services.queues.REPORT_EVERY_S", 0.0)
     admission, reported = admit(max_running=1), Told()
     first = admission.enter("ann")
     admission.enter("ann")

@@ -191,10 +191,10 @@ async def test_a_run_that_goes_on_waits_for_its_workers(stages, tmp_path):
     async with gateway_over(stages, tmp_path) as gateway:
         run = await gateway.facade.create_run("", spec(**SKETCHES, generate={"count": 1}), ALL)
         await stages.generators[0].begun[0].wait()
-    patience = RetryPolicy(worker_timeout_s=30.0)
+    retry_policy = RetryPolicy(worker_timeout_s=30.0)
     async with (
         scripted_stages(generators=0) as none,
-        gateway_over(none, tmp_path, patience=patience) as gateway,
+        gateway_over(none, tmp_path, retry_policy=retry_policy) as gateway,
     ):
         assert (await gateway.facade.get_run(run.name, ALL)).state == RunState.RUN_STATE_RUNNING
     stages.generators[0].gates[0].set()

@@ -146,7 +146,7 @@ async def test_a_picture_that_was_delivered_is_kept_when_its_worker_dies(gateway
 
 
 async def test_a_worker_that_falls_silent_is_given_up():
-    async with pipeline(generators=2, patience=RetryPolicy(stall_timeout_s=1.0)) as gateway:
+    async with pipeline(generators=2, retry_policy=RetryPolicy(stall_timeout_s=1.0)) as gateway:
         first, second = gateway.generators
         first.close_gates(0)
         events = await collect(gateway, spec(generate={"count": 1}, **SKETCHES))
@@ -156,7 +156,7 @@ async def test_a_worker_that_falls_silent_is_given_up():
 
 
 async def test_an_image_that_waits_in_a_queue_is_not_given_up():
-    async with pipeline(patience=RetryPolicy(stall_timeout_s=1.0)) as gateway:
+    async with pipeline(retry_policy=RetryPolicy(stall_timeout_s=1.0)) as gateway:
         gateway.generator.garbage[0] = []
         reached = gateway.generator.begun[0]
 

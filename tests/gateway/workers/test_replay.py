@@ -78,7 +78,7 @@ async def test_pictures_that_shared_all_its_workers_are_not_given_up_for_a_poiso
 
 
 async def test_how_many_workers_a_picture_may_cost_can_be_set():
-    async with pipeline(generators=4, patience=RetryPolicy(max_workers=2, worker_timeout_s=0)) as gateway:
+    async with pipeline(generators=4, retry_policy=RetryPolicy(max_workers=2, worker_timeout_s=0)) as gateway:
         for worker in gateway.generators:
             worker.garbage[0] = CUT_SHORT
         events = await collect(gateway, spec(generate={"count": 2}, **SKETCHES))
@@ -102,7 +102,7 @@ async def test_drained_workers_are_not_the_picture_s_fault():
 
 
 async def test_pictures_leave_the_queue_of_a_worker_that_stalled():
-    async with pipeline(generators=2, patience=RetryPolicy(stall_timeout_s=1.0)) as gateway:
+    async with pipeline(generators=2, retry_policy=RetryPolicy(stall_timeout_s=1.0)) as gateway:
         first, second = gateway.generators
 
         async def hang(index, seed):
@@ -118,8 +118,8 @@ async def test_pictures_leave_the_queue_of_a_worker_that_stalled():
 
 
 async def test_a_queue_that_does_not_move_for_long_is_left():
-    patience = RetryPolicy(queue_timeout_s=0.2)
-    async with pipeline(generators=2, patience=patience) as gateway:
+    retry_policy = RetryPolicy(queue_timeout_s=0.2)
+    async with pipeline(generators=2, retry_policy=retry_policy) as gateway:
         first, second = gateway.generators
 
         async def wait(index, seed):
@@ -133,7 +133,7 @@ async def test_a_queue_that_does_not_move_for_long_is_left():
 
 
 async def test_a_run_waits_for_a_worker_that_takes_the_place_of_a_lost_one():
-    async with pipeline(patience=RetryPolicy()) as gateway:
+    async with pipeline(retry_policy=RetryPolicy()) as gateway:
         gateway.generator.close_gates(0)
         other = ScriptedGenerator()
         events = []
@@ -153,7 +153,7 @@ async def test_a_run_waits_for_a_worker_that_takes_the_place_of_a_lost_one():
 
 
 async def test_a_model_that_is_gone_is_told_by_name_and_what_to_do():
-    async with pipeline(patience=RetryPolicy(worker_timeout_s=0.1)) as gateway:
+    async with pipeline(retry_policy=RetryPolicy(worker_timeout_s=0.1)) as gateway:
         gateway.generator.close_gates(0)
         gateway.generator.failures[0] = StageEvent.ImageFailure(
             index=0, reason="WORKER_EVICTED", message="this worker stopped"
