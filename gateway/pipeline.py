@@ -11,8 +11,9 @@ from contextlib import aclosing, contextmanager
 
 from gateway.access.caller import Caller
 from gateway.events.run_view import is_finished
+from gateway.journal.database import JournalUnavailable
 from gateway.journal.journal import PATIENCE_S
-from gateway.journal.reader import JournalUnavailable, RunRow
+from gateway.journal.reader import RunRow
 from gateway.pagination import NUL, check_page_size, read_page_token, write_page_token
 from gateway.planning.plan import MAX_REQUEST_ID_CHARS, check_size, make_plan
 from gateway.planning.prompt_reading import read_prompt
@@ -85,7 +86,7 @@ class Pipeline:
         """Begins a run, or finds the one that the request_id has made; returns its name. `timeout_s`: the caller's
         own, if not detached.
 
-        Raises InvalidRequest, AlreadyExists, NoWorker, QueueFull or JournalFailed; then there is no run.
+        Raises InvalidRequest, AlreadyExists, NoWorker, QueueFull or JournalUnavailable; then there is no run.
         """
         if len(request_id) > MAX_REQUEST_ID_CHARS:
             raise InvalidRequest(
@@ -93,7 +94,7 @@ class Pipeline:
             )
         if NUL in request_id:
             raise InvalidRequest("request_id", "must not have a NUL character")
-        row = await self._journal.find_request(caller.name, request_id) if request_id else None
+        row = await self._journal.reader.find_request(caller.name, request_id) if request_id else None
         if row is None:
             self._runs.check_room(caller)
             plan = await make_plan(spec, self._pools)
@@ -198,7 +199,7 @@ class Pipeline:
         size = check_page_size(page_size)
         before = read_page_token(page_token)
         owner = None if caller.sees_all else caller.name
-        rows = await self._journal.list_runs(owner, before, size + 1)
+        rows = await self._journal.reader.list_runs(owner, before, size + 1)
         token = (
             write_page_token(rows[size - 1].create_time_ns, rows[size - 1].name) if len(rows) > size else ""
         )
@@ -221,7 +222,7 @@ class Pipeline:
         """A finished image of a run, by "runs/{id}/images/{stage}-{index}", and its file. Raises NotFound."""
         run = name.partition("/images/")[0]
         await self.require_access(run, caller)
-        image = await self._journal.find_image(name) if NUL not in name else None
+        image = await self._journal.reader.find_image(name) if NUL not in name else None
         if image is None:
             raise NotFound(f"{run} has no finished image {name[:120]!r}")
         return image, await self._store.get(image.sha256)
@@ -253,7 +254,7 @@ class Pipeline:
 
     async def read_file(self, sha256: str, caller: Caller) -> tuple[str, bytes]:
         """The mime type and the file of a picture of any run that the caller may see. Raises NotFound."""
-        image = await self._journal.find_file(sha256, None if caller.sees_all else caller.name)
+        image = await self._journal.reader.find_file(sha256, None if caller.sees_all else caller.name)
         if image is None:
             raise NotFound(f"there is no picture {sha256[:80]!r} here")
         return image.mime_type, await self._store.get(sha256)
@@ -287,14 +288,14 @@ class Pipeline:
         if (live := self._runs.live(name)) is not None:
             owner: str | None = live.caller
         else:
-            row = await self._journal.find_run(name) if NUL not in name else None
+            row = await self._journal.reader.find_run(name) if NUL not in name else None
             owner = None if row is None else row.caller
         if owner is None or not caller.may_see(owner):
             raise await self._not_found_error(name, caller)
 
     async def _not_found_error(self, name: str, caller: Caller) -> NotFound:
         """Why there is no such run."""
-        expired = await self._journal.find_expired(name) if NUL not in name else None
+        expired = await self._journal.reader.find_expired(name) if NUL not in name else None
         if expired is not None and caller.may_see(expired[0]):
             when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(expired[1]))
             return EventsExpired(
@@ -308,10 +309,10 @@ class Pipeline:
             run = live.record.to_proto()
             await self._runs.flush(live)
             return run
-        row = row or await self._journal.find_run(name)
+        row = row or await self._journal.reader.find_run(name)
         if row is None:
             raise NotFound(f"there is no run {name[:80]!r} here")
-        return await self._journal.view(row)
+        return await self._journal.reader.view(row)
 
     async def _poll_shared(self, name: str, after_sequence: int) -> tuple[RunRow | None, list[Event]]:
         """As `_poll`, once for all who ask for the same at a time: two hundred may wait for one run."""
@@ -328,8 +329,8 @@ class Pipeline:
         while True:
             try:
                 # In this order: what has ended has no event after those that are read then.
-                row = await self._journal.find_run(name)
-                return row, await self._journal.read_events(name, after_sequence)
+                row = await self._journal.reader.find_run(name)
+                return row, await self._journal.reader.read_events(name, after_sequence)
             except JournalUnavailable:
                 if time.monotonic() > until:
                     raise
@@ -360,7 +361,7 @@ class Pipeline:
         for wait_s in (0.0, 2 * STORE_TIMEOUT_S):
             await asyncio.sleep(wait_s)
             try:
-                for sha256 in set(hashes) - await self._journal.wanted(hashes):
+                for sha256 in set(hashes) - await self._journal.reader.wanted(hashes):
                     await self._store.delete(sha256, put_before=time.time() - STORE_TIMEOUT_S)
             except TriptychError as error:
                 log.warning("pictures of a deleted run are left to be swept up: %s", error)

@@ -18,7 +18,6 @@ from gateway.http.example_gallery import ExampleGallery
 from gateway.http.proxies import TrustedProxies
 from gateway.http.server import serving_http
 from gateway.journal.journal import Journal, open_journal
-from gateway.journal.schema import check_file
 from gateway.metrics import GatewayMetrics
 from gateway.pipeline import Pipeline
 from gateway.runs.admission import AdmissionLimits
@@ -57,7 +56,7 @@ class StorageLocations:
 
 @asynccontextmanager
 async def open_storage(locations: StorageLocations) -> AsyncIterator[tuple[Journal, Store]]:
-    """Opens both. Raises BadJournal or InvalidStore, which say what to do."""
+    """Opens both. Raises InvalidJournal or InvalidStore, which say what to do."""
     async with AsyncExitStack() as stack:
         if locations.journal == NOWHERE:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="triptych-")))
@@ -220,20 +219,20 @@ async def run_gateway(options: GatewayOptions) -> None:
 
 async def _watch_storage(journal: Journal, store: Store, running: Serving) -> None:
     """Has health say NOT_SERVING while the journal or the store is not what was opened; logs each change once."""
-    said = ""
+    reported = ""
     while True:
         await asyncio.sleep(LOOK_AT_STORAGE_EVERY_S)
         problem = ""
         try:
-            await asyncio.to_thread(check_file, journal.engine)
+            await asyncio.to_thread(journal.database.check_file)
             await store.check()
         except (TriptychError, OSError) as error:
             problem = str(error)
-        if problem != said:
+        if problem != reported:
             log.log(
                 logging.ERROR if problem else logging.INFO,
                 "%s",
                 problem or "journal and store are there again",
             )
             await running.set_serving(not problem)
-            said = problem
+            reported = problem

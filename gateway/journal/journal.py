@@ -7,20 +7,19 @@ It knows rows and messages, and not what a run does.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.events.event_log import EventLog
 from gateway.events.run_state import attachments_in_event
 from gateway.events.run_view import is_finished, is_idle
-from gateway.journal.reader import SELECT_RUN, JournalUnavailable, ReadableJournal, RunRow, journal_errors
-from gateway.journal.schema import commands, events, expired, images, opened, runs
+from gateway.journal.database import Database, JournalUnavailable, open_database
+from gateway.journal.reader import SELECT_RUN, JournalReader, RunRow
+from gateway.journal.schema import commands, events, expired, images, runs
 from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
 
 log = logging.getLogger(__name__)
@@ -72,9 +71,9 @@ class NewRun:
 
 @asynccontextmanager
 async def open_journal(address: str, gateway: str) -> AsyncIterator["Journal"]:
-    """The journal at a path or a "postgresql://" URL, as the gateway of that name writes it. Raises BadJournal."""
-    async with opened(address) as engine:
-        journal = Journal(engine, gateway)
+    """The journal at a path or a "postgresql://" URL, as the gateway of that name writes it. Raises InvalidJournal."""
+    async with open_database(address) as database:
+        journal = Journal(database, gateway)
         writing = asyncio.create_task(journal.write_forever(), name="journal")
         try:
             yield journal
@@ -82,24 +81,23 @@ async def open_journal(address: str, gateway: str) -> AsyncIterator["Journal"]:
             await journal.close()
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
-            journal.end()
 
 
-class Journal(ReadableJournal):
-    """Use `open_journal`."""
+class Journal:
+    """Writes runs and events; `reader` reads them. Use `open_journal`."""
 
-    def __init__(self, engine: AsyncEngine, gateway: str) -> None:
-        super().__init__(engine)
+    def __init__(self, database: Database, gateway: str) -> None:
+        self.database = database
         self.gateway = gateway
-        self._insert: Any = postgresql.insert if self.is_shared else sqlite.insert
+        self.reader = JournalReader(database)
         # Made once: to make a statement costs about as much as to execute it.
         self._add = {
-            table: self._insert(table).on_conflict_do_nothing() for table in (runs, events, images, expired)
+            table: database.insert(table).on_conflict_do_nothing()
+            for table in (runs, events, images, expired)
         }
         self._waiting: list[_Entry] = []
         self._has_work = asyncio.Event()
         self._is_urgent = asyncio.Event()
-        self._one_at_a_time = asyncio.Lock()
         self._problem = ""
 
     def write(self, run: Journaled, event: Event) -> None:
@@ -115,7 +113,7 @@ class Journal(ReadableJournal):
             self._is_urgent.set()
 
     async def flush(self, run: Journaled) -> None:
-        """Returns when all events of the run so far are written down; raises JournalFailed where that takes too long."""
+        """Returns when all events of the run so far are written down; raises JournalUnavailable where that takes too long."""
         if run.log.is_flushed:
             return
         self._is_urgent.set()
@@ -153,11 +151,6 @@ class Journal(ReadableJournal):
         except TimeoutError:
             log.error("%d events are lost: %s", len(self._waiting), self._problem)  # noqa: TRY400 - the message is enough
 
-    def end(self) -> None:
-        """Nothing is read or written any more."""
-        if self._threads is not None:
-            self._threads.close()
-
     async def _write_group(self) -> None:
         group = self._waiting[:MAX_EVENTS_AT_ONCE]
         self._is_urgent.clear()
@@ -191,7 +184,7 @@ class Journal(ReadableJournal):
 
         def write(connection: sa.Connection) -> set[str]:
             lost: set[str] = set()
-            if self.is_shared:
+            if self.database.is_shared:
                 names = {one.run.name for one in group}
                 owned = sa.select(runs.c.name).where(runs.c.name.in_(names), runs.c.owner == self.gateway)
                 lost = names - set(connection.scalars(owned.with_for_update()))
@@ -219,7 +212,7 @@ class Journal(ReadableJournal):
                 connection.execute(statement, {"run": name, **state})
             return lost
 
-        return await self._write(write)
+        return await self.database.write(write)
 
     async def add_run(
         self, name: str, new: NewRun, first_event: Event, init_images: Mapping[str, Image]
@@ -258,19 +251,20 @@ class Journal(ReadableJournal):
                 None,
             )
 
-        return await self._write(write)
+        return await self.database.write(write)
 
     async def detach(self, name: str) -> None:
-        """Detaches the run: it continues without clients."""
-        async with self.writing() as connection:
-            await connection.execute(sa.update(runs).where(runs.c.name == name).values(is_detached=True))
+        """The run goes on without anybody who lives on it."""
+        detached = sa.update(runs).where(runs.c.name == name).values(is_detached=True)
+        await self.database.write(lambda connection: connection.execute(detached))
 
     async def delete_run(self, name: str, *, expired_at: float | None = None) -> list[str] | None:
         """Forgets a finished run; returns the hashes of pictures that no other run has, None where it goes on again.
 
         Of one that `expired_at` a time, in seconds since 1970, it is remembered that it was there.
         """
-        async with self.writing() as connection:
+
+        def delete(connection: sa.Connection) -> list[str] | None:
             finished = (
                 sa.delete(runs)
                 .where(
@@ -278,40 +272,25 @@ class Journal(ReadableJournal):
                 )
                 .returning(runs.c.caller)
             )
-            caller = (await connection.execute(finished)).scalar_one_or_none()
+            caller = (connection.execute(finished)).scalar_one_or_none()
             if caller is None:
                 return None
             if expired_at is not None:
                 row = {"run": name, "caller": caller, "expired_ms": int(expired_at * 1e3)}
-                await connection.execute(self._add[expired], row)
+                connection.execute(self._add[expired], row)
             mine = sa.select(images.c.sha256).where(images.c.run == name).distinct()
-            hashes = set(await connection.scalars(mine))
+            hashes = set(connection.scalars(mine))
             for table in (events, images, commands):
-                await connection.execute(sa.delete(table).where(table.c.run == name))
-            wanted = set(
-                await connection.scalars(sa.select(images.c.sha256).where(images.c.sha256.in_(hashes)))
-            )
+                connection.execute(sa.delete(table).where(table.c.run == name))
+            wanted = set(connection.scalars(sa.select(images.c.sha256).where(images.c.sha256.in_(hashes))))
             return sorted(hashes - wanted)
+
+        return await self.database.write(delete)
 
     async def forget_expired(self, before: float) -> None:
         """Remembers nothing of runs that expired before that time."""
-        async with self.writing() as connection:
-            await connection.execute(sa.delete(expired).where(expired.c.expired_ms < int(before * 1e3)))
-
-    @asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction; one at a time, as SQLite has it."""
-        with journal_errors():
-            async with self._one_at_a_time, self.engine.begin() as connection:
-                yield connection
-
-    async def _write(self, work: Callable[[sa.Connection], Result]) -> Result:
-        if self._threads is not None:
-            with journal_errors():
-                async with self._one_at_a_time:
-                    return await self._threads.write(work)
-        async with self.writing() as connection:
-            return await connection.run_sync(work)
+        old = sa.delete(expired).where(expired.c.expired_ms < int(before * 1e3))
+        await self.database.write(lambda connection: connection.execute(old))
 
 
 _CHANGE_STATE = (

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import sqlalchemy as sa
 
-from gateway.journal.journal import Journal
-from gateway.journal.schema import attendances, commands, gateways, now_ms, runs
+from gateway.journal.database import Database, now_ms
+from gateway.journal.schema import attendances, commands, gateways, runs
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import RunState
 
@@ -40,19 +40,22 @@ class PeerCommand:
 
 
 class Leases:
-    """The runs of one gateway, as the journal has them. All methods raise JournalFailed."""
+    """The runs of the gateway `gateway`, as the journal has them. All methods raise JournalUnavailable."""
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self._me = journal.gateway
+    def __init__(self, database: Database, gateway: str) -> None:
+        self._database = database
+        self._me = gateway
 
     async def heartbeat(self) -> None:
-        """This gateway is alive."""
-        async with self._journal.writing() as connection:
-            until_ms = await now_ms(connection) + int(LEASE_S * 1e3)
+        """Renews this gateway's lease."""
+
+        def renew(connection: sa.Connection) -> None:
+            until_ms = now_ms(connection) + int(LEASE_S * 1e3)
             renewed = sa.update(gateways).where(gateways.c.id == self._me).values(until_ms=until_ms)
-            if not (await connection.execute(renewed)).rowcount:
-                await connection.execute(sa.insert(gateways).values(id=self._me, until_ms=until_ms))
+            if not connection.execute(renewed).rowcount:
+                connection.execute(sa.insert(gateways).values(id=self._me, until_ms=until_ms))
+
+        await self._database.write(renew)
 
     async def claim(self, name: str) -> bool:
         """Takes a run that no living gateway has; whether it is this one's now."""
@@ -64,20 +67,21 @@ class Leases:
 
     async def release(self, names: Collection[str]) -> None:
         """Leaves runs to whichever gateway takes them next."""
-        async with self._journal.writing() as connection:
-            await connection.execute(
-                sa.update(runs).where(runs.c.name.in_(names), runs.c.owner == self._me).values(owner=None)
-            )
+        mine = runs.c.name.in_(names), runs.c.owner == self._me
+        await self._execute(sa.update(runs).where(*mine).values(owner=None))
 
     async def release_all(self) -> None:
         """This gateway ends: others need not wait for that of its lease."""
-        async with self._journal.writing() as connection:
-            await connection.execute(sa.update(runs).where(runs.c.owner == self._me).values(owner=None))
-            await connection.execute(sa.delete(gateways).where(gateways.c.id == self._me))
-            # Clients here of another gateway's run have the full grace to reconnect elsewhere.
-            until_ms = await now_ms(connection) + int(ATTENDANCE_S * 1e3)
+
+        def release(connection: sa.Connection) -> None:
+            connection.execute(sa.update(runs).where(runs.c.owner == self._me).values(owner=None))
+            connection.execute(sa.delete(gateways).where(gateways.c.id == self._me))
+            # A client that followed a run of another gateway here has as long as ever to come back elsewhere.
+            until_ms = now_ms(connection) + int(ATTENDANCE_S * 1e3)
             mine = attendances.c.gateway == self._me
-            await connection.execute(sa.update(attendances).where(mine).values(until_ms=until_ms))
+            connection.execute(sa.update(attendances).where(mine).values(until_ms=until_ms))
+
+        await self._database.write(release)
 
     async def send_command(
         self, run: str, kind: str, payload: bytes, *, max_images: int | None = None
@@ -85,79 +89,87 @@ class Leases:
         """Leaves a command for the gateway that carries out the run; returns its number."""
         if max_images is not None:
             kind = f"{kind}/{max_images}"
-        async with self._journal.writing() as connection:
-            asked_ms = await now_ms(connection)
-            row = {"run": run, "kind": kind, "payload": payload, "asked_ms": asked_ms}
-            done = await connection.execute(sa.insert(commands).values(row).returning(commands.c.id))
-            return int(done.scalar_one())
+
+        def insert(connection: sa.Connection) -> int:
+            row = {"run": run, "kind": kind, "payload": payload, "asked_ms": now_ms(connection)}
+            inserted = sa.insert(commands).values(row).returning(commands.c.id)
+            return int(connection.execute(inserted).scalar_one())
+
+        return await self._database.write(insert)
 
     async def poll_reply(self, command: int) -> str | None:
-        """What was answered; None while nothing was."""
+        """The reply; None while there is none."""
         query = sa.select(commands.c.answer).where(commands.c.id == command)
-        async with self._journal.reading() as connection:
-            return (await connection.execute(query)).scalar_one_or_none()
+        return await self._database.read(lambda connection: connection.execute(query).scalar_one_or_none())
 
     async def cancel_command(self, command: int) -> None:
-        """Nobody waits for it any more."""
-        async with self._journal.writing() as connection:
-            await connection.execute(sa.delete(commands).where(commands.c.id == command))
+        """Nobody waits for its reply any more."""
+        await self._execute(sa.delete(commands).where(commands.c.id == command))
 
     async def commands(self) -> Sequence[PeerCommand]:
-        """What is asked of this gateway's runs, in order."""
+        """What other gateways ask about this gateway's runs, in order."""
         query = (
             sa.select(commands.c.id, commands.c.run, commands.c.kind, commands.c.payload)
             .join(runs, runs.c.name == commands.c.run)
             .where(commands.c.answer.is_(None), runs.c.owner == self._me)
             .order_by(commands.c.id)
         )
-        async with self._journal.reading() as connection:
-            rows = await connection.execute(query)
         asked = []
-        for number, run, kind, payload in rows:
+        for number, run, kind, payload in await self._database.read(
+            lambda connection: connection.execute(query).all()
+        ):
             kind, _, most = kind.partition("/")
             asked.append(PeerCommand(number, run, kind, payload, int(most) if most else None))
         return asked
 
     async def reply(self, command: int, error: TriptychError | None) -> None:
-        async with self._journal.writing() as connection:
-            text = "" if error is None else write_error(error)
-            await connection.execute(sa.update(commands).where(commands.c.id == command).values(answer=text))
+        text = "" if error is None else write_error(error)
+        await self._execute(sa.update(commands).where(commands.c.id == command).values(answer=text))
 
     async def heartbeat_clients(self, names: Collection[str]) -> None:
-        """Records that clients of this gateway follow runs owned by others."""
-        async with self._journal.writing() as connection:
-            now = await now_ms(connection)
+        """Records that clients of this gateway follow these runs, which other gateways carry out."""
+
+        def replace(connection: sa.Connection) -> None:
+            now = now_ms(connection)
             is_over = attendances.c.until_ms < now
-            await connection.execute(
+            connection.execute(
                 sa.delete(attendances).where(sa.or_(attendances.c.gateway == self._me, is_over))
             )
             if names:
                 until_ms = now + int(ATTENDANCE_S * 1e3)
                 rows = [{"run": name, "gateway": self._me, "until_ms": until_ms} for name in names]
-                await connection.execute(sa.insert(attendances), rows)
+                connection.execute(sa.insert(attendances), rows)
+
+        await self._database.write(replace)
 
     async def has_clients(self, name: str) -> bool:
-        """Whether a client of another gateway follows the run."""
-        async with self._journal.reading() as connection:
+        """Whether clients of another gateway follow the run."""
+
+        def count(connection: sa.Connection) -> int:
             query = sa.select(sa.func.count()).where(
                 attendances.c.run == name,
                 attendances.c.gateway != self._me,
-                attendances.c.until_ms > await now_ms(connection),
+                attendances.c.until_ms > now_ms(connection),
             )
-            return bool((await connection.execute(query)).scalar_one())
+            return int(connection.execute(query).scalar_one())
+
+        return bool(await self._database.read(count))
 
     async def _claim(self, which: sa.ColumnElement[bool], or_where: sa.ColumnElement[bool]) -> list[str]:
-        async with self._journal.writing() as connection:
-            alive = sa.exists().where(
-                gateways.c.id == runs.c.owner, gateways.c.until_ms > await now_ms(connection)
-            )
+        def claim(connection: sa.Connection) -> list[str]:
+            alive = sa.exists().where(gateways.c.id == runs.c.owner, gateways.c.until_ms > now_ms(connection))
             claimed = (
                 sa.update(runs)
                 .where(which, sa.or_(runs.c.owner.is_(None), ~alive, or_where))
                 .values(owner=self._me)
                 .returning(runs.c.name)
             )
-            return list(await connection.scalars(claimed))
+            return list(connection.scalars(claimed))
+
+        return await self._database.write(claim)
+
+    async def _execute(self, statement: sa.Executable) -> None:
+        await self._database.write(lambda connection: connection.execute(statement))
 
 
 def write_error(error: TriptychError) -> str:

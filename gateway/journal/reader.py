@@ -3,36 +3,18 @@
 It knows rows and messages; how they come to be written is in journal.py.
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.events.run_view import RunView
-from gateway.journal.database import SqliteThreads
-from gateway.journal.schema import blocking_engine, events, expired, images, runs
-from services.errors import TriptychError, without_passwords
+from gateway.journal.database import Database
+from gateway.journal.schema import events, expired, images, runs
 from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
 
 EVENTS_PER_READ = 1_000
-
-
-class JournalUnavailable(TriptychError):
-    """The journal cannot be written or read now. Published events stay valid, and runs continue when it can."""
-
-    status = grpc.StatusCode.UNAVAILABLE
-    reason = "JOURNAL_FAILED"
-    retry_after_s = 5.0
-
-    def __init__(self, message: str, cause: str = "") -> None:
-        super().__init__(message)
-        # What the database said, for the log.
-        self.cause = cause
 
 
 @dataclass(frozen=True)
@@ -50,15 +32,11 @@ class RunRow:
     at_rest: bytes | None
 
 
-class ReadableJournal:
-    """The half of a Journal that writes nothing. All methods raise JournalFailed."""
+class JournalReader:
+    """All methods raise JournalUnavailable."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self.engine = engine
-        # Whether other gateways may write it, too: then each writes only of the runs that it owns.
-        self.is_shared = engine.dialect.name != "sqlite"
-        # Where a statement would have a thread of its own to go to, its whole transaction goes there.
-        self._threads = None if self.is_shared else SqliteThreads(blocking_engine(engine))
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def find_run(self, name: str) -> RunRow | None:
         return await self._find(runs.c.name == name)
@@ -135,41 +113,25 @@ class ReadableJournal:
             .order_by(runs.c.end_time_ns)
             .limit(limit)
         )
-        async with self.reading() as connection:
-            return list(await connection.scalars(query))
+        return [name for (name,) in await self._rows(query)]
 
     async def find_expired(self, name: str) -> tuple[str, float] | None:
         """The caller of a run that expired, and when that was, in seconds since 1970."""
         query = sa.select(expired.c.caller, expired.c.expired_ms).where(expired.c.run == name)
-        async with self.reading() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return None if row is None else (row.caller, row.expired_ms / 1e3)
+        rows = await self._rows(query)
+        return (rows[0].caller, rows[0].expired_ms / 1e3) if rows else None
 
     async def wanted(self, hashes: Sequence[str]) -> set[str]:
         """Those of the files that a run has."""
         query = sa.select(images.c.sha256).where(images.c.sha256.in_(hashes)).distinct()
-        async with self.reading() as connection:
-            return set(await connection.scalars(query))
-
-    @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        with journal_errors():
-            async with self.engine.connect() as connection:
-                yield connection
+        return {sha256 for (sha256,) in await self._rows(query)}
 
     async def _find(self, where: sa.ColumnElement[bool]) -> RunRow | None:
         rows = await self._rows(SELECT_RUN.where(where))
         return RunRow(*rows[0]) if rows else None
 
     async def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
-        def read(connection: sa.Connection) -> Sequence[Any]:
-            return connection.execute(query).all()
-
-        if self._threads is not None:
-            with journal_errors():
-                return await self._threads.read(read)
-        async with self.reading() as connection:
-            return await connection.run_sync(read)
+        return await self._database.read(lambda connection: connection.execute(query).all())
 
 
 SELECT_RUN = sa.select(
@@ -183,29 +145,3 @@ SELECT_RUN = sa.select(
     runs.c.owner,
     runs.c.at_rest,
 )
-
-
-@contextmanager
-def journal_errors() -> Iterator[None]:
-    try:
-        yield
-    except (SQLAlchemyError, OSError) as error:
-        cause = without_passwords(str(getattr(error, "orig", None) or error).partition("\n")[0])
-        raise JournalUnavailable(f"the journal cannot be used: {_explain(error, cause)}", cause) from error
-
-
-def _explain(error: Exception, cause: str) -> str:
-    """The message for callers; the rest, such as names of hosts, is for the log."""
-    if "is full" in cause or "No space left" in cause:
-        return "its disk is full"
-    if "locked" in cause:
-        return "another program has locked it"
-    if "disk I/O" in cause:
-        return "its disk does not take it"
-    if isinstance(error, FileNotFoundError):
-        return f"{cause}; stop this gateway, put the file back and start it again"
-    if "malformed" in cause or "not a database" in cause:
-        return "its file is damaged; stop this gateway and run `triptych journal check`"
-    if isinstance(error, OSError) or getattr(error, "connection_invalidated", False):
-        return "its database does not answer"
-    return "see the gateway's log"

@@ -14,9 +14,10 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from gateway.access.caller import Caller
+from gateway.journal.database import JournalUnavailable
 from gateway.journal.journal import Journal, NewRun
 from gateway.journal.leases import Leases
-from gateway.journal.reader import JournalUnavailable, RunRow
+from gateway.journal.reader import RunRow
 from gateway.planning.plan import Plan, restore_plan
 from gateway.runs.abandonment import AbandonmentMonitor
 from gateway.runs.admission import Admission, AdmissionLimits, AdmissionTicket
@@ -78,7 +79,7 @@ class RunManager:
         self._bounds = bounds
         self._admission = Admission(bounds.room)
         self._memory = WeightedSemaphore(bounds.max_bytes_under_way)
-        self._leases = Leases(journal)
+        self._leases = Leases(journal.database, journal.gateway)
         self._live: dict[str, ActiveRun] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Runs that were taken up again when they had come to rest: with their end alone they would stay this gateway's.
@@ -96,10 +97,10 @@ class RunManager:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["RunManager"]:
         """Takes up what is left to do, and leaves at the end what is not done."""
-        if self.journal.is_shared:
+        if self.journal.database.is_shared:
             await self._leases.heartbeat()
         await self.recover_all()
-        if self.journal.is_shared:
+        if self.journal.database.is_shared:
             self._heartbeats = asyncio.create_task(self._peers.run_forever(), name="leases")
         try:
             yield self
@@ -138,7 +139,7 @@ class RunManager:
     ) -> RunRow:
         """Accepts the run, which begins when it is its turn, or gives the one that the request_id has made meanwhile.
 
-        Raises QueueFull, RateLimited, NotReady, JournalFailed or what the store raises, and then there is no run.
+        Raises QueueFull, RateLimited, NotReady, JournalUnavailable or what the store raises, and then there is no run.
         """
         self.check_room(caller)
         turn = self._admission.enter(caller.name, caller.limits)
@@ -201,7 +202,7 @@ class RunManager:
         if self.is_stopping:
             raise NotReady("this gateway is going away; call another one, or come back")
         if not await self._leases.claim(name):
-            if await self.journal.find_run(name) is None:
+            if await self.journal.reader.find_run(name) is None:
                 raise NotFound(f"there is no run {name[:80]!r} here")
             return None
         live = await self._recover(name)
@@ -210,7 +211,7 @@ class RunManager:
         return live
 
     async def flush(self, live: ActiveRun) -> None:
-        """Returns when all that has happened so far is in the journal. Raises JournalFailed."""
+        """Returns when all that has happened so far is in the journal. Raises JournalUnavailable."""
         await self.journal.flush(live.record)
 
     async def cancel(self, name: str, images: Sequence[str]) -> None:
@@ -320,7 +321,7 @@ class RunManager:
         return live
 
     async def _has_clients_elsewhere(self, name: str) -> bool:
-        return self.journal.is_shared and await self._leases.has_clients(name)
+        return self.journal.database.is_shared and await self._leases.has_clients(name)
 
     def followed_elsewhere(self) -> list[str]:
         """Runs of other gateways that clients follow here."""
@@ -341,12 +342,12 @@ class RunManager:
         self._drop_taken_over()
 
     async def _recover(self, name: str) -> ActiveRun:
-        """Loads a run from the journal and starts it; this gateway owns it already."""
-        row = await self.journal.find_run(name)
-        events = await self.journal.read_log(name)
+        """Makes a run live from what the journal says of it; it is this gateway's already."""
+        row = await self.journal.reader.find_run(name)
+        events = await self.journal.reader.read_log(name)
         if row is None or not events:
             raise NotFound(f"there is no run {name[:80]!r} here")
-        record = RunRecorder(events, self._write, self.store, await self.journal.init_images(name))
+        record = RunRecorder(events, self._write, self.store, await self.journal.reader.init_images(name))
         began = events[0].state
         reading = began.prompt_reading if began.HasField("prompt_reading") else None
         plan = restore_plan(began.spec, began.models, (), reading)

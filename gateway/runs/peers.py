@@ -8,8 +8,8 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
+from gateway.journal.database import JournalUnavailable
 from gateway.journal.leases import LEASE_S, Leases, PeerCommand, read_error
-from gateway.journal.reader import JournalUnavailable
 from services.errors import NotReady, TriptychError
 from triptych.v1.pipeline_pb2 import CancelRunRequest, SelectImagesRequest
 

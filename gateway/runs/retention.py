@@ -76,7 +76,7 @@ class Retention:
                     )
 
     async def sweep(self) -> SweepResult:
-        """One round. Raises JournalFailed or StoreUnavailable, and then goes on next time."""
+        """One round. Raises JournalUnavailable or StoreUnavailable, and then goes on next time."""
         if self._journal.is_behind:
             return SweepResult()  # runs have pictures that the journal does not know yet
         now = time.time()
@@ -93,7 +93,9 @@ class Retention:
         if self._keep.age_s is None:
             return 0
         num_runs = 0
-        while names := await self._journal.finished_before(int((now - self._keep.age_s) * 1e9), AT_ONCE):
+        while names := await self._journal.reader.finished_before(
+            int((now - self._keep.age_s) * 1e9), AT_ONCE
+        ):
             expired = [await self._expire(name, now, sizes) for name in names]
             num_runs += sum(expired)
             if not any(expired):
@@ -106,7 +108,7 @@ class Retention:
             return 0
         num_runs = 0
         while sum(sizes.values()) > self._keep.num_bytes:
-            names = await self._journal.finished_before(int(now * 1e9), AT_ONCE)
+            names = await self._journal.reader.finished_before(int(now * 1e9), AT_ONCE)
             num_before = num_runs
             for name in names:
                 if sum(sizes.values()) <= self._keep.num_bytes:
@@ -133,6 +135,6 @@ class Retention:
         """Deletes those that no run has and takes them from `sizes`; what is too young for it goes in a later round."""
         for start in range(0, len(hashes), AT_ONCE):
             some = hashes[start : start + AT_ONCE]
-            for sha256 in set(some) - await self._journal.wanted(some):
+            for sha256 in set(some) - await self._journal.reader.wanted(some):
                 await self._store.delete(sha256, put_before=now - UNTOLD_AGE_S)
                 sizes.pop(sha256, None)

@@ -103,8 +103,7 @@ async def test_a_gateway_with_the_wrong_certificate_has_no_worker(made):
 async def test_a_renewed_certificate_is_used_without_breaking_a_call_that_runs(folder):
     async with pool_of_one(folder) as (pool, stage):
         stage.close_gates(0)
-        [before] = pool.healthy
-        with pool.working(before):
+        async with pool.acquire(stage.info.digest) as before:
             call = generate(before)
             await call.read()
             CliRunner().invoke(certs, [str(folder), "--renew"], catch_exceptions=False)

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from gateway.journal.database import InvalidJournal, JournalUnavailable
 from gateway.journal.journal import open_journal
-from gateway.journal.reader import JournalUnavailable
-from gateway.journal.schema import InvalidJournal
 from gateway.server import StorageLocations, open_storage
 from tests.gateway.fake_stage import gateway_over, pipeline, scripted_stages
 from tests.gateway.run_fixtures import ALL, finished, run_finished, spec
@@ -31,7 +30,7 @@ async def opening(address) -> str:
 @contextmanager
 def full_disk(gateway):
     """The journal's files can grow no more inside the block."""
-    written = gateway.runs.journal.engine.url.database + "-wal"
+    written = gateway.runs.journal.database.url.database + "-wal"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (os.stat(written).st_size, limits[1]))
     try:
@@ -55,7 +54,7 @@ async def test_a_journal_that_another_gateway_uses_is_refused(tmp_path):
     async with open_journal(str(tmp_path / "journal.db"), "one"):
         assert "another gateway uses the journal" in await opening(tmp_path / "journal.db")
     async with open_journal(str(tmp_path / "journal.db"), "two") as journal:
-        assert await journal.list_runs(None, None, 1) == []
+        assert await journal.reader.list_runs(None, None, 1) == []
 
 
 async def test_a_file_that_is_no_database_is_refused(tmp_path):
@@ -92,7 +91,7 @@ async def test_a_database_that_nobody_serves_is_refused(tmp_path):
 
 async def test_nothing_is_left_of_a_journal_that_is_none():
     async with open_storage(StorageLocations("none")) as (journal, store):
-        folder = journal.engine.url.database.rpartition("/")[0]
+        folder = journal.database.url.database.rpartition("/")[0]
         sha256 = await store.put(b"a picture")
         assert await store.get(sha256) == b"a picture"
     assert not os.access(folder, os.F_OK)
@@ -110,7 +109,7 @@ async def test_a_run_is_not_told_of_what_cannot_be_written(gateway):
         assert not live.record.log.is_flushed
     events = [event async for event in gateway.facade.watch_run(run.name, ALL)]
     assert finished(events).state == RunState.RUN_STATE_SUCCEEDED
-    assert [event.sequence for event in await gateway.runs.journal.read_log(run.name)] == list(
+    assert [event.sequence for event in await gateway.runs.journal.reader.read_log(run.name)] == list(
         range(1, events[-1].sequence + 1)
     )
 
@@ -130,7 +129,7 @@ async def test_a_journal_that_cannot_be_written_is_an_error_with_a_reason_and_a_
 
 
 async def test_a_journal_that_is_locked_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("gateway.journal.schema.BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("gateway.journal.database.BUSY_TIMEOUT_S", 0.05)
     async with scripted_stages() as stages, gateway_over(stages, tmp_path) as gateway:
         gateway.generator.close_gates(0)
         run = await gateway.facade.create_run("", spec(**SKETCHES, generate={"count": 1}), ALL)
@@ -165,8 +164,9 @@ async def test_the_picture_of_a_preview_is_not_kept(gateway):
     gateway.generator.preview_bytes = 100_000
     run = await gateway.facade.create_run("", spec(**SKETCHES), ALL)
     await run_finished(gateway, run.name)
-    async with gateway.runs.journal.reading() as connection:
-        size = (await connection.exec_driver_sql("SELECT sum(length(payload)) FROM events")).scalar_one()
+    size = await gateway.runs.journal.database.read(
+        lambda connection: connection.exec_driver_sql("SELECT sum(length(payload)) FROM events").scalar_one()
+    )
     assert size < 10_000
 
 

@@ -37,7 +37,7 @@ async def test_the_first_event_says_the_run_and_the_whole_spec(gateway):
 async def test_sequence_numbers_have_no_gap(gateway):
     gateway.generator.num_previews = 5
     name = (await collect(gateway, spec()))[0].state.run
-    logged = [event.sequence for event in await gateway.runs.journal.read_log(name)]
+    logged = [event.sequence for event in await gateway.runs.journal.reader.read_log(name)]
     assert logged == list(range(1, len(logged) + 1))
     assert (await gateway.client.get_run(name)).last_sequence == len(logged)
 

@@ -91,7 +91,7 @@ async def test_the_numbers_of_a_run_go_on_without_a_gap(stages, tmp_path):
         gate.set()
     async with gateway_over(stages, tmp_path) as gateway:
         await run_finished(gateway, run.name)
-        logged = [event.sequence for event in await gateway.runs.journal.read_log(run.name)]
+        logged = [event.sequence for event in await gateway.runs.journal.reader.read_log(run.name)]
         rest = [
             event async for event in gateway.facade.watch_run(run.name, ALL, after_sequence=seen[-1].sequence)
         ]

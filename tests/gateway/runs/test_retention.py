@@ -42,7 +42,9 @@ class Kept:
         await self.journal.flush(written)
 
     async def runs(self) -> set[str]:
-        return {row.name.removeprefix("runs/") for row in await self.journal.list_runs(None, None, 100)}
+        return {
+            row.name.removeprefix("runs/") for row in await self.journal.reader.list_runs(None, None, 100)
+        }
 
     async def pictures(self) -> set[bytes]:
         return {(await self.store.get(one.sha256))[:1] async for one in self.store.iterate()}
@@ -164,7 +166,7 @@ async def test_an_expired_run_is_remembered_with_its_caller(kept):
     await kept.add("old", picture(b"a"), age_s=DAY_S)
     before = time.time()
     await kept.sweep(age_s=1.0)
-    caller, expired_at = await kept.journal.find_expired("runs/old")
+    caller, expired_at = await kept.journal.reader.find_expired("runs/old")
     assert caller == "somebody"
     assert before - 1 <= expired_at <= time.time()
 
@@ -172,14 +174,14 @@ async def test_an_expired_run_is_remembered_with_its_caller(kept):
 async def test_a_run_that_was_deleted_by_hand_is_not_remembered(kept):
     await kept.add("old", picture(b"a"))
     await kept.journal.delete_run("runs/old")
-    assert await kept.journal.find_expired("runs/old") is None
+    assert await kept.journal.reader.find_expired("runs/old") is None
 
 
 async def test_of_runs_that_expired_long_ago_nothing_is_left(kept):
     await kept.add("old", picture(b"a"), age_s=DAY_S)
     await kept.sweep(age_s=1.0)
     await kept.journal.forget_expired(time.time() + 1)
-    assert await kept.journal.find_expired("runs/old") is None
+    assert await kept.journal.reader.find_expired("runs/old") is None
 
 
 async def test_more_runs_than_one_question_brings_all_go(kept, monkeypatch):

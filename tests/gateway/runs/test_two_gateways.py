@@ -68,10 +68,8 @@ async def die(gateway):
         return await commit(group)
 
     runs.journal._commit = commit_when_awake
-    async with runs.journal.writing() as connection:
-        await connection.exec_driver_sql(
-            f"UPDATE gateways SET until_ms = 0 WHERE id = '{runs.journal.gateway}'"
-        )
+    lease = f"UPDATE gateways SET until_ms = 0 WHERE id = '{runs.journal.gateway}'"
+    await runs.journal.database.write(lambda connection: connection.exec_driver_sql(lease))
     return awake.set
 
 
@@ -227,7 +225,7 @@ async def test_the_runs_of_a_gateway_that_dies_go_on_at_the_other(gateways, stag
     wake()
     assert lasting(after)[: len(before)] == before
     assert finished(after).state == RunState.RUN_STATE_SUCCEEDED
-    assert [event.sequence for event in await second.runs.journal.read_log(run.name)] == list(
+    assert [event.sequence for event in await second.runs.journal.reader.read_log(run.name)] == list(
         range(1, after[-1].sequence + 1)
     )
 
@@ -305,7 +303,7 @@ async def test_a_gateway_that_stops_cancels_no_run_that_it_was_about_to_look_aft
         stages.generators[0].gates[0].set()
         stages.generators[0].gates[1].set()
         await stopping
-        row = await gateway.runs.journal.find_run(run.name)
+        row = await gateway.runs.journal.reader.find_run(run.name)
     assert row.state == RunState.RUN_STATE_SUCCEEDED
 
 
