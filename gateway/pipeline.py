@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 
 from gateway.access.caller import Caller
-from gateway.events.run_view import is_finished
+from gateway.events.run_state import is_finished
 from gateway.journal.database import JournalUnavailable
 from gateway.journal.journal import PATIENCE_S
 from gateway.journal.reader import RunRow
@@ -306,7 +306,7 @@ class Pipeline:
 
     async def _load(self, name: str, row: RunRow | None = None) -> Run:
         if (live := self._runs.live(name)) is not None:
-            run = live.record.to_proto()
+            run = live.record.run.to_proto()
             await self._runs.flush(live)
             return run
         row = row or await self._journal.reader.find_run(name)

@@ -15,12 +15,11 @@ from typing import Any, Protocol, TypeVar
 import sqlalchemy as sa
 
 from gateway.events.event_log import EventLog
-from gateway.events.run_state import attachments_in_event
-from gateway.events.run_view import is_finished, is_idle
+from gateway.events.run_state import RunState, is_finished, is_idle, attachments_in_event, without_data
 from gateway.journal.database import Database, JournalUnavailable, open_database
 from gateway.journal.reader import SELECT_RUN, JournalReader, RunRow
 from gateway.journal.schema import commands, events, expired, images, runs
-from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
+from triptych.v1.pipeline_pb2 import Event, Image, RunState as ProtoRunState
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +43,7 @@ class Journaled(Protocol):
 
     name: str
     log: EventLog
-
-    def to_proto(self) -> Run: ...
+    run: RunState
 
 
 @dataclass(frozen=True)
@@ -105,10 +103,10 @@ class Journal:
         kind = event.WhichOneof("kind")
         payload = b"" if kind == "preview" else event.SerializeToString()
         # As it stands now: by the time it is written the run may have gone on to what is written later.
-        state = _state_of(run) if kind in _CHANGES_STATE else None
+        state = _state_of(run.run) if kind in _CHANGES_STATE else None
         self._waiting.append(_Entry(run, event, payload, state))
         self._has_work.set()
-        is_beginning = kind == "state" and event.state.state == RunState.RUN_STATE_RUNNING
+        is_beginning = kind == "state" and event.state.state == ProtoRunState.RUN_STATE_RUNNING
         if not (kind in _MAY_LINGER or is_beginning) or len(self._waiting) >= MAX_EVENTS_AT_ONCE:
             self._is_urgent.set()
 
@@ -268,7 +266,9 @@ class Journal:
             finished = (
                 sa.delete(runs)
                 .where(
-                    runs.c.name == name, runs.c.state >= RunState.RUN_STATE_SUCCEEDED, runs.c.owner.is_(None)
+                    runs.c.name == name,
+                    runs.c.state >= ProtoRunState.RUN_STATE_SUCCEEDED,
+                    runs.c.owner.is_(None),
                 )
                 .returning(runs.c.caller)
             )
@@ -302,21 +302,16 @@ _FINISH = _CHANGE_STATE.values(owner=sa.bindparam("owner"))
 
 
 def _image_row(run: str, image: Image) -> dict[str, Any]:
-    kept = Image()
-    kept.CopyFrom(image)
-    kept.ClearField("data")
-    return {"name": image.name, "run": run, "sha256": image.sha256, "payload": kept.SerializeToString()}
+    payload = without_data(image).SerializeToString()
+    return {"name": image.name, "run": run, "sha256": image.sha256, "payload": payload}
 
 
-def _state_of(run: Journaled) -> dict[str, Any]:
+def _state_of(run: RunState) -> dict[str, Any]:
     """The columns of `runs` that follow from the run as it stands; a finished one is nobody's."""
-    message = run.to_proto()
-    is_done = is_finished(message.state)
-    values: dict[str, Any] = {
-        "state": message.state,
-        "end_time_ns": message.end_time.ToNanoseconds() if is_done else None,
-        "at_rest": message.SerializeToString() if is_idle(message.state) else None,
-    }
-    if is_done:
-        values["owner"] = None
+    values: dict[str, Any] = {"state": run.state, "end_time_ns": None, "at_rest": None}
+    if is_idle(run.state):
+        message = run.to_proto()
+        values["at_rest"] = message.SerializeToString()
+        if is_finished(run.state):
+            values |= {"end_time_ns": message.end_time.ToNanoseconds(), "owner": None}
     return values

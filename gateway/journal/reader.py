@@ -9,10 +9,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from gateway.events.run_view import RunView
+from gateway.events.run_state import RunState
 from gateway.journal.database import Database
 from gateway.journal.schema import events, expired, images, runs
-from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
+from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState as ProtoRunState
 
 EVENTS_PER_READ = 1_000
 
@@ -25,7 +25,7 @@ class RunRow:
     caller: str
     asked: bytes
     create_time_ns: int
-    state: RunState.ValueType
+    state: ProtoRunState.ValueType
     is_detached: bool
     deadline_ns: int | None
     owner: str | None
@@ -58,8 +58,7 @@ class JournalReader:
         """The run as it stands."""
         if row.at_rest is not None:
             return Run.FromString(row.at_rest)
-        view = RunView(await self.read_log(row.name))
-        return view.to_proto()
+        return RunState(await self.read_log(row.name)).to_proto()
 
     async def read_log(self, name: str) -> list[Event]:
         """All events of a run; of previews nothing but their numbers."""

@@ -7,7 +7,7 @@ pools what is served, and starts nothing.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.events.run_state import History, image_name
+from gateway.events.run_state import RunState, image_name
 from gateway.planning.masks import check_mask, replace_by_hash
 from gateway.planning.plan import (
     DEFAULT_VARIATIONS,
@@ -38,14 +38,14 @@ MAX_IMAGES_IN_ALL = 1024
 
 
 def find_existing_selection(
-    history: History, request_id: str, asked: Sequence[Selection], plan: Plan
+    run: RunState, request_id: str, asked: Sequence[Selection], plan: Plan
 ) -> Event.Selected | None:
     """What this request_id has selected already; raises AlreadyExists when that was something else."""
     if len(request_id) > MAX_REQUEST_ID_CHARS:
         raise InvalidRequest(
             "request_id", f"must have at most {MAX_REQUEST_ID_CHARS} characters, got {len(request_id)}"
         )
-    selected = history.find_selection(request_id)
+    selected = run.find_selection(request_id)
     if selected is None:
         return None
     if [choice.selection for choice in selected.choices] != [_with_defaults(one, plan) for one in asked]:
@@ -56,7 +56,7 @@ def find_existing_selection(
 
 
 async def make_selection(
-    request_id: str, asked: Sequence[Selection], plan: Plan, history: History, pools: Mapping[str, Pool]
+    request_id: str, asked: Sequence[Selection], plan: Plan, run: RunState, pools: Mapping[str, Pool]
 ) -> Event.Selected:
     """Checks all selections, so that none begins of a request that cannot be served whole.
 
@@ -89,12 +89,12 @@ async def make_selection(
             check_remaining_steps(
                 settings, model, f"{stage_path}.settings", has_mask=one.refine.HasField("mask")
             )
-        size = _size_of_parent(one.image, stage, plan, history, f"{path}.image")
+        size = _size_of_parent(one.image, stage, plan, run, f"{path}.image")
         check_parent_size(stage, settings, model, size, f"{stage_path}.settings", f"{path}.image")
         await check_mask(one.refine, model, [size], stage_path)
         choices.append(Event.Selected.Choice(selection=selection, model=chosen_model(stage, model)))
     for stage, total in totals.items():
-        if history.next_index(stage.number, plan.max_images(stage)) + total > MAX_IMAGES_IN_ALL:
+        if run.next_index(stage.number, plan.max_images(stage)) + total > MAX_IMAGES_IN_ALL:
             raise InvalidRequest(
                 "selections",
                 f"a run makes at most {MAX_IMAGES_IN_ALL} pictures of a stage: begin another run",
@@ -102,10 +102,10 @@ async def make_selection(
     return Event.Selected(request_id=request_id, choices=choices)
 
 
-def check_total(selected: Event.Selected, plan: Plan, history: History, max_images: int) -> None:
+def check_total(selected: Event.Selected, plan: Plan, run: RunState, max_images: int) -> None:
     """Raises InvalidRequest where the run's pictures, those that are still to come and the selected ones are more than
     a caller may have of a run."""
-    total = num_images(plan, history) + sum(_count(choice.selection) for choice in selected.choices)
+    total = num_images(plan, run) + sum(_count(choice.selection) for choice in selected.choices)
     if total > max_images:
         raise InvalidRequest(
             "selections",
@@ -113,26 +113,26 @@ def check_total(selected: Event.Selected, plan: Plan, history: History, max_imag
         )
 
 
-def num_images(plan: Plan, history: History) -> int:
+def num_images(plan: Plan, run: RunState) -> int:
     """How many pictures a run has, or will have as things stand."""
     coming = set()
-    if not history.is_plan_settled:
+    if not run.is_plan_done:
         coming = {
-            image_name(history.run, planned.stage.number, index)
+            image_name(run.name, planned.stage.number, index)
             for planned in plan.stages
             for index in range(planned.max_images)
         }
-    for selected in history.open_selections:
+    for selected in run.pending_selections:
         for choice in selected.choices:
-            coming |= {image_name(history.run, choice.model.stage, index) for index in choice.indexes}
-    return len((coming - history.given_up.keys()) | history.images.keys())
+            coming |= {image_name(run.name, choice.model.stage, index) for index in choice.indexes}
+    return len((coming - run.given_up.keys()) | run.images.keys())
 
 
-def assign_indexes(selected: Event.Selected, plan: Plan, history: History) -> None:
+def assign_indexes(selected: Event.Selected, plan: Plan, run: RunState) -> None:
     """Gives the pictures of a selection the next indexes of their stages. Nothing may be awaited from here to the
     record, or two selections would have the same."""
     next_index = {
-        stage.number: history.next_index(stage.number, plan.max_images(stage)) for stage in (REFINE, UPSCALE)
+        stage.number: run.next_index(stage.number, plan.max_images(stage)) for stage in (REFINE, UPSCALE)
     }
     for choice in selected.choices:
         first = next_index[choice.model.stage]
@@ -198,24 +198,24 @@ async def _choose_model(plan: Plan, stage: Stage, selection: Selection, path: st
     return await choose_model(*model_name(plan.spec, stage), stage, pool)
 
 
-def _size_of_parent(name: str, stage: Stage, plan: Plan, history: History, field: str) -> tuple[int, int]:
+def _size_of_parent(name: str, stage: Stage, plan: Plan, run: RunState, field: str) -> tuple[int, int]:
     """Width and height of a picture that may be taken to the stage; raises InvalidRequest for any other."""
-    image = history.images.get(name)
-    width, height = (image.width, image.height) if image else _size_of_init_image(name, plan, history)
+    image = run.images.get(name)
+    width, height = (image.width, image.height) if image else _size_of_init_image(name, plan, run)
     if not width:
-        state = f"was given up ({history.given_up[name]})" if name in history.given_up else "is not there"
+        state = f"was given up ({run.given_up[name]})" if name in run.given_up else "is not there"
         raise InvalidRequest(
-            field, f"must be a finished image of {history.run}, got {name[:120]!r}, which {state}"
+            field, f"must be a finished image of {run.name}, got {name[:120]!r}, which {state}"
         )
     if stage is UPSCALE and image and image.stage == ProtoStage.STAGE_UPSCALE:
         raise InvalidRequest(field, f"must not be enlarged already to be enlarged, got {name!r}")
     return width, height
 
 
-def _size_of_init_image(name: str, plan: Plan, history: History) -> tuple[int, int]:
+def _size_of_init_image(name: str, plan: Plan, run: RunState) -> tuple[int, int]:
     """Width and height; 0 where there is none of that name."""
     prefix, _, index = name.rpartition("-")
-    if prefix != f"{history.run}/images/init" or not index.isdecimal():
+    if prefix != f"{run.name}/images/init" or not index.isdecimal():
         return 0, 0
     if len(index) > 2 or int(index) >= len(plan.spec.init_images):
         return 0, 0

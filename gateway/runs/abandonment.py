@@ -74,8 +74,8 @@ class AbandonmentMonitor:
             is_elsewhere = await self._has_clients_elsewhere(name)
             # Once more: meanwhile somebody may have come back, or this gateway begun to stop.
             if not is_elsewhere and (live := self._abandoned(name)) is not None:
-                log.info("%s is cancelled: no client follows it", name)
-                live.request_cancel()
+                log.info("%s is cancelled: nobody lives on it", name)
+                live.cancel()
                 return
             await asyncio.sleep(after_s or ARRIVAL_S)
 

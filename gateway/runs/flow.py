@@ -7,17 +7,16 @@ a selection have the indexes that were published when it was made. What the reco
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.planning.plan import Plan, PlannedStage
 from gateway.runs.image_tasks import ImageTasks
-from gateway.runs.memory_budget import WeightedSemaphore
 from gateway.runs.recorder import RunRecorder
+from gateway.runs.run_context import RunContext
 from gateway.stages import REFINE, UPSCALE, Stage
 from gateway.workers.clip_scores import score
-from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
 from services.errors import TriptychError
 from triptych.v1.pipeline_pb2 import Event, Image, RunState
@@ -46,31 +45,25 @@ class Flow:
     """Carries out a plan and the selections of a run, from wherever its record stands."""
 
     def __init__(
-        self,
-        plan: Plan,
-        record: RunRecorder,
-        pools: Mapping[str, Pool],
-        retry_policy: RetryPolicy,
-        caller: str,
-        memory: WeightedSemaphore,
+        self, plan: Plan, record: RunRecorder, context: RunContext, *, caller: str, retry_policy: RetryPolicy
     ) -> None:
         self._plan = plan
         self._record = record
-        self._history = record.history
-        self._pools = pools
+        self._run = record.run
+        self._pools = context.pools
         self._retry_policy = retry_policy
-        self._making = ImageTasks(plan, record, pools, retry_policy, caller, memory)
+        self._image_tasks = ImageTasks(plan, record, context, caller=caller, retry_policy=retry_policy)
         self._work = asyncio.TaskGroup()
         # Of the work group's tasks those that are not done; with none left no other can join them.
         self._num_working = 0
-        self._num_taken = self._history.num_settled
-        # Of all selections together; each may ask for as many images as a stage makes.
+        self._num_taken = self._run.num_done_selections
+        # Of all selections together, each of which may ask for as many pictures as a stage makes.
         self._selection_credits = asyncio.Semaphore(CREDITS)
 
     async def run(self) -> None:
         """Ends when nothing is left to do; cancelling it cancels the work of all stages at once."""
         self._record.begin()
-        if not self._history.is_plan_settled:
+        if not self._run.is_plan_done:
             async with self._work:
                 self._start(self._run_plan())
                 self._take_selections()
@@ -87,13 +80,13 @@ class Flow:
     @property
     def has_more(self) -> bool:
         """Whether the record has a selection that came too late for this flow."""
-        return self._num_taken < len(self._history.selections)
+        return self._num_taken < len(self._run.selections)
 
     @property
     def outcome(self) -> tuple[RunState.ValueType, TriptychError | None]:
         """What the run came to: it has failed when it made nothing of its last stage, and partly succeeded when some
         failed. A manual run that has nothing of its last stage waits for a choice, as long as there is one."""
-        error = next(iter(self._making.failures), None)
+        error = next(iter(self._image_tasks.failures), None)
         if self._has_results():
             done = RunState.RUN_STATE_PARTIALLY_SUCCEEDED if error else RunState.RUN_STATE_SUCCEEDED
             return done, error
@@ -105,7 +98,7 @@ class Flow:
     def candidates(self) -> list[Image]:
         """What a manual run has to choose from: the pictures of the furthest stage that has any and is not its last."""
         for planned in reversed(self._plan.stages[:-1]):
-            images = [image for image in self._history.images.values() if image.stage == planned.stage.number]
+            images = [image for image in self._run.images.values() if image.stage == planned.stage.number]
             if images:
                 return sorted(images, key=lambda image: image.index)
         return []
@@ -118,14 +111,14 @@ class Flow:
 
     def cancel_images(self, names: Collection[str]) -> None:
         """Stops the work on these images, begun or not; of finished ones nothing changes."""
-        self._making.cancel(names)
+        self._image_tasks.cancel(names)
 
     def _has_results(self) -> bool:
         """Whether there is what the run is for: a picture of its last stage, or one that was chosen for beyond it."""
         last = self._plan.stages[-1].stage.number
         return any(
-            image.stage >= last or (not self._plan.is_manual and self._history.is_selected(image.name))
-            for image in self._history.images.values()
+            image.stage >= last or (not self._plan.is_manual and self._run.is_selected(image.name))
+            for image in self._run.images.values()
         )
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -136,7 +129,7 @@ class Flow:
         self._work.create_task(work).add_done_callback(count_down)
 
     def _take_selections(self) -> None:
-        for selected in self._history.selections[self._num_taken :]:
+        for selected in self._run.selections[self._num_taken :]:
             self._num_taken += 1
             for choice in selected.choices:
                 self._start(self._run_choice(choice))
@@ -148,7 +141,9 @@ class Flow:
         async with asyncio.TaskGroup() as pictures:
             for index in choice.indexes:
                 await self._selection_credits.acquire()
-                made = self._making.make(work, index, choice.selection.image, lambda _: release(), release)
+                made = self._image_tasks.make(
+                    work, index, choice.selection.image, lambda _: release(), release
+                )
                 pictures.create_task(made)
         await self._score(
             work.stage, [self._record.image_name(work.stage, index) for index in choice.indexes]
@@ -193,7 +188,7 @@ class Flow:
                 for child in range(planned.count):
                     await credits.acquire()
                     index = parent.position * planned.count + child
-                    made = self._making.make(planned.work, index, parent.name, deliver, credits.release)
+                    made = self._image_tasks.make(planned.work, index, parent.name, deliver, credits.release)
                     pictures.create_task(made)
                 parent.taken()
         await self._score(planned.stage, [image.name for image in made_here])
@@ -206,8 +201,8 @@ class Flow:
         ranker = self._plan.ranker
         if not planned.top_k or not images or ranker is None:
             return []
-        if planned.stage.number in self._history.ranked:
-            return self._history.ranked[planned.stage.number]
+        if planned.stage.number in self._run.ranked:
+            return self._run.ranked[planned.stage.number]
         names = [image.name for image in images]
         prompt, read = self._plan.prompt, self._record.read
         try:
@@ -215,7 +210,7 @@ class Flow:
                 self._pools[REFINE.name], prompt, names, read, ranker.digest, self._retry_policy
             )
         except TriptychError as error:
-            self._making.fail(error)
+            self._image_tasks.fail(error)
             return []
         # Equal scores keep the order of the indexes, so that the same run chooses the same pictures.
         ranked = sorted(zip(images, scores, strict=True), key=lambda pair: (-pair[1], pair[0].index))
@@ -226,7 +221,7 @@ class Flow:
     async def _score(self, stage: Stage, names: Sequence[str]) -> None:
         """Publishes CLIP scores for a selection by hand. Errors are ignored."""
         ranker = self._plan.model_of(REFINE)
-        images = [image for name in names if (image := self._history.images.get(name))]
+        images = [image for name in names if (image := self._run.images.get(name))]
         prompt, read = self._plan.prompt, self._record.read
         if not self._plan.is_manual or not prompt or ranker is None or stage is UPSCALE or len(images) < 2:
             return

@@ -4,17 +4,16 @@ It knows what a picture is made from, and nothing of where it goes next.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import aclosing
 from functools import partial
 
 from gateway.events.run_state import CANCELLED
 from gateway.planning.plan import MAX_SEED, Plan, StageSettings
-from gateway.runs.memory_budget import WeightedSemaphore
 from gateway.runs.recorder import RunRecorder
+from gateway.runs.run_context import RunContext
 from gateway.stages import UPSCALE, Job, Stage
 from gateway.workers.errors import StageError, as_recorded
-from gateway.workers.pool import Pool
 from gateway.workers.retry import (
     AttemptEvent,
     AttemptFailed,
@@ -40,23 +39,15 @@ class ImageTasks:
     """`failures` are what was given up, first the earliest, since the run was accepted or taken up again."""
 
     def __init__(
-        self,
-        plan: Plan,
-        record: RunRecorder,
-        pools: Mapping[str, Pool],
-        retry_policy: RetryPolicy,
-        caller: str,
-        memory: WeightedSemaphore,
+        self, plan: Plan, record: RunRecorder, context: RunContext, *, caller: str, retry_policy: RetryPolicy
     ) -> None:
-        self.failures: list[TriptychError] = [as_recorded(error) for error in record.history.failures]
+        self.failures: list[TriptychError] = [as_recorded(error) for error in record.run.failures]
         self._plan = plan
         self._record = record
-        self._history = record.history
-        self._pools = pools
+        self._run = record.run
+        self._context = context
         self._retry_policy = retry_policy
         self._caller = caller
-        # Of all runs together: pictures that wait for their turn here are in the store alone.
-        self._memory = memory
         self._making: dict[str, asyncio.Task[None]] = {}
 
     async def make(
@@ -69,7 +60,7 @@ class ImageTasks:
     ) -> None:
         """Makes one picture, unless it is there, and calls exactly one of `deliver` and `give_up`."""
         name = self._record.image_name(work.stage, index)
-        if image := self._history.images.get(name):
+        if image := self._run.images.get(name):
             deliver(image)
             return
         task = asyncio.current_task()
@@ -87,18 +78,18 @@ class ImageTasks:
         keeping: asyncio.Task[None] | None = None
         job: Job | None = None
         try:
-            if name in self._history.given_up:
+            if name in self._run.given_up:
                 return
-            async with self._memory.holding(self._bytes_of(work, parent)):
+            async with self._context.memory.holding(self._bytes_of(work, parent)):
                 job = await self._job(work, index, parent)
                 stopwatch = Stopwatch(asyncio.get_running_loop().time)
                 timing: StageEvent.Timing | None = None
                 picture = generate_with_retries(
-                    self._pools[work.stage.name],
+                    self._context.pools[work.stage.name],
                     job,
                     work.model.digest,
                     self._retry_policy,
-                    num_attempts=self._history.attempts.get(name, 0),
+                    num_attempts=self._run.attempts.get(name, 0),
                     on_position=partial(self._record.queued, work.stage, index),
                 )
                 async with aclosing(picture) as happenings:
@@ -169,7 +160,7 @@ class ImageTasks:
     def cancel(self, names: Collection[str]) -> None:
         """Stops the work on these images, begun or not; of finished ones nothing changes."""
         for name in names:
-            if name in self._history.given_up or name in self._history.images:
+            if name in self._run.given_up or name in self._run.images:
                 continue
             self._record.warn(CANCELLED, "cancelled by the caller", name, given_up=True)
             if task := self._making.get(name):

@@ -16,16 +16,16 @@ from weakref import WeakValueDictionary
 from gateway.access.caller import Caller
 from gateway.journal.database import JournalUnavailable
 from gateway.journal.journal import Journal, NewRun
-from gateway.journal.leases import Leases
+from gateway.journal.leases import Leases, PeerCommand
 from gateway.journal.reader import RunRow
 from gateway.planning.plan import Plan, restore_plan
 from gateway.runs.abandonment import AbandonmentMonitor
 from gateway.runs.admission import Admission, AdmissionLimits, AdmissionTicket
-from gateway.runs.flow import Flow
 from gateway.runs.memory_budget import WeightedSemaphore
 from gateway.runs.peers import PeerCoordinator
 from gateway.runs.recorder import RunRecorder, first_event
 from gateway.runs.run import ActiveRun
+from gateway.runs.run_context import RunContext
 from gateway.store.base import Store
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
@@ -74,11 +74,11 @@ class RunManager:
         self.is_stopping = False
         # Called with whatever happens in a run from now on.
         self.on_event: Callable[[Event], None] = lambda event: None
-        self._pools = pools
-        self._retry_policy = retry_policy
         self._bounds = bounds
         self._admission = Admission(bounds.room)
-        self._memory = WeightedSemaphore(bounds.max_bytes_under_way)
+        self._context = RunContext(
+            pools, retry_policy, self._admission, WeightedSemaphore(bounds.max_bytes_under_way)
+        )
         self._leases = Leases(journal.database, journal.gateway)
         self._live: dict[str, ActiveRun] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -90,7 +90,7 @@ class RunManager:
             self._has_clients_elsewhere,
             grace_s=bounds.abandon_grace_s,
         )
-        self._peers = PeerCoordinator(self._leases, self)
+        self._peers = PeerCoordinator(self._leases, self._execute, self._on_heartbeat)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._heartbeats: asyncio.Task[None] | None = None
 
@@ -110,15 +110,15 @@ class RunManager:
     def live(self, name: str) -> ActiveRun | None:
         """The run, if this gateway carries it out."""
         live = self._live.get(name)
-        return None if live is None or live.record.log.is_disowned else live
+        return None if live is None or live.is_taken_over else live
 
     def num_in(self, state: RunState.ValueType) -> int:
         """How many of the runs that this gateway carries out are in that state. From any thread."""
-        return sum(live.record.state == state for live in list(self._live.values()))
+        return sum(live.record.run.state == state for live in list(self._live.values()))
 
     @property
     def num_waiting(self) -> int:
-        """Runs that wait for their turn."""
+        """Runs that wait for their ticket."""
         return self._admission.num_waiting
 
     def check_room(self, caller: Caller) -> None:
@@ -137,33 +137,33 @@ class RunManager:
         is_detached: bool,
         timeout_s: float | None = None,
     ) -> RunRow:
-        """Accepts the run, which begins when it is its turn, or gives the one that the request_id has made meanwhile.
+        """Accepts the run, which begins when it is its ticket, or gives the one that the request_id has made meanwhile.
 
         Raises QueueFull, RateLimited, NotReady, JournalUnavailable or what the store raises, and then there is no run.
         """
         self.check_room(caller)
-        turn = self._admission.enter(caller.name, caller.limits)
+        ticket = self._admission.enter(caller.name, caller.limits)
         name = f"runs/{secrets.token_hex(8)}"
         deadline_ns = None if timeout_s is None else time.time_ns() + int(timeout_s * 1e9)
         new = NewRun(caller.name, request_id, digest_of(asked), is_detached, deadline_ns)
         # Not to be left half done when the caller goes away: an accepted run is begun.
-        return await asyncio.shield(self._start(self._accept(name, new, plan, turn)))
+        return await asyncio.shield(self._start(self._accept(name, new, plan, ticket)))
 
-    async def _accept(self, name: str, new: NewRun, plan: Plan, turn: AdmissionTicket) -> RunRow:
+    async def _accept(self, name: str, new: NewRun, plan: Plan, ticket: AdmissionTicket) -> RunRow:
         try:
-            row = await self._persist(name, new, plan, turn)
+            row = await self._persist(name, new, plan, ticket)
         except BaseException:
-            turn.leave()
+            ticket.leave()
             raise
         if row.name != name:
-            turn.leave()
+            ticket.leave()
         return row
 
     def _write(self, record: RunRecorder, event: Event) -> None:
         self.on_event(event)
         self.journal.write(record, event)
 
-    async def _persist(self, name: str, new: NewRun, plan: Plan, turn: AdmissionTicket) -> RunRow:
+    async def _persist(self, name: str, new: NewRun, plan: Plan, ticket: AdmissionTicket) -> RunRow:
         init_images = {}
         for index, picture in enumerate(plan.init_images):
             image = Image(
@@ -183,7 +183,7 @@ class RunManager:
             record = RunRecorder([first], self._write, self.store, init_images)
             for reason, message in plan.warnings.items():
                 record.notice(reason, message)
-            self._carry_out(record, plan, row, turn)
+            self._carry_out(record, plan, row, ticket)
             log.info("%s is accepted", name)
         return row
 
@@ -223,12 +223,14 @@ class RunManager:
             await self._peers.send(name, "cancel", request.SerializeToString())
             return
         try:
-            await live.cancel(images)
+            live.cancel(images)
+            if not images:
+                await live.wait()
             await self.flush(live)
         finally:
             if live.is_finished:
                 self._start(self.evict(live))
-        if live.record.log.is_disowned and not live.record.log.is_flushed:
+        if live.is_taken_over and not live.is_written:
             # Another gateway has taken it over before this could be written.
             await self.cancel(name, images)
 
@@ -240,7 +242,7 @@ class RunManager:
         *,
         max_images: int | None = None,
     ) -> None:
-        """Takes images to a stage, here or where the run is carried out. Raises what LiveRun.select does.
+        """Takes images to a stage, here or where the run is carried out. Raises what ActiveRun.select does.
 
         `max_images` is what the caller may have of one run.
         """
@@ -251,7 +253,7 @@ class RunManager:
                     # Its clients have seen its end.
                     await self.detach(name)
                 try:
-                    await live.select(request_id, selections, self._pools, max_images=max_images)
+                    await live.select(request_id, selections, max_images=max_images)
                 finally:
                     if live.is_finished:
                         self._start(self.evict(live))
@@ -295,25 +297,17 @@ class RunManager:
         self._live.clear()
 
     def _carry_out(
-        self, record: RunRecorder, plan: Plan, row: RunRow, turn: AdmissionTicket | None = None
+        self, record: RunRecorder, plan: Plan, row: RunRow, ticket: AdmissionTicket | None = None
     ) -> ActiveRun:
-        reserved = [turn] if turn is not None else []
-
-        def make_flow() -> Flow:
-            return Flow(plan, record, self._pools, self._retry_policy_of(row), row.caller, self._memory)
-
-        def take_turn() -> AdmissionTicket:
-            return reserved.pop() if reserved else self._admission.enter(row.caller, was_accepted=True)
-
         live = ActiveRun(
             record,
             plan,
-            make_flow,
+            self._context,
             caller=row.caller,
             is_detached=row.is_detached,
-            take_turn=take_turn,
-            check_room=lambda: self._admission.check(row.caller),
             on_idle=self._on_idle,
+            ticket=ticket,
+            deadline_ns=None if row.is_detached else row.deadline_ns,
         )
         self._live[record.name] = live
         if not live.is_idle:
@@ -323,9 +317,19 @@ class RunManager:
     async def _has_clients_elsewhere(self, name: str) -> bool:
         return self.journal.database.is_shared and await self._leases.has_clients(name)
 
-    def followed_elsewhere(self) -> list[str]:
-        """Runs of other gateways that clients follow here."""
-        return [name for name in self.abandonment.names if name not in self._live]
+    async def _on_heartbeat(self) -> None:
+        followed = [name for name in self.abandonment.names if name not in self._live]
+        await self._leases.heartbeat_clients(followed)
+        await self.recover_all()
+
+    async def _execute(self, command: PeerCommand) -> None:
+        """Does what another gateway asks of a run of this one."""
+        if command.kind == "cancel":
+            await self.cancel(command.run, CancelRunRequest.FromString(command.payload).images)
+        else:
+            asked = SelectImagesRequest.FromString(command.payload)
+            most = command.max_images
+            await self.select(asked.request_id, command.run, asked.selections, max_images=most)
 
     async def recover_all(self) -> None:
         """Carries out what no living gateway does, and leaves what another one has taken over."""
@@ -352,13 +356,6 @@ class RunManager:
         reading = began.prompt_reading if began.HasField("prompt_reading") else None
         plan = restore_plan(began.spec, began.models, (), reading)
         return self._carry_out(record, plan, row)
-
-    def _retry_policy_of(self, row: RunRow) -> RetryPolicy:
-        deadline = None
-        if row.deadline_ns is not None and not row.is_detached:
-            left_s = (row.deadline_ns - time.time_ns()) / 1e9
-            deadline = asyncio.get_running_loop().time() + left_s
-        return self._retry_policy.until(deadline)
 
     def _on_idle(self, live: ActiveRun) -> None:
         if live.error is not None:
@@ -398,7 +395,7 @@ class RunManager:
     def _drop_taken_over(self) -> None:
         """Stops what another gateway has taken over while this one was silent."""
         for live in list(self._live.values()):
-            if live.record.log.is_disowned:
+            if live.is_taken_over:
                 log.warning("%s was taken over by another gateway", live.name)
                 del self._live[live.name]
                 self._start(live.suspend())

@@ -5,13 +5,11 @@ their own, and take over what nobody carries out any more. It knows how that is 
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable
 
 from gateway.journal.database import JournalUnavailable
 from gateway.journal.leases import LEASE_S, Leases, PeerCommand, read_error
 from services.errors import NotReady, TriptychError
-from triptych.v1.pipeline_pb2 import CancelRunRequest, SelectImagesRequest
 
 log = logging.getLogger(__name__)
 
@@ -23,31 +21,18 @@ ANSWER_TIMEOUT_S = 15.0
 ANSWER_EVERY_S = 0.1
 
 
-class Carrier(Protocol):
-    """Who carries out runs here."""
-
-    async def cancel(self, name: str, images: Sequence[str]) -> None: ...
-
-    async def select(
-        self,
-        request_id: str,
-        name: str,
-        selections: Sequence[SelectImagesRequest.Selection],
-        *,
-        max_images: int | None = None,
-    ) -> None: ...
-
-    async def recover_all(self) -> None:
-        """Carries out what nobody does, and leaves what others do."""
-
-    def followed_elsewhere(self) -> Collection[str]:
-        """Runs of other gateways that clients follow here."""
-
-
 class PeerCoordinator:
-    def __init__(self, leases: Leases, carrier: Carrier) -> None:
+    """`execute` carries out a command for a run of this gateway; `on_heartbeat` is called when the lease was renewed."""
+
+    def __init__(
+        self,
+        leases: Leases,
+        execute: Callable[[PeerCommand], Awaitable[None]],
+        on_heartbeat: Callable[[], Awaitable[None]],
+    ) -> None:
         self._leases = leases
-        self._carrier = carrier
+        self._execute = execute
+        self._on_heartbeat = on_heartbeat
         # Commands that are being carried out, by their numbers.
         self._executing: dict[int, asyncio.Task[None]] = {}
 
@@ -74,8 +59,7 @@ class PeerCoordinator:
                     if time.monotonic() - renewed_at > HEARTBEAT_EVERY_S:
                         await self._leases.heartbeat()
                         renewed_at = time.monotonic()
-                        await self._leases.heartbeat_clients(self._carrier.followed_elsewhere())
-                        await self._carrier.recover_all()
+                        await self._on_heartbeat()
                     for command in await self._leases.commands():
                         if command.id not in self._executing:
                             # Beside the next renewal: what a command waits for may take longer than the lease.
@@ -90,20 +74,12 @@ class PeerCoordinator:
                 task.cancel()
 
     async def _reply(self, command: PeerCommand) -> None:
+        refusal: TriptychError | None = None
         try:
-            await self._leases.reply(command.id, await self._execute(command))
+            try:
+                await self._execute(command)
+            except TriptychError as error:
+                refusal = error
+            await self._leases.reply(command.id, refusal)
         finally:
             del self._executing[command.id]
-
-    async def _execute(self, command: PeerCommand) -> TriptychError | None:
-        try:
-            if command.kind == "cancel":
-                cancel = CancelRunRequest.FromString(command.payload)
-                await self._carrier.cancel(command.run, cancel.images)
-            else:
-                select = SelectImagesRequest.FromString(command.payload)
-                most = command.max_images
-                await self._carrier.select(select.request_id, command.run, select.selections, max_images=most)
-        except TriptychError as error:
-            return error
-        return None

@@ -9,12 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from google.protobuf.duration_pb2 import Duration
 
 from gateway.events.event_log import EventLog
-from gateway.events.run_state import MIME_TYPE, History, image_name
-from gateway.events.run_view import RunView, is_finished
+from gateway.events.run_state import MIME_TYPE, RunState, image_name, is_finished
 from gateway.stages import Job, Stage
 from gateway.store.base import Store
 from services.errors import NotFound, TriptychError
-from triptych.v1.pipeline_pb2 import ChosenModel, Event, Image, ImageTiming, Run, RunError, RunSpec, RunState
+from triptych.v1.pipeline_pb2 import (
+    ChosenModel,
+    Event,
+    Image,
+    ImageTiming,
+    RunError,
+    RunSpec,
+    RunState as ProtoRunState,
+)
 from triptych.v1.stage_pb2 import ImageData, ImagePrompt, PromptReading, Stage as ProtoStage, StageEvent
 
 # A picture of 256 tokens would fill the log with steps that nobody can see one by one.
@@ -34,9 +41,8 @@ class RunRecorder:
         init_images: Mapping[str, Image] | None = None,
     ) -> None:
         self.name = events[0].state.run
-        self.history = History(events)
+        self.run = RunState(events)
         self.log = EventLog(lambda event: write(self, event), events)
-        self._view = RunView(events)
         self._store = store
         self._init_images = dict(init_images or {})
         # Of each stage's images the place in a worker's queue, and the wait in seconds where that is known.
@@ -45,12 +51,8 @@ class RunRecorder:
         self._noticed = {
             (event.warning.reason, event.warning.message) for event in events if event.HasField("warning")
         }
-        if is_finished(self.state):
+        if is_finished(self.run.state):
             self.log.close()
-
-    @property
-    def state(self) -> RunState.ValueType:
-        return self._view.state
 
     @property
     def init_names(self) -> list[str]:
@@ -62,7 +64,7 @@ class RunRecorder:
 
     def find_image(self, name: str) -> Image | None:
         """A finished picture, without its file."""
-        return self.history.images.get(name)
+        return self.run.images.get(name)
 
     def find_init_image(self, name: str) -> Image | None:
         """A picture that the run starts from, without its file."""
@@ -70,7 +72,7 @@ class RunRecorder:
 
     async def read(self, name: str) -> ImageData:
         """A finished picture, or one that the run starts from, with its file. Raises NotFound."""
-        image = self.history.images.get(name) or self._init_images.get(name)
+        image = self.run.images.get(name) or self._init_images.get(name)
         if image is None:
             raise NotFound(f"{self.name} has no finished image {name[:120]!r}")
         data = await self._store.get(image.sha256)
@@ -84,10 +86,10 @@ class RunRecorder:
         """The file of a stored mask. Raises NotFound."""
         return ImageData(mime_type=MIME_TYPE, data=await self._store.get(sha256))
 
-    async def read_image_prompts(self, told: Sequence[ImagePrompt]) -> tuple[ImagePrompt, ...]:
-        """Stored image prompts with their files. Raises NotFound."""
+    async def read_image_prompts(self, stored: Sequence[ImagePrompt]) -> tuple[ImagePrompt, ...]:
+        """Image prompts with their files. Raises NotFound."""
         prompts = []
-        for one in told:
+        for one in stored:
             prompt = ImagePrompt()
             prompt.CopyFrom(one)
             prompt.image.data = await self._store.get(one.image.sha256)
@@ -95,14 +97,12 @@ class RunRecorder:
             prompts.append(prompt)
         return tuple(prompts)
 
-    def to_proto(self) -> Run:
-        """The run as it stands."""
-        return self._view.to_proto()
-
     def begin(self) -> None:
         """The run is carried out, for the first time or again."""
-        if self.state != RunState.RUN_STATE_RUNNING:
-            self._append(Event(state=Event.StateChanged(state=RunState.RUN_STATE_RUNNING, run=self.name)))
+        if self.run.state != ProtoRunState.RUN_STATE_RUNNING:
+            self._append(
+                Event(state=Event.StateChanged(state=ProtoRunState.RUN_STATE_RUNNING, run=self.name))
+            )
 
     def stage_started(self, stage: Stage, worker: str, attempt: int, index: int, parent: str) -> None:
         started = Event.StageStarted(
@@ -220,10 +220,10 @@ class RunRecorder:
             next_stage=next_stage.number, candidates=[image.name for image in candidates]
         )
         self._append(Event(selection_required=required))
-        state = RunState.RUN_STATE_AWAITING_SELECTION
+        state = ProtoRunState.RUN_STATE_AWAITING_SELECTION
         self._append(Event(state=Event.StateChanged(state=state, run=self.name)))
 
-    def finish(self, state: RunState.ValueType, error: TriptychError | None) -> None:
+    def finish(self, state: ProtoRunState.ValueType, error: TriptychError | None) -> None:
         """The last event, unless images are selected again."""
         finished = Event.Finished(state=state)
         if error is not None:
@@ -233,8 +233,7 @@ class RunRecorder:
 
     def _append(self, event: Event) -> None:
         self.log.assign_sequence(event)
-        self.history.add(event)
-        self._view.add(event)
+        self.run.add(event)
         # The last, so that what is written down with the event is the run as it stands then.
         self.log.append(event)
 
@@ -251,7 +250,7 @@ def first_event(
 ) -> Event:
     """The first event of a run: it has the whole spec."""
     state = Event.StateChanged(
-        state=RunState.RUN_STATE_QUEUED, run=name, spec=spec, models=models, prompt_reading=reading
+        state=ProtoRunState.RUN_STATE_QUEUED, run=name, spec=spec, models=models, prompt_reading=reading
     )
     event = Event(sequence=1, state=state)
     event.time.GetCurrentTime()

@@ -1,11 +1,9 @@
-"""A run that this gateway owns: its flow, cancellation and selections.
-
-It knows the record of its run, and not where that is kept.
-"""
+"""A run that this gateway carries out: its flow, and what callers ask of it meanwhile."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from gateway.planning.plan import Plan
 from gateway.planning.selections import (
@@ -19,7 +17,8 @@ from gateway.planning.selections import (
 from gateway.runs.admission import AdmissionTicket
 from gateway.runs.flow import Flow
 from gateway.runs.recorder import RunRecorder
-from gateway.workers.pool import Pool
+from gateway.runs.run_context import RunContext
+from gateway.workers.retry_policy import RetryPolicy
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import RunState
 
@@ -27,40 +26,41 @@ log = logging.getLogger(__name__)
 
 
 class ActiveRun:
-    """`make_flow` gives a flow that begins from where the record stands; it is begun unless the run is at rest.
+    """Begins from where the record stands, unless the run is idle. A run is in one of four states: it has work, or it
+    `is_idle` since it waits for a selection, `is_finished`, or `is_taken_over` by another gateway.
 
-    `take_turn` gives a place among the runs that may be carried out, and `check_room` raises QueueFull where a run that
-    was at rest can have none. `on_idle` is called whenever the run has come to rest: it has finished, or waits to be given images.
+    `ticket` is its place among the runs that wait to begin, if it has one. `deadline_ns` is its caller's, in nanoseconds
+    since 1970. `on_idle` is called whenever the run becomes idle or finishes.
     """
 
     def __init__(
         self,
         record: RunRecorder,
         plan: Plan,
-        make_flow: Callable[[], Flow],
+        context: RunContext,
         *,
         caller: str,
         is_detached: bool,
-        take_turn: Callable[[], AdmissionTicket],
-        check_room: Callable[[], None],
         on_idle: Callable[["ActiveRun"], None],
+        ticket: AdmissionTicket | None = None,
+        deadline_ns: int | None = None,
     ) -> None:
         self.record = record
         self.caller = caller
         self.plan = plan
         self.error: TriptychError | None = None
-        # Detached runs continue without clients.
+        # A detached run continues without clients.
         self.is_detached = is_detached
-        self._make_flow = make_flow
+        self._context = context
+        self._ticket = ticket
+        self._deadline_ns = deadline_ns
         self._on_idle = on_idle
-        self._take_turn = take_turn
-        self._check_room = check_room
         self._is_cancelled = False
         self._is_suspended = False
         self._is_idle = True
         self._flow: Flow | None = None
         self._task: asyncio.Task[None] | None = None
-        if record.history.is_open:
+        if record.run.has_work:
             self._start()
 
     @property
@@ -73,12 +73,33 @@ class ActiveRun:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is done for it: it has finished, or waits to be given images."""
+        """Whether nothing is done for it: it has finished, or waits for a selection."""
         return self._is_idle
 
-    def request_cancel(self) -> None:
-        """Stops the work of all stages; of a finished run nothing changes."""
-        if self._is_idle and not self.is_finished:
+    @property
+    def is_taken_over(self) -> bool:
+        """Whether another gateway carries it out since this one was silent for too long."""
+        return self.record.log.is_disowned
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the journal has all of its events."""
+        return self.record.log.is_flushed
+
+    def cancel(self, images: Sequence[str] = ()) -> None:
+        """Stops the work of all stages, or on these images; of what is finished nothing changes.
+
+        Raises InvalidRequest for a name that the run does not have.
+        """
+        for index, name in enumerate(images):
+            if not self._has_image(name):
+                raise InvalidRequest(
+                    f"images[{index}]", f"must be an image of {self.record.name}, got {name[:120]!r}"
+                )
+        if images:
+            if self._flow is not None and not self._is_idle:
+                self._flow.cancel_images(images)
+        elif self._is_idle and not self.is_finished:
             self._finish(RunState.RUN_STATE_CANCELLED)
         elif not self.is_finished and not self._is_cancelled and self._task is not None:
             self._is_cancelled = True
@@ -95,7 +116,6 @@ class ActiveRun:
         self,
         request_id: str,
         asked: Sequence[Selection],
-        pools: Mapping[str, Pool],
         *,
         max_images: int | None = None,
     ) -> None:
@@ -105,21 +125,21 @@ class ActiveRun:
         """
         if self._is_cancelled and not self._is_idle:
             await self.wait()
-        history = self.record.history
-        if find_existing_selection(history, request_id, asked, self.plan):
+        run = self.record.run
+        if find_existing_selection(run, request_id, asked, self.plan):
             return
         if self._is_idle:
-            self._check_room()
-        selected = await make_selection(request_id, asked, self.plan, history, pools)
+            self._context.admission.check(self.caller)
+        selected = await make_selection(request_id, asked, self.plan, run, self._context.pools)
         for one in asked:
             if one.refine.HasField("mask"):
                 await self.record.store_mask(one.refine.mask)
         # Once more: nothing is awaited from here to the record.
-        if find_existing_selection(history, request_id, asked, self.plan):
+        if find_existing_selection(run, request_id, asked, self.plan):
             return
         if max_images is not None:
-            check_total(selected, self.plan, history, max_images)
-        assign_indexes(selected, self.plan, history)
+            check_total(selected, self.plan, run, max_images)
+        assign_indexes(selected, self.plan, run)
         self.record.selected(selected)
         for model in changed_models(selected, self.plan):
             self.record.warn(
@@ -130,20 +150,6 @@ class ActiveRun:
             self._start()
         elif self._flow is not None:
             self._flow.selected()
-
-    async def cancel(self, images: Sequence[str] = ()) -> None:
-        """Stops the run, or only these images, and returns when it is done. Raises InvalidRequest for a name it lacks."""
-        if not images:
-            self.request_cancel()
-            await self.wait()
-            return
-        for index, name in enumerate(images):
-            if not self._has_image(name):
-                raise InvalidRequest(
-                    f"images[{index}]", f"must be an image of {self.record.name}, got {name[:120]!r}"
-                )
-        if self._flow is not None and not self._is_idle:
-            self._flow.cancel_images(images)
 
     async def wait(self) -> None:
         """Returns when the run is at rest, however that came, or suspended."""
@@ -156,20 +162,30 @@ class ActiveRun:
         """Starts with what the record lacks."""
         self._is_cancelled = False
         self._is_idle = False
-        turn = self._take_turn()
-        turn.listen(self.record.queued_run)
-        self._flow = self._make_flow()
-        self._task = asyncio.create_task(self._carry_out(turn, self._flow), name=self.record.name)
-        self._task.add_done_callback(lambda _: turn.leave())
+        ticket = self._ticket or self._context.admission.enter(self.caller, was_accepted=True)
+        self._ticket = None
+        ticket.listen(self.record.queued_run)
+        self._flow = Flow(
+            self.plan, self.record, self._context, caller=self.caller, retry_policy=self._retry_policy()
+        )
+        self._task = asyncio.create_task(self._carry_out(ticket, self._flow), name=self.record.name)
+        self._task.add_done_callback(lambda _: ticket.leave())
         self._task.add_done_callback(self._on_done)
 
-    async def _carry_out(self, turn: AdmissionTicket, flow: Flow) -> None:
-        await turn.wait()
+    def _retry_policy(self) -> RetryPolicy:
+        deadline = None
+        if self._deadline_ns is not None:
+            left_s = (self._deadline_ns - time.time_ns()) / 1e9
+            deadline = asyncio.get_running_loop().time() + left_s
+        return self._context.retry_policy.until(deadline)
+
+    async def _carry_out(self, ticket: AdmissionTicket, flow: Flow) -> None:
+        await ticket.wait()
         await flow.run()
 
     def _has_image(self, name: str) -> bool:
         stage_name, _, index = name.removeprefix(f"{self.record.name}/images/").rpartition("-")
-        return self.record.history.is_selected(name) or any(
+        return self.record.run.is_selected(name) or any(
             stage.stage.name == stage_name and index.isdecimal() and int(index) < stage.max_images
             for stage in self.plan.stages
         )

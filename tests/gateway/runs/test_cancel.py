@@ -4,10 +4,10 @@ import pytest
 
 from gateway.planning.plan import make_plan
 from gateway.runs.admission import Admission, AdmissionLimits
-from gateway.runs.flow import Flow
 from gateway.runs.memory_budget import WeightedSemaphore
 from gateway.runs.recorder import RunRecorder, first_event
 from gateway.runs.run import ActiveRun
+from gateway.runs.run_context import RunContext
 from gateway.workers.retry_policy import RetryPolicy
 from tests.gateway.run_fixtures import collect, finished, ready, run_finished, spec, warnings
 from triptych.client import CallError, InvalidRequest, NotFound
@@ -203,20 +203,9 @@ async def test_a_run_cancelled_before_its_first_step_ends(gateway):
     first = first_event("runs/1", plan.spec, plan.models)
     record = RunRecorder([first], lambda run, event: run.log.publish(event.sequence), gateway.runs.store)
 
-    def make_flow():
-        return Flow(plan, record, gateway.pools, RetryPolicy(), "me", WeightedSemaphore(1))
-
-    admission = Admission(AdmissionLimits())
-    run = ActiveRun(
-        record,
-        plan,
-        make_flow,
-        caller="me",
-        is_detached=True,
-        take_turn=lambda: admission.enter("me"),
-        check_room=lambda: None,
-        on_idle=lambda _: None,
-    )
-    await run.cancel()
-    assert record.state == RunState.RUN_STATE_CANCELLED
+    context = RunContext(gateway.pools, RetryPolicy(), Admission(AdmissionLimits()), WeightedSemaphore(1))
+    run = ActiveRun(record, plan, context, caller="me", is_detached=True, on_idle=lambda _: None)
+    run.cancel()
+    await run.wait()
+    assert record.run.state == RunState.RUN_STATE_CANCELLED
     assert gateway.generator.requests == []

@@ -5,9 +5,11 @@ import pytest
 from gateway.events.run_state import CANCELLED
 from gateway.planning.plan import make_plan, restore_plan
 from gateway.planning.selections import Selection, assign_indexes, make_selection
+from gateway.runs.admission import Admission, AdmissionLimits
 from gateway.runs.flow import Flow
 from gateway.runs.memory_budget import WeightedSemaphore
 from gateway.runs.recorder import RunRecorder, first_event
+from gateway.runs.run_context import RunContext
 from gateway.stages import STAGES
 from gateway.store import open_store
 from gateway.workers.discovery import Discovery
@@ -30,7 +32,9 @@ class Workshop:
         self.stages = stages
         self.pools = pools
         self.store = store
-        self.memory = WeightedSemaphore(2**20)
+        self.context = RunContext(
+            pools, RetryPolicy(worker_timeout_s=0), Admission(AdmissionLimits()), WeightedSemaphore(2**20)
+        )
 
     async def begin(self, asked):
         plan = await make_plan(asked, self.pools)
@@ -43,10 +47,11 @@ class Workshop:
         """Carries the run out to its end, and takes images on by hand whenever it rests."""
         began = (await first_of(record)).state
         plan = restore_plan(began.spec, began.models, ())
-        history = record.history
+        run = record.run
         while True:
-            if history.is_open:
-                flow = Flow(plan, record, self.pools, RetryPolicy(worker_timeout_s=0), "me", self.memory)
+            if run.has_work:
+                policy = self.context.retry_policy
+                flow = Flow(plan, record, self.context, caller="me", retry_policy=policy)
                 flow.cancel_images(cancelled)
                 await flow.run()
                 state, error = flow.outcome
@@ -54,11 +59,11 @@ class Workshop:
                     record.await_selection(flow.next_stage, flow.candidates)
                 else:
                     record.finish(state, error)
-            if len(history.selections) == len(selections):
+            if len(run.selections) == len(selections):
                 return
-            asked = selections[len(history.selections)]
-            selected = await make_selection("", asked, plan, history, self.pools)
-            assign_indexes(selected, plan, history)
+            asked = selections[len(run.selections)]
+            selected = await make_selection("", asked, plan, run, self.pools)
+            assign_indexes(selected, plan, run)
             record.selected(selected)
 
     def made(self):
@@ -107,7 +112,7 @@ async def events_of(record):
 
 def pictures(record):
     """What there is in the end, in whatever order it was made."""
-    run = record.to_proto()
+    run = record.run.to_proto()
     return run.state, {one.name: (one.parent, one.seed, one.sha256) for one in run.images}
 
 
@@ -119,7 +124,7 @@ async def cut_everywhere(workshop, asked, selections=(), cancelled=()):
     events = await events_of(whole)
     for cut in range(1, len(events) + 1):
         record = workshop.record(events[:cut])
-        settled = {*record.history.images, *record.history.given_up}
+        settled = {*record.run.images, *record.run.given_up}
         await workshop.carry_out(record, selections, cancelled)
         yield events[cut - 1], settled, workshop.made(), record, whole
 
@@ -156,7 +161,7 @@ async def test_an_image_that_failed_is_not_tried_again(workshop):
     workshop.stages.generators[0].failures[1] = failure
     async for last, settled, made, record, whole in cut_everywhere(workshop, spec(generate={"count": 3})):
         assert pictures(record) == pictures(whole), last
-        assert record.to_proto().error == whole.to_proto().error
+        assert record.run.to_proto().error == whole.to_proto().error
         assert not settled & set(made), last
 
 
@@ -165,7 +170,7 @@ async def test_a_cancelled_image_stays_cancelled(workshop):
     record.warn(CANCELLED, "cancelled by the caller", f"{RUN}/images/generate-1", given_up=True)
     await workshop.carry_out(record)
     assert f"{RUN}/images/generate-1" not in workshop.made()
-    assert record.state == RunState.RUN_STATE_SUCCEEDED
+    assert record.run.state == RunState.RUN_STATE_SUCCEEDED
 
 
 async def test_attempts_are_counted_on(workshop):
@@ -186,7 +191,7 @@ async def test_the_ranking_that_was_told_counts(workshop):
     refiner.scores = {100: 1.0}
     record = workshop.record(events[: cut + 1])
     await workshop.carry_out(record)
-    parents = {one.parent for one in record.to_proto().images if one.stage == Stage.STAGE_REFINE}
+    parents = {one.parent for one in record.run.to_proto().images if one.stage == Stage.STAGE_REFINE}
     assert parents == {f"{RUN}/images/generate-1"}
 
 

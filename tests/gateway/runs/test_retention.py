@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from gateway.events.event_log import EventLog
-from gateway.events.run_view import RunView
+from gateway.events.run_state import RunState
 from gateway.journal.journal import NewRun, open_journal
 from gateway.runs.recorder import first_event
 from gateway.runs.retention import DAY_S, UNTOLD_AGE_S, Retention, RetentionLimits, SweepResult
 from gateway.store.folder import FolderStore
 from services.errors import NotFound
-from triptych.v1.pipeline_pb2 import Event, Image, RunSpec, RunState
+from triptych.v1.pipeline_pb2 import Event, Image, RunSpec, RunState as ProtoRunState
 
 PICTURE_BYTES = 1000
 
@@ -36,7 +36,7 @@ class Kept:
             image = Image(name=f"{run}/images/generate-{index}", sha256=sha256)
             written.tell(Event(image_ready=Event.ImageReady(image=image)))
         if is_finished:
-            finished = Event(finished=Event.Finished(state=RunState.RUN_STATE_SUCCEEDED))
+            finished = Event(finished=Event.Finished(state=ProtoRunState.RUN_STATE_SUCCEEDED))
             finished.time.FromNanoseconds(time.time_ns() - int(age_s * 1e9))
             written.tell(finished)
         await self.journal.flush(written)
@@ -64,7 +64,7 @@ class Written:
 
     def __init__(self, name, journal, first) -> None:
         self.name = name
-        self.view = RunView([first])
+        self.run = RunState([first])
         self.log = EventLog(lambda event: journal.write(self, event), [first])
 
     def tell(self, event: Event) -> None:
@@ -73,11 +73,8 @@ class Written:
         self.log.assign_sequence(event)
         if dated.HasField("time"):
             event.time.CopyFrom(dated.time)
-        self.view.add(event)
+        self.run.add(event)
         self.log.append(event)
-
-    def to_proto(self):
-        return self.view.to_proto()
 
 
 def picture(letter: bytes) -> bytes:

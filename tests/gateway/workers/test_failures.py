@@ -1,6 +1,7 @@
 """What goes wrong in the stages, and what a run makes of it."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -86,7 +87,7 @@ async def test_a_bug_in_a_stage_is_not_told(gateway, caplog):
 
 
 async def test_a_bug_in_the_gateway_is_logged_and_not_told(gateway, caplog):
-    gateway.runs._pools = {}  # what no code of ours does
+    gateway.runs._context = replace(gateway.runs._context, pools={})  # what no code of ours does
     events, error = await until_failure(gateway, spec(generate={"count": 1}, **SKETCHES))
     assert finished(events).error.reason == error.reason == "INTERNAL"
     assert "KeyError" not in str(error)
