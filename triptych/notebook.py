@@ -3,6 +3,7 @@
 It imports nothing of Jupyter; where a notebook's kernel runs, IPython has been imported already.
 """
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -43,7 +44,8 @@ class LiveSheet:
     def __init__(self, display: Any) -> None:
         self._display = display
         self._handle: Any = None
-        self._drawn_s = 0.0
+        # A monotonic clock may have begun just now.
+        self._drawn_s = -math.inf
         self._result: RunResult | None = None
         # The newest preview of each picture that is not there yet, by stage and index.
         self._previews: dict[tuple[str, int], bytes] = {}

@@ -4,6 +4,7 @@ their own, and take over what nobody carries out any more. It knows how that is 
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 
@@ -52,7 +53,7 @@ class PeerCoordinator:
 
     async def run_forever(self) -> None:
         """Looks after all of that until it is cancelled."""
-        renewed_at = 0.0
+        renewed_at = -math.inf
         try:
             while True:
                 try:

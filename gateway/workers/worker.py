@@ -1,5 +1,6 @@
 """A worker as the gateway sees it: its model, its work in progress, and its failures."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -30,8 +31,8 @@ class Worker:
     # What the channel was opened with.
     certificates: Certificates | None = None
     # When it last said anything of a picture, and when it may be given work again, on the pool's clock.
-    heard_at: float = 0.0
-    paused_until: float = 0.0
+    heard_at: float = -math.inf
+    paused_until: float = -math.inf
     # How often it was lost or stalled, and answered what cannot be right, since its last picture.
     num_losses: int = 0
     # A single loss may be a restart; after another, or a stall, it gets one picture until that has come.

@@ -81,7 +81,7 @@ def test_an_answer_finds_its_question_though_another_one_came_first(start: Start
     bridge = start({"first": {"done": 1, "with": "second"}, "second": {"done": 2}})
     _, first = bridge.begin("first")
     assert bridge.ask("second") == 2
-    assert first.result(timeout=30) == 1
+    assert first.result(timeout=120) == 1
 
 
 def test_what_meadowrun_says_is_told(start: Start):
@@ -101,7 +101,7 @@ def test_a_bridge_that_ends_fails_what_was_asked_with_its_last_words_and_starts_
     with pytest.raises(DeployError, match="(?s)process has ended:.*Meadowrun has had enough"):
         bridge.ask("offers")
     with pytest.raises(DeployError, match="process has ended"):
-        waiting.result(timeout=30)
+        waiting.result(timeout=120)
     bridge.rewrite({"offers": {"done": []}})
     assert bridge.ask("offers") == []
 

@@ -18,6 +18,6 @@ def test_a_process_is_found_by_its_number_as_soon_as_it_is_started(tmp_path: Pat
 def test_one_that_ends_at_once_leaves_its_log(tmp_path: Path):
     processes = TaggedProcesses("ends at once", tmp_path)
     started = processes.start("painter", [])
-    started.wait(60)
+    started.wait(120)
     assert not processes.numbered(str(started.pid))
     assert "No such command 'painter'" in processes.log_of(str(started.pid), 5)

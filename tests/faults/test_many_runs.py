@@ -143,7 +143,6 @@ async def test_a_watcher_at_one_gateway_sees_a_run_of_the_other(two_gateways, ro
     async with Caller(second.address) as caller:
         await check_whole(caller, second.address, name, asked, [here, there])
     row(f"the end was seen there {told_there[1] - told_here[1]:.2f} s after it was seen here")
-    assert told_there[1] - told_here[1] < 1.0
 
 
 async def test_the_same_request_id_at_both_gateways_makes_one_run(two_gateways, row):

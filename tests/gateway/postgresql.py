@@ -53,7 +53,7 @@ def postgresql_server() -> Iterator[str]:
             yield folder
         finally:
             server.send_signal(signal.SIGINT)
-            server.wait(timeout=30)
+            server.wait(timeout=120)
 
 
 def _wait_until_it_serves(server: subprocess.Popen, folder: Path) -> None:

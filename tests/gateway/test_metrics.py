@@ -92,5 +92,5 @@ def test_the_process_answers_prometheus_where_it_says():
         with urllib.request.urlopen(where[0]) as answer:
             text = answer.read().decode()
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
     assert 'triptych_healthy_workers{stage="upscaler"} 0.0' in text

@@ -58,9 +58,9 @@ def test_a_signal_ends_it_cleanly(number):
     with gateway_process() as (process, announced):
         assert announced["service"] == "gateway"
         host, _, port = announced["address"].rpartition(":")
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection((host, int(port)), timeout=120).close()
         process.send_signal(number)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "Traceback" not in errors
 
@@ -68,7 +68,7 @@ def test_a_signal_ends_it_cleanly(number):
 def test_it_ends_with_its_parent_where_that_is_asked_for():
     with gateway_process("--exit-with-parent") as (process, _):
         process.stdin.close()
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=120) == 0
 
 
 def test_a_port_in_use_is_an_error_in_a_line():

@@ -70,7 +70,7 @@ async def client(model_folder, tmp_path):
         async with (
             gateway_over(stages, tmp_path) as gateway,
             serving_http(RequestContext(gateway.facade, Authentication(None)), grace_s=1) as door,
-            openai.AsyncOpenAI(base_url=f"http://{door.address}/v1", api_key="none", timeout=60) as client,
+            openai.AsyncOpenAI(base_url=f"http://{door.address}/v1", api_key="none", timeout=120) as client,
         ):
             yield client
 

@@ -118,7 +118,7 @@ def test_two_processes_that_want_a_file_download_it_once(site, tmp_path):
     arguments = [sys.executable, "-c", program, f"{site.url}/weights.pt", str(tmp_path / "weights.pt")]
     both = [subprocess.Popen(arguments, cwd=os.getcwd()) for _ in range(2)]
 
-    assert [process.wait(60) for process in both] == [0, 0]
+    assert [process.wait(120) for process in both] == [0, 0]
     assert (tmp_path / "weights.pt").read_bytes() == DATA
     assert sum(stop - start for start, stop in site.ranges) == len(DATA)
 

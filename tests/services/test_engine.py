@@ -355,7 +355,7 @@ async def test_closing_fails_what_is_left_as_evicted():
 async def test_a_bug_on_the_device_thread_fails_all_jobs_and_is_noticed():
     async with running(Scripted(1)) as engine:
         events = await collect(engine, Job(1, fails_in="release"), Job(2))
-        await asyncio.wait_for(engine.failed.wait(), 5)
+        await asyncio.wait_for(engine.failed.wait(), 120)
     assert outcome(events)[1] == "Failed"
 
 

@@ -158,20 +158,20 @@ async def test_a_running_call_finishes_while_the_server_stops():
         servicer.may_end.set()
         assert await call.read() is not grpc.aio.EOF
         assert await call.read() is grpc.aio.EOF
-        await asyncio.wait_for(stopping, 5)
+        await asyncio.wait_for(stopping, 120)
 
 
 async def test_an_open_health_watch_does_not_hold_up_the_stop():
     async with open_channel_to(Scripted(), grace_s=600) as (channel, stop_server):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
         await watch.read()
-        await asyncio.wait_for(stop_server(), 20)
+        await asyncio.wait_for(stop_server(), 120)
 
 
 async def test_sigterm_sets_the_stop_event():
     async with stop_signal() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(stop.wait(), 5)
+        await asyncio.wait_for(stop.wait(), 120)
 
 
 class open_channel_to:  # noqa: N801 - reads as a function, and the stop in the middle wants the two halves apart

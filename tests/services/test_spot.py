@@ -136,6 +136,6 @@ def test_a_worker_that_hears_a_notice_stops_well(metadata):
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["service"] == "upscaler"
         metadata.body = json.dumps(NOTICE).encode()
-        _, log = process.communicate(timeout=60)
+        _, log = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "this machine is to terminate at 2031-05-04T12:00:00Z: nothing new is taken here" in log

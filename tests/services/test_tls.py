@@ -64,7 +64,7 @@ async def call(running, certificates, **more):
     """Raises AioRpcError where the two do not trust each other."""
     async with open_channel(running.address, certificates and certificates.current(), **more) as channel:
         stub = generator_pb2_grpc.GeneratorServiceStub(channel)
-        return await stub.GetModel(generator_pb2.GeneratorServiceGetModelRequest(), timeout=10)
+        return await stub.GetModel(generator_pb2.GeneratorServiceGetModelRequest(), timeout=120)
 
 
 async def test_a_stage_lets_the_gateway_in(ours):
@@ -102,7 +102,7 @@ async def test_a_stage_refuses_health_checks_without_a_certificate_too(made):
         async with open_channel(running.address, with_none) as channel:
             check = health_pb2_grpc.HealthStub(channel).Check
             with pytest.raises(grpc.aio.AioRpcError):
-                await check(health_pb2.HealthCheckRequest(), timeout=10)
+                await check(health_pb2.HealthCheckRequest(), timeout=120)
 
 
 async def test_a_health_port_answers_probes_without_a_certificate_and_nothing_else(made):

@@ -73,7 +73,7 @@ class ScriptedGateway(PipelineServiceServicer):
             event.sequence = sequence
             yield StreamRunResponse(event=event)
         if "endless" in request.spec.prompt:
-            self.was_cancelled.wait(60)
+            self.was_cancelled.wait(120)
         if "broken" in request.spec.prompt:
             context.abort(grpc.StatusCode.UNAVAILABLE, "nobody serves the stage 'refine' now")
 

@@ -68,7 +68,7 @@ def test_ctrl_c_cancels_the_run(client, gateway_process):
         assert follower.stdout is not None
         name = follower.stdout.readline().strip()
         follower.send_signal(signal.SIGINT)
-        _, errors = follower.communicate(timeout=30)
+        _, errors = follower.communicate(timeout=120)
     assert errors.splitlines()[-1] == "KeyboardInterrupt"
     assert client.get_run(name).state == RunState.RUN_STATE_CANCELLED
 

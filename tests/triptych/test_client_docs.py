@@ -21,7 +21,7 @@ def test_a_program_of_the_page_runs(program, gateway_process, tmp_path):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.stderr == ""
     assert done.returncode == 0

@@ -21,7 +21,7 @@ def complete(*words: str) -> dict[str, str]:
         ),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     rows = [line.removeprefix("plain,").partition("\t") for line in done.stdout.splitlines()]
     return {name: summary for name, _, summary in rows}
@@ -67,7 +67,7 @@ def test_completing_a_command_imports_none_of_them():
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert "plain,runs" in done.stdout
     assert done.stderr == "[]\n"

@@ -48,7 +48,7 @@ def service(folder, name, *arguments):
                 yield json.loads(process.stdout.readline())
             finally:
                 process.send_signal(signal.SIGTERM)
-                assert process.wait(timeout=30) == 0
+                assert process.wait(timeout=120) == 0
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_no_service_outlives_a_parent_that_is_stopped_at_start_up(parent, number
     assert parent.process.stderr is not None
     assert parent.process.stderr.readline().startswith("starting upscaler")
     parent.signal_and_wait_for_all(number)
-    assert parent.process.wait(30) != 0
+    assert parent.process.wait(120) != 0
     parent.process.communicate()  # its end of the pipes closes when the last child ends
     parent.wait_for_all()
 
@@ -63,7 +63,7 @@ def test_the_end_of_one_service_ends_all_and_says_which(parent):
     parent.read_until("Ready")
     (gateway,) = [pid for pid in parent.pids() if b"gateway" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(gateway, signal.SIGKILL)
-    _, errors = parent.process.communicate(timeout=60)
+    _, errors = parent.process.communicate(timeout=120)
     assert "the gateway stopped: it was ended by SIGKILL" in errors
     assert parent.pids() == []
 

@@ -17,7 +17,7 @@ def test_the_program_of_the_readme_writes_its_pictures(gateway, tmp_path):
     (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert "127.0.0.1:50050" in program
     code = program.replace("127.0.0.1:50050", gateway.address)
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), check=True, timeout=120)
     assert {path.name for path in tmp_path.iterdir()} == {
         *(f"generate-{index}.png" for index in range(4)),
         "upscale-0.png",

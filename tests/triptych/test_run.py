@@ -241,7 +241,7 @@ def test_a_signal_cancels_the_run_at_the_gateway(gateway, tmp_path, number, code
         while "image_ready" not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == code
-    assert gateway.was_cancelled.wait(30)
+    assert gateway.was_cancelled.wait(120)
     assert "Traceback" not in errors

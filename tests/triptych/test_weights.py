@@ -152,9 +152,9 @@ def test_a_pull_that_is_interrupted_ends_at_once_and_goes_on_later(model, tmp_pa
         arguments = ["weights", "pull", "mine", "--stage", "upscaler", "--from", f"{site.url}/model"]
         variables = environment(TRIPTYCH_CACHE=str(tmp_path / "cache"))
         first = subprocess.Popen(command(*arguments), env=variables, stderr=subprocess.PIPE, text=True)
-        assert site.stalled.wait(60)
+        assert site.stalled.wait(120)
         first.send_signal(signal.SIGINT)
-        output = first.communicate(timeout=60)[1]
+        output = first.communicate(timeout=120)[1]
         assert first.returncode == 130
         assert "stopped; what has arrived is kept, run the command again to go on" in output
         assert "Traceback" not in output

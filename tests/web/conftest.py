@@ -67,7 +67,7 @@ async def gateway(module_gateway, stages):
     """It runs, and has no run."""
     if not module_gateway.is_alive:
         await module_gateway.start()
-    async with httpx.AsyncClient(base_url=module_gateway.url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=module_gateway.url, timeout=120) as http:
         for run in (await http.get("/runs")).json()["runs"]:
             (await http.post(f"/{run['name']}/cancel", json={})).raise_for_status()
             (await http.delete(f"/{run['name']}")).raise_for_status()

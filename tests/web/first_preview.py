@@ -35,7 +35,7 @@ new MutationObserver(() => {
 async def first_preview_ms(url: str, run: str) -> float:
     """When the gateway told its first preview."""
     async with (
-        httpx.AsyncClient(timeout=30) as http,
+        httpx.AsyncClient(timeout=120) as http,
         http.stream("GET", f"{url}runs/{run}/events") as reported,
     ):
         async for line in reported.aiter_lines():

@@ -206,7 +206,7 @@ def calls_of(doors):
 async def answers(doors, token, *, private_only=False):
     """The statuses of all calls by (method, path)."""
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    async with httpx.AsyncClient(base_url=doors.url, headers=headers, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=doors.url, headers=headers, timeout=120) as http:
         return {
             (method, path): (await http.request(method, path, json={})).status_code
             for method, path, is_private in calls_of(doors)

@@ -35,8 +35,8 @@ async def web_gateway(*, tokens=None, token="", heartbeat_s=15.0, **more):
             hooks = {"response": [check_answer]}
             headers = {"authorization": f"Bearer {token}"} if token else {}
             async with (
-                httpx.AsyncClient(base_url=url, headers=headers, timeout=30, event_hooks=hooks) as http,
-                openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=token or "none", timeout=30) as client,
+                httpx.AsyncClient(base_url=url, headers=headers, timeout=120, event_hooks=hooks) as http,
+                openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=token or "none", timeout=120) as client,
             ):
                 yield Web(gateway, api, url, http, client)
 

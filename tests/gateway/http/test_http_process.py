@@ -47,7 +47,7 @@ async def gateway(stages, folder):
         )
         try:
             announced = json.loads(await process.stdout.readline())
-            async with httpx.AsyncClient(base_url=f"http://{announced['http']}", timeout=30) as http:
+            async with httpx.AsyncClient(base_url=f"http://{announced['http']}", timeout=120) as http:
                 yield process, http
         finally:
             if process.returncode is None:

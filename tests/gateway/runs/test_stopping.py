@@ -74,7 +74,7 @@ async def test_a_run_that_waits_for_a_choice_keeps_no_gateway_from_stopping(gate
     async for event in gateway.facade.watch_run(run.name, ALL):
         if event.state.state == RunState.RUN_STATE_AWAITING_SELECTION:
             break
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         await gateway.runs.close(3600)
 
 

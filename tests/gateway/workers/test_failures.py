@@ -147,7 +147,7 @@ async def test_a_picture_that_was_delivered_is_kept_when_its_worker_dies(gateway
 
 
 async def test_a_worker_that_falls_silent_is_given_up():
-    async with pipeline(generators=2, retry_policy=RetryPolicy(stall_timeout_s=1.0)) as gateway:
+    async with pipeline(generators=2, retry_policy=RetryPolicy(stall_timeout_s=3.0)) as gateway:
         first, second = gateway.generators
         first.close_gates(0)
         events = await collect(gateway, spec(generate={"count": 1}, **SKETCHES))
@@ -157,7 +157,7 @@ async def test_a_worker_that_falls_silent_is_given_up():
 
 
 async def test_an_image_that_waits_in_a_queue_is_not_given_up():
-    async with pipeline(retry_policy=RetryPolicy(stall_timeout_s=1.0)) as gateway:
+    async with pipeline(retry_policy=RetryPolicy(stall_timeout_s=3.0)) as gateway:
         gateway.generator.garbage[0] = []
         reached = gateway.generator.begun[0]
 
@@ -174,7 +174,7 @@ async def test_an_image_that_waits_in_a_queue_is_not_given_up():
             events.append(event)
             if event.HasField("queued") and event.queued.position == 3:
                 with pytest.raises(CallError):  # a call that outlasts the patience with a silent worker
-                    [_ async for _ in gateway.client.watch_run(events[0].state.run, timeout_s=1.5)]
+                    [_ async for _ in gateway.client.watch_run(events[0].state.run, timeout_s=4.0)]
                 gateway.generator.gates[0].set()
         assert finished(events).state == RunState.RUN_STATE_SUCCEEDED
 

@@ -102,7 +102,7 @@ async def test_drained_workers_are_not_the_picture_s_fault():
 
 
 async def test_pictures_leave_the_queue_of_a_worker_that_stalled():
-    async with pipeline(generators=2, retry_policy=RetryPolicy(stall_timeout_s=1.0)) as gateway:
+    async with pipeline(generators=2, retry_policy=RetryPolicy(stall_timeout_s=3.0)) as gateway:
         first, second = gateway.generators
 
         async def hang(index, seed):
