@@ -231,14 +231,14 @@ class Pipeline:
         """A finished image of a run and how many bytes its file has, for `read_parts`. Raises NotFound."""
         run = name.partition("/images/")[0]
         await self.require_access(run, caller)
-        image = await self._journal.find_image(name) if NUL not in name else None
+        image = await self._journal.reader.find_image(name) if NUL not in name else None
         if image is None:
             raise NotFound(f"{run} has no finished image {name[:120]!r}")
         return image, await self._store.size(image.sha256)
 
     async def open_file(self, sha256: str, caller: Caller) -> tuple[Image, int]:
         """As `open_image`, of any run that the caller may see, by the file's hash."""
-        image = await self._journal.find_file(sha256, None if caller.sees_all else caller.name)
+        image = await self._journal.reader.find_file(sha256, None if caller.sees_all else caller.name)
         if image is None:
             raise NotFound(f"there is no picture {sha256[:80]!r} here")
         return image, await self._store.size(sha256)

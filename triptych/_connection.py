@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
+from triptych._grpc_options import KEEPALIVE, MESSAGE_SIZES
 from triptych.credentials import Credentials
 from triptych.errors import to_call_error
 from triptych.v1.pipeline_pb2_grpc import PipelineServiceStub
@@ -15,14 +16,9 @@ from triptych.v1.pipeline_pb2_grpc import PipelineServiceStub
 if TYPE_CHECKING:
     from triptych.v1.pipeline_pb2_grpc import PipelineServiceAsyncStub
 
-# What a caller needs of the options that services/serving/channels.py explains; the layer above cannot be imported here.
 CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", 32 * 2**20),
-    ("grpc.max_send_message_length", 32 * 2**20),
-    ("grpc.keepalive_time_ms", 4_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
-    ("grpc.http2.max_pings_without_data", 0),
+    *MESSAGE_SIZES,
+    *KEEPALIVE,
     # Between connections gRPC itself waits as well, by default up to two minutes; the pauses are ours (resume.py).
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),

@@ -5,6 +5,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import Request
+from starlette.types import Receive
 
 from gateway.http.errors import HttpError
 
@@ -14,7 +15,7 @@ Result = TypeVar("Result")
 async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """The result of the work; cancels it and raises HttpError when the caller is gone. The body must have been read."""
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_until_gone(request))
+    leaving = asyncio.ensure_future(until_disconnect(request.receive))
     try:
         await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -27,6 +28,7 @@ async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Resul
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-async def _until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def until_disconnect(receive: Receive) -> None:
+    """Returns when the client has gone away. The body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
         pass

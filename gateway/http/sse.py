@@ -11,6 +11,8 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.http.disconnect import until_disconnect
+
 HEARTBEAT_S = 15.0
 # What a browser waits before it connects again.
 RETRY_MS = 2_000
@@ -61,7 +63,7 @@ class EventStream(Response):
         ends = (
             self._write_all(write),
             self._send_heartbeats(write),
-            _until_gone(receive),
+            until_disconnect(receive),
             self._closing.wait(),
         )
         tasks = [asyncio.ensure_future(end) for end in ends]
@@ -91,8 +93,3 @@ class EventStream(Response):
             await asyncio.sleep(self._heartbeat_s)
             if self._is_quiet:
                 await write(COMMENT)
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

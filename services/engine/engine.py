@@ -19,7 +19,7 @@ from services.engine.events import Accepted, Event, EventMailbox, Progress
 from services.engine.output_processor import OutputProcessor, Request, ScheduledJob
 from services.engine.stepper import JobRequest, Stepper
 from services.errors import DeadlineExceeded, QueueFull, WorkerEvicted
-from services.queues import FairQueue
+from services.queues import FairQueue, QueueRate
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Engine(Generic[Job]):
         self._slots: dict[int, ScheduledJob[Job]] = {}
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._closing = False
-        self._seconds_per_job = 1.0  # moving average between finished jobs while busy; starts as a guess
+        self._rate = QueueRate()  # of finished jobs while busy
         self._last_finished_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._delivery = OutputProcessor(stepper.decode, clock)
@@ -125,7 +125,7 @@ class Engine(Generic[Job]):
             raise QueueFull(
                 f"{len(self._waiting)} images are waiting and there is room for {max(room, 0)} more, got {num_jobs}; "
                 "try again later, or ask for fewer",
-                retry_after_s=round(max(1.0, (num_jobs - room) * self._seconds_per_job), 1),
+                retry_after_s=round(max(1.0, self._rate.wait_s(num_jobs - room) or 0.0), 1),
             )
 
     # The rest runs on the device thread.
@@ -250,7 +250,7 @@ class Engine(Generic[Job]):
                     self._fail(slot, error)
                     continue
                 self._free(slot)
-                self._measure_pace(self._clock())
+                self._measure_rate(self._clock())
                 works.append(work)
                 views.append(view)
         finally:
@@ -302,9 +302,9 @@ class Engine(Generic[Job]):
         for work in left:
             work.fail(WorkerEvicted("this worker stopped; try another one"))
 
-    def _measure_pace(self, now: float) -> None:
+    def _measure_rate(self, now: float) -> None:
         if self._last_finished_at is not None:
-            self._seconds_per_job += 0.2 * (now - self._last_finished_at - self._seconds_per_job)
+            self._rate.moved(1, now - self._last_finished_at)
         self._last_finished_at = now
 
     def _post_positions(self) -> None:

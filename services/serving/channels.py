@@ -1,42 +1,17 @@
-"""All gRPC options of servers and internal channels, with reasons.
-
-The defaults of gRPC suit calls of milliseconds. Ours are streams that last minutes, are silent while a
-device computes, and carry pictures; so a peer that hangs must be distinguished from one that is busy.
-"""
+"""The gRPC options of our servers, and of the channels between them; those of all connections are in triptych."""
 
 from collections.abc import Sequence
 
 import grpc
 
 from services.serving.tls import Certificates, channel_credentials
+from triptych._grpc_options import KEEPALIVE, MESSAGE_SIZES, PING_AFTER_MS
 
-# A 2048 px RGB picture is 12 MiB at worst as PNG: room for two, for several sketches, or for the 10 MB
-# prompt that deserves a better answer than "message too large". gRPC's own limit is 4 MiB.
-MAX_MESSAGE_BYTES = 32 * 2**20
 # Between the gateway and the stages: a picture of 25 megapixels as the PNG of noise, three bytes a pixel, and a mask.
 # Larger results come in chunks.
 MAX_STAGE_IMAGE_BYTES = 80 * 2**20
 MAX_STAGE_MESSAGE_BYTES = MAX_STAGE_IMAGE_BYTES + 6 * 2**20
 
-# A peer that was stopped or unplugged keeps its connection open. With both at their defaults that shows after
-# more than a minute; so: ask after 4 s of silence, wait 5 s for the answer, and notice within 10 s.
-PING_AFTER_MS = 4_000
-PING_TIMEOUT_MS = 5_000
-
-# What both ends of a connection set.
-_KEEPALIVE = (
-    ("grpc.keepalive_time_ms", PING_AFTER_MS),
-    ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
-    # Since gRPC 1.63 every ping has a timeout of its own, 60 s, and the longer of the two is the one that counts.
-    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
-    # Otherwise gRPC stops asking after two pings without data, in the middle of a long silent step.
-    ("grpc.http2.max_pings_without_data", 0),
-)
-
-_MESSAGE_SIZES = (
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-)
 _STAGE_MESSAGE_SIZES = (
     ("grpc.max_send_message_length", MAX_STAGE_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_STAGE_MESSAGE_BYTES),
@@ -45,8 +20,8 @@ _STAGE_MESSAGE_SIZES = (
 # No grpc.max_connection_age_ms: it cuts streams unless its grace outlasts the longest of them.
 _SERVER_OPTIONS = (
     # A server pings, too: a caller that vanished without a word must not keep a device busy.
-    *_KEEPALIVE,
-    # A server that does not permit pings answers the third one with "too many pings" and hangs up.
+    *KEEPALIVE,
+    # A server that is not told to permit pings answers the third one with "too many pings" and hangs up.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", PING_AFTER_MS // 2),
     ("grpc.http2.max_ping_strikes", 0),
@@ -62,13 +37,13 @@ _SERVER_OPTIONS = (
     # Two processes on one port would share its callers between them; a port in use is a mistake that must show.
     ("grpc.so_reuseport", 0),
 )
-SERVER_OPTIONS: Sequence[tuple[str, int]] = (*_MESSAGE_SIZES, *_SERVER_OPTIONS)
+SERVER_OPTIONS: Sequence[tuple[str, int]] = (*MESSAGE_SIZES, *_SERVER_OPTIONS)
 STAGE_SERVER_OPTIONS: Sequence[tuple[str, int]] = (*_STAGE_MESSAGE_SIZES, *_SERVER_OPTIONS)
 
 # No keepalive_permit_without_calls here: the gateway asks for each worker's health often enough.
 CLIENT_OPTIONS: Sequence[tuple[str, int]] = (
     *_STAGE_MESSAGE_SIZES,
-    *_KEEPALIVE,
+    *KEEPALIVE,
     # A name's TXT record could otherwise bring retry policies and timeouts that nobody here wrote.
     ("grpc.service_config_disable_resolution", 1),
     # A retry policy acts only before the first message, so it saves no stream; replay is the gateway's own work.

@@ -82,12 +82,6 @@ def test_each_sample_but_the_last_agrees_with_the_reference(recorded):
     assert_agrees(samples[:-1], arrays["sample"][:-1])
 
 
-def test_the_number_of_calls_is_known_from_the_start(recorded):
-    runs, _ = recorded
-    samplers = runs[0]
-    assert [sampler.num_calls_left for sampler in samplers] == list(range(len(samplers) - 1, -1, -1))
-
-
 def test_what_gives_nan_in_the_reference_is_refused(plms):
     assert plms["s20_skip17_NAN_pred_xstart"].isnan().any()
     with pytest.raises(ValueError, match=f"at least {MIN_STEPS}"):

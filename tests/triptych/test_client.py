@@ -7,9 +7,10 @@ from grpc.aio import Metadata
 
 from services.errors import AlreadyExists, InvalidRequest, NotFound, NoWorker, QueueFull, TriptychError
 from services.serving.call_gate import to_status
-from services.serving.channels import MAX_MESSAGE_BYTES, SERVER_OPTIONS
+from services.serving.channels import SERVER_OPTIONS
 from triptych import client
 from triptych._connection import CHANNEL_OPTIONS
+from triptych._grpc_options import MAX_MESSAGE_BYTES
 from triptych.client import Client, read_details, to_call_error
 
 

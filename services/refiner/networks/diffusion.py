@@ -110,12 +110,6 @@ class Sampler:
     def is_finished(self) -> bool:
         return self.index < 0
 
-    @property
-    def num_calls_left(self) -> int:
-        """How many answers of the network it takes to finish."""
-        prk_steps = max(0, NUM_PRK_STEPS - len(self.old_eps))
-        return self.index + 1 + prk_steps * (CALLS_PER_PRK_STEP - 1) - self.call
-
     def advance(self, eps: Float[Tensor, "Z H W"]) -> "Sampler":
         """Takes the noise that the network saw in `point`."""
         if len(self.old_eps) < NUM_PRK_STEPS:
