@@ -1,7 +1,6 @@
-"""The OpenAPI description of all routes, served at /openapi.json and kept as docs/openapi.json.
+"""The OpenAPI description of all routes, read from the contract's messages and served at /openapi.json.
 
-What the contract's messages look like in JSON is read from the messages themselves; `python -m gateway.http.openapi.document`
-prints the file anew. It starts nothing.
+`python -m gateway.http.openapi.document` prints it.
 """
 
 import json

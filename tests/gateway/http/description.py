@@ -1,16 +1,16 @@
-"""The committed description of the routes, and answers checked against it."""
+"""The description of the routes, and answers checked against it."""
 
 import json
 import re
-from pathlib import Path
 
 import httpx
 from openapi_schema_validator import OAS31Validator
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-FILE = Path(__file__).parents[3] / "docs" / "openapi.json"
-DESCRIPTION = json.loads(FILE.read_text("utf-8"))
+from gateway.http.openapi.document import to_text
+
+DESCRIPTION = json.loads(to_text())
 URI = "urn:triptych"
 REGISTRY = Registry().with_resource(URI, Resource(contents=DESCRIPTION, specification=DRAFT202012))
 PATHS = {
