@@ -1,107 +1,13 @@
-"""Networks that break: a relay that anybody can run, and real network namespaces where this user may make them."""
+"""Network namespaces that break, where this user may make them; tests/relay.py is for everybody."""
 
-import asyncio
 import itertools
 import os
 import shutil
-import socket
-import struct
 import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _numbers = itertools.count(os.getpid() % 200)
-
-
-class Relay:
-    """Forwards connections to a worker until it is told to harm them."""
-
-    def __init__(self, target: str) -> None:
-        self.address = ""
-        self._target = target
-        self._lets_pass = asyncio.Event()
-        self._lets_pass.set()
-        self._refuses = False
-        self._connections: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
-
-    def swallow(self) -> None:
-        """From now on nothing comes through and nothing is said of it: a cable that was pulled."""
-        self._lets_pass.clear()
-
-    def drop(self) -> None:
-        """Ends all connections in order, and every new one at once."""
-        self._refuses = True
-        for writer in list(self._connections):
-            writer.close()
-
-    def reset(self) -> None:
-        """Ends all connections with a TCP reset, and every new one at once."""
-        self._refuses = True
-        for writer in list(self._connections):
-            _reset(writer)
-
-    def mend(self) -> None:
-        self._refuses = False
-        self._lets_pass.set()
-
-    async def serve(self, near: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._refuses:
-            _reset(writer)
-            return
-        host, _, port = self._target.rpartition(":")
-        try:
-            far, far_writer = await asyncio.open_connection(host, int(port))
-        except OSError:
-            _reset(writer)
-            return
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections[writer] = task
-        ways = [
-            asyncio.create_task(self._forward(near, far_writer)),
-            asyncio.create_task(self._forward(far, writer)),
-        ]
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-            for each in (writer, far_writer):
-                each.transport.abort()
-            del self._connections[writer]
-
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while data := await reader.read(2**16):
-                await self._lets_pass.wait()
-                writer.write(data)
-                await writer.drain()
-
-    async def close(self) -> None:
-        tasks = list(self._connections.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    # With this, the close that abort() makes sends RST in place of FIN.
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
-
-
-@asynccontextmanager
-async def relay(target: str) -> AsyncIterator[Relay]:
-    """A relay to `target` on a port of its own."""
-    made = Relay(target)
-    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
-    made.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
-        yield made
-    finally:
-        server.close()
-        await made.close()
 
 
 class Namespace:

@@ -7,10 +7,11 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.conftest import mended
-from tests.faults.network import namespace, relay, why_no_namespace
+from tests.faults.network import namespace, why_no_namespace
 from tests.faults.processes import WORKERS, cluster
 from tests.faults.run_observer import check_whole
 from tests.faults.test_workers import NOTICED_WITHIN_S, attempts, begin_and_hold, cases, reasons
+from tests.relay import relay
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module")]
 

@@ -10,7 +10,7 @@ import pytest
 from gateway.runs.manager import RunLimits
 from tests.gateway.fake_stage import gateway_over, pipeline, png, scripted_stages
 from tests.gateway.run_fixtures import lasting, spec
-from tests.triptych.relay import relay
+from tests.relay import relay
 from triptych._reconnect import Backoff
 from triptych.client import Client, DeadlineExceeded, ImageLost, NotFound, RunFailed, Unreachable
 from triptych.v1.pipeline_pb2 import RunState

@@ -4,7 +4,7 @@ import pytest
 
 from tests.gateway.fake_stage import pipeline
 from tests.gateway.run_fixtures import spec
-from tests.triptych.relay import relay
+from tests.relay import relay
 from triptych._reconnect import Backoff
 from triptych._selection import image_names, selected_stage
 from triptych.client import Client, InvalidRequest, RequestIdReused
