@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from triptych.progress import STAGE_NAMES
 from triptych.v1.pipeline_pb2 import (
     Event,
     GenerateStage,
@@ -14,7 +15,6 @@ from triptych.v1.pipeline_pb2 import (
 )
 from triptych.v1.stage_pb2 import Stage
 
-STAGE_NAMES = {Stage.STAGE_GENERATE: "generate", Stage.STAGE_REFINE: "refine", Stage.STAGE_UPSCALE: "upscale"}
 # What an image is given up for when nobody wants it any more: no failure.
 CANCELLED = "CANCELLED"
 MIME_TYPE = "image/png"

@@ -27,11 +27,10 @@ from triptych.cli.simulation import (
 )
 from triptych.client import Client
 from triptych.credentials import Credentials
+from triptych.progress import STAGE_NAMES
 from triptych.result import Picture
 from triptych.spec import make_spec
-from triptych.v1.stage_pb2 import Stage
 
-STAGE_OF = {Stage.STAGE_GENERATE: "generate", Stage.STAGE_REFINE: "refine", Stage.STAGE_UPSCALE: "upscale"}
 PROMPT = "a red house under a full moon"
 NUM_REPEATS = 3
 
@@ -87,7 +86,8 @@ async def measured(gateway: str, credentials: Credentials) -> dict[str, dict[str
     """The service times of each stage, as `simulate` wants them."""
     async with Client(gateway, **vars(credentials)) as client:
         slots = {
-            STAGE_OF[entry.model.stage]: entry.model.limits.num_slots for entry in await client.list_models()
+            STAGE_NAMES[entry.model.stage]: entry.model.limits.num_slots
+            for entry in await client.list_models()
         }
         seconds = {batch: await _seconds(client, batch) for batch in sorted({1, *slots.values()})}
     return {
@@ -119,7 +119,7 @@ async def _seconds(client: Client, batch: int) -> dict[str, float]:
     async def follow(stream: RunStream, *, counts: bool) -> Sequence[Picture]:
         async for event in stream.until_it_rests():
             if event.HasField("timing") and counts:
-                found[STAGE_OF[event.timing.stage]].append(event.timing.compute.ToNanoseconds() / 1e9)
+                found[STAGE_NAMES[event.timing.stage]].append(event.timing.compute.ToNanoseconds() / 1e9)
         return stream.result.pictures
 
     for repeat in range(NUM_REPEATS + 1):

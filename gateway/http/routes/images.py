@@ -19,13 +19,12 @@ from gateway.http.file_response import attachment, file_response, large_file_res
 from gateway.http.image_formats import MIME_TYPES, convert
 from gateway.http.proto_json import to_dict
 from gateway.pipeline import is_large
-from gateway.stages import STAGES
+from gateway.stages import stage_of
 from services.errors import NotFound
 from triptych.png_text import HEADER_BYTES, with_text
 from triptych.v1.pipeline_pb2 import Image, Run
 
 SHA256 = re.compile("[0-9a-f]{64}")
-STAGE_NAMES = {stage.number: stage.name for stage in STAGES}
 # Under this address there will never be anything else; private, for it may not be everybody's.
 FOR_EVER = "private, max-age=31536000, immutable"
 
@@ -153,7 +152,7 @@ def describe(run: Run, image: Image) -> dict[str, str]:
         "prompt": run.spec.prompt,
         "seed": str(image.seed),
         "base-seed": str(run.spec.seed),
-        "stage": STAGE_NAMES[image.stage],
+        "stage": stage_of(image.stage).name,
         "model": image.model_name,
         "model-digest": image.model_digest,
         "parent": image.parent.rpartition("/")[2],
