@@ -62,8 +62,8 @@ class Stage:
     method: str
     request: Callable[[Job], Any]
     get_model_request: Callable[[], Any]
-    # Whether its pictures depend on a seed, and say which.
-    is_seeded: bool = True
+    # Whether it draws, from a prompt and a seed, as many images of a parent as are asked for; otherwise it makes one.
+    draws: bool = True
 
     def start(self, channel: grpc.aio.Channel, job: Job, timeout_s: float) -> "StageStream":
         """Begins the work on one picture; gRPC gives a call no deadline by itself."""
@@ -154,7 +154,7 @@ UPSCALE = Stage(
     "Upscale",
     _upscale,
     UpscalerServiceGetModelRequest,
-    is_seeded=False,
+    draws=False,
 )
 STAGES = (GENERATE, REFINE, UPSCALE)
 

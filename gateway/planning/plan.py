@@ -20,7 +20,7 @@ from gateway.planning.validation import (
     check_remaining_steps,
     check_settings,
 )
-from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE, Stage, stage_of
+from gateway.stages import GENERATE, REFINE, STAGES, Stage, stage_of
 from gateway.workers.pool import Pool, models_of
 from services.errors import InvalidRequest, NoWorker
 from services.serving.request_checks import check_count, check_prompt
@@ -253,14 +253,14 @@ def _count_images(spec: RunSpec, stages: Sequence[Stage]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     num_parents = len(spec.init_images) or 1
     for stage in stages:
-        if stage is not UPSCALE:
+        if stage.draws:
             check_count(_count(spec, stage), MAX_IMAGES, f"spec.{stage.name}.count")
         if spec.HasField("manual") and stage is not stages[0]:
             sizes[stage.name] = 0
             continue
         total = num_parents * _count(spec, stage)
         if total > MAX_IMAGES:
-            field = f"spec.{stage.name}" if stage is UPSCALE else f"spec.{stage.name}.count"
+            field = f"spec.{stage.name}.count" if stage.draws else f"spec.{stage.name}"
             raise InvalidRequest(
                 field,
                 f"{num_parents} parents with {_count(spec, stage)} each make {total} pictures; a stage makes at most "
@@ -342,11 +342,9 @@ def _stages(spec: RunSpec) -> list[Stage]:
 
 
 def _count(spec: RunSpec, stage: Stage) -> int:
-    return 1 if stage is UPSCALE else int(getattr(spec, stage.name).count)
+    return int(getattr(spec, stage.name).count) if stage.draws else 1
 
 
 def _top_k(spec: RunSpec, stage: Stage) -> int:
     """How many of the stage's pictures go on, 0: all; what is enlarged goes nowhere."""
-    if stage is GENERATE:
-        return spec.automatic.top_k_after_generate
-    return spec.automatic.top_k_after_refine if stage is REFINE else 0
+    return int(getattr(spec.automatic, f"top_k_after_{stage.name}", 0))

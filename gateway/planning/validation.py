@@ -65,7 +65,7 @@ def check_against_model(prompt: str | None, stage: Stage, settings: Any, model: 
     if stage is GENERATE and model.architecture:
         # Of a model that does not say its architecture nothing is known of its settings.
         _check_setting_names(settings, model, path)
-    if prompt is not None and stage is not UPSCALE and limits.max_prompt_bytes:
+    if prompt is not None and stage.draws and limits.max_prompt_bytes:
         check_prompt(prompt, limits.max_prompt_bytes, "spec.prompt")
     if stage is REFINE and limits.max_num_steps:
         integer(settings, "num_steps", 1, low=1, high=limits.max_num_steps, path=path)

@@ -15,7 +15,7 @@ from gateway.planning.plan import Plan, PlannedStage
 from gateway.runs.image_tasks import ImageTasks
 from gateway.runs.recorder import RunRecorder
 from gateway.runs.run_context import RunContext
-from gateway.stages import REFINE, UPSCALE, Stage
+from gateway.stages import REFINE, Stage
 from gateway.workers.clip_scores import score
 from gateway.workers.retry_policy import RetryPolicy
 from services.errors import TriptychError
@@ -223,7 +223,7 @@ class Flow:
         ranker = self._plan.model_of(REFINE)
         images = [image for name in names if (image := self._run.images.get(name))]
         prompt, read = self._plan.prompt, self._record.read
-        if not self._plan.is_manual or not prompt or ranker is None or stage is UPSCALE or len(images) < 2:
+        if not self._plan.is_manual or not prompt or ranker is None or not stage.draws or len(images) < 2:
             return
         pool = self._pools[REFINE.name]
         is_served = any(worker.model.digest == ranker.digest for worker in pool.healthy)

@@ -148,7 +148,7 @@ def _validate_event(event: StageEvent, job: Job, stage: Stage, *, has_picture: b
     has_data = bool(detail.image.data) or job.spool.path is not None
     if not (has_data and detail.image.width > 0 and detail.image.height > 0):
         return "a picture without data or size"
-    if stage.is_seeded and detail.seed != job.seed:
+    if stage.draws and detail.seed != job.seed:
         return f"a picture of seed {detail.seed} where {job.seed} was asked for"
     # The next stage and every caller trust its header; nothing else on the way looks inside.
     if detail.image.mime_type not in ("", "image/png"):
