@@ -161,7 +161,7 @@ async def test_an_image_that_failed_is_not_tried_again(workshop):
     workshop.stages.generators[0].failures[1] = failure
     async for last, settled, made, record, whole in cut_everywhere(workshop, spec(generate={"count": 3})):
         assert pictures(record) == pictures(whole), last
-        assert record.run.to_proto().error == whole.to_proto().error
+        assert record.run.to_proto().error == whole.run.to_proto().error
         assert not settled & set(made), last
 
 
