@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from gateway.journal.command import journal
+from gateway.journal.database import JournalUnavailable
 from gateway.journal.journal_file import InvalidJournal, JournalFile
-from gateway.journal.reader import JournalUnavailable
 from gateway.store.base import StoreUnavailable
 from gateway.store.folder import FolderStore
 from services.errors import without_passwords
@@ -52,14 +52,14 @@ def test_it_and_its_folder_are_the_owners_alone(tmp_path):
 async def test_nothing_is_accepted_for_a_journal_that_is_gone(lose):
     async with pipeline() as gateway:
         await collect(gateway, spec(**SKETCHES))
-        lose(Path(gateway.runs.journal.engine.url.database))
+        lose(Path(gateway.runs.journal.database.url.database))
         with pytest.raises(JournalUnavailable, match="is gone"):
             await gateway.facade.create_run("", spec(**SKETCHES), ALL)
 
 
 async def test_nothing_is_accepted_for_a_journal_that_was_replaced(tmp_path):
     async with pipeline() as gateway:
-        path = Path(gateway.runs.journal.engine.url.database)
+        path = Path(gateway.runs.journal.database.url.database)
         shutil.copy(path, tmp_path / "other.db")
         os.replace(tmp_path / "other.db", path)
         with pytest.raises(JournalUnavailable, match="was replaced"):
@@ -104,7 +104,7 @@ async def kept(tmp_path):
     async with pipeline() as gateway:
         for _ in range(5):
             await collect(gateway, spec(**SKETCHES))
-        source = sqlite3.connect(gateway.runs.journal.engine.url.database)
+        source = sqlite3.connect(gateway.runs.journal.database.url.database)
         with sqlite3.connect(tmp_path / "journal.db") as target:
             source.backup(target)
         target.close()
