@@ -202,7 +202,7 @@ async def run_gateway(options: GatewayOptions) -> None:
             running.address,
             f" and http://{web.address}" if web else "",
             __version__,
-            without_passwords(str(journal.engine.url.database)),
+            without_passwords(str(journal.database.url.database)),
             without_passwords(str(store)),
             ", ".join(f"{stage} {len(targets)}" for stage, targets in options.targets.items()),
             extra={"event": "started", "version": __version__, "address": running.address},

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import sqlalchemy as sa
 
 from gateway.events.event_log import EventLog
-from gateway.events.run_state import RunState, is_finished, is_idle, attachments_in_event, without_data
+from gateway.events.run_state import RunState, attachments_in_event, is_finished, is_idle, without_data
 from gateway.journal.database import Database, JournalUnavailable, open_database
 from gateway.journal.reader import SELECT_RUN, JournalReader, RunRow
 from gateway.journal.schema import commands, events, expired, images, runs

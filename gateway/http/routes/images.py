@@ -19,7 +19,7 @@ from gateway.http.file_response import attachment, file_response, large_file_res
 from gateway.http.image_formats import MIME_TYPES, convert
 from gateway.http.proto_json import to_dict
 from gateway.pipeline import is_large
-from gateway.stages import stage_of
+from gateway.stages import STAGES, stage_of
 from services.errors import NotFound
 from triptych.png_text import HEADER_BYTES, with_text
 from triptych.v1.pipeline_pb2 import Image, Run
@@ -73,7 +73,7 @@ async def download_image(request: Request) -> Response:
     name = request.query_params.get("download") or f"{ids['id']}-{ids['image']}.{suffix}"
     headers = {"cache-control": "private, no-cache", "content-disposition": attachment(name)}
     # An image that the run started with has its own text chunks.
-    text = await _text_of(api, caller, run, image) if image.stage in STAGE_NAMES else {}
+    text = await _text_of(api, caller, run, image) if image.stage else {}
     if is_large(image):
         head = with_text(await _first_bytes(api, image), text)
         etag = hashlib.sha256(head + image.sha256.encode()).hexdigest()
@@ -132,7 +132,7 @@ async def _settings_of(api: RequestContext, caller: Caller, run: Run, image: Ima
             async for event in events:
                 for choice in event.selected.choices:
                     if choice.model.stage == image.stage and image.index in choice.indexes:
-                        name = STAGE_NAMES[image.stage]
+                        name = stage_of(image.stage).name
                         settings[name] = _without_mask(getattr(choice.selection, name))
                 # Whatever is still to come has not made this picture.
                 if event.sequence >= run.last_sequence:
