@@ -94,7 +94,7 @@ def _psnr_of_errors(errors: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(float(errors.mean()), 1e-6)))
 
 
-# A pixel stands out if it differs so much from its row's median, in grey levels; flat is where fewer do than this share.
+# A pixel stands out if a channel differs so much from its row's median; flat is where fewer do than this share.
 STANDS_OUT, LEAST_SHARE = 20, 0.025
 
 
@@ -103,6 +103,6 @@ def is_flat(picture: Picture) -> bool:
 
     The smallest object of a scene covers 4 % of a picture, its sun 3.7 %.
     """
-    grey = picture.astype(np.float32).mean(-1)
-    stands_out = np.abs(grey - np.median(grey, axis=1, keepdims=True)) > STANDS_OUT
+    pixels = picture.astype(np.float32)
+    stands_out = np.abs(pixels - np.median(pixels, axis=1, keepdims=True)).max(-1) > STANDS_OUT
     return float(stands_out.mean()) < LEAST_SHARE
