@@ -80,6 +80,11 @@ export function getExamples() {
   return getJson("examples");
 }
 
+/** @param {string} prompt @param {string} model @returns {Promise<any>} PromptReading: what the model makes of its words */
+export async function readPrompt(prompt, model) {
+  return (await post("prompts/read", { prompt, model })).reading;
+}
+
 /** @param {string} requestId @param {object} spec */
 export function createRun(requestId, spec) {
   return post("runs", { request_id: requestId, spec, detach: true });

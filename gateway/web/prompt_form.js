@@ -1,10 +1,15 @@
 /** The prompt, what the model makes of its words, the seed, and the button that spends the first compute. */
 
-import { byId, createElement, icon, ICONS, setProps } from "./dom.js";
+import { byId, createElement, debounce, icon, ICONS, setProps } from "./dom.js";
+import { readPrompt } from "./api.js";
 import { earlierPrompts, load, rememberPrompt, save } from "./storage.js";
 import { checkWords } from "./vocabulary.js";
 import { listText } from "./labels.js";
 import { t } from "./texts.js";
+
+// Of typing that pauses.
+const READ_AFTER_MS = 250;
+const NUM_SUGGESTIONS = 3;
 
 /**
  * @typedef {object} Request
@@ -26,6 +31,9 @@ export class PromptForm {
     this.seed = byId("seed");
     // Where in the earlier prompts the arrow keys stand; what was being written before them.
     this.recall = { index: -1, draft: "" };
+    // What the gateway says that the model makes of a prompt, and of which.
+    this.reading = { prompt: "", result: /** @type {any} */ (undefined) };
+    this.askReading = debounce(() => this.read(), READ_AFTER_MS);
     this.listen(onSubmit);
     settings.onChange(() => this.onPrompt());
     this.restoreDraft();
@@ -179,17 +187,38 @@ export class PromptForm {
   onPrompt() {
     this.fitPrompt();
     this.saveDraft();
-    const { replaced, ignored, isHopeless } = checkWords(this.text, this.settings.models.generate);
+    if (this.text && this.reading.prompt !== this.text) this.askReading();
+    this.showWords();
+  }
+
+  /** Asks what the model replaces. Without an answer the page's own check of the words stays. */
+  async read() {
+    const prompt = this.text;
+    const model = this.settings.models.generate;
+    if (!prompt || !Object.keys(model?.vocabulary ?? {}).length) return;
+    try {
+      const result = await readPrompt(prompt, model.name);
+      this.reading = { prompt, result };
+      this.showWords();
+    } catch {
+      // The gateway is away: whoever sends the prompt is told.
+    }
+  }
+
+  showWords() {
+    const reading = this.reading.prompt === this.text ? this.reading.result : undefined;
+    const { replaced, ignored, isHopeless, suggestions } = checkWords(this.text, this.settings.models.generate, reading);
     const lines = [];
     if (replaced.length) lines.push(t("words.replaced", { words: listText(replaced.map(([word, by]) => t("words.pair", { word, by }))) }));
     if (isHopeless) lines.push(t("words.hopeless"));
     else if (ignored.length) lines.push(t(ignored.length > 1 ? "words.ignored_many" : "words.ignored_one", { words: listText(ignored.map((word) => t("words.quoted", { word }))) }));
     const box = byId("word-check");
-    const text = lines.join(" ");
+    const text = lines.join(" ") + suggestions.join();
     if (box.dataset.text === text) return;
     box.dataset.text = text;
     box.classList.toggle("hopeless", isHopeless);
-    box.replaceChildren(createElement("span", { text }));
+    box.replaceChildren(createElement("span", { text: lines.join(" ") }));
+    for (const prompt of suggestions.slice(0, NUM_SUGGESTIONS)) box.append(" ", createElement("button", { type: "button", class: "link", text: prompt, onclick: () => this.setPrompt(prompt) }));
     if (isHopeless) box.append(" ", createElement("button", { type: "button", class: "link", text: t("words.show"), onclick: () => dispatchEvent(new CustomEvent("show-vocabulary")) }));
   }
 }

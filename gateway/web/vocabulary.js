@@ -36,21 +36,26 @@ export function knownTo(model) {
  * @property {[string, string][]} replaced words and what is drawn in their place
  * @property {string[]} ignored words that mean nothing to the model
  * @property {boolean} isHopeless whether nothing of the prompt is known
+ * @property {string[]} suggestions prompts that the model draws well, where nothing is known
  */
 
 /**
  * What a model makes of a prompt's words, before any time is spent.
  * @param {string} prompt
  * @param {any} model ModelInfo; one that lists no words knows more than a list can say
+ * @param {any} [reading] PromptReading of this prompt, where the gateway has answered
  * @returns {WordCheck}
  */
-export function checkWords(prompt, model) {
+export function checkWords(prompt, model, reading) {
   const known = knownTo(model);
-  if (!known.length) return { replaced: [], ignored: [], isHopeless: false };
-  const table = model.replacements ?? {};
+  if (!known.length) return { replaced: [], ignored: [], isHopeless: false, suggestions: [] };
+  /** @type {Object<string, string>} */
+  const table = {};
+  for (const { word, replacement } of reading?.replacements ?? []) table[word.toLowerCase()] = replacement;
   const unknown = unknownWords(prompt, known);
   const replaced = /** @type {[string, string][]} */ (unknown.filter((word) => table[word]).map((word) => [word, table[word]]));
   const ignored = unknown.filter((word) => !table[word]);
   const telling = wordsOf(prompt).filter((word) => !JOINING.has(word));
-  return { replaced, ignored, isHopeless: telling.length > 0 && telling.every((word) => ignored.includes(word)) };
+  const isHopeless = reading?.is_unknown || (telling.length > 0 && telling.every((word) => ignored.includes(word)));
+  return { replaced, ignored, isHopeless, suggestions: isHopeless ? reading?.suggestions ?? [] : [] };
 }

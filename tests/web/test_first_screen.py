@@ -7,6 +7,7 @@ from playwright.async_api import expect
 from tests.web.audit import audit
 from tests.web.gateway_process import GatewayProcess
 from tests.web.visitor import open_page
+from triptych.v1.stage_pb2 import PromptReading, WordReplacement
 from triptych.vocabulary import unknown_words
 
 
@@ -88,15 +89,37 @@ async def test_words_that_are_replaced_are_told_with_what_is_drawn(visitor):
     found = await visitor.page.evaluate(
         """async () => {
             const { checkWords } = await import("./web/vocabulary.js");
-            const model = { vocabulary: { objects: { words: ["cat"] } }, replacements: { kitten: "cat" } };
-            return [checkWords("a kitten", model), checkWords("a blurgh kitten", model), checkWords("blurgh", {})];
+            const model = { vocabulary: { objects: { words: ["cat"] } } };
+            const reading = { replacements: [{ word: "Kitten", replacement: "cat" }] };
+            const unknown = { is_unknown: true, suggestions: ["a cat"] };
+            return [
+                checkWords("a kitten", model, reading), checkWords("a blurgh kitten", model, reading),
+                checkWords("blurgh", {}), checkWords("blurgh", model, unknown),
+            ];
         }"""
     )
     assert found == [
-        {"replaced": [["kitten", "cat"]], "ignored": [], "isHopeless": False},
-        {"replaced": [["kitten", "cat"]], "ignored": ["blurgh"], "isHopeless": False},
-        {"replaced": [], "ignored": [], "isHopeless": False},
+        {"replaced": [["kitten", "cat"]], "ignored": [], "isHopeless": False, "suggestions": []},
+        {"replaced": [["kitten", "cat"]], "ignored": ["blurgh"], "isHopeless": False, "suggestions": []},
+        {"replaced": [], "ignored": [], "isHopeless": False, "suggestions": []},
+        {"replaced": [], "ignored": ["blurgh"], "isHopeless": True, "suggestions": ["a cat"]},
     ]
+
+
+async def test_the_gateway_s_table_of_words_is_asked_while_typing(visitor, stages):
+    kitten = PromptReading(
+        prompt="a house", replacements=[WordReplacement(word="kitten", replacement="house")]
+    )
+    unknown = PromptReading(prompt="a red house", is_unknown=True, suggestions=["a red house"])
+    stages.generator.readings.update({"a kitten": kitten, "blurgh": unknown})
+    check = visitor.page.locator("#word-check")
+    await visitor.prompt.fill("a kitten")
+    await expect(check).to_contain_text("“kitten” is drawn as “house”")
+    await expect(check).not_to_contain_text("ignore")
+    await visitor.prompt.fill("blurgh")
+    await check.get_by_role("button", name="a red house").click()
+    await expect(visitor.prompt).to_have_value("a red house")
+    assert stages.generator.requests == []
 
 
 PROMPTS = [
