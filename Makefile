@@ -8,7 +8,7 @@ PROMPT ?= a red house under a full moon
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up wheels test test-wheels test-faults test-attacks test-real-size test-compose test-meadowrun fuzz parity tiny quality bench bench-full check fix protos release-protos clean
+.PHONY: help setup run up wheels test test-wheels test-clients test-faults test-attacks test-real-size test-compose test-meadowrun fuzz parity tiny quality bench bench-full check fix protos release-protos clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,10 @@ up: $(VENV)/runtime ## Start the three stages and the gateway and keep them runn
 # Two processes: much of the tests' time is waiting for services to start and to stop.
 test: $(VENV)/dev ## Run the tests (minutes)
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not parity and not compose and not faults and not meadowrun" $(ARGS)
+
+# CLIENTS: words of their names, such as "openai LangChain"; all by default. Needs npm, node and the registries.
+test-clients: $(VENV)/dev ## Make a picture with third-party programs, each in its own environment (minutes)
+	$(TEST_ENV) $(BIN)/python -m tests.clients $(CLIENTS)
 
 # Two processes, as above: it waits a lot, for what is silent to be noticed.
 test-faults: $(VENV)/dev ## Kill, stop and cut off real processes in every place, and print what each case showed
