@@ -242,7 +242,7 @@ def test_the_noise_to_answer_leads_from_a_degraded_latent_to_the_true_one():
 
 def test_refining_begins_with_the_sketch_itself():
     pool = latent_pool.Pool(sample_scenes(1, 0), torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4))
-    teacher = train_unet.Teacher(pool, None, None)  # type: ignore[arg-type]
+    teacher = train_unet.DiffusionLoss(pool, None, None)  # type: ignore[arg-type]
     start, alpha = torch.tensor([400]), torch.tensor(train_unet.train_alphas_cumprod()[400]).float()
     torch.manual_seed(1)
     x, _ = teacher.noisy([0], start, start)
