@@ -96,6 +96,7 @@ tiny: $(VENV)/dev ## Train the built-in models from nothing (many hours; needs n
 quality: $(VENV)/dev ## Measure the built-in models on held-out and natural prompts: make quality ARGS="--seed 7"
 	$(TEST_ENV) $(BIN)/python -m training.evaluation.generator_report $(ARGS)
 	$(TEST_ENV) $(BIN)/python -m training.evaluation.natural_report
+	$(TEST_ENV) $(BIN)/python -m training.evaluation.ladder_report
 
 check: $(VENV)/dev ## Lint, types, protos, stubs, plain words
 	$(BIN)/ruff check .

@@ -199,6 +199,14 @@ def test_swinir_takes_two_steps(two_steps: Options):
     assert {"sharp_over_lanczos_db", "refined_slopes_of_truth"} <= logged(two_steps, "swinir")[-1].keys()
 
 
+def test_a_deepened_upscaler_gives_the_same_pictures():
+    network = SwinIR(replace(train_swinir.CONFIG, embed_dim=8, depths=(2,), num_heads=(2,))).eval()
+    deeper = train_swinir.deepened(network, (4,)).eval()
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    assert deeper.config.depths == (4,)
+    assert np.array_equal(train_swinir.enlarge(deeper, picture), train_swinir.enlarge(network, picture))
+
+
 def test_the_upscaler_learns_on_what_the_refiner_made_and_keeps_it(tmp_path: Path):
     asked: list[int] = []
 

@@ -10,7 +10,7 @@ Reached: training/NOTES.md.
 import argparse
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -47,9 +47,9 @@ UPSCALE = 4
 CONFIG = SwinIRConfig(
     upscale=UPSCALE,
     upsampler="pixelshuffledirect",
-    embed_dim=48,
-    depths=(4, 4, 4, 4),
-    num_heads=(4, 4, 4, 4),
+    embed_dim=32,
+    depths=(4, 4, 4),
+    num_heads=(4, 4, 4),
 )
 # Of the refiner's scenes at full size; of sharp scenes that others may bring; of dead leaves.
 REFINED_PX, SHARP_PX, LEAVES_PX = 1024, 512, 256
@@ -218,6 +218,20 @@ def start_as_linear_filter(network: SwinIR, corpus: TrainingImages) -> None:
         nn.init.zeros_(after_body.bias)  # type: ignore[arg-type]
 
 
+@torch.no_grad()
+def deepened(network: SwinIR, depths: tuple[int, ...]) -> SwinIR:
+    """A network of more blocks that gives the same pictures: the new ones add nothing yet."""
+    if network.config.depths == depths:
+        return network
+    deeper = SwinIR(replace(network.config, depths=depths))
+    known = network.state_dict()
+    deeper.load_state_dict(known, strict=False)
+    for name, tensor in deeper.state_dict().items():
+        if name not in known and (".attn.proj." in name or ".mlp.fc2." in name):
+            tensor.zero_()
+    return deeper
+
+
 def losses_of_step(network: SwinIR, corpus: TrainingImages, batch_size: int, step: int) -> Losses:
     device = device_of(network)
     small, large = (t.to(device) for t in draw_batch(corpus, batch_size, rng_of_step("swinir", step)))
@@ -306,7 +320,7 @@ def run(arguments: argparse.Namespace, sprites: SpriteSource) -> SwinIR:
         sprites, refine_scenes, arguments.num_measured, seed=1, held_out=True, cache=folder / "held_out.pt"
     )
     if options.from_weights:
-        network = load_exported("upscaler", "swinir", SwinIR, SwinIRConfig)
+        network = deepened(load_exported("upscaler", "swinir", SwinIR, SwinIRConfig), CONFIG.depths)
     else:
         network = SwinIR(CONFIG)
         start_as_linear_filter(network, corpus)
