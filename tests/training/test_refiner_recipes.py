@@ -240,7 +240,7 @@ def test_swinir_starts_no_worse_than_a_linear_filter():
 
 def test_the_noise_to_answer_leads_from_a_degraded_latent_to_the_true_one():
     scenes = sample_scenes(2, 0)
-    pool = latent_pool.Pool(scenes, torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4))
+    pool = latent_pool.Pool(scenes, *torch.randn(2, 2, 8, 4, 4), torch.ones(2, 1, 4, 4))
     teacher = train_unet.DiffusionLoss(pool, None, None)  # type: ignore[arg-type]
     timesteps = torch.tensor([300, 300])
     x, answer = teacher.noisy([0, 1], timesteps, torch.tensor([400, 0]))
@@ -249,7 +249,7 @@ def test_the_noise_to_answer_leads_from_a_degraded_latent_to_the_true_one():
 
 
 def test_refining_begins_with_the_sketch_itself():
-    pool = latent_pool.Pool(sample_scenes(1, 0), torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4))
+    pool = latent_pool.Pool(sample_scenes(1, 0), *torch.randn(2, 1, 8, 4, 4), torch.ones(1, 1, 4, 4))
     teacher = train_unet.DiffusionLoss(pool, None, None)  # type: ignore[arg-type]
     start, alpha = torch.tensor([400]), torch.tensor(train_unet.train_alphas_cumprod()[400]).float()
     torch.manual_seed(1)

@@ -29,8 +29,9 @@ from training.world.scenes import Scene
 Degrade = Callable[[Tensor, Sequence[Scene], random.Random], Tensor]
 # The side of the generator's pictures; the refiner enlarges them to its own.
 SKETCH_PX = 128
-# How many tokens of a picture are resampled, at most, and how freely.
-LEAST_RETOLD, MOST_RETOLD = 0.1, 0.9
+# How many tokens of a picture are resampled, and how freely. More would turn objects that the transformer hardly knows
+# into blots, which cannot be mended.
+LEAST_RETOLD, MOST_RETOLD = 0.0, 0.4
 TEMPERATURE = 0.8
 
 

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -37,6 +39,8 @@ class Pool:
     scenes: Sequence[Scene]
     true: Float[Tensor, "N Z h w"]
     degraded: Float[Tensor, "N Z h w"]
+    # The share of objects in the pixels of each latent.
+    objects: Float[Tensor, "N 1 h w"]
 
 
 def pool_scenes(count: int, seed: int, *, held_out: bool) -> list[Scene]:
@@ -52,7 +56,7 @@ def pool_scenes(count: int, seed: int, *, held_out: bool) -> list[Scene]:
 def encode_scenes(
     scenes: Sequence[Scene], autoencoder: Autoencoder, painter: Painter, degrade: Degrade, seed: int
 ) -> Pool:
-    true, degraded = [], []
+    true, degraded, objects = [], [], []
     rng = random.Random(seed)
     for start in range(0, len(scenes), ENCODED_TOGETHER):
         together = scenes[start : start + ENCODED_TOGETHER]
@@ -62,7 +66,9 @@ def encode_scenes(
         whole, spoilt = autoencoder.to_diffusion(both.float()).chunk(2)
         true.append(whole)
         degraded.append(spoilt)
-    return Pool(scenes, torch.cat(true), torch.cat(degraded))
+        masks = torch.from_numpy(np.stack([painter.object_mask(scene) for scene in together]))
+        objects.append(F.avg_pool2d(masks[:, None].float(), autoencoder.config.downsampling))
+    return Pool(scenes, torch.cat(true), torch.cat(degraded), torch.cat(objects))
 
 
 def cached_pool(path: Path, count: int, autoencoder: Autoencoder, painter: Painter, degrade: Degrade) -> Pool:
@@ -70,9 +76,10 @@ def cached_pool(path: Path, count: int, autoencoder: Autoencoder, painter: Paint
     scenes = pool_scenes(count, 0, held_out=False)
     key = f"{count} {LOOKALIKE_SHARE} {fingerprint(autoencoder)} {painter.size} {hash_scenes(scenes)}"
     if state := checkpoint.load_if(path, key):
-        return Pool(scenes, state["true"].float(), state["degraded"].float())
+        return Pool(scenes, *(state[name].float() for name in ("true", "degraded", "objects")))
     pool = encode_scenes(scenes, autoencoder, painter, degrade, 0)
-    checkpoint.save(path, key=key, true=pool.true.half(), degraded=pool.degraded.half())
+    tensors = {"true": pool.true, "degraded": pool.degraded, "objects": pool.objects}
+    checkpoint.save(path, key=key, **{name: tensor.half() for name, tensor in tensors.items()})
     return pool
 
 
