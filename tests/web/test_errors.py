@@ -26,7 +26,7 @@ CASES = [
     (429, "QUEUE_FULL", "", "no room for another run"),
     (503, "STORE_FULL", "", "disk is full"),
     (503, "JOURNAL_FAILED", "", "Nothing was begun"),
-    (500, "INTERNAL", "", "Something broke in the gateway"),
+    (500, "INTERNAL", "", "Internal error in the gateway"),
     (418, "SOMETHING_NEW", "http://10.0.0.7:50051/x went away", "A worker went away"),
 ]
 
