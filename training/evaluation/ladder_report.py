@@ -28,8 +28,8 @@ from training.refiner.refined_pictures import RefinedPictures
 from training.refiner.train_autoencoder import reconstruct
 from training.upscaler.train_swinir import (
     REFINED_PX,
-    Corpus,
     Pair,
+    TrainingImages,
     enlarge,
     enlarge_with,
     measure,
@@ -84,17 +84,17 @@ class Ladder:
         return contact_sheet([row[:SHEET_COLUMNS] for row in (self.truth, *self.rows().values())])
 
 
-def corpus_of(ladder: Ladder, sprites: SpriteSource, seed: int) -> Corpus:
+def corpus_of(ladder: Ladder, sprites: SpriteSource, seed: int) -> TrainingImages:
     """The refined pictures, the same scenes sharp, and softened."""
     rng = random.Random(seed)
     painter = Painter(sprites, REFINED_PX)
     larges = [painter.paint(scene) for scene in ladder.scenes]
     refined = [Pair(large, small) for large, small in zip(larges, ladder.refined, strict=True)]
     sharp = [Pair(large, shrink(large)) for large in larges]
-    return Corpus(refined, sharp, [Pair(pair.large, soften(pair.small, rng)) for pair in sharp], ())
+    return TrainingImages(refined, sharp, [Pair(pair.large, soften(pair.small, rng)) for pair in sharp], ())
 
 
-def upscaler_table(corpus: Corpus, network: SwinIR) -> str:
+def upscaler_table(corpus: TrainingImages, network: SwinIR) -> str:
     lines = ["| x4 | gain, or share |", "|---|---|"]
     for name, value in measure(corpus, measured_photographs(), network).items():
         shown = f"{value:+.2f} dB" if name.endswith("_db") else f"{value:.2f}"
@@ -102,7 +102,7 @@ def upscaler_table(corpus: Corpus, network: SwinIR) -> str:
     return "\n".join(lines)
 
 
-def enlarged_sheet(corpus: Corpus, network: SwinIR) -> Image.Image:
+def enlarged_sheet(corpus: TrainingImages, network: SwinIR) -> Image.Image:
     """Lanczos, ours and the truth of refined pictures, at half of their size."""
     pairs = corpus.refined[:ENLARGED_COLUMNS]
     rows = [
