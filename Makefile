@@ -125,15 +125,7 @@ test-wheels: wheels ## Install each wheel into an empty environment elsewhere an
 protos: $(VENV)/dev ## Generate triptych/v1 from protos/
 	$(BIN)/python protos/generate.py
 
-release-wheels: $(VENV)/dev ## Build the wheels of the client and of the server into dist/
-	rm -rf dist
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist . ./packages/server
-
-# Dependencies come from the package index. SITE: a folder of installed libraries to use in place of downloading them.
-test-wheels: wheels ## Install each wheel into an empty environment elsewhere and use it (minutes)
-	$(TEST_ENV) $(BIN)/python -m tests.packages.installed dist $(if $(SITE),--site $(SITE))
-
-protos: $(VENV)/dev ## Make today's contract the one that `make check` compares with
+release-protos: $(VENV)/dev ## Make today's contract the one that `make check` compares with
 	$(BIN)/buf build protos --output protos/released.binpb
 
 clean: ## Remove the environment and what was built

@@ -1,7 +1,7 @@
 """What both ends of every connection of ours set, with its reason.
 
 gRPC's defaults suit calls of milliseconds. Ours are streams that last minutes, are silent while a device computes, and
-carry images; so a peer that hangs must be told apart from one that is busy.
+carry images; so a peer that hangs must be distinguished from one that is busy.
 """
 
 # A 2048 px RGB image is 12 MiB at worst as PNG: room for two, for several sketches, or for the 10 MB prompt that deserves

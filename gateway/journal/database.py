@@ -44,7 +44,7 @@ Work = Callable[[sa.Connection], Result]
 
 
 class JournalUnavailable(TriptychError):
-    """The journal cannot be written or read now. What was told stands, and runs go on when it can."""
+    """The journal cannot be written or read now. Events that were sent stay valid, and runs continue when it works again."""
 
     status = grpc.StatusCode.UNAVAILABLE
     reason = "JOURNAL_FAILED"
@@ -121,7 +121,7 @@ def journal_errors() -> Iterator[None]:
 
 
 def _explain(error: Exception, cause: str) -> str:
-    """What callers are told; the rest, such as names of hosts, is for the log."""
+    """What callers receive; the rest, such as names of hosts, is for the log."""
     if "is full" in cause or "No space left" in cause:
         return "its disk is full"
     if "locked" in cause:
@@ -214,7 +214,7 @@ def _postgresql_engine(address: str) -> AsyncEngine:
 def _set_up(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
-    # Written through to the disk at every commit: what a caller was told is there after a power cut, too.
+    # Written through to the disk at every commit: what a caller has received is there after a power cut, too.
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
 

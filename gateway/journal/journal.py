@@ -252,7 +252,7 @@ class Journal:
         return await self.database.write(write)
 
     async def detach(self, name: str) -> None:
-        """The run goes on without anybody who lives on it."""
+        """The run continues without a connected client."""
         detached = sa.update(runs).where(runs.c.name == name).values(is_detached=True)
         await self.database.write(lambda connection: connection.execute(detached))
 

@@ -74,7 +74,7 @@ class AbandonmentMonitor:
             is_elsewhere = await self._has_clients_elsewhere(name)
             # Once more: meanwhile somebody may have come back, or this gateway begun to stop.
             if not is_elsewhere and (live := self._abandoned(name)) is not None:
-                log.info("%s is cancelled: nobody lives on it", name)
+                log.info("%s is cancelled: no client is connected", name)
                 live.cancel()
                 return
             await asyncio.sleep(after_s or ARRIVAL_S)

@@ -57,7 +57,7 @@ class Flow:
         # Of the work group's tasks those that are not done; with none left no other can join them.
         self._num_working = 0
         self._num_taken = self._run.num_done_selections
-        # Of all selections together, each of which may ask for as many pictures as a stage makes.
+        # Of all selections together: each may ask for as many pictures as a stage makes.
         self._selection_credits = asyncio.Semaphore(CREDITS)
 
     async def run(self) -> None:

@@ -346,7 +346,7 @@ class RunManager:
         self._drop_taken_over()
 
     async def _recover(self, name: str) -> ActiveRun:
-        """Makes a run live from what the journal says of it; it is this gateway's already."""
+        """Makes a run live from its rows in the journal; this gateway owns it already."""
         row = await self.journal.reader.find_run(name)
         events = await self.journal.reader.read_log(name)
         if row is None or not events:

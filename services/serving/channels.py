@@ -21,7 +21,7 @@ _STAGE_MESSAGE_SIZES = (
 _SERVER_OPTIONS = (
     # A server pings, too: a caller that vanished without a word must not keep a device busy.
     *KEEPALIVE,
-    # A server that is not told to permit pings answers the third one with "too many pings" and hangs up.
+    # A server without an option that permits pings answers the third one with "too many pings" and hangs up.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", PING_AFTER_MS // 2),
     ("grpc.http2.max_ping_strikes", 0),

@@ -190,7 +190,7 @@ async def test_health_asks_for_no_token(doors):
 def calls_of(doors):
     """(method, path, about Alice's run?) of every HTTP route, its parameters those of Alice's run and picture."""
     run, _, image = doors.image.name.removeprefix("runs/").partition("/images/")
-    values = {"{id}": run, "{image}": image, "{sha256}": doors.image.sha256, "{model:path}": "scripted"}
+    values = {"{id}": run, "{image}": image, "{sha256}": doors.image.sha256, "{model:path}": "scripted", "{key}": "0", "{file}": "0"}
     for route in ROUTES:
         path = route.path or "/"
         if path in OPEN:
