@@ -21,7 +21,8 @@ CHANNEL_OPTIONS = (
     *KEEPALIVE,
     # Between connections gRPC itself waits as well, by default up to two minutes; the pauses are ours (resume.py).
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Also how long one attempt to connect may take: on a busy machine or a slow link 100 ms are not enough.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 

@@ -24,7 +24,7 @@ from triptych.client import Client
 from triptych.v1 import pipeline_pb2
 
 # What anybody may ask: the page itself, which holds nothing of anybody's.
-OPEN = {"/", "/web", "/openapi.json"}
+OPEN = {"/health", "/", "/web", "/openapi.json"}
 CALLERS = (Caller("alice"), Caller("bob"), Caller("operator", sees_all=True))
 
 
@@ -190,7 +190,14 @@ async def test_health_asks_for_no_token(doors):
 def calls_of(doors):
     """(method, path, about Alice's run?) of every HTTP route, its parameters those of Alice's run and picture."""
     run, _, image = doors.image.name.removeprefix("runs/").partition("/images/")
-    values = {"{id}": run, "{image}": image, "{sha256}": doors.image.sha256, "{model:path}": "scripted", "{key}": "0", "{file}": "0"}
+    values = {
+        "{id}": run,
+        "{image}": image,
+        "{sha256}": doors.image.sha256,
+        "{model:path}": "scripted",
+        "{key}": "0",
+        "{file}": "0",
+    }
     for route in ROUTES:
         path = route.path or "/"
         if path in OPEN:
