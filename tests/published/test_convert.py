@@ -12,6 +12,9 @@ from services.generator.dalle.conversion.flax_file import FlaxArray
 from services.generator.dalle.conversion.random_weights import FAMILIES
 from services.generator.dalle.networks import dalle_parameters, vqgan
 from services.generator.dalle.networks.dalle_parameters import DalleConfig
+from services.generator.unclip.conversion.random_weights import FAMILIES as UNCLIP_FAMILIES
+from services.generator.unclip.model import NETWORKS
+from services.pytorch.parts import empty_network, shapes
 from services.upscaler.conversion.convert import infer_config
 from services.upscaler.conversion.random_weights import CONFIGS
 from services.upscaler.model import BUFFERS, shapes_of
@@ -184,6 +187,16 @@ def shapes_of_source(stage, name, part):
     if part == "swinir":
         recorded = published("upscaler", layouts.SWINIRS[name])["params"]
         return {key: shape for key, (shape, _) in recorded.items() if not key.endswith(BUFFERS)}
+    if name == "karlo":
+        # CLIP's own repository publishes both towers in one file.
+        towers = ("text_encoder", "image_encoder") if part == "image_encoder" else (part,)
+        return {
+            f"{tower}.{key}": shape
+            for tower in towers
+            for key, shape in shapes(
+                empty_network(NETWORKS[tower][1], UNCLIP_FAMILIES[name][tower], Path(name), tower)
+            ).items()
+        }
     names = {"bert": "bert", "clip": "clip_vit_l_14", "autoencoder": "kl_f8", "unet": layouts.UNETS.get(name)}
     return layouts._manifest(names[part])
 

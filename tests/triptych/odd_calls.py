@@ -95,7 +95,7 @@ def _arguments() -> Iterator[Call]:
     yield Call("an output of an endless name", (*RUN, "--out", "x" * 300), (FAILED,))
     yield Call("a format that is none", (*RUN, "--format", "gif"), (USAGE,))
     yield Call("quiet and verbose", (*RUN, "-q", "-v"), (DONE,))
-    yield Call("models of a gateway", (*RUN, "--refiner-model", "x"), (USAGE,))
+    yield Call("models of a gateway", (*RUN, "--refiner-model", "x"), (DONE,))
 
 
 def _numbers() -> Iterator[Call]:

@@ -15,7 +15,8 @@ from triptych.v1.stage_pb2 import STAGE_GENERATE
 
 NOT_SET = dict.fromkeys(
     ["guidance_scale", "temperature", "top_k", "top_p", "num_steps", "skip_ratio", "refine_guidance_scale"]
-    + ["negative_prompt", "tile_size", "tile_overlap", "mask"]
+    + ["negative_prompt", "tile_size", "tile_overlap", "mask", "fit", "text_difference", "prior_num_steps"]
+    + ["decoder_num_steps", "super_res_num_steps", "prior_guidance_scale"]
 )
 
 
@@ -28,6 +29,7 @@ def options(**changes):
         "seed": 1,
         "preview_every": 0,
         "images": (),
+        "image_prompts": (),
     }
     return RunOptions(
         **{**NOT_SET, **counts, "no_refine": False, "no_upscale": False, "manual": False, **changes}

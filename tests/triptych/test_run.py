@@ -208,7 +208,6 @@ def test_a_gateway_that_is_not_there_is_one_line(triptych, tmp_path):
         ([PROMPT, "--image", __file__], "expected a PNG, JPEG, WebP, AVIF or HEIC picture"),
         ([PROMPT, "--image", __file__, "--no-refine", "--no-upscale"], "expected a stage to take it to"),
         ([PROMPT, "--mask", __file__], "--mask: expected an --image that is refined"),
-        ([PROMPT, "--gateway", "a:1", "--refiner-model", "x"], "--refiner-model and --gateway"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_starts(triptych, arguments, message):

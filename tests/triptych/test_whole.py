@@ -74,7 +74,7 @@ def test_a_picture_of_ones_own_is_repainted_behind_its_mask(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_run_that_is_stopped_in_the_middle_leaves_no_process(whole_run, number, code):
-    whole_run.read_until("stageStarted")
+    whole_run.read_until("stage_started")
     assert len(whole_run.pids()) == 5
     whole_run.signal_and_wait_for_all(number)
     assert whole_run.process.wait() == code

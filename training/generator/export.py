@@ -36,6 +36,8 @@ def dalle_config(network: Dalle) -> dict[str, Any]:
         **asdict(network.config),
         "model_type": "dallebart",
         "ln_positions": "normformer",
+        # It is trained in float32; float16 is only how it is stored.
+        "embedding_dtype": "float32",
         "sampling": sampling,
     }
 

@@ -64,9 +64,12 @@ def load_model(folder: Path) -> Model:
 
 def load_dalle(part_folder: Path) -> tuple[Params, DalleConfig]:
     """Raises ModelError when the part's files are missing, damaged or do not fit each other."""
-    config = DalleConfig.from_json(read_config(part_folder))
+    raw = read_config(part_folder)
+    config = DalleConfig.from_json(raw)
     shapes = dalle_parameters.parameter_shapes(config)
-    loaded = load_parameters(part_folder, shapes, as_stored=("embed_tokens", "embed_positions"))
+    # Published float16 files are added in float16. The built-in model was trained in float32, and only stored in half.
+    as_stored = () if raw.get("embedding_dtype") == "float32" else ("embed_tokens", "embed_positions")
+    loaded = load_parameters(part_folder, shapes, as_stored=as_stored)
     params = dalle_parameters.prepare(loaded)
     return to_device(params), config
 
