@@ -80,6 +80,7 @@ class CallGate(grpc.aio.ServerInterceptor):
         self._small_reads = SmallReads()
         self._num_calls: Counter[str] = Counter()
         self._peers: Counter[str] = Counter()
+        self._num_open = 0
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -98,6 +99,8 @@ class CallGate(grpc.aio.ServerInterceptor):
         traceparent = _metadata(details, "traceparent") or ""
 
         async def serve(_requests: object, context: Context) -> None:
+            if method.startswith("/triptych."):
+                self._open(context)
             record = RequestRecord("grpc", method, peer=context.peer(), traceparent=traceparent)
             with _counted(self._peers, context.peer()), self._log.recording(record):
                 error = await self._serve(handler, method, header, context)
@@ -112,6 +115,18 @@ class CallGate(grpc.aio.ServerInterceptor):
                 context.set_trailing_metadata(status.trailing_metadata)
 
         return grpc.stream_stream_rpc_method_handler(serve, None, handler.response_serializer)
+
+    def _open(self, context: Any) -> None:
+        """Counts the call until its status is sent: a server that stops before that would lose the status."""
+        self._num_open += 1
+        self.idle.clear()
+
+        def close(_: object) -> None:
+            self._num_open -= 1
+            if not self._num_open:
+                self.idle.set()
+
+        context.add_done_callback(close)
 
     async def _serve(
         self, handler: Any, method: str, header: str | None, context: Context
@@ -184,13 +199,8 @@ class CallGate(grpc.aio.ServerInterceptor):
             raise RateLimited(
                 f"this caller has {MAX_CALLS_PER_CALLER} calls under way; let some end", retry_after_s=1.0
             )
-        self.idle.clear()
-        try:
-            with _counted(self._num_calls, caller):
-                yield
-        finally:
-            if not self._num_calls:
-                self.idle.set()
+        with _counted(self._num_calls, caller):
+            yield
 
 
 @contextmanager
