@@ -299,7 +299,7 @@ class Pipeline:
         if expired is not None and caller.may_see(expired[0]):
             when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(expired[1]))
             return EventsExpired(
-                f"{name} and its pictures were let go on {when}, as this gateway is set to keep runs; make the run "
+                f"{name} and its pictures were deleted on {when}, as this gateway is set to keep runs; make the run "
                 "again with the same seed"
             )
         return NotFound(f"there is no run {name[:80]!r} here")

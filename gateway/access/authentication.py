@@ -44,7 +44,7 @@ class Authentication:
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthenticated(
                 "expected a token in the header `authorization: Bearer TOKEN` (on the command line TRIPTYCH_TOKEN), got none; "
-                "whoever runs this gateway makes one with `triptych tokens add`"
+                "the operator of this gateway makes one with `triptych tokens add`"
             )
         digest = hash_token(token.strip())
         # All of them, also after the right one: the time does not depend on what is in the file.

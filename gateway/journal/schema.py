@@ -37,7 +37,7 @@ runs = sa.Table(
     sa.Column("deadline_ns", sa.BigInteger),
     # The gateway that carries it out; NULL while nobody does.
     sa.Column("owner", sa.Text),
-    # The Run message of one that is at rest, so that a list of runs need not read their events.
+    # The Run message of an idle run, so that a list of runs need not read their events.
     sa.Column("at_rest", sa.LargeBinary),
     sa.UniqueConstraint("caller", "request_id", name="one_run_for_a_request"),
     sa.Index("runs_of_a_caller", "caller", "create_time_ns"),

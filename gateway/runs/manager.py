@@ -372,7 +372,7 @@ class RunManager:
                 self._start(self.evict(oldest))
 
     async def evict(self, live: ActiveRun) -> None:
-        """What is at rest and in the journal need not be in memory."""
+        """Evicts an idle run from memory; it stays in the journal."""
         async with self._lock_of(live.name):
             if self._live.get(live.name) is live and live.is_idle:
                 await self._drop(live)

@@ -6,6 +6,7 @@ trees and a red house" "a tree, a tree and a red house". Pure: knows words and n
 
 import re
 from collections.abc import Collection, Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 # What such a model draws beside each other, at most.
@@ -44,10 +45,7 @@ class Relations:
         things = self._things(words)
         if len(things) < 2:
             return prompt
-        relations = [
-            self._relation(prompt, words, first, second)
-            for first, second in zip(things, things[1:], strict=False)
-        ]
+        relations = [self._relation(prompt, words, first, second) for first, second in pairwise(things)]
         if None in relations:
             return prompt
         phrases = self._ordered(things, [relation or "" for relation in relations])

@@ -1,6 +1,7 @@
 """A large picture is gathered row by row in a file, and is the same as one that is gathered in memory."""
 
 import io
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_rows_become_a_png(channels, cuts):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 31, channels), dtype=np.uint8)
     file = io.BytesIO()
     writer = PngWriter(file, width=31, height=40, channels=channels)
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         writer.write_rows(pixels[start:stop])
     writer.close()
     assert read_png_size(file.getvalue()) == (31, 40)

@@ -290,7 +290,7 @@ _PAGE_PATHS: dict[str, Any] = {
             "security": [{}],
             "responses": {
                 "200": {
-                    "description": "the page for whoever accepts HTML",
+                    "description": "the page for clients that accept HTML",
                     "content": {
                         "application/json": {
                             "schema": {"type": "object", "properties": {"success": {"const": True}}}

@@ -29,7 +29,7 @@ async def expire(gateway, name):
 
 async def test_a_run_that_expired_is_not_found_and_says_why(gateway, finished):
     await expire(gateway, finished)
-    with pytest.raises(EventsExpired, match="were let go on 20.* make the run again with the same seed"):
+    with pytest.raises(EventsExpired, match="were deleted on 20.* make the run again with the same seed"):
         await gateway.facade.get_run(finished, ANN)
 
 
