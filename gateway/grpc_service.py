@@ -6,7 +6,7 @@ from contextlib import ExitStack, aclosing
 from gateway.access.authentication import current_caller
 from gateway.pipeline import Pipeline, check_after_sequence
 from services.errors import InvalidRequest
-from services.serving.call_gate import Context
+from services.serving.limits.call_gate import Context
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
     CancelRunResponse,

@@ -26,7 +26,7 @@ from gateway.store.base import TIMEOUT_S as STORE_TIMEOUT_S
 from gateway.workers.errors import as_recorded
 from gateway.workers.pool import Pool, models_of
 from services.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, RunUnderWay, TriptychError
-from services.serving.request_checks import check_prompt
+from services.serving.limits.request_checks import check_prompt
 from triptych.v1.pipeline_pb2 import (
     Event,
     Image,

@@ -31,8 +31,8 @@ from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target, WorkersFile
 from services.errors import TriptychError, without_passwords
+from services.serving.limits.request_budget import RequestBudget
 from services.serving.metrics import serving_metrics
-from services.serving.request_budget import RequestBudget
 from services.serving.request_log import RequestLog
 from services.serving.server import Serving, announce, serving, stop_signal
 from services.serving.tls import CertificateFiles

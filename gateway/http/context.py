@@ -16,7 +16,7 @@ from gateway.http.proto_json import EventEncoder
 from gateway.http.signed_links import LinkSigner
 from gateway.http.sse import HEARTBEAT_S
 from gateway.pipeline import Pipeline
-from services.serving.request_budget import RequestBudget
+from services.serving.limits.request_budget import RequestBudget
 from services.serving.request_log import RequestLog, current_request
 
 

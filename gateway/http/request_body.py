@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.http.context import api_of, caller_of
 from gateway.http.errors import HttpError
 from services.errors import InvalidRequest
-from services.serving.request_budget import Reservation
+from services.serving.limits.request_budget import Reservation
 
 MAX_FILES = 17
 MAX_FIELDS = 64

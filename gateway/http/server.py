@@ -15,7 +15,7 @@ from gateway.http.connections import BoundedProtocol
 from gateway.http.context import RequestContext
 from gateway.http.proxies import ANY, ProxyHeadersMiddleware, TrustedProxies
 from gateway.workers.targets import join
-from services.serving.connection_guard import guarding
+from services.serving.limits.connection_guard import guarding
 from services.serving.server import AddressInUse
 from services.serving.tls import CertificateFiles, server_context
 

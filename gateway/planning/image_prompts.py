@@ -9,7 +9,7 @@ from gateway.planning.validation import MAX_PROMPT_BYTES
 from gateway.stages import GENERATE, Stage
 from services.errors import InvalidRequest
 from services.images.codec import ImageLimits, decode_image
-from services.serving.request_checks import check_prompt, number
+from services.serving.limits.request_checks import check_prompt, number
 from triptych.v1.pipeline_pb2 import RunSpec
 from triptych.v1.stage_pb2 import ImageData, ModelInfo
 

@@ -23,7 +23,7 @@ from gateway.planning.validation import (
 from gateway.stages import GENERATE, REFINE, STAGES, Stage, stage_of
 from gateway.workers.pool import Pool, models_of
 from services.errors import InvalidRequest, NoWorker
-from services.serving.request_checks import check_count, check_prompt
+from services.serving.limits.request_checks import check_count, check_prompt
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, GenerateStage, RunSpec
 from triptych.v1.stage_pb2 import ImageData, ImagePrompt, ModelInfo, PromptReading, TextDifference
 

@@ -27,7 +27,7 @@ from gateway.planning.validation import (
 from gateway.stages import REFINE, UPSCALE, Stage
 from gateway.workers.pool import Pool
 from services.errors import AlreadyExists, InvalidRequest
-from services.serving.request_checks import check_count
+from services.serving.limits.request_checks import check_count
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, RefineStage, SelectImagesRequest
 from triptych.v1.stage_pb2 import ModelInfo, Stage as ProtoStage
 

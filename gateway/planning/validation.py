@@ -12,7 +12,7 @@ from typing import Any
 from gateway.stages import GENERATE, REFINE, UPSCALE, Stage
 from services.errors import ImageTooLarge, InvalidRequest
 from services.images.codec import DecodedImage, ImageLimits, decode_with_alpha
-from services.serving.request_checks import check_prompt, integer, number
+from services.serving.limits.request_checks import check_prompt, integer, number
 from triptych.v1.pipeline_pb2 import RunSpec
 from triptych.v1.stage_pb2 import FIT_CROP, FIT_PAD, FIT_UNSPECIFIED, ImageData, ModelInfo
 from triptych.v1.upscaler_pb2 import UpscaleSettings

@@ -10,7 +10,7 @@ from typing import Any
 from services.engine.stepper import JobRequest, Stepper
 from services.errors import InvalidRequest
 from services.generator.vocabulary import Vocabulary
-from services.serving.request_checks import check_prompt
+from services.serving.limits.request_checks import check_prompt
 from triptych.v1.generator_pb2 import GenerateRequest, GenerateSettings
 from triptych.v1.stage_pb2 import ModelInfo, PromptReading, WordReplacement
 

@@ -13,8 +13,8 @@ import click
 
 from services.errors import ModelError
 from services.generator.loaded import LoadedGenerator, read_prompt
-from services.serving.call_gate import Context
-from services.serving.request_checks import check_prompt
+from services.serving.limits.call_gate import Context
+from services.serving.limits.request_checks import check_prompt
 from services.serving.stage_command import run_stage, stage_options
 from services.serving.stage_service import ServeOptions, StageService
 from services.weights.cache import open_model

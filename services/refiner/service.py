@@ -19,9 +19,9 @@ from services.refiner.clip_scores import crop_for_clip, rank
 from services.refiner.model import RefinerModel, load_model
 from services.refiner.networks.diffusion import MIN_STEPS, NUM_TRAIN_TIMESTEPS
 from services.refiner.stepper import RefineJob, RefinerStepper
-from services.serving.call_gate import Context
 from services.serving.channels import MAX_STAGE_IMAGE_BYTES
-from services.serving.request_checks import check_count, check_items, check_prompt, integer, number
+from services.serving.limits.call_gate import Context
+from services.serving.limits.request_checks import check_count, check_items, check_prompt, integer, number
 from services.serving.stage_command import run_stage, stage_options
 from services.serving.stage_service import (
     MAX_IMAGES,

@@ -19,10 +19,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.errors import TriptychError
-from services.serving.call_gate import Authenticate, CallGate
 from services.serving.channels import SERVER_OPTIONS
-from services.serving.connection_guard import guarding
-from services.serving.request_budget import RequestBudget
+from services.serving.limits.call_gate import Authenticate, CallGate
+from services.serving.limits.connection_guard import guarding
+from services.serving.limits.request_budget import RequestBudget
 from services.serving.request_log import RequestLog
 from services.serving.tls import CertificateFiles, server_credentials
 

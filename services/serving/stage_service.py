@@ -15,7 +15,7 @@ from services.engine.engine import Engine
 from services.engine.events import Accepted, EncodedPicture, Event, Failed, Finished, Preview, Progress
 from services.engine.stepper import JobRequest, Stepper
 from services.errors import NotReady
-from services.serving.call_gate import Context, host_of
+from services.serving.limits.call_gate import Context, host_of
 from services.serving.metrics import StageMetrics
 from services.weights.model_folder import Manifest
 from triptych import __version__

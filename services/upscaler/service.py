@@ -13,9 +13,9 @@ from services.engine.stepper import JobRequest
 from services.errors import InvalidRequest
 from services.images.codec import MAX_PIXELS, ImageLimits, decode_with_alpha
 from services.pytorch.device import DTYPES, find_device
-from services.serving.call_gate import Context
 from services.serving.channels import MAX_STAGE_IMAGE_BYTES
-from services.serving.request_checks import check_count, check_indexes, integer
+from services.serving.limits.call_gate import Context
+from services.serving.limits.request_checks import check_count, check_indexes, integer
 from services.serving.stage_command import run_stage, stage_options
 from services.serving.stage_service import MAX_IMAGES, ServeOptions, StageService, model_info
 from services.upscaler.model import load_swinir, place

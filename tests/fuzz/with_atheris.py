@@ -17,8 +17,8 @@ with atheris.instrument_imports(include=["services", "gateway", "PIL", "google.p
     from services.errors import TriptychError
     from services.images.codec import ImageLimits, decode_image
     from services.images.masks import decode_mask, has_alpha
-    from services.serving.call_gate import parse_message
-    from services.serving.request_checks import check_prompt
+    from services.serving.limits.call_gate import parse_message
+    from services.serving.limits.request_checks import check_prompt
 from google.protobuf.json_format import MessageToJson
 
 from tests.fuzz.strategies import BOMBS, WHOLE

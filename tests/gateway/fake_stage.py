@@ -26,8 +26,8 @@ from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target
 from services.images.codec import encode_png
-from services.serving.call_gate import CallGate
 from services.serving.channels import SERVER_OPTIONS
+from services.serving.limits.call_gate import CallGate
 from services.serving.server import serving
 from triptych.client import Client
 from triptych.v1 import (

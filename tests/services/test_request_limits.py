@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from services.errors import InvalidRequest, RateLimited
-from services.serving.connection_guard import Connection, choose_surplus
-from services.serving.request_budget import MAX_SLOW_READS, BodyTooSlow, RequestBudget, SmallReads
-from services.serving.wire_limits import MAX_FIELDS, check_num_fields, holds_files
+from services.serving.limits.connection_guard import Connection, choose_surplus
+from services.serving.limits.request_budget import MAX_SLOW_READS, BodyTooSlow, RequestBudget, SmallReads
+from services.serving.limits.wire_limits import MAX_FIELDS, check_num_fields, holds_files
 from tests.gateway.run_fixtures import spec
 from triptych.v1.pipeline_pb2 import CancelRunRequest, CreateRunRequest, GetRunRequest, SelectImagesRequest
 from triptych.v1.refiner_pb2 import RankRequest, RankResponse

@@ -3,7 +3,7 @@
 import pytest
 
 from services.errors import InvalidRequest
-from services.serving.request_checks import check_items, check_prompt, integer, number
+from services.serving.limits.request_checks import check_items, check_prompt, integer, number
 from triptych.v1.generator_pb2 import GenerateSettings
 from triptych.v1.stage_pb2 import ImageItem, ModelInfo
 

@@ -6,8 +6,8 @@ from google.rpc import error_details_pb2
 from grpc.aio import Metadata
 
 from services.errors import AlreadyExists, InvalidRequest, NotFound, NoWorker, QueueFull, TriptychError
-from services.serving.call_gate import to_status
 from services.serving.channels import SERVER_OPTIONS
+from services.serving.limits.call_gate import to_status
 from triptych import client
 from triptych._connection import CHANNEL_OPTIONS
 from triptych._grpc_options import MAX_MESSAGE_BYTES

@@ -23,7 +23,7 @@ from gateway.planning.validation import MAX_PROMPT_BYTES
 from gateway.stages import GENERATE, REFINE, UPSCALE
 from services.errors import InvalidRequest
 from services.images.masks import has_alpha
-from services.serving.request_checks import cut_prompt
+from services.serving.limits.request_checks import cut_prompt
 from triptych.v1.pipeline_pb2 import RunSpec
 from triptych.v1.stage_pb2 import ImageData, ModelInfo
 

@@ -18,7 +18,7 @@ from services.generator.loaded import (
     known_words,
 )
 from services.generator.vocabulary import Vocabulary, read_vocabulary
-from services.serving.request_checks import check_items, integer, number
+from services.serving.limits.request_checks import check_items, integer, number
 from services.serving.stage_service import ServeOptions, model_info
 from services.weights.model_folder import Manifest
 from triptych.v1.generator_pb2 import GenerateRequest

@@ -26,7 +26,7 @@ from services.generator.unclip.stepper import (
 from services.generator.vocabulary import Vocabulary, read_vocabulary
 from services.images.codec import ImageLimits, decode_image
 from services.pytorch.device import oom_as_model_error
-from services.serving.request_checks import check_items, check_prompt, integer, number
+from services.serving.limits.request_checks import check_items, check_prompt, integer, number
 from services.serving.stage_service import ServeOptions, model_info
 from services.weights.model_folder import Manifest
 from triptych.v1.generator_pb2 import GenerateRequest

@@ -11,7 +11,7 @@ import pytest
 from gateway.access.caller import Caller
 from gateway.access.token_file import new_token, write_tokens
 from gateway.http import connections
-from services.serving.connection_guard import close, connections_to
+from services.serving.limits.connection_guard import close, connections_to
 from tests.gateway.fake_stage import pipeline
 from tests.gateway.http.conftest import web_gateway
 from triptych.v1.pipeline_pb2 import CreateRunRequest, CreateRunResponse, GetRunRequest

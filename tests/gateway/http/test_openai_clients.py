@@ -14,7 +14,7 @@ from PIL import Image
 from gateway.http.openai.models import OPENAI_MODELS
 from gateway.http.openai.uploads import read_picture
 from services.errors import InvalidRequest
-from services.serving.request_checks import cut_prompt
+from services.serving.limits.request_checks import cut_prompt
 from tests.gateway.fake_stage import png
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.http.painting import pixels, set_up

@@ -19,9 +19,9 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from services.errors import InvalidRequest, RateLimited, TriptychError
-from services.serving.request_budget import BODY_TIMEOUT_S, BodyTooSlow, RequestBudget, SmallReads
+from services.serving.limits.request_budget import BODY_TIMEOUT_S, BodyTooSlow, RequestBudget, SmallReads
+from services.serving.limits.wire_limits import check_num_fields, holds_files, message_type
 from services.serving.request_log import RequestLog, RequestRecord, current_request
-from services.serving.wire_limits import check_num_fields, holds_files, message_type
 from triptych._grpc_options import MAX_MESSAGE_BYTES
 
 log = logging.getLogger(__name__)
