@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from gateway.access.authentication import Authentication
-from gateway.http.proxies import TrustedProxies
+from gateway.http.middleware.proxies import TrustedProxies
 from gateway.runs.admission import AdmissionLimits
 from gateway.runs.retention import DAY_S, RetentionLimits
 from gateway.server import GatewayOptions, StorageLocations, run_gateway

@@ -11,16 +11,16 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Scope
 
-from gateway.http.compression import compressing
 from gateway.http.context import RequestContext
 from gateway.http.errors import HttpError, to_response
+from gateway.http.middleware.compression import compressing
+from gateway.http.middleware.request_logging import RequestLogMiddleware
+from gateway.http.middleware.security import SecurityMiddleware, is_openai, path_of
 from gateway.http.openai import images as openai_images, models as openai_models
 from gateway.http.openai.base_url import wrong_base_url
 from gateway.http.openapi import document
 from gateway.http.request_body import ReservationMiddleware
-from gateway.http.request_logging import RequestLogMiddleware
 from gateway.http.routes import dalle_playground, examples, health, images, page, runs
-from gateway.http.security import SecurityMiddleware, is_openai, path_of
 from services.errors import TriptychError
 
 log = logging.getLogger(__name__)

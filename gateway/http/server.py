@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from gateway.http.app import make_app
-from gateway.http.connections import BoundedProtocol
 from gateway.http.context import RequestContext
-from gateway.http.proxies import ANY, ProxyHeadersMiddleware, TrustedProxies
+from gateway.http.middleware.connections import BoundedProtocol
+from gateway.http.middleware.proxies import ANY, ProxyHeadersMiddleware, TrustedProxies
 from gateway.workers.targets import join
 from services.serving.limits.connection_guard import guarding
 from services.serving.server import AddressInUse

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.access.caller import Caller
 from gateway.access.token_file import new_token, write_tokens
-from gateway.http import connections
+from gateway.http.middleware import connections
 from services.serving.limits.connection_guard import close, connections_to
 from tests.gateway.fake_stage import pipeline
 from tests.gateway.http.conftest import web_gateway

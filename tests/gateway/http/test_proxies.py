@@ -5,7 +5,7 @@ import pytest
 
 from gateway.access.authentication import Authentication
 from gateway.http.context import RequestContext
-from gateway.http.proxies import ProxyHeadersMiddleware, TrustedProxies
+from gateway.http.middleware.proxies import ProxyHeadersMiddleware, TrustedProxies
 from gateway.http.server import serving_http
 from tests.gateway.fake_stage import pipeline
 from tests.gateway.http.painting import set_up

@@ -4,7 +4,7 @@ import httpx
 
 from gateway.access.caller import Caller
 from gateway.access.token_file import new_token, write_tokens
-from gateway.http.security import HEADERS
+from gateway.http.middleware.security import HEADERS
 from gateway.http.server import serving_http
 from tests.gateway.http.conftest import web_gateway
 
