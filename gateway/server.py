@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from gateway.access.authentication import Authentication
 from gateway.grpc_service import SERVICE, PipelineService
 from gateway.http.context import RequestContext
-from gateway.http.example_gallery import ExampleGallery
+from gateway.http.image_files.example_gallery import ExampleGallery
 from gateway.http.middleware.proxies import TrustedProxies
 from gateway.http.server import serving_http
 from gateway.journal.journal import Journal, open_journal

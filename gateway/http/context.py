@@ -11,9 +11,9 @@ from starlette.requests import Request
 
 from gateway.access.authentication import Authentication
 from gateway.access.caller import Caller
-from gateway.http.example_gallery import ExampleGallery
+from gateway.http.image_files.example_gallery import ExampleGallery
+from gateway.http.image_files.signed_links import LinkSigner
 from gateway.http.proto_json import EventEncoder
-from gateway.http.signed_links import LinkSigner
 from gateway.http.sse import HEARTBEAT_S
 from gateway.pipeline import Pipeline
 from services.serving.limits.request_budget import RequestBudget

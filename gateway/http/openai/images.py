@@ -21,7 +21,7 @@ from gateway.access.caller import Caller
 from gateway.http.context import RequestContext, api_of, base_url_of, caller_of
 from gateway.http.disconnect import cancel_on_disconnect
 from gateway.http.errors import HttpError, openai_body
-from gateway.http.image_formats import convert, read_prompt
+from gateway.http.image_files.image_formats import convert, read_prompt
 from gateway.http.openai.fields import FormFields
 from gateway.http.openai.models import ModelFamily, find_family
 from gateway.http.openai.request import (

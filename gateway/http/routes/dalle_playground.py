@@ -14,7 +14,7 @@ from starlette.routing import Route
 from gateway.http.context import api_of, caller_of
 from gateway.http.disconnect import cancel_on_disconnect
 from gateway.http.errors import HttpError
-from gateway.http.image_formats import USUAL_JPEG_QUALITY, convert
+from gateway.http.image_files.image_formats import USUAL_JPEG_QUALITY, convert
 from gateway.http.request_body import read_json
 from gateway.http.routes.images import file_of
 from gateway.http.run_results import RunResults

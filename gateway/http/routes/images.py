@@ -15,8 +15,8 @@ from starlette.routing import Route
 import triptych
 from gateway.access.caller import Caller
 from gateway.http.context import RequestContext, api_of, caller_of
-from gateway.http.file_response import attachment, file_response, large_file_response
-from gateway.http.image_formats import MIME_TYPES, convert
+from gateway.http.image_files.file_response import attachment, file_response, large_file_response
+from gateway.http.image_files.image_formats import MIME_TYPES, convert
 from gateway.http.proto_json import to_dict
 from gateway.pipeline import is_large
 from gateway.stages import STAGES, stage_of

@@ -70,7 +70,7 @@ async def test_another_shape_is_cut_from_the_middle_and_not_squeezed(painter):
     columns[:4], columns[-4:], columns[4:-4] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     file = io.BytesIO()
     Image.fromarray(columns).save(file, "PNG")
-    from gateway.http.image_formats import convert
+    from gateway.http.image_files.image_formats import convert
 
     cut = pixels(await convert(file.getvalue(), "png", 100, (64, 32)))
     assert cut.shape == (32, 64, 3)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from gateway.access.caller import Caller
 from gateway.access.token_file import new_token, write_tokens
-from gateway.http.signed_links import LIFETIME_S, LinkInvalid, LinkSigner
+from gateway.http.image_files.signed_links import LIFETIME_S, LinkInvalid, LinkSigner
 from tests.gateway.fake_stage import png
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.run_fixtures import collect, spec

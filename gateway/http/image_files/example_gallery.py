@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway.access.caller import Caller
-from gateway.http.image_formats import convert
+from gateway.http.image_files.image_formats import convert
 from gateway.pipeline import Pipeline
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
 from services.errors import NotFound, TriptychError
