@@ -7,7 +7,7 @@ import signal
 import click
 import pytest
 
-from triptych.cli.signals import run_in_foreground
+from triptych.cli.terminal.signals import run_in_foreground
 
 
 @pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])

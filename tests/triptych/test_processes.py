@@ -20,7 +20,7 @@ from triptych.cli.run_options import STAGES
 # What `triptych up` does, with two services: the upscaler is the stage that starts quickest.
 PARENT = """
 import sys
-from triptych.cli.signals import run_in_foreground
+from triptych.cli.terminal.signals import run_in_foreground
 from triptych.cli.up import keep_running
 run_in_foreground(keep_running({"upscaler": ["--port", "0", "--model", sys.argv[1]]}, ["--port", "0"]))
 """

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from triptych.cli.display import cell, stages_table
 from triptych.cli.run_options import RunOptions, to_spec
+from triptych.cli.terminal.display import cell, stages_table
 from triptych.progress import RunProgress, expected_counts
 from triptych.v1.pipeline_pb2 import Event, Image as RunImage
 from triptych.v1.stage_pb2 import STAGE_GENERATE

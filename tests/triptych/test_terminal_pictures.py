@@ -8,7 +8,7 @@ from PIL import Image as PillowImage
 from tests.triptych import terminal
 from tests.triptych.command_line import command, environment
 from tests.triptych.conftest import png
-from triptych.cli.terminal_images import Shown, caption_line, draw_row, rows
+from triptych.cli.terminal.terminal_images import Shown, caption_line, draw_row, rows
 
 RUN = ["run", "a red house", "--candidates", "2", "--no-refine", "--no-upscale", "--out", "pictures"]
 SIXEL, HALF_BLOCK, ESCAPE = "\x1bP", "▀", "\x1b"

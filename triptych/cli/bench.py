@@ -14,7 +14,6 @@ from rich.table import Table
 
 from triptych._run_stream import RunStream
 from triptych.cli.credential_options import ADDRESS, credential_options
-from triptych.cli.signals import run_in_foreground
 from triptych.cli.simulation import (
     STAGES,
     Eviction,
@@ -25,6 +24,7 @@ from triptych.cli.simulation import (
     scale_next,
     simulate,
 )
+from triptych.cli.terminal.signals import run_in_foreground
 from triptych.client import Client
 from triptych.credentials import Credentials
 from triptych.progress import STAGE_NAMES

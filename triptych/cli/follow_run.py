@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from triptych._run_stream import RunStream
-from triptych.cli.display import Display
-from triptych.cli.json_output import field_name, fields_to_json, message_to_fields
 from triptych.cli.output_folder import OutputFolder
+from triptych.cli.terminal.display import Display
+from triptych.cli.terminal.json_output import field_name, fields_to_json, message_to_fields
 from triptych.client import CallError
 from triptych.progress import RunProgress
 from triptych.result import STAGE_TITLES, Picture, RunResult
@@ -156,7 +156,7 @@ def show(result: RunResult, output: Output) -> None:
 
 def show_in_terminal(pictures: Sequence[Picture], note: Callable[[str], None]) -> None:
     """What a terminal cannot show is a note: the run is what it is."""
-    from triptych.cli.terminal_images import Shown, show_pictures
+    from triptych.cli.terminal.terminal_images import Shown, show_pictures
 
     try:
         show_pictures([Shown(each.data, describe(each)) for each in pictures])
@@ -178,7 +178,7 @@ def decide_show(show: bool | None, *, as_json: bool) -> bool:
         return False
     if show is not None:
         return show
-    from triptych.cli.terminal_images import can_ask_terminal
+    from triptych.cli.terminal.terminal_images import can_ask_terminal
 
     return can_ask_terminal()
 

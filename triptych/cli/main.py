@@ -18,7 +18,7 @@ from click.shell_completion import CompletionItem
 
 import triptych
 from triptych import _installation
-from triptych.cli.streams import set_up_streams
+from triptych.cli.terminal.streams import set_up_streams
 from triptych.terminal_text import escape
 
 PROGRAM = "triptych"

@@ -2,8 +2,8 @@
 
 import click
 
-from triptych.cli.json_output import message_to_json
 from triptych.cli.runs import with_client
+from triptych.cli.terminal.json_output import message_to_json
 from triptych.client import Client
 from triptych.terminal_text import escape
 from triptych.v1.pipeline_pb2 import ListModelsResponse

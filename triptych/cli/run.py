@@ -11,7 +11,6 @@ import click
 from triptych._reconnect import Backoff
 from triptych.cli.choose_images import ask, can_ask
 from triptych.cli.credential_options import ADDRESS, credential_options
-from triptych.cli.display import Display, choose_display
 from triptych.cli.follow_run import Leaving, Output, conclude, decide_show, follow, show
 from triptych.cli.output_folder import SUFFIXES, OutputFolder, slug
 from triptych.cli.processes import Pipeline, running_pipeline
@@ -25,7 +24,8 @@ from triptych.cli.run_options import (
     run_options,
     to_spec,
 )
-from triptych.cli.signals import run_in_foreground
+from triptych.cli.terminal.display import Display, choose_display
+from triptych.cli.terminal.signals import run_in_foreground
 from triptych.client import Client, InvalidRequest, Unreachable
 from triptych.credentials import Credentials
 from triptych.errors import CallError

@@ -9,12 +9,12 @@ import click
 
 from triptych._run_stream import RunStream
 from triptych.cli.credential_options import ADDRESS, credential_options
-from triptych.cli.display import choose_display
 from triptych.cli.follow_run import Leaving, Output, conclude, decide_show, follow, lost, show_in_terminal
-from triptych.cli.json_output import message_to_json
 from triptych.cli.output_folder import SUFFIXES, OutputFolder
-from triptych.cli.run_tables import print_run, print_runs
-from triptych.cli.signals import run_in_foreground
+from triptych.cli.terminal.display import choose_display
+from triptych.cli.terminal.json_output import message_to_json
+from triptych.cli.terminal.run_tables import print_run, print_runs
+from triptych.cli.terminal.signals import run_in_foreground
 from triptych.client import Client, ImageLost, NotFound
 from triptych.credentials import Credentials
 from triptych.progress import RunProgress

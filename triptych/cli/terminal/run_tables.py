@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from triptych.cli.streams import make_console
+from triptych.cli.terminal.streams import make_console
 from triptych.progress import STAGE_NAMES
 from triptych.result import state_name
 from triptych.terminal_text import escape

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from triptych.cli.processes import ServiceReady
-from triptych.cli.streams import is_plain_terminal, make_console
+from triptych.cli.terminal.streams import is_plain_terminal, make_console
 from triptych.progress import RunProgress, StageProgress
 from triptych.terminal_text import escape
 from triptych.v1.pipeline_pb2 import Event

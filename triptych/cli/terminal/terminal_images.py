@@ -16,7 +16,7 @@ from PIL import Image as PillowImage
 from rich.console import Console
 from rich.text import Text
 
-from triptych.cli.streams import is_plain_terminal, terminal_columns
+from triptych.cli.terminal.streams import is_plain_terminal, terminal_columns
 
 # Cells of the terminal that a picture is at least and at most wide.
 LEAST_CELLS = 18
