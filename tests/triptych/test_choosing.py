@@ -3,7 +3,7 @@
 import pytest
 
 from tests.triptych.test_result import ready
-from triptych.cli.choose_images import understand
+from triptych.cli.run.choose_images import understand
 from triptych.result import RunResult
 from triptych.spec import make_spec
 from triptych.v1.pipeline_pb2 import Event, RunState

@@ -15,7 +15,7 @@ from services.upscaler.conversion.random_weights import write_random
 from services.weights.model_folder import write_manifest
 from tests.triptych.command_line import Marked, command
 from triptych.cli.processes import running_pipeline
-from triptych.cli.run_options import STAGES
+from triptych.cli.run.options import STAGES
 
 # What `triptych up` does, with two services: the upscaler is the stage that starts quickest.
 PARENT = """

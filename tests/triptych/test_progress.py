@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from triptych.cli.run_options import RunOptions, to_spec
+from triptych.cli.run.options import RunOptions, to_spec
 from triptych.cli.terminal.display import cell, stages_table
 from triptych.progress import RunProgress, expected_counts
 from triptych.v1.pipeline_pb2 import Event, Image as RunImage

@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.gateway.fake_stage import png
-from triptych.cli.run_options import (
+from triptych.cli.run.options import (
     RunOptions,
     check_options,
     model_options,

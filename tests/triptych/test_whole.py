@@ -12,7 +12,7 @@ from PIL import Image
 from services.weights.conversion import conversion_module
 from services.weights.model_folder import write_manifest
 from tests.triptych.command_line import Marked, command
-from triptych.cli.run_options import STAGES
+from triptych.cli.run.options import STAGES
 
 # Few pictures and few steps: what counts is that everything fits together.
 SMALL = ["--candidates=2", "--variations=1", "--num-steps=6", "--skip-ratio=0", "--seed=7", "--out=pictures"]

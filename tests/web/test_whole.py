@@ -14,7 +14,7 @@ from playwright.async_api import expect
 
 from tests.web.visitor import open_page
 from triptych.cli.processes import running_pipeline
-from triptych.cli.run_options import STAGES
+from triptych.cli.run.options import STAGES
 
 PROMPT = "a green tent in the desert at sunset"
 SEED = 3

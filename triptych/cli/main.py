@@ -135,7 +135,7 @@ serve = with_environment(
 )
 
 COMMANDS = {
-    "run": LazyCommand("triptych.cli.run", "run", "Make pictures from a prompt."),
+    "run": LazyCommand("triptych.cli.run.command", "run", "Make pictures from a prompt."),
     "up": LazyCommand("triptych.cli.up", "up", "Start all four services and keep them running."),
     "runs": LazyCommand("triptych.cli.runs", "runs", "List, show, watch, continue, cancel and delete runs."),
     "models": LazyCommand(

@@ -9,8 +9,8 @@ import click
 
 from triptych._run_stream import RunStream
 from triptych.cli.credential_options import ADDRESS, credential_options
-from triptych.cli.follow_run import Leaving, Output, conclude, decide_show, follow, lost, show_in_terminal
-from triptych.cli.output_folder import SUFFIXES, OutputFolder
+from triptych.cli.run.follow_run import Leaving, Output, conclude, decide_show, follow, lost, show_in_terminal
+from triptych.cli.run.output_folder import SUFFIXES, OutputFolder
 from triptych.cli.terminal.display import choose_display
 from triptych.cli.terminal.json_output import message_to_json
 from triptych.cli.terminal.run_tables import print_run, print_runs

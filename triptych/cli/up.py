@@ -12,7 +12,7 @@ from triptych import _installation
 from triptych.addresses import host_port
 from triptych.cli.credential_options import FILE
 from triptych.cli.processes import ServiceReady, running_pipeline
-from triptych.cli.run_options import STAGES, model_options, models_of
+from triptych.cli.run.options import STAGES, model_options, models_of
 from triptych.cli.terminal.signals import run_in_foreground
 from triptych.terminal_text import escape
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from triptych._run_stream import RunStream
-from triptych.cli.output_folder import OutputFolder
+from triptych.cli.run.output_folder import OutputFolder
 from triptych.cli.terminal.display import Display
 from triptych.cli.terminal.json_output import field_name, fields_to_json, message_to_fields
 from triptych.client import CallError

@@ -9,13 +9,12 @@ from typing import Any, TextIO
 import click
 
 from triptych._reconnect import Backoff
-from triptych.cli.choose_images import ask, can_ask
 from triptych.cli.credential_options import ADDRESS, credential_options
-from triptych.cli.follow_run import Leaving, Output, conclude, decide_show, follow, show
-from triptych.cli.output_folder import SUFFIXES, OutputFolder, slug
 from triptych.cli.processes import Pipeline, running_pipeline
-from triptych.cli.run_help import EXAMPLES, GroupedCommand, in_options
-from triptych.cli.run_options import (
+from triptych.cli.run.choose_images import ask, can_ask
+from triptych.cli.run.follow_run import Leaving, Output, conclude, decide_show, follow, show
+from triptych.cli.run.help import EXAMPLES, GroupedCommand, in_options
+from triptych.cli.run.options import (
     RunOptions,
     check_options,
     model_options,
@@ -24,6 +23,7 @@ from triptych.cli.run_options import (
     run_options,
     to_spec,
 )
+from triptych.cli.run.output_folder import SUFFIXES, OutputFolder, slug
 from triptych.cli.terminal.display import Display, choose_display
 from triptych.cli.terminal.signals import run_in_foreground
 from triptych.client import Client, InvalidRequest, Unreachable
