@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.errors import ModelError
-from services.weights.safetensors_file import DTYPES, LazyTensor
+from services.weights.formats.safetensors_file import DTYPES, LazyTensor
 
 TOWERS = {"text_model.": "", "vision_model.": "visual."}
 LAYER_NAMES = {

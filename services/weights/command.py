@@ -23,6 +23,7 @@ from services.weights import cache_command, model_folder
 from services.weights.cache import local_models, models_in_s3, s3_cache
 from services.weights.catalog import KNOWN
 from services.weights.conversion import conversion_module
+from services.weights.formats.safetensors_file import halve_file
 from services.weights.model_folder import (
     ARCHITECTURE_OF_PART,
     MANIFEST,
@@ -34,7 +35,6 @@ from services.weights.model_folder import (
     all_parts,
     needed_parts,
 )
-from services.weights.safetensors_file import halve_file
 from triptych._installation import missing_library
 
 

@@ -15,7 +15,7 @@ from services.generator.dalle.conversion.convert import convert
 from services.generator.dalle.model import load_dalle, load_vqgan
 from services.generator.dalle.networks import dalle, vqgan
 from services.generator.dalle.parameters import FILE_NAME
-from services.weights.safetensors_file import read_safetensors
+from services.weights.formats.safetensors_file import read_safetensors
 from tests.generator.conftest import GOLDEN
 from tests.generator.flax_files import rewrite
 

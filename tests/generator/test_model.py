@@ -18,7 +18,7 @@ from services.generator.dalle.model import load_model
 from services.generator.dalle.networks import dalle_parameters, vqgan
 from services.generator.dalle.networks.dalle_parameters import DalleConfig
 from services.generator.dalle.parameters import TensorSpec, write_parameters
-from services.weights.safetensors_file import LazyTensor, read_safetensors, write_safetensors
+from services.weights.formats.safetensors_file import LazyTensor, read_safetensors, write_safetensors
 from tests.triptych.command_line import ROOT, environment
 
 

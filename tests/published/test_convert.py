@@ -19,7 +19,7 @@ from services.upscaler.conversion.convert import infer_config
 from services.upscaler.conversion.random_weights import CONFIGS
 from services.upscaler.model import BUFFERS, shapes_of
 from services.weights.catalog import KNOWN
-from services.weights.safetensors_file import LazyTensor
+from services.weights.formats.safetensors_file import LazyTensor
 from tests.published import layouts
 from tests.published.layouts import published, write
 from tests.published.pytorch import weight

@@ -16,7 +16,7 @@ from services.errors import ModelError
 from services.generator.dalle.conversion.convert import convert as convert_generator
 from services.refiner.conversion.convert import convert as convert_refiner
 from services.upscaler.conversion.convert import convert as convert_upscaler
-from services.weights.safetensors_file import MAX_TENSORS
+from services.weights.formats.safetensors_file import MAX_TENSORS
 from tests.published.hostile import (
     Gullible,
     attacks,

@@ -17,7 +17,7 @@ from services.refiner.conversion.convert import PARTS, UNUSED, convert
 from services.refiner.conversion.random_weights import FAMILIES
 from services.refiner.conversion.verify import compare
 from services.refiner.model import empty_network, load_part
-from services.weights.safetensors_file import LazyTensor
+from services.weights.formats.safetensors_file import LazyTensor
 
 SOURCES = {"bert": "bert_tiny", "clip": "clip_text_tiny", "unet": "unet_tiny", "autoencoder": "vae_tiny"}
 MANIFESTS = [

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from services.errors import ModelError
-from services.weights.torch_checkpoint import MODULE_PACKAGES, read_tensors
+from services.weights.formats.torch_checkpoint import MODULE_PACKAGES, read_tensors
 
 WEIGHTS = {"a.weight": torch.arange(12.0).reshape(3, 4).t(), "b": torch.tensor(2.5, dtype=torch.float16)}
 

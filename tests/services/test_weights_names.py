@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from services.errors import ModelError
 from services.weights.cache import fetch, find_cached
 from services.weights.command import weights
+from services.weights.formats.pickle_work import check_work
+from services.weights.formats.torch_checkpoint import read_tensors
 from services.weights.model_folder import find_model, parse_manifest
-from services.weights.pickle_work import check_work
-from services.weights.torch_checkpoint import read_tensors
 
 NO_NAMES = [
     "../../x",

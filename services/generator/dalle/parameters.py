@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.errors import ModelError
+from services.weights.formats.safetensors_file import read_safetensors
 from services.weights.model_folder import check_names
-from services.weights.safetensors_file import read_safetensors
 
 FILE_NAME = "model.safetensors"
 _SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16"}

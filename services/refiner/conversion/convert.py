@@ -27,9 +27,9 @@ from services.refiner.text.tokenizer import (
     BERT_VOCAB,
     read_tokenizer,
 )
+from services.weights.formats.safetensors_file import FLOATING_POINT, LazyTensor, write_safetensors
+from services.weights.formats.torch_checkpoint import MODULE_PACKAGES, read_tensors
 from services.weights.model_folder import check_names
-from services.weights.safetensors_file import FLOATING_POINT, LazyTensor, write_safetensors
-from services.weights.torch_checkpoint import MODULE_PACKAGES, read_tensors
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from services.errors import ModelError
 from services.pytorch.clip_conversion import clip_config, num_indexes
 from services.refiner.model import NETWORKS, Config
 from services.refiner.networks.text_encoder import TextEncoderConfig
-from services.weights.safetensors_file import LazyTensor
+from services.weights.formats.safetensors_file import LazyTensor
 
 Tensors = Mapping[str, LazyTensor]
 

@@ -20,7 +20,7 @@ from services.refiner.networks.autoencoder import AutoencoderConfig
 from services.refiner.networks.text_encoder import TextEncoderConfig
 from services.refiner.networks.unet import UNetConfig
 from services.refiner.text.tokenizer import BERT_VOCAB
-from services.weights.safetensors_file import LazyTensor, write_safetensors
+from services.weights.formats.safetensors_file import LazyTensor, write_safetensors
 
 # A vocabulary that spells every English prompt; its last word ends a text, as CLIP needs it.
 SPELLING = [

@@ -1,6 +1,6 @@
 """Published SwinIR files become the `swinir` part of a model folder; nothing in them is executed.
 
-A .pth is read tensor by tensor (services/weights/torch_checkpoint.py). One of PyTorch's format before 1.6 goes through torch's
+A .pth is read tensor by tensor (services/weights/formats/torch_checkpoint.py). One of PyTorch's format before 1.6 goes through torch's
 weights-only reader, which builds tensors and plain containers, refuses everything else, and reads the file whole.
 The configuration is read off the names and shapes; a config.json beside the file, or one in the header of a
 safetensors file, comes before that. Everything must fit: no tensor missing, none left over.
@@ -21,9 +21,14 @@ from torch import Tensor
 from services.errors import ModelError
 from services.upscaler.model import BUFFERS, shapes_of
 from services.upscaler.networks.swinir import SwinIRConfig
+from services.weights.formats.safetensors_file import (
+    FLOATING_POINT,
+    LazyTensor,
+    read_metadata,
+    write_safetensors,
+)
+from services.weights.formats.torch_checkpoint import is_zip, read_tensors
 from services.weights.model_folder import check_names, read_config, write_atomically
-from services.weights.safetensors_file import FLOATING_POINT, LazyTensor, read_metadata, write_safetensors
-from services.weights.torch_checkpoint import is_zip, read_tensors
 
 PARTS = ("swinir",)
 SUFFIXES = (".pth", ".pt", ".safetensors")

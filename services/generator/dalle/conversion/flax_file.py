@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.errors import ModelError
-from services.weights.safetensors_file import MAX_TENSORS, read_range
+from services.weights.formats.safetensors_file import MAX_TENSORS, read_range
 
 _DTYPES = {
     "float32": np.dtype(np.float32),

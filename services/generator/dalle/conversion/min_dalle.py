@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from services.errors import ModelError
 from services.generator.dalle.networks.dalle_parameters import DalleConfig, parameter_shapes
-from services.weights.safetensors_file import LazyTensor
-from services.weights.torch_checkpoint import read_tensors
+from services.weights.formats.safetensors_file import LazyTensor
+from services.weights.formats.torch_checkpoint import read_tensors
 
 # Mini's files have this in their names where they are published, and not where min-dalle keeps them.
 SUFFIXES = ("", "_mini")

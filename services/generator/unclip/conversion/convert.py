@@ -18,9 +18,9 @@ from services.generator.unclip.model import NETWORKS, Config, DecoderPart, Prior
 from services.pytorch.clip_conversion import to_openai
 from services.pytorch.clip_tokenizer import clip_tokenizer_files, read_clip_tokenizer
 from services.pytorch.parts import config_to_json, empty_network, shapes
+from services.weights.formats.safetensors_file import FLOATING_POINT, LazyTensor, write_safetensors
+from services.weights.formats.torch_checkpoint import MODULE_PACKAGES, read_tensors
 from services.weights.model_folder import check_names
-from services.weights.safetensors_file import FLOATING_POINT, LazyTensor, write_safetensors
-from services.weights.torch_checkpoint import MODULE_PACKAGES, read_tensors
 
 PARTS = tuple(NETWORKS)
 WEIGHT_FILES = (

@@ -23,7 +23,7 @@ from services.generator.unclip.networks.unet import UNetConfig
 from services.generator.unclip.schedule import NUM_TRAIN_TIMESTEPS, DiffusionConfig
 from services.pytorch.clip import ClipConfig
 from services.pytorch.clip_conversion import clip_config, hub_settings, num_indexes, vision_config
-from services.weights.safetensors_file import LazyTensor
+from services.weights.formats.safetensors_file import LazyTensor
 
 Tensors = Mapping[str, LazyTensor]
 Json = Mapping[str, Any]

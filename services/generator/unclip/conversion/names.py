@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from services.generator.unclip.networks.prior import PriorConfig
 from services.generator.unclip.networks.unet import UNetConfig
-from services.weights.safetensors_file import LazyTensor
+from services.weights.formats.safetensors_file import LazyTensor
 
 Tensors = Mapping[str, LazyTensor]
 LEAVES = ("weight", "bias")

@@ -26,7 +26,7 @@ from services.generator.unclip.schedule import DiffusionConfig
 from services.pytorch.clip import ClipConfig
 from services.pytorch.clip_tokenizer import clip_merges, clip_tokenizer_files, clip_vocab
 from services.pytorch.parts import config_to_json, empty_network, shapes
-from services.weights.safetensors_file import LazyTensor, write_safetensors
+from services.weights.formats.safetensors_file import LazyTensor, write_safetensors
 
 _TINY_PIXELS = DiffusionConfig(num_steps=8, guidance_scale=2.0, predicts="epsilon", clip_range=1.0)
 _TINY_SUPER_RES = SuperResPart(

@@ -24,8 +24,14 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from services.errors import ModelError
-from services.weights.pickle_work import check_work
-from services.weights.safetensors_file import DTYPES, MAX_TENSORS, LazyTensor, read_range, read_safetensors
+from services.weights.formats.pickle_work import check_work
+from services.weights.formats.safetensors_file import (
+    DTYPES,
+    MAX_TENSORS,
+    LazyTensor,
+    read_range,
+    read_safetensors,
+)
 
 STORAGE_DTYPES = {
     "DoubleStorage": "F64",
