@@ -188,7 +188,7 @@ def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary | None:
         AttributeError,
     ) as error:
         raise ModelError(
-            f"{path} is not a table of words: {error!r}; expected what `python -m training.world.word_table` writes"
+            f"{path} is not a table of words: {error!r}; expected what `python -m training.world.near_words.word_table` writes"
         ) from None
 
 

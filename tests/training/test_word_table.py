@@ -14,10 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from services.generator.vocabulary import FILE, Replacement, read_vocabulary
 from services.weights.model_folder import MANIFEST, check_files, read_manifest, write_manifest
-from training.world.phrases import plural
-from training.world.scenes import NARROW, WIDE
-from training.world.sentence_embeddings import MODEL, SentenceEncoder
-from training.world.word_table import (
+from training.world.near_words.sentence_embeddings import MODEL, SentenceEncoder
+from training.world.near_words.word_table import (
     NOTICE,
     candidates,
     common_nouns,
@@ -28,7 +26,9 @@ from training.world.word_table import (
     targets_of,
     write_table,
 )
-from training.world.wordnet import WordNet, read_wordnet
+from training.world.near_words.wordnet import WordNet, read_wordnet
+from training.world.phrases import plural
+from training.world.scenes import NARROW, WIDE
 
 # offset, lexicographers' file, kind, words, pointers, gloss: as in WordNet's own files.
 DATA_NOUN = """\

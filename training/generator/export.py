@@ -19,10 +19,10 @@ from training.generator import train_dalle, train_vqgan
 from training.generator.dalle_torch import Dalle
 from training.generator.train_tokenizer import train_tokenizer, write_tokenizer
 from training.generator.vqgan_torch import Vqgan
+from training.world.near_words.word_table import NOTICE as WORDS_NOTICE
 from training.world.prompts import EXAMPLE_PROMPTS, vocabulary
 from training.world.scenes import WORLDS, World
 from training.world.sprites import NOTICE
-from training.world.word_table import NOTICE as WORDS_NOTICE
 
 FOLDER = Path("services/generator/models/tiny")
 # What the built-in model samples best with, by the attribute measure.

@@ -1,6 +1,6 @@
 """Makes the table of words that a built-in model does not know, and which known word to draw instead.
 
-    python -m training.world.word_table --world wide
+    python -m training.world.near_words.word_table --world wide
 
 Takes the common English nouns for what can be seen, with inflections and two-word names, from WordNet; the nearest known
 word is chosen by MiniLM's embeddings of word and meaning, and by WordNet's kinds. Animals are replaced
@@ -25,6 +25,8 @@ from services.weights.model_folder import (
     write_atomically,
     write_manifest,
 )
+from training.world.near_words.sentence_embeddings import SentenceEncoder
+from training.world.near_words.wordnet import WordNet, read_wordnet
 from training.world.phrases import (
     ADJECTIVES,
     COLOUR_WORDS,
@@ -40,9 +42,7 @@ from training.world.phrases import (
     plural,
 )
 from training.world.scenes import WORLDS, World
-from training.world.sentence_embeddings import SentenceEncoder
 from training.world.vocabulary import COLOURS, HOMES, OBJECTS
-from training.world.wordnet import WordNet, read_wordnet
 
 
 def _words(text: str) -> frozenset[str]:
