@@ -4,6 +4,7 @@ A module that is imported by its name as a text, when it is needed, counts as no
 """
 
 import ast
+import collections
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,10 @@ FRAMEWORKS_OF = {
 }
 OURS = {"triptych", "services", "gateway", "deploy", "training"}
 NOT_IN_NETWORKS = {"asyncio", "grpc", "triptych", "pathlib", "os"}
+# A folder that has more is parted by role.
+MODULES_OF_A_FOLDER = 10
+# Its modules are what users import, beside those that are private by their name.
+PUBLIC = "triptych"
 
 
 def modules(*folders: str) -> list[str]:
@@ -148,6 +153,17 @@ def test_every_package_has_a_rank(top):
         if (path.suffix == ".py" or path.is_dir()) and path.stem not in ("__init__", "__pycache__")
     }
     assert inside == set(RANKS[top])
+
+
+def test_a_folder_has_at_most_ten_modules():
+    num_modules = collections.Counter(
+        str(path.parent.relative_to(ROOT))
+        for top in sorted(OURS)
+        for path in (ROOT / top).rglob("*.py")
+        if path.name != "__init__.py"
+    )
+    del num_modules[PUBLIC], num_modules[f"{PUBLIC}/v1"]
+    assert {folder: num for folder, num in num_modules.items() if num > MODULES_OF_A_FOLDER} == {}
 
 
 @pytest.mark.parametrize("module", ["triptych.client", "triptych.blocking", "triptych.cli.main"])

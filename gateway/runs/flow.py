@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.planning.plan import Plan, PlannedStage
-from gateway.runs.image_tasks import ImageTasks
+from gateway.runs.image_tasks import ImageTasks, RunContext
 from gateway.runs.recorder import RunRecorder
-from gateway.runs.run_context import RunContext
 from gateway.stages import REFINE, Stage
 from gateway.workers.clip_scores import score
 from gateway.workers.retry_policy import RetryPolicy

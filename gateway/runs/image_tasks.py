@@ -4,16 +4,19 @@ It knows what a picture is made from, and nothing of where it goes next.
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 
 from gateway.events.run_state import CANCELLED
 from gateway.planning.plan import MAX_SEED, Plan, StageSettings
+from gateway.runs.admission import Admission
+from gateway.runs.memory_budget import WeightedSemaphore
 from gateway.runs.recorder import RunRecorder
-from gateway.runs.run_context import RunContext
 from gateway.stages import UPSCALE, Job, Stage
 from gateway.workers.errors import StageError, as_recorded
+from gateway.workers.pool import Pool
 from gateway.workers.retry import (
     AttemptEvent,
     AttemptFailed,
@@ -33,6 +36,19 @@ SKETCH_PIXELS = 256 * 256
 ENLARGED = 4 * 4
 # Of a file in one message; a larger one goes to the disk as it comes.
 MAX_MESSAGE_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all runs of one gateway share."""
+
+    # By the stage's name.
+    pools: Mapping[str, Pool]
+    retry_policy: RetryPolicy
+    # Decides which runs begin.
+    admission: Admission
+    # In bytes. An image that waits for its turn here is in the store alone.
+    memory: WeightedSemaphore
 
 
 class ImageTasks:

@@ -21,11 +21,11 @@ from gateway.journal.reader import RunRow
 from gateway.planning.plan import Plan, restore_plan
 from gateway.runs.abandonment import AbandonmentMonitor
 from gateway.runs.admission import Admission, AdmissionLimits, AdmissionTicket
+from gateway.runs.image_tasks import RunContext
 from gateway.runs.memory_budget import WeightedSemaphore
 from gateway.runs.peers import PeerCoordinator
 from gateway.runs.recorder import RunRecorder, first_event
 from gateway.runs.run import ActiveRun
-from gateway.runs.run_context import RunContext
 from gateway.store.base import Store
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy

@@ -16,8 +16,8 @@ from gateway.planning.selections import (
 )
 from gateway.runs.admission import AdmissionTicket
 from gateway.runs.flow import Flow
+from gateway.runs.image_tasks import RunContext
 from gateway.runs.recorder import RunRecorder
-from gateway.runs.run_context import RunContext
 from gateway.workers.retry_policy import RetryPolicy
 from services.errors import InvalidRequest, TriptychError
 from triptych.v1.pipeline_pb2 import RunState

@@ -4,10 +4,10 @@ import pytest
 
 from gateway.planning.plan import make_plan
 from gateway.runs.admission import Admission, AdmissionLimits
+from gateway.runs.image_tasks import RunContext
 from gateway.runs.memory_budget import WeightedSemaphore
 from gateway.runs.recorder import RunRecorder, first_event
 from gateway.runs.run import ActiveRun
-from gateway.runs.run_context import RunContext
 from gateway.workers.retry_policy import RetryPolicy
 from tests.gateway.run_fixtures import collect, finished, ready, run_finished, spec, warnings
 from triptych.client import CallError, InvalidRequest, NotFound

@@ -7,9 +7,9 @@ from gateway.planning.plan import make_plan, restore_plan
 from gateway.planning.selections import Selection, assign_indexes, make_selection
 from gateway.runs.admission import Admission, AdmissionLimits
 from gateway.runs.flow import Flow
+from gateway.runs.image_tasks import RunContext
 from gateway.runs.memory_budget import WeightedSemaphore
 from gateway.runs.recorder import RunRecorder, first_event
-from gateway.runs.run_context import RunContext
 from gateway.stages import STAGES
 from gateway.store import open_store
 from gateway.workers.discovery import Discovery
