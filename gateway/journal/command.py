@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import sqlalchemy as sa
 
-from gateway.journal import schema
+from gateway.journal import migration, schema
 from gateway.journal.journal_file import JournalFile
 from services.errors import TriptychError
 
@@ -32,7 +32,7 @@ def check(ctx: click.Context, journal: Path) -> None:
     finally:
         file.close()
     click.echo(
-        f"{journal}: version {version or 'unknown'}, "
+        f"{journal}: version {version or 'unknown'}, revision {read_revision(journal) or 'none'}, "
         + ", ".join(f"{n} {name}" for name, n in counts.items())
     )
     for problem in problems:
@@ -95,11 +95,30 @@ def read_summary(path: Path) -> tuple[str, dict[str, int]]:
     return version, counts
 
 
+def read_revision(path: Path) -> str:
+    """The revision of the tables; "" where there is none, or it cannot be read."""
+    with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as connection:
+        try:
+            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        except sqlite3.DatabaseError:
+            return ""
+    return found[0] if found else ""
+
+
 def copy_readable(damaged: Path, to: Path) -> dict[str, int]:
-    """Copies the rows that can be read, from both ends of each table; returns how many of each."""
+    """Copies the rows that can be read, from both ends of each table; returns how many of each.
+
+    Raises TriptychError for a journal of a newer gateway, whose tables may have more than is copied.
+    """
+    revision = read_revision(damaged)
+    if revision and revision not in schema.REVISIONS:
+        raise TriptychError(
+            f"{damaged} was migrated by a newer gateway (revision {revision}): repair it with that release"
+        )
     saved = {}
     engine = sa.create_engine(f"sqlite:///{to}")
-    schema.metadata.create_all(engine)
+    with engine.begin() as connection:
+        migration.create(connection)
     engine.dispose()
     to.chmod(0o600)
     with (
@@ -108,8 +127,9 @@ def copy_readable(damaged: Path, to: Path) -> dict[str, int]:
         target,
     ):
         for table in schema.metadata.sorted_tables:
-            names = ", ".join(column.name for column in table.columns)
-            marks = ", ".join("?" for _ in table.columns)
+            columns = _columns_of(source, table)
+            names = ", ".join(columns)
+            marks = ", ".join("?" for _ in columns)
             insert = f"INSERT OR IGNORE INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608 - our own names
             for order in ("ASC", "DESC"):
                 try:
@@ -121,8 +141,15 @@ def copy_readable(damaged: Path, to: Path) -> dict[str, int]:
                     continue
                 break
             (saved[table.name],) = target.execute(f"SELECT count(*) FROM {table.name}").fetchone()  # noqa: S608 - our own names
-        if not saved["about"]:
-            target.execute("INSERT INTO about (key, value) VALUES ('version', ?)", (str(schema.VERSION),))
         if not saved["runs"] and not saved["events"]:
             raise TriptychError(f"nothing of {damaged} can be read: restore it from a backup")
     return saved
+
+
+def _columns_of(source: sqlite3.Connection, table: sa.Table) -> list[str]:
+    """Those of the table that the damaged journal, which may be of an older revision, has as well."""
+    try:
+        found = {name for _, name, *_ in source.execute(f"PRAGMA table_info({table.name})")}
+    except sqlite3.DatabaseError:
+        found = set()
+    return [column.name for column in table.columns if column.name in found] or table.columns.keys()

@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from gateway.journal.journal_file import InvalidJournal, JournalFile
-from gateway.journal.schema import VERSION, about, events, metadata, runs
+from gateway.journal.migration import prepare
 from services.errors import TriptychError, without_passwords
 from triptych._installation import missing_library
 
@@ -220,32 +220,11 @@ def _set_up(connection: Any, _record: Any) -> None:
 
 
 async def _prepare(engine: _Sqlite | _Postgresql, where: str) -> None:
-    """Makes the tables, or finds those of this version."""
-
-    def prepare(connection: sa.Connection) -> str | None:
-        if connection.dialect.name == "postgresql":
-            # Of two gateways that start at the same time one makes the tables.
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(7374726970747963)"))
-        names = sa.inspect(connection).get_table_names()
-        if about.name not in names and {runs.name, events.name} & set(names):
-            raise InvalidJournal(f"{where} has tables of another program; name another one with --journal")
-        metadata.create_all(connection)
-        found = connection.execute(
-            sa.select(about.c.value).where(about.c.key == "version")
-        ).scalar_one_or_none()
-        if found is None:
-            connection.execute(sa.insert(about).values(key="version", value=str(VERSION)))
-        return found
-
+    """Makes the tables, or brings them up to date."""
     try:
-        found = await engine.run(prepare, is_write=True)
+        await engine.run(lambda connection: prepare(connection, where), is_write=True)
     except (SQLAlchemyError, OSError) as error:
         cause = getattr(error, "orig", None) or error
         raise InvalidJournal(
             f"the journal in {where} cannot be used: {without_passwords(str(cause))}; mend that, or name another one with --journal"
         ) from None
-    if found not in (None, str(VERSION)):
-        raise InvalidJournal(
-            f"the journal in {where} is of version {found}, and this gateway writes version {VERSION}; use the "
-            "gateway that wrote it, or name another journal with --journal"
-        )

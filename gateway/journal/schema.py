@@ -1,9 +1,11 @@
-"""The tables of the journal. A journal of another VERSION is refused."""
+"""The tables of the journal, as its last revision has them. A journal of another VERSION is refused."""
 
 import sqlalchemy as sa
 
-# Raised by one whenever the format changes: a journal of another version cannot be read.
+# Raised by one by a revision that older gateways cannot use; they then refuse the journal.
 VERSION = 1
+# Those in migrations/versions, in order; the last one has the tables below.
+REVISIONS = ("0001", "0002")
 
 metadata = sa.MetaData()
 
@@ -39,6 +41,8 @@ runs = sa.Table(
     sa.Column("owner", sa.Text),
     # The Run message of an idle run, so that a list of runs need not read their events.
     sa.Column("at_rest", sa.LargeBinary),
+    # The W3C trace context of the work on it, where there is one.
+    sa.Column("traceparent", sa.Text),
     sa.UniqueConstraint("caller", "request_id", name="one_run_for_a_request"),
     sa.Index("runs_of_a_caller", "caller", "create_time_ns"),
     sa.Index("runs_by_time", "create_time_ns", "name"),

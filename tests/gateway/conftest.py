@@ -1,6 +1,14 @@
 import pytest
 
 from tests.gateway.fake_stage import ScriptedGenerator, pipeline
+from tests.gateway.postgresql import postgresql_server
+
+
+@pytest.fixture(scope="session")
+def server():
+    """The socket's folder of a PostgreSQL for all tests; `new_database` makes one for each."""
+    with postgresql_server() as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import asyncpg
 import pytest
 
 # The server refuses to run as root.
@@ -22,8 +24,11 @@ def postgresql_server() -> Iterator[str]:
     initdb, postgres = _find("initdb"), _find("postgres")
     if initdb is None or postgres is None:
         pytest.skip("PostgreSQL is not installed here")
-    # A short name: a socket's path has at most 107 characters.
-    with TemporaryDirectory(prefix="pg") as folder:
+    # In memory where there is such a folder: each database has hundreds of files. A short name: a socket's path has at
+    # most 107 characters.
+    with TemporaryDirectory(
+        prefix="pg", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    ) as folder:
         as_user = {}
         if os.geteuid() == 0:
             try:
@@ -52,8 +57,20 @@ def postgresql_server() -> Iterator[str]:
             _wait_until_it_serves(server, Path(folder))
             yield folder
         finally:
-            server.send_signal(signal.SIGINT)
+            # At once: nobody needs its files any more.
+            server.send_signal(signal.SIGQUIT)
             server.wait(timeout=120)
+
+
+async def new_database(server: str, script: str = "") -> str:
+    """The URL of a database of its own on the server at that socket, after the SQL of `script`."""
+    name = f"t{secrets.token_hex(6)}"
+    for database, statement in (("postgres", f"CREATE DATABASE {name}"), (name, script)):
+        if statement:
+            connection = await asyncpg.connect(host=server, user="postgres", database=database)
+            await connection.execute(statement)
+            await connection.close()
+    return f"postgresql://postgres@/{name}?host={server}"
 
 
 def _wait_until_it_serves(server: subprocess.Popen, folder: Path) -> None:

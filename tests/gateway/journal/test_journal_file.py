@@ -3,13 +3,15 @@
 import os
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from gateway.journal.command import journal
+from gateway.journal.command import copy_readable, journal
 from gateway.journal.database import JournalUnavailable
+from gateway.journal.journal import open_journal
 from gateway.journal.journal_file import InvalidJournal, JournalFile
 from gateway.store.base import StoreUnavailable
 from gateway.store.folder import FolderStore
@@ -139,6 +141,16 @@ async def test_repair_saves_what_can_be_read_and_keeps_the_damaged_file(kept):
     connection.close()
     damaged = [path for path in kept.parent.glob("journal.db.damaged-*") if path.name.endswith("Z")]
     assert [path.read_bytes()[page:] for path in damaged] == [bytes(data)[page:]]
+
+
+async def test_repair_of_an_older_journal_gives_one_of_the_last_revision(tmp_path):
+    path = tmp_path / "journal.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript((Path(__file__).parent / "journals" / "0001" / "sqlite.sql").read_text())
+    saved = copy_readable(path, tmp_path / "repaired.db")
+    assert saved["runs"] == 9
+    async with open_journal(str(tmp_path / "repaired.db"), "me") as journal:
+        assert len(await journal.reader.list_runs(None, None, 100)) == 9
 
 
 async def test_what_cannot_be_read_at_all_is_left_as_it_is(tmp_path):

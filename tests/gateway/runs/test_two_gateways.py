@@ -1,7 +1,6 @@
 """Two gateways on one PostgreSQL and one store: each serves the runs of both."""
 
 import asyncio
-import secrets
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from gateway.access.caller import Caller, CallerLimits
 from gateway.runs.manager import RunLimits
 from services.errors import AlreadyExists, InvalidRequest, NotFound
 from tests.gateway.fake_stage import gateway_over, scripted_stages
-from tests.gateway.postgresql import postgresql_server
+from tests.gateway.postgresql import new_database
 from tests.gateway.run_fixtures import ALL, finished, lasting, ready, run_finished, spec
 from tests.waiting import underway
 from triptych.v1.pipeline_pb2 import RunState, SelectImagesRequest
@@ -22,20 +21,10 @@ BOUNDS = RunLimits(abandon_grace_s=0)
 Selection = SelectImagesRequest.Selection
 
 
-@pytest.fixture(scope="module")
-def server():
-    with postgresql_server() as folder:
-        yield folder
-
-
 @pytest.fixture
 async def database(server):
     """The URL of a database of its own."""
-    name = f"t{secrets.token_hex(6)}"
-    connection = await asyncpg.connect(host=server, user="postgres", database="postgres")
-    await connection.execute(f"CREATE DATABASE {name}")
-    await connection.close()
-    return f"postgresql://postgres@/{name}?host={server}"
+    return await new_database(server)
 
 
 @pytest.fixture
