@@ -9,16 +9,23 @@ import json
 import signal
 import time
 from dataclasses import asdict
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 import click
 
-from deploy.deployer import STAGES, DeployError, Worker, check_name
+from deploy.deployer import STAGES, DeployError, State, Worker, check_name
 from deploy.gateway import GATEWAY, LocalGateway
 from deploy.local.deployer import LocalDeployer
+from deploy.log_lines import Since, lines_since
 from deploy.meadowrun.command import meadowrun
-from deploy.place import FILE, FOLDER, LIST, Place, folder_of, local_gateway, name_option
+from deploy.place import FILE, FOLDER, LIST, Place, folder_of, local_gateway, name_option, requested_state
+from deploy.requested_state import GatewayRequest, Requested
+from triptych.cli.terminal.spinner import spinning
+
+# More than any log has.
+ALL_LINES = 10_000_000
 
 
 @click.group(no_args_is_help=True)
@@ -34,7 +41,7 @@ def local(ctx: click.Context, name: str) -> None:
     folder = folder_of("local", name)
     deployer = LocalDeployer(check_name(name), folder)
     gateway = LocalGateway(deployer.processes, ["--workers-file", str(folder / LIST)])
-    ctx.obj = Place(deployer, gateway, folder / LIST)
+    ctx.obj = Place(deployer, gateway, folder / LIST, requested_state("local", name))
 
 
 @deploy.group(no_args_is_help=True)
@@ -58,7 +65,7 @@ def ssh(ctx: click.Context, name: str, machines: Path, certificates: Path | None
     listed = read_machines(machines)
     deployer = SshDeployer(check_name(name), listed, certificates=certificates, tell=warn)
     gateway, list_path = local_gateway("ssh", name, *deployer.gateway_options)
-    ctx.obj = Place(deployer, gateway, list_path)
+    ctx.obj = Place(deployer, gateway, list_path, requested_state("ssh", name))
 
 
 @deploy.group(no_args_is_help=True)
@@ -86,14 +93,17 @@ def compose(
     folder = compose_folder() if ours else Path()
     deployer = ComposeDeployer(check_name(name), [*files, *(folder / file for file in ours)])
     gateway = ComposeGateway(deployer.engine, monitoring=monitoring)
-    ctx.obj = Place(deployer, gateway, None, deployer.engine.build if build else lambda: None)
+    state = requested_state("compose", name)
+    ctx.obj = Place(deployer, gateway, None, state, deployer.engine.build if build else lambda: None)
 
 
 @click.command()
 @click.pass_obj
 def plan(place: Place) -> None:
     """Say what workers could run on, and what that costs; start nothing."""
-    for offer in place.deployer.plan():
+    with spinning("asking for machines and prices"):
+        offers = place.deployer.plan()
+    for offer in offers:
         evictions = (
             "" if not offer.evictions_per_hour else f", taken away in {offer.evictions_per_hour:.2%} of hours"
         )
@@ -129,28 +139,66 @@ def up(
     http_hosts: tuple[str, ...],
 ) -> None:
     """Start what is missing: the workers, and a gateway in front of them."""
+    place.deployment.check_owner()
     place.prepare()
-    place.deployment.scale(dict(zip(STAGES, (generators, refiners, upscalers), strict=True)))
-    click.echo(place.gateway.start(port=port, http_port=http_port, http_hosts=http_hosts))
+    place.state.request_gateway(GatewayRequest(port, http_port, http_hosts))
+    with place.watched("waiting for workers") as deployment:
+        deployment.scale(dict(zip(STAGES, (generators, refiners, upscalers), strict=True)))
+    with spinning("waiting for the gateway"):
+        started = place.gateway.start(GatewayRequest(port, http_port, http_hosts))
+    # A gateway that is started again must be where its clients know it.
+    if started.address:
+        port, http_port = (int(address.rpartition(":")[2]) for address in (started.address, started.http))
+        place.state.request_gateway(GatewayRequest(port, http_port, http_hosts))
+    click.echo(started.line)
 
 
 @click.command()
 @click.option("--json", "as_json", envvar="TRIPTYCH_JSON", is_flag=True, help="Print one JSON object a line.")
-@click.pass_obj
-def status(place: Place, as_json: bool) -> None:
-    """List the deployment's workers as they are now."""
-    workers = place.deployer.endpoints()
-    for worker in workers:
-        click.echo(json.dumps(asdict(worker)) if as_json else _line(worker))
+@click.pass_context
+def status(ctx: click.Context, as_json: bool) -> None:
+    """List the workers as they are now, and compare with what was requested; exits with 1 if something is missing."""
+    place: Place = ctx.obj
+    with spinning("asking the workers"):
+        workers = place.deployer.endpoints()
+        problem = place.gateway.problem()
+    stored = place.state.read()
+    is_gateway_wanted = stored is None or stored.gateway is not None
+    # What `up` starts at least, where it is not known here what was requested.
+    requested = dict((stored or Requested()).workers) or dict.fromkeys(STAGES, 1)
+    serving = {
+        stage: sum(one.stage == stage and one.state is State.SERVING for one in workers)
+        for stage in requested
+    }
+    if is_gateway_wanted or not problem:
+        requested[GATEWAY], serving[GATEWAY] = 1, int(not problem)
+    is_complete = all(serving[name] >= number for name, number in requested.items())
     if as_json:
-        return
-    if place.gateway.is_running():
-        click.echo("gateway    runs")
-    price = sum(worker.price_per_hour for worker in workers)
-    if price:
-        click.echo(f"all workers cost {price:.4g} an hour")
-    if not workers:
+        for worker in workers:
+            click.echo(json.dumps(asdict(worker)))
+        for name, number in requested.items():
+            click.echo(json.dumps({"service": name, "serving": serving[name], "requested": number}))
+        ctx.exit(0 if is_complete else 1)
+    for worker in workers:
+        click.echo(_line(worker))
+    if not workers and stored is None:
         click.echo(f"no worker of the deployment '{place.deployer.name}' runs here; `up` starts them")
+        ctx.exit(1)
+    if stored is None:
+        click.echo("what was requested is not known here, so one of each is expected; `scale` stores it")
+    for name, number in requested.items():
+        starting = sum(one.stage == name and one.state is State.STARTING for one in workers)
+        note = (
+            f"  ({starting} starting)"
+            if starting
+            else f"  ({problem})"
+            if name == GATEWAY and problem
+            else ""
+        )
+        click.echo(f"{name} {serving[name]} of {number}{note}")
+    if price := sum(worker.price_per_hour for worker in workers):
+        click.echo(f"all workers cost {price:.4g} an hour")
+    ctx.exit(0 if is_complete else 1)
 
 
 @click.command()
@@ -159,19 +207,33 @@ def status(place: Place, as_json: bool) -> None:
 @click.pass_obj
 def scale(place: Place, stage: str, count: int) -> None:
     """Run COUNT workers of STAGE from now on. Those that are too many finish what they make first."""
-    place.deployment.scale({stage: count})
+    with place.watched(f"waiting for {stage}s") as deployment:
+        deployment.scale({stage: count})
 
 
 @click.command()
 @click.argument("worker")
-@click.option("--lines", type=click.IntRange(1), default=50, help="How many of them.")
+@click.option("--lines", type=click.IntRange(1), help="How many of them.  [default: 50; all with --since]")
+@click.option(
+    "--since", type=Since(), help="Only those since then: 90s, 10m, 1h30m ago, or a time in ISO 8601."
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C or the worker's end.")
 @click.pass_obj
-def logs(place: Place, worker: str, lines: int) -> None:
+def logs(place: Place, worker: str, lines: int | None, since: datetime | None, follow: bool) -> None:
     """Print the end of a WORKER's log; `status` lists their names. `gateway` is one, too."""
-    if worker == GATEWAY:
-        click.echo(place.gateway.logs(num_lines=lines))
+    num_lines = lines or (ALL_LINES if since else 50)
+    if follow:
+        read = (
+            place.gateway.follow_log(num_lines=num_lines)
+            if worker == GATEWAY
+            else place.deployer.follow_log(worker, num_lines=num_lines)
+        )
+    elif worker == GATEWAY:
+        read = iter(place.gateway.logs(num_lines=num_lines).splitlines())
     else:
-        click.echo(place.deployer.logs(worker, num_lines=lines))
+        read = iter(place.deployer.logs(worker, num_lines=num_lines).splitlines())
+    for line in lines_since(read, since) if since else read:
+        click.echo(line)
 
 
 @click.command()
@@ -180,20 +242,27 @@ def logs(place: Place, worker: str, lines: int) -> None:
 )
 @click.pass_obj
 def watch(place: Place, every_s: float) -> None:
-    """Keep as many workers of each stage as there are now, in place of those that end, until Ctrl-C.
+    """Start again what ends: workers, as many of each stage as were requested, and the gateway; until Ctrl-C or `down`.
 
-    The gateway hears of what changed. Runs, workers and gateway go on when this ends.
+    The gateway reads what changed. Runs, workers and gateway go on when this ends.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    place.deployment.keep(rest=partial(time.sleep, every_s))
+    place.deployment.keep(partial(time.sleep, every_s), place.gateway)
 
 
 @click.command()
 @click.pass_obj
 def down(place: Place) -> None:
-    """End everything that belongs to the deployment."""
-    place.gateway.stop()
-    left = place.deployment.down()
+    """List and end everything that belongs to the deployment, if this user created it."""
+    place.deployment.check_owner()
+    for worker in place.deployer.endpoints():
+        click.echo(f"ends {worker.stage} {worker.id} on {worker.machine or 'a machine'}")
+    if place.gateway.is_running():
+        click.echo("ends the gateway")
+    with spinning("waiting for the end of workers and gateway"):
+        place.state.delete()
+        place.gateway.stop()
+        left = place.deployment.down()
     if left.things:
         raise DeployError(
             f"could not end {', '.join(left.things)}; it may cost {left.price_per_hour:g} an hour"
@@ -218,6 +287,9 @@ for place_ in (local, ssh, compose, meadowrun):
 def compose_down(ctx: click.Context, volumes: bool) -> None:
     """End everything that belongs to the deployment; runs and pictures stay, in its volumes."""
     ctx.obj.deployer.delete_volumes = volumes
+    ctx.obj.deployer.check_owner()
+    for name in ctx.obj.deployer.engine.labelled("volume") if volumes else ():
+        click.echo(f"deletes the volume {name}")
     ctx.invoke(down)
 
 

@@ -5,7 +5,7 @@ deployment's tag, wherever the place keeps tags, and needs no memory of its own.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
@@ -87,6 +87,14 @@ class Deployer(Protocol):
 
     def logs(self, worker_id: str, *, num_lines: int = 50) -> str:
         """The end of a worker's log."""
+        ...
+
+    def follow_log(self, worker_id: str, *, num_lines: int | None = 50) -> Iterator[str]:
+        """The last lines of a worker's log (None: all), then each further one until the worker has ended."""
+        ...
+
+    def check_owner(self) -> None:
+        """Raises DeployError if another user created the deployment. `launch`, `drain`, `stop` and `teardown` do it, too."""
         ...
 
     def drain(self, worker_id: str) -> None:

@@ -1,16 +1,20 @@
 """One deployment on any target: starts workers, scales them, and keeps the gateway's list of them.
 
 The list of workers (the gateway's --workers-file) is written anew from the target's state whenever something changes.
+What was requested is stored first, so that `status` can compare with it and `watch` can restore it.
 """
 
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.deployer import STAGES, Deployer, DeployError, Leftovers, State, Worker, workers_file
+from deploy.gateway import Gateway
+from deploy.requested_state import Requested, RequestedState
 from services.weights.model_folder import write_atomically
 
 ASK_EVERY_S = 0.5
@@ -29,6 +33,8 @@ class Deployment:
     list_path: Path | None
     tell: Tell = lambda line: None
     sleep: Callable[[float], None] = time.sleep
+    # None where nobody asks later what was requested.
+    state: RequestedState | None = None
 
     def scale(self, wanted: Mapping[str, int]) -> list[Worker]:
         """Starts or drains workers until there are so many of each stage, and returns those that serve.
@@ -38,14 +44,18 @@ class Deployment:
         for stage in wanted:
             if stage not in STAGES:
                 raise DeployError(f"no stage '{stage}': expected one of {', '.join(STAGES)}")
-        live = self._live()
+        self.check_owner()
         started = []
-        for stage, count in wanted.items():
-            have = [one for one in live if one.stage == stage]
-            # The newest go first: the oldest have proven themselves.
-            for worker in have[count:]:
-                self._take_away(worker)
-            started += [self._launch(stage) for _ in range(count - len(have))]
+        with self._locked():
+            if self.state is not None:
+                self.state.request_workers(wanted)
+            live = self._live()
+            for stage, count in wanted.items():
+                have = [one for one in live if one.stage == stage]
+                # The newest go first: the oldest have proven themselves.
+                for worker in have[count:]:
+                    self._take_away(worker)
+                started += [self._launch(stage) for _ in range(count - len(have))]
         return self.wait(wanted, started)
 
     def wait(self, wanted: Mapping[str, int], started: Sequence[Worker] = ()) -> list[Worker]:
@@ -76,33 +86,64 @@ class Deployment:
                 )
             self.sleep(ASK_EVERY_S)
 
-    def keep(self, rest: Callable[[], None]) -> None:
-        """Starts a worker for each that goes away, of as many of each stage as there are now; ends with what `rest` raises.
+    def keep(self, rest: Callable[[], None], gateway: Gateway | None = None) -> None:
+        """Starts a worker for each that is missing of the requested ones, and the gateway if it has ended.
 
-        `rest` is called between two looks. Nobody is taken away, should one that was out of sight come back.
+        Without a stored state, as many as there are now are kept. `rest` is called between two looks. Ends with what it
+        raises, or when `down` deletes the requested state. Nobody is taken away, should one that was out of sight come back.
         """
+        self.check_owner()
         seen = {one.id: one for one in self._live()}
-        wanted = Counter(one.stage for one in seen.values())
+        if self.state is not None and not self._requested().workers:
+            self.state.request_workers(Counter(one.stage for one in seen.values()))
+        wanted = self._requested().workers or Counter(one.stage for one in seen.values())
         self.tell(f"keeps {', '.join(f'{number} {stage}' for stage, number in wanted.items()) or 'nothing'}")
         while True:
+            if self.state is not None:
+                requested = self.state.read()
+                if requested is None:
+                    self.tell("the deployment was ended")
+                    return
+                wanted = requested.workers
             try:
                 seen = self._replaced(seen, wanted)
+                self._revive(gateway)
             except DeployError as error:
                 # Later, perhaps: a machine may come back, or room may be made.
                 self.tell(str(error))
             rest()
 
+    def _revive(self, gateway: Gateway | None) -> None:
+        request = self._requested().gateway
+        if gateway is None or request is None or gateway.is_running():
+            return
+        self.tell("the gateway is gone and is started again")
+        self.tell(gateway.start(request).line)
+
+    def _requested(self) -> Requested:
+        return (self.state.read() if self.state is not None else None) or Requested()
+
+    def _locked(self) -> AbstractContextManager[None]:
+        return self.state.locked() if self.state is not None else nullcontext()
+
+    def check_owner(self) -> None:
+        """Raises DeployError if another user created the deployment."""
+        if self.state is not None:
+            self.state.check_owner()
+        self.deployer.check_owner()
+
     def _replaced(self, seen: Mapping[str, Worker], wanted: Mapping[str, int]) -> dict[str, Worker]:
-        workers = {one.id: one for one in self._live()}
-        self.write_list(list(workers.values()))
-        self._tell_news(seen, workers)
-        for gone in seen.keys() - workers.keys():
-            self.tell(f"{seen[gone].stage} {gone} is gone or drains")
-        there = Counter(one.stage for one in workers.values())
-        for stage, number in wanted.items():
-            for _ in range(number - there[stage]):
-                worker = self._launch(stage)
-                workers[worker.id] = worker
+        with self._locked():
+            workers = {one.id: one for one in self._live()}
+            self.write_list(list(workers.values()))
+            self._tell_news(seen, workers)
+            for gone in seen.keys() - workers.keys():
+                self.tell(f"{seen[gone].stage} {gone} is gone or drains")
+            there = Counter(one.stage for one in workers.values())
+            for stage, number in wanted.items():
+                for _ in range(number - there[stage]):
+                    worker = self._launch(stage)
+                    workers[worker.id] = worker
         return workers
 
     def write_list(self, workers: Sequence[Worker] | None = None) -> None:
@@ -117,6 +158,10 @@ class Deployment:
 
     def down(self) -> Leftovers:
         """Ends everything of the deployment."""
+        self.check_owner()
+        if self.state is not None:
+            # First, so that nobody restores what ends.
+            self.state.delete()
         left = self.deployer.teardown()
         if self.list_path is not None:
             self.list_path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """A deployment on a target for the commands of `triptych deploy`, and the options that targets share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -10,8 +11,10 @@ import click
 from deploy.deployer import Deployer
 from deploy.deployment import Deployment
 from deploy.gateway import Gateway, LocalGateway
+from deploy.requested_state import RequestedState
 from deploy.tagged_processes import TaggedProcesses
 from services.weights.cache import user_cache
+from triptych.cli.terminal.spinner import spinning
 
 LIST = "workers.json"
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -28,12 +31,24 @@ class Place:
     gateway: Gateway
     # Of the list that the gateway reads; None where it finds its workers by itself.
     list_path: Path | None
+    state: RequestedState
     # Makes ready what workers are started from, where there is such a thing.
     prepare: Callable[[], None] = lambda: None
 
     @property
     def deployment(self) -> Deployment:
-        return Deployment(self.deployer, self.list_path, click.echo)
+        return Deployment(self.deployer, self.list_path, click.echo, state=self.state)
+
+    @contextmanager
+    def watched(self, text: str) -> Iterator[Deployment]:
+        """The deployment, with a spinner while it is silent."""
+        with spinning(text) as spinner:
+
+            def tell(line: str) -> None:
+                with spinner.writing():
+                    click.echo(line)
+
+            yield Deployment(self.deployer, self.list_path, tell, state=self.state)
 
 
 def name_option(command: Command) -> Command:
@@ -46,6 +61,11 @@ def name_option(command: Command) -> Command:
 def folder_of(place: str, name: str) -> Path:
     """Of a deployment, on this machine."""
     return user_cache() / "deployments" / (name if place == "local" else f"{place}-{name}")
+
+
+def requested_state(place: str, name: str) -> RequestedState:
+    """What was requested of a deployment."""
+    return RequestedState(folder_of(place, name))
 
 
 def local_gateway(place: str, name: str, *options: str) -> tuple[LocalGateway, Path]:

@@ -3,8 +3,10 @@
 The tag is a variable in their environment, so they are found even when every file is lost.
 """
 
+import os
 import subprocess
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,10 +14,12 @@ from pathlib import Path
 import psutil
 
 from deploy.deployer import DeployError
+from services.private_files import create_private_file, make_private_folder
 from triptych._installation import child_command, child_environment
 
 TAG = "TRIPTYCH_DEPLOYMENT"
 STOP_TIMEOUT_S = 10.0
+FOLLOW_EVERY_S = 0.3
 # They outlive this process; while it lives, it has to reap those that end.
 CHILDREN: list[subprocess.Popen[bytes]] = []
 
@@ -29,10 +33,10 @@ class TaggedProcesses:
 
     def start(self, service: str, options: Sequence[str]) -> psutil.Process:
         """Starts `triptych serve SERVICE` with the tag, free of this process and its terminal."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self.folder)
         # Named after the start: the process id is not known before the file is open.
         log = self.folder / f"{service}-{time.time_ns()}.log"
-        with log.open("ab") as file:
+        with os.fdopen(create_private_file(log), "ab") as file:
             process = subprocess.Popen(  # noqa: S603 - our own command
                 child_command("serve", service, *options),
                 stdin=subprocess.DEVNULL,
@@ -50,11 +54,16 @@ class TaggedProcesses:
         return started
 
     def __iter__(self) -> Iterator[tuple[str, psutil.Process]]:
-        """What carries the tag and serves, oldest first: the service's name and its process."""
+        """What carries the tag and serves, oldest first: the service's name and its process.
+
+        Only of the user who asks: root sees the environment of others' processes, too.
+        """
         found = []
         for process in psutil.process_iter():
             # Processes end while they are looked at, and those of others may not be looked into.
             with suppress(psutil.Error, OSError):
+                if process.uids().real != os.getuid():
+                    continue
                 if process.environ().get(TAG) != self.tag or process.status() == psutil.STATUS_ZOMBIE:
                     continue
                 command = process.cmdline()
@@ -69,11 +78,35 @@ class TaggedProcesses:
 
     def log_of(self, number: str, num_lines: int) -> str:
         """The end of its log, also when the process has ended."""
-        paths = list(self.folder.glob(f"*-{number}.log"))
+        with self._log_path(number).open(encoding="utf-8", errors="replace") as file:
+            return "\n".join(line.rstrip("\n") for line in deque(file, num_lines))
+
+    def announcement_of(self, number: str) -> str:
+        """The first line that a service prints when it serves, as JSON; empty until then."""
+        with self._log_path(number).open(encoding="utf-8", errors="replace") as file:
+            return next((line for line in file if line.startswith('{"service"') and line.endswith("\n")), "")
+
+    def follow_log(self, number: str, num_lines: int | None) -> Iterator[str]:
+        """The last lines of its log (None: all), then each further one until the process has ended."""
+        with self._log_path(number).open(encoding="utf-8", errors="replace") as file:
+            yield from (line.rstrip("\n") for line in deque(file, num_lines))
+            unfinished = ""
+            while True:
+                has_ended = not self.numbered(number)
+                for line in file:
+                    unfinished += line
+                    if unfinished.endswith("\n"):
+                        yield unfinished.rstrip("\n")
+                        unfinished = ""
+                if has_ended:
+                    return
+                time.sleep(FOLLOW_EVERY_S)
+
+    def _log_path(self, number: str) -> Path:
+        paths = list(self.folder.glob(f"*-{number}.log")) if number.isdecimal() else []
         if not paths:
             raise DeployError(f"there is no log of {number} in {self.folder}")
-        lines = paths[0].read_text("utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-num_lines:])
+        return paths[0]
 
     def end(self, processes: Sequence[psutil.Process]) -> None:
         """Lets them end, and ends those that do not."""

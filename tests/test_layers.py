@@ -44,6 +44,7 @@ RANKS = {
         "weights": 2,
         "queues": 1,
         "errors": 0,
+        "private_files": 0,
     },
 }
 # Inside a family of a stage: each may import what stands after it, and conversion stands beside all of them.
@@ -55,7 +56,7 @@ TOP_MAY_IMPORT = {
     "gateway": {"triptych", "services"},
 }
 # All that the gateway may use of the services.
-SHARED_WITH_GATEWAY = {"errors", "queues", "images", "serving"}
+SHARED_WITH_GATEWAY = {"errors", "private_files", "queues", "images", "serving"}
 JAX, TORCH = {"jax", "jaxlib", "flax", "optax"}, {"torch", "torchvision"}
 FRAMEWORKS = JAX | TORCH
 FRAMEWORKS_OF = {

@@ -10,8 +10,9 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +20,16 @@ from typing import Any
 
 from deploy.compose.build_context import compose_folder
 from deploy.deployer import STAGES, DeployError, Leftovers, Offer, State, Worker
-from deploy.gateway import GATEWAY
+from deploy.gateway import GATEWAY, Started
+from deploy.owner import current_owner, foreign_error
+from deploy.requested_state import GatewayRequest
 
 COMPOSE_FILE = "docker-compose.yml"
 GPU_FILE = "docker-compose.gpu.yml"
 PROJECT = "com.docker.compose.project"
 SERVICE = "com.docker.compose.service"
+VOLUME = "com.docker.compose.volume"
+OWNER = "triptych.owner"
 MONITORING = ("prometheus", "grafana")
 # Behind the name of a container that was asked to end: the engine keeps it when all files here are lost.
 DRAINING = "-draining"
@@ -54,6 +59,11 @@ class Container:
     @property
     def service(self) -> str:
         return str(self.said["Config"]["Labels"].get(SERVICE, ""))
+
+    @property
+    def owner(self) -> str:
+        """Who created it; empty where it has no such label."""
+        return str(self.said["Config"]["Labels"].get(OWNER, ""))
 
     @property
     def created(self) -> str:
@@ -96,6 +106,7 @@ class Engine:
     def __init__(self, project: str, files: Sequence[Path]) -> None:
         self.project = project
         self._files = files
+        self._owner = current_owner()
 
     def containers(self) -> list[Container]:
         """All of the project, those that have ended included, oldest first."""
@@ -117,12 +128,38 @@ class Engine:
         label = f"label={PROJECT}={self.project}"
         return self.docker(kind, "ls", "--filter", label, "--format", "{{.Name}}").split()
 
+    def check_owner(self) -> None:
+        """Raises DeployError if a container or volume of the project has the label of another user."""
+        owners = {one.owner for one in self.containers()} | {
+            labels.get(OWNER, "") for labels in self._volume_labels()
+        }
+        if others := owners - {"", self._owner}:
+            raise foreign_error(self.project.removeprefix("triptych-"), min(others))
+
     def docker(self, *arguments: str) -> str:
         """Runs a command of the engine; returns what it prints. Raises DeployError."""
         return self._run(["docker", *arguments])
 
     def compose(self, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
         return self._run([*self._compose, *arguments], environment)
+
+    def follow_log(self, container: str, num_lines: int | None) -> Iterator[str]:
+        """The last lines of a container's log (None: all), then each further one until it has ended."""
+        tail = "all" if num_lines is None else str(num_lines)
+        with subprocess.Popen(  # noqa: S603 - an id that the engine gave
+            ["docker", "logs", "--follow", "--tail", tail, container],  # noqa: S607 - as everywhere here
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as process:
+            assert process.stdout is not None  # noqa: S101 - for mypy
+            try:
+                for line in process.stdout:
+                    yield CONTROL.sub("", line).rstrip("\n")
+            finally:
+                process.terminate()
 
     def build(self) -> None:
         """Takes minutes the first time, so it shows what it does."""
@@ -137,8 +174,39 @@ class Engine:
                 raise DeployError(
                     f"there is no {path}: run this in a copy of the source, or name the file (--compose-file)"
                 )
-        files = (part for path in self._files for part in ("-f", os.fspath(path)))
-        return [*_compose_command(), "-p", self.project, *files]
+        files = [part for path in self._files for part in ("-f", os.fspath(path))]
+        base = [*_compose_command(), "-p", self.project, *files]
+        # It must last as long as the command is used.
+        self._labels = tempfile.TemporaryDirectory(prefix="triptych-compose-")
+        labels = Path(self._labels.name) / "owner.json"
+        labels.write_text(json.dumps(self._owner_labels(base)))
+        return [*base, "-f", os.fspath(labels)]
+
+    def _owner_labels(self, base: Sequence[str]) -> dict[str, Any]:
+        """A compose file that adds the owner's label to what the others name."""
+        label = {"labels": {OWNER: self._owner}}
+        asked = [*base, "--profile", "monitoring", "config"]
+        try:
+            config = json.loads(self._run([*asked, "--format", "json"]))
+        except (DeployError, ValueError):
+            # `docker-compose` prints no JSON.
+            return {"services": dict.fromkeys(self._run([*asked, "--services"]).split(), label)}
+        # An existing volume that is labelled otherwise would be made anew, without its data.
+        kept = {labels.get(VOLUME) for labels in self._volume_labels() if OWNER not in labels}
+        volumes = [
+            name
+            for name, volume in (config.get("volumes") or {}).items()
+            if not (volume or {}).get("external") and name not in kept
+        ]
+        return {
+            "services": dict.fromkeys(config["services"], label),
+            **({"volumes": dict.fromkeys(volumes, label)} if volumes else {}),
+        }
+
+    def _volume_labels(self) -> list[dict[str, str]]:
+        names = self.labelled("volume")
+        said = json.loads(self.docker("volume", "inspect", *names)) if names else []
+        return [one.get("Labels") or {} for one in said]
 
     def _run(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
         try:
@@ -179,6 +247,7 @@ class ComposeDeployer:
     def launch(self, stage: str) -> Worker:
         if stage not in STAGES:
             raise DeployError(f"no stage '{stage}': expected one of {', '.join(STAGES)}")
+        self.check_owner()
         before = self._of(stage)
         # Compose would start them again.
         for one in before:
@@ -200,7 +269,16 @@ class ComposeDeployer:
             raise DeployError(f"there is no log of {worker_id} in the project {self.engine.project}")
         return CONTROL.sub("", self.engine.docker("logs", "--tail", str(num_lines), worker_id)).rstrip("\n")
 
+    def follow_log(self, worker_id: str, *, num_lines: int | None = 50) -> Iterator[str]:
+        if not self._numbered(worker_id):
+            raise DeployError(f"there is no log of {worker_id} in the project {self.engine.project}")
+        yield from self.engine.follow_log(worker_id, num_lines)
+
+    def check_owner(self) -> None:
+        self.engine.check_owner()
+
     def drain(self, worker_id: str) -> None:
+        self.check_owner()
         for one in self._numbered(worker_id):
             if one.lives and one.state is not State.DRAINING:
                 self.engine.docker("rename", one.id, one.name + DRAINING)
@@ -208,10 +286,12 @@ class ComposeDeployer:
                 self.engine.docker("kill", "--signal", "TERM", one.id)
 
     def stop(self, worker_id: str) -> None:
+        self.check_owner()
         for one in self._numbered(worker_id):
             self.engine.docker("rm", "--force", one.id)
 
     def teardown(self) -> Leftovers:
+        self.check_owner()
         containers = [one.id for one in self.engine.containers()]
         if containers:
             self.engine.docker("stop", "--time", str(STOP_TIMEOUT_S), *containers)
@@ -240,10 +320,11 @@ class ComposeGateway:
         self._engine = engine
         self._monitoring = monitoring
 
-    def start(self, *, port: int, http_port: int, http_hosts: Sequence[str] = ()) -> str:
-        ports = {"TRIPTYCH_PORT": str(port), "TRIPTYCH_HTTP_PORT": str(http_port)}
-        if http_hosts:
-            ports["TRIPTYCH_HTTP_ALLOWED_HOST"] = " ".join(("localhost", "gateway", *http_hosts))
+    def start(self, request: GatewayRequest) -> Started:
+        self._engine.check_owner()
+        ports = {"TRIPTYCH_PORT": str(request.port), "TRIPTYCH_HTTP_PORT": str(request.http_port)}
+        if request.http_hosts:
+            ports["TRIPTYCH_HTTP_ALLOWED_HOST"] = " ".join(("localhost", "gateway", *request.http_hosts))
         self._engine.compose("up", "-d", "--no-recreate", GATEWAY, environment=ports)
         if self._monitoring:
             self._engine.compose("--profile", "monitoring", "up", "-d", "--no-recreate", *MONITORING)
@@ -254,23 +335,39 @@ class ComposeGateway:
                 last = self.logs(num_lines=5) if one else "its container is gone"
                 raise DeployError(f"the gateway did not start:\n{last}")
             if one.is_healthy:
-                return f"gateway serves at {one.published(50050)}, its page at http://{one.published(8080)}"
+                address, http = one.published(50050), one.published(8080)
+                return Started(f"gateway serves at {address}, its page at http://{http}", address, http)
             time.sleep(ASK_EVERY_S)
         raise DeployError(f"the gateway does not serve after {START_TIMEOUT_S:.0f} s; see `logs gateway`")
 
     def is_running(self) -> bool:
         return self._container() is not None
 
-    def logs(self, *, num_lines: int) -> str:
+    def problem(self) -> str:
         one = self._container()
         if one is None:
-            raise DeployError(f"no gateway of the project {self._engine.project} runs here")
-        return CONTROL.sub("", self._engine.docker("logs", "--tail", str(num_lines), one.id)).rstrip("\n")
+            return "it does not run"
+        return "" if one.is_healthy else f"its container is {one.state.value}"
+
+    def follow_log(self, *, num_lines: int | None) -> Iterator[str]:
+        yield from self._engine.follow_log(self._logged().id, num_lines)
+
+    def logs(self, *, num_lines: int) -> str:
+        said = self._engine.docker("logs", "--tail", str(num_lines), self._logged().id)
+        return CONTROL.sub("", said).rstrip("\n")
 
     def stop(self) -> None:
+        self._engine.check_owner()
         one = self._container()
         if one is not None:
             self._engine.docker("stop", "--time", str(STOP_TIMEOUT_S), one.id)
+
+    def _logged(self) -> Container:
+        """The one that runs, or the last one that ran, whose log has the reason of its end."""
+        found = [one for one in self._engine.containers() if one.service == GATEWAY]
+        if not found:
+            raise DeployError(f"there is no gateway of the project {self._engine.project}")
+        return self._container() or found[-1]
 
     def _container(self) -> Container | None:
         found = [one for one in self._engine.containers() if one.service == GATEWAY and one.lives]

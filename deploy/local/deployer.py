@@ -1,7 +1,7 @@
 """Deployment target `local`: workers as processes of this machine, found by the sockets that they listen on."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,6 +36,12 @@ class LocalDeployer:
 
     def logs(self, worker_id: str, *, num_lines: int = 50) -> str:
         return self.processes.log_of(worker_id, num_lines)
+
+    def follow_log(self, worker_id: str, *, num_lines: int | None = 50) -> Iterator[str]:
+        return self.processes.follow_log(worker_id, num_lines)
+
+    def check_owner(self) -> None:
+        """Never raises: only processes of the user who asks are found, so a name is each user's own."""
 
     def drain(self, worker_id: str) -> None:
         # A stage that is stopped reports NOT_SERVING, finishes what it makes within its --grace, and ends.

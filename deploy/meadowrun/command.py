@@ -9,8 +9,9 @@ from deploy.deployer import STAGES, check_name
 from deploy.meadowrun.bridge_client import Bridge
 from deploy.meadowrun.deployer import MeadowrunDeployer, bridge_of
 from deploy.meadowrun.jobs import Needs, Settings
-from deploy.place import FOLDER, Place, folder_of, local_gateway, name_option
+from deploy.place import FOLDER, Place, folder_of, local_gateway, name_option, requested_state
 from services.weights.model_folder import PARTS
+from triptych.cli.terminal.spinner import spinning
 
 
 @click.group(no_args_is_help=True)
@@ -99,7 +100,7 @@ def meadowrun(
     bridge = bridge_of(folder_of("meadowrun", name), partial(click.echo, err=True))
     deployer = MeadowrunDeployer(check_name(name), settings, bridge)
     gateway, list_path = local_gateway("meadowrun", name, *deployer.gateway_options)
-    ctx.obj = Place(deployer, gateway, list_path)
+    ctx.obj = Place(deployer, gateway, list_path, requested_state("meadowrun", name))
     ctx.meta["meadowrun"] = bridge, region
 
 
@@ -142,11 +143,18 @@ def cache_weights(place: Place, model: str, stage: str, origin: str) -> None:
 
 @meadowrun.command()
 @click.option("--active", is_flag=True, help="End all of Meadowrun's machines, those that work included.")
+@click.option("--yes", is_flag=True, help="Do not ask before machines that work are ended.")
 @click.pass_context
-def cleanup(ctx: click.Context, active: bool) -> None:
+def cleanup(ctx: click.Context, active: bool, yes: bool) -> None:
     """End Meadowrun's machines that do nothing, of all deployments, and remove what jobs left."""
     bridge, region = _of(ctx)
-    bridge.ask("clean", region=region, active=active)
+    if active and not yes:
+        click.confirm(
+            f"This ends all of Meadowrun's machines in {region}, those of other users and deployments included. Go on?",
+            abort=True,
+        )
+    with spinning(f"cleaning up in {region}"):
+        bridge.ask("clean", region=region, active=active)
     click.echo(f"cleaned up in {region}")
 
 

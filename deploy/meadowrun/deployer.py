@@ -7,7 +7,7 @@ the worker, and machines without one are given back at once.
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from deploy.deployer import STAGES, DeployError, Leftovers, Offer, State, Worker
 from deploy.health_check import health_error
 from deploy.meadowrun.bridge_client import Bridge
 from deploy.meadowrun.jobs import PORT, Needs, Settings, files_of, job_of, started_from
+from deploy.owner import current_owner, foreign_error
 from triptych.credentials import Credentials
 
 # A machine whose launch was cut off is given back after so long.
@@ -25,6 +26,9 @@ LAUNCH_TIMEOUT_S = 1200.0
 LOOK_EVERY_S = 2.0
 # Behind a job's own words Meadowrun's clean-up may have written so many lines.
 CLEANUP_LINES = 100
+# What is asked for at once while a log is followed.
+MAX_FOLLOWED_LINES = 1000
+NUM_KNOWN_LINES = 20
 HOURS_IN_A_MONTH = 730.0
 # Of the folder of `triptych certs`: with what the gateway calls stages.
 CLIENT_FILES = ("ca.crt", "gateway-client.crt", "gateway-client.key")
@@ -48,6 +52,7 @@ class MeadowrunDeployer:
         self.name = name
         self._settings = settings
         self._bridge = bridge
+        self._owner = current_owner()
         self._is_checked = False
         self._launches: dict[str, _Launch] = {}
         # Of workers that are gone, with their machines and logs.
@@ -95,6 +100,7 @@ class MeadowrunDeployer:
     def launch(self, stage: str) -> Worker:
         if stage not in STAGES:
             raise DeployError(f"no stage '{stage}': expected one of {', '.join(STAGES)}")
+        self.check_owner()
         if not self._is_checked:
             self._ask("check", ami=self._settings.ami, gpu=bool(self._needs(stage).gpus))
             self._is_checked = True
@@ -105,6 +111,7 @@ class MeadowrunDeployer:
             ami=self._settings.ami,
             tags={
                 "deployment": self.name,
+                "owner": self._owner,
                 "worker": worker.id,
                 "stage": stage,
                 "port": str(PORT[stage]),
@@ -145,10 +152,32 @@ class MeadowrunDeployer:
             return "\n".join(self._last_words[worker_id].splitlines()[-num_lines:])
         raise DeployError(f"there is no log of {worker_id}: no machine of '{self.name}' has that worker")
 
+    def follow_log(self, worker_id: str, *, num_lines: int | None = 50) -> Iterator[str]:
+        """Asks for the end of the log again and again: Meadowrun has no stream of it."""
+        seen = self.logs(worker_id, num_lines=num_lines or MAX_FOLLOWED_LINES).splitlines()
+        yield from seen
+        while self._of(worker_id) or worker_id in self._launches:
+            time.sleep(LOOK_EVERY_S)
+            try:
+                now = self.logs(worker_id, num_lines=MAX_FOLLOWED_LINES).splitlines()
+            except DeployError:
+                return  # it has ended
+            yield from lines_after(seen, now)
+            seen = now
+
+    def check_owner(self) -> None:
+        for machine in self._machines():
+            self._check_owner(machine)
+
+    def _check_owner(self, machine: Mapping[str, Any]) -> None:
+        if (owner := machine["tags"].get("owner", self._owner)) != self._owner:
+            raise foreign_error(self.name, owner)
+
     def drain(self, worker_id: str) -> None:
         """Its machine goes when it has ended; the bridge sees to that, also when this process has ended."""
         self._cancel(worker_id)
         for machine in self._of(worker_id):
+            self._check_owner(machine)
             tags = machine["tags"]
             if tags.get("state") == "draining":
                 continue
@@ -158,10 +187,12 @@ class MeadowrunDeployer:
                 self._give_back([machine])
 
     def stop(self, worker_id: str) -> None:
+        self.check_owner()
         self._cancel(worker_id)
         self._give_back(self._of(worker_id))
 
     def teardown(self) -> Leftovers:
+        self.check_owner()
         for id in list(self._launches):
             self._cancel(id)
         machines = self._machines()
@@ -190,7 +221,12 @@ class MeadowrunDeployer:
                 self._ask(
                     "launch",
                     ami=self._settings.ami,
-                    tags={"deployment": self.name, "weights": model, "started": str(time.time_ns())},
+                    tags={
+                        "deployment": self.name,
+                        "owner": self._owner,
+                        "weights": model,
+                        "started": str(time.time_ns()),
+                    },
                     job={
                         **started_from(self._settings, "weights", [*command, "--stage", stage]),
                         "ports": None,
@@ -256,7 +292,8 @@ class MeadowrunDeployer:
         return [one for one in self._machines() if one["tags"].get("worker") == worker_id]
 
     def _give_back(self, machines: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Those that do not end."""
+        """Those that do not end. Machines of another user stay."""
+        machines = [one for one in machines if one["tags"].get("owner", self._owner) == self._owner]
         if not machines:
             return []
         left: list[str] = self._ask("give_back", instances=[one["instance"] for one in machines])
@@ -274,6 +311,15 @@ class MeadowrunDeployer:
 
     def _ask(self, do: str, **arguments: Any) -> Any:
         return self._bridge.ask(do, region=self._settings.region, **arguments)
+
+
+def lines_after(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
+    """What has come to a log since its end was `before`: what stands behind the last lines that are known."""
+    known = list(before[-NUM_KNOWN_LINES:])
+    for end in range(len(now), len(known) - 1, -1):
+        if list(now[end - len(known) : end]) == known:
+            return now[end:]
+    return now
 
 
 def hourly(percent_a_month: float) -> float:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deploy.deployer import DeployError
@@ -24,6 +24,8 @@ COMMAND_TIMEOUT_S = 120.0
 FAILED = 255
 # Of our scripts: the command is not there.
 NO_TRIPTYCH = 90
+# Of our scripts: another user created the deployment, whose name they print.
+NOT_OWNER = 91
 # All that a terminal could take for a command.
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -52,6 +54,16 @@ class Unreachable(DeployError):
     reason = "MACHINE_UNREACHABLE"
 
 
+class NotOwner(DeployError):
+    """Another user created the deployment; `owner` is who."""
+
+    reason = "NOT_OWNER"
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(f"it belongs to {owner}")
+        self.owner = owner
+
+
 class Connection:
     """To one machine; opened with the first command. Threads may share it."""
 
@@ -66,9 +78,7 @@ class Connection:
 
         Raises Unreachable, or DeployError where the script fails.
         """
-        # ssh sends one text, which the user's shell there takes apart again.
-        there = shlex.join(["exec", "sh", "-c", script, "triptych", *arguments])
-        command = [*self._command(), "--", self._machine.destination, there]
+        command = self._command_for(script, arguments)
         # To a file: a connection that stays open would keep a pipe open, too.
         with tempfile.TemporaryFile() as errors:
             try:
@@ -97,14 +107,38 @@ class Connection:
                 "and "
                 'name it in the list of machines: triptych = "/home/.../.venv/bin/triptych"'
             )
+        if done.returncode == NOT_OWNER:
+            raise NotOwner(said.strip())
         if done.returncode != 0:
             last = said.strip().splitlines()[-1:] or ["it said nothing"]
             raise DeployError(f"{self._machine.name}: a command failed ({done.returncode}): {last[0]}")
         return printable(done.stdout.decode("utf-8", "replace"))
 
+    def follow(self, script: str, arguments: Sequence[str] = ()) -> Iterator[str]:
+        """Runs a script there and yields each line that it prints, until it ends or the iterator is closed."""
+        with subprocess.Popen(  # noqa: S603 - ssh, for a machine that the user has listed
+            self._command_for(script, arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+        ) as process:
+            assert process.stdout is not None  # noqa: S101 - for mypy
+            try:
+                for line in process.stdout:
+                    yield printable(line).rstrip("\n")
+            finally:
+                process.terminate()
+
     def close(self) -> None:
         """Ends the connection, for good."""
         self._closing()
+
+    def _command_for(self, script: str, arguments: Sequence[str]) -> list[str]:
+        # ssh sends one text, which the user's shell there takes apart again.
+        there = shlex.join(["exec", "sh", "-c", script, "triptych", *arguments])
+        return [*self._command(), "--", self._machine.destination, there]
 
     def _command(self) -> list[str]:
         options = OPTIONS | {"ControlPath": f"{self._sockets}/%C"}

@@ -10,7 +10,7 @@ import re
 import secrets
 import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import TypeVar
 
 from deploy.deployer import STAGES, DeployError, Leftovers, Offer, State, Worker
 from deploy.health_check import health_error
+from deploy.owner import current_owner, foreign_error
 from deploy.ssh import scripts
-from deploy.ssh.connection import Connection, Unreachable
+from deploy.ssh.connection import Connection, NotOwner, Unreachable
 from deploy.ssh.machine_list import Machine, Machines
 from triptych.credentials import Credentials
 
@@ -82,6 +83,7 @@ class SshDeployer:
         """`certificates` are those of `triptych certs`; `tell` hears of machines that cannot be asked."""
         self.name = name
         self._tag = f"ssh:{name}"
+        self._owner = current_owner()
         self._machines = {machine.name: machine for machine in machines.machines}
         self._options = machines.options if options is None else options
         self._certificates = certificates
@@ -150,6 +152,26 @@ class SshDeployer:
             raise DeployError(f"there is no log of {worker_id} on {', '.join(self._machines)}")
         return "\n".join(lines)
 
+    def follow_log(self, worker_id: str, *, num_lines: int | None = 50) -> Iterator[str]:
+        self.logs(worker_id, num_lines=1)  # raises where there is none
+        machine, number = self._of(worker_id)
+        assert machine is not None  # noqa: S101 - it has a log
+        arguments = [*self._place(machine), number, "+1" if num_lines is None else str(num_lines)]
+        yield from self._connections[machine.name].follow(scripts.FOLLOW, arguments)
+
+    def check_owner(self) -> None:
+        def check(machine: Machine) -> DeployError | None:
+            try:
+                self._run(machine, scripts.CHECK_OWNER)
+            except Unreachable:
+                return None  # what is there is asked for when it is needed
+            except DeployError as error:
+                return error
+            return None
+
+        if error := next(filter(None, self._everywhere(check).values()), None):
+            raise error
+
     def drain(self, worker_id: str) -> None:
         machine, number = self._of(worker_id)
         if machine:
@@ -170,6 +192,7 @@ class SshDeployer:
                 return [f"whatever runs on {machine.name} ({error})"]
             return [f"{thing} on {machine.name}" for thing in left]
 
+        self.check_owner()
         left = self._everywhere(end)
         return Leftovers(
             [thing for things in left.values() for thing in things],
@@ -256,11 +279,17 @@ class SshDeployer:
 
     def _run(self, machine: Machine, script: str, *arguments: str, data: bytes = b"") -> list[str]:
         """The lines of a script's answer."""
-        folder = f"{machine.folder.rstrip('/')}/{self.name}"
-        said = self._connections[machine.name].run(script, [folder, self._tag, *arguments], data)
+        try:
+            said = self._connections[machine.name].run(script, [*self._place(machine), *arguments], data)
+        except NotOwner as error:
+            raise foreign_error(self.name, error.owner) from None
         return [
             line.removeprefix("triptych\t") for line in said.splitlines() if line.startswith("triptych\t")
         ]
+
+    def _place(self, machine: Machine) -> tuple[str, str, str]:
+        """The first arguments of every script."""
+        return f"{machine.folder.rstrip('/')}/{self.name}", self._tag, self._owner
 
     def _of(self, worker_id: str) -> tuple[Machine | None, str]:
         """The machine of a worker, and its number there."""

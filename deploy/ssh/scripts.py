@@ -5,17 +5,29 @@ was asked to end. A process is a worker only if its environment has the tag: pro
 Every answer is a line that begins with "triptych" and a tab; what else a login prints is not ours.
 """
 
-# $1: the deployment's folder; $2: its tag.
+# $1: the deployment's folder; $2: its tag; $3: the owner who asks. `owned` ends with 91 if another user created it.
 PRELUDE = r"""
 [ -r /proc/self/environ ] || { echo "expected Linux, which has /proc" >&2; exit 1; }
 case $1 in /*) folder=$1 ;; *) folder=$HOME/$1 ;; esac
-tag=$2
-shift 2
+tag=$2 owner=$3
+shift 3
 says() { grep -qzxF -e "$2" "/proc/$1/environ" 2>/dev/null; }
 # Whether the worker of that folder lives; sets pid.
 lives() {
     { read -r pid <"$1/pid"; } 2>/dev/null || return 1
     says "$pid" "TRIPTYCH_DEPLOYMENT=$tag" && says "$pid" "TRIPTYCH_WORKER=${1##*/}"
+}
+tagged() {
+    grep -lzxF -e "TRIPTYCH_DEPLOYMENT=$tag" /proc/[0-9]*/environ 2>/dev/null | tr -dc '0-9\n'
+}
+owned() {
+    other=
+    { read -r other <"$folder.owner"; } 2>/dev/null
+    for pid in $(tagged); do
+        [ -z "$other" ] || break
+        other=$(tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | sed -n 's/^TRIPTYCH_DEPLOYMENT_OWNER=//p')
+    done
+    [ -z "$other" ] || [ "$other" = "$owner" ] || { printf '%s\n' "$other" >&2; exit 91; }
 }
 """
 
@@ -29,8 +41,14 @@ case $command in "~/"*) command=$HOME/${command#"~/"} ;; esac
 command -v -- "$command" >/dev/null || exit 90
 while [ "$1" != -- ]; do export "$1"; shift; done
 shift
-export TRIPTYCH_DEPLOYMENT="$tag" TRIPTYCH_WORKER="$worker" PYTHONUNBUFFERED=1
+export TRIPTYCH_DEPLOYMENT="$tag" TRIPTYCH_DEPLOYMENT_OWNER="$owner" TRIPTYCH_WORKER="$worker" PYTHONUNBUFFERED=1
 umask 077
+owned
+# A link is made by one of several that start at once.
+mkdir -p "$folder" && printf '%s\n' "$owner" >"$folder.owner.$$" || exit 1
+ln "$folder.owner.$$" "$folder.owner" 2>/dev/null
+rm -f "$folder.owner.$$"
+owned
 mkdir -p "$folder/$worker" && cd "$folder/$worker" || exit 1
 [ "$1" = no ] || tar -xf - || exit 1
 shift
@@ -65,6 +83,26 @@ exit 0
 """
 )
 
+# Ends with 91 if another user created the deployment.
+CHECK_OWNER = PRELUDE + "owned\nexit 0\n"
+
+# The number in a worker's name, how many lines (+1: all); goes on until the worker has ended.
+FOLLOW = (
+    PRELUDE
+    + r"""
+for here in "$folder"/*-"$1"; do
+    [ -e "$here/log" ] || continue
+    tail -n "$2" -F -- "$here/log" 2>/dev/null &
+    tail=$!
+    trap 'kill "$tail" 2>/dev/null' EXIT HUP TERM PIPE
+    # Also when nobody reads any more.
+    while lives "$here" && kill -0 "$tail" 2>/dev/null; do sleep 1; done
+    sleep 1
+done
+exit 0
+"""
+)
+
 # The number in a worker's name, how many lines.
 LOGS = (
     PRELUDE
@@ -80,6 +118,7 @@ exit 0
 DRAIN = (
     PRELUDE
     + r"""
+owned
 for here in "$folder"/*-"$1"; do
     lives "$here" && [ ! -e "$here/draining" ] && touch "$here/draining" && kill -TERM "$pid" 2>/dev/null
 done
@@ -91,6 +130,7 @@ exit 0
 STOP = (
     PRELUDE
     + r"""
+owned
 for here in "$folder"/*-"$1"; do
     lives "$here" || continue
     kill -KILL "$pid" 2>/dev/null
@@ -109,9 +149,7 @@ exit 0
 TEARDOWN = (
     PRELUDE
     + r"""
-tagged() {
-    grep -lzxF -e "TRIPTYCH_DEPLOYMENT=$tag" /proc/[0-9]*/environ 2>/dev/null | tr -dc '0-9\n'
-}
+owned
 end() {
     left=$(($2 * 10))
     pids=$(tagged)
@@ -133,7 +171,7 @@ for pid in $(tagged); do
     printf 'triptych\tprocess %s\n' "$pid"
     exit 0
 done
-rm -rf -- "$folder"
+rm -rf -- "$folder" "$folder.owner"
 exit 0
 """
 )

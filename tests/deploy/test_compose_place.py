@@ -1,13 +1,15 @@
 """What `triptych deploy compose` says where there is no engine to deploy to. The rest needs one: tests/compose."""
 
+import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from deploy.command import deploy
-from deploy.compose.deployer import ComposeDeployer
+from deploy.compose.deployer import OWNER, ComposeDeployer, ComposeGateway
 from deploy.deployer import DeployError
+from deploy.requested_state import GatewayRequest
 
 
 @pytest.fixture
@@ -70,3 +72,30 @@ def test_a_name_that_could_be_no_tag_is_refused(name: str):
     done = CliRunner().invoke(deploy, ["compose", "--name", name, "status"])
     assert isinstance(done.exception, DeployError)
     assert "a deployment's name is 1 to 63 of a-z" in str(done.exception)
+
+
+def test_a_project_of_another_user_is_not_touched(programs: Path):
+    container = {"Id": "0" * 64, "Name": "/one", "Created": "", "Config": {"Labels": {OWNER: "alice@laptop"}}}
+    (programs / "docker").write_text(
+        "#!/bin/sh\n"
+        'case "$1" in\n'
+        f"ps) echo {'0' * 64} ;;\n"
+        f"inspect) echo '{json.dumps([container])}' ;;\n"
+        "volume) exit 0 ;;\n"
+        f'*) echo "$@" >>{programs}/changes ;;\n'
+        "esac\n"
+    )
+    (programs / "docker").chmod(0o755)
+    deployer = ComposeDeployer("tested")
+    gateway = ComposeGateway(deployer.engine)
+    for change in (
+        lambda: deployer.launch("refiner"),
+        lambda: deployer.drain("0" * 12),
+        lambda: deployer.stop("0" * 12),
+        deployer.teardown,
+        lambda: gateway.start(GatewayRequest(0, 0)),
+        gateway.stop,
+    ):
+        with pytest.raises(DeployError, match="the deployment 'tested' belongs to alice@laptop"):
+            change()
+    assert not (programs / "changes").exists()

@@ -14,7 +14,7 @@ from deploy.deployer import DeployError, Offer, State
 from deploy.deployment import Deployment
 from deploy.meadowrun import virtualenv
 from deploy.meadowrun.bridge_client import Bridge
-from deploy.meadowrun.deployer import MeadowrunDeployer, hourly
+from deploy.meadowrun.deployer import MeadowrunDeployer, hourly, lines_after
 from deploy.meadowrun.jobs import Settings
 from gateway.access.certs_command import certs
 
@@ -243,3 +243,25 @@ def test_meadowruns_environment_is_pinned_to_the_last_library():
     pins = [line for line in lines if not line.startswith("#")]
     assert f"meadowrun=={virtualenv.VERSION}" in pins
     assert all("==" in line for line in pins)
+
+
+def test_machines_of_another_user_are_not_touched(start: Start):
+    bridge = start({"machines": {"done": [machine(owner="alice@laptop")]}})
+    deployer = deployer_of(bridge)
+    for change in (
+        lambda: deployer.launch("upscaler"),
+        lambda: deployer.drain("w1"),
+        lambda: deployer.stop("w1"),
+        deployer.teardown,
+    ):
+        with pytest.raises(DeployError, match="belongs to alice@laptop"):
+            change()
+    deployer.endpoints()
+    assert not bridge.asked("give_back")
+    assert not bridge.asked("launch")
+
+
+def test_lines_after_the_known_end_of_a_log_are_new():
+    assert lines_after(["a", "b"], ["a", "b", "c"]) == ["c"]
+    assert lines_after(["a", "b"], ["b", "c"]) == ["b", "c"]
+    assert lines_after([], ["a"]) == []

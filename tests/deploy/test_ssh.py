@@ -1,6 +1,7 @@
 """Machines behind a real sshd: what is said of those that cannot be entered, and what they can and cannot do to us."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -225,6 +226,44 @@ def test_a_worker_that_ends_is_replaced_while_the_deployment_is_kept(make: Make,
     (found,) = deployer.endpoints()
     assert found.stage == "refiner"
     assert found.id != lost.id
+
+
+def test_a_deployment_of_another_user_on_the_same_login_is_not_touched(
+    make: Make, sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    mine = make(machine_of(sshd))
+    worker = mine.launch("upscaler")
+    monkeypatch.setenv("TRIPTYCH_DEPLOY_OWNER", "bob@desk")
+    theirs = SshDeployer(mine.name, Machines([machine_of(sshd)], {}))
+    try:
+        for change in (
+            lambda: theirs.launch("refiner"),
+            lambda: theirs.drain(worker.id),
+            lambda: theirs.stop(worker.id),
+            theirs.teardown,
+            theirs.check_owner,
+        ):
+            with pytest.raises(
+                DeployError, match=r"belongs to .*, and you are bob@desk: choose another --name"
+            ):
+                change()
+        assert [one.id for one in theirs.endpoints()] == [worker.id]
+        # The process has its owner, too.
+        shutil.rmtree(sshd.folder / "deployments")
+        with pytest.raises(DeployError, match="belongs to"):
+            theirs.teardown()
+    finally:
+        theirs.close()
+        monkeypatch.delenv("TRIPTYCH_DEPLOY_OWNER")
+
+
+def test_a_log_is_followed_until_its_worker_ends(make: Make, sshd: Sshd, tmp_path: Path):
+    deployer = make(machine_of(sshd))
+    (worker,) = Deployment(deployer, tmp_path / "workers.json").scale({"upscaler": 1})
+    lines = deployer.follow_log(worker.id, num_lines=None)
+    assert "serving upscaler" in next(lines)
+    deployer.drain(worker.id)
+    assert any("stopping" in line for line in lines)
 
 
 def test_a_command_may_be_named_from_the_users_home(make: Make, sshd: Sshd):

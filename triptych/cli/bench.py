@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -25,6 +25,7 @@ from triptych.cli.simulation import (
     simulate,
 )
 from triptych.cli.terminal.signals import run_in_foreground
+from triptych.cli.terminal.spinner import spinning
 from triptych.client import Client
 from triptych.credentials import Credentials
 from triptych.progress import STAGE_NAMES
@@ -77,19 +78,23 @@ def measure(gateway: str, credentials: Credentials) -> None:
     """
 
     async def show() -> None:
-        click.echo(json.dumps(await measured(gateway, credentials), indent=1))
+        with spinning("measuring") as spinner:
+            times = await measured(gateway, credentials, report=spinner.update)
+        click.echo(json.dumps(times, indent=1))
 
     run_in_foreground(show())
 
 
-async def measured(gateway: str, credentials: Credentials) -> dict[str, dict[str, float]]:
-    """The service times of each stage, as `simulate` wants them."""
+async def measured(
+    gateway: str, credentials: Credentials, *, report: Callable[[str], None] = lambda text: None
+) -> dict[str, dict[str, float]]:
+    """The service times of each stage, as `simulate` wants them; `report` gets what is being measured."""
     async with Client(gateway, **vars(credentials)) as client:
         slots = {
             STAGE_NAMES[entry.model.stage]: entry.model.limits.num_slots
             for entry in await client.list_models()
         }
-        seconds = {batch: await _seconds(client, batch) for batch in sorted({1, *slots.values()})}
+        seconds = {batch: await _seconds(client, batch, report) for batch in sorted({1, *slots.values()})}
     return {
         stage: fitted(seconds[1][stage], seconds[num_slots][stage], num_slots)
         for stage, num_slots in slots.items()
@@ -109,7 +114,7 @@ def fitted(one_s: float, full_s: float, slots: int) -> dict[str, float]:
     return {"slots": slots, "fixed_s": round(fixed_s, 4), "each_s": round(each_s, 4)}
 
 
-async def _seconds(client: Client, batch: int) -> dict[str, float]:
+async def _seconds(client: Client, batch: int, report: Callable[[str], None]) -> dict[str, float]:
     """The median compute time of a picture by stage, `batch` at once; the first round does not count.
 
     By hand, so that no stage begins before the one before has ended: they may share a device, or processors.
@@ -124,6 +129,7 @@ async def _seconds(client: Client, batch: int) -> dict[str, float]:
 
     for repeat in range(NUM_REPEATS + 1):
         counts = repeat > 0
+        report(f"measuring {batch} at once, round {repeat + 1} of {NUM_REPEATS + 1}")
         spec = make_spec(PROMPT, candidates=batch, manual=True, variations=0)
         sketches = await follow(client.run(spec, detach=True, show=False), counts=counts)
         await follow(client.select(sketches[0], refine=batch, show=False), counts=counts)
@@ -179,8 +185,9 @@ def simulate_command(
         stages = [replace(stage, replicas=int(n)) for stage, n in zip(stages, replicas, strict=True)]
     eviction = Eviction(evictions, replacement)
     try:
-        outcome = simulate(stages, load, eviction, hours=hours, seed=seed)
-        following = scale_next(stages, load, eviction, hours=hours, seed=seed)
+        with spinning("simulating"):
+            outcome = simulate(stages, load, eviction, hours=hours, seed=seed)
+            following = scale_next(stages, load, eviction, hours=hours, seed=seed)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     if as_json:

@@ -1,0 +1,57 @@
+"""Times of log lines, for `triptych deploy logs --since`."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+
+import click
+
+AGE = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+# As logging writes it: "2026-01-31 12:00:00,123".
+TEXT_TIME = re.compile(r"(\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2})[,.]?(\d{0,6})(Z|[+-]\d{2}:\d{2})?")
+
+
+class Since(click.ParamType[datetime, str | datetime]):
+    """An age such as `90s`, `10m` or `1h30m`, or a time such as `2026-01-31T12:00:00`."""
+
+    name = "AGE|TIME"
+
+    def convert(
+        self, value: str | datetime, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            if value and (age := AGE.fullmatch(value)):
+                days, hours, minutes, seconds = (int(part or 0) for part in age.groups())
+                return datetime.now(UTC) - timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+            # Without an offset it is this machine's time, as in the text log.
+            return datetime.fromisoformat(value).astimezone(UTC)
+        except (ValueError, OverflowError):
+            self.fail(
+                f"expected an age such as 90s, 10m or 1h30m, or a time in ISO 8601, got {value!r}", param, ctx
+            )
+
+
+def lines_since(lines: Iterable[str], since: datetime) -> Iterator[str]:
+    """The lines from that time on. A line without a time, such as a traceback's, has that of the line before."""
+    is_recent = False
+    for line in lines:
+        if not is_recent and (when := time_of(line)) is not None:
+            is_recent = when >= since
+        if is_recent:
+            yield line
+
+
+def time_of(line: str) -> datetime | None:
+    """When a line was logged, in both formats; None where it does not say."""
+    try:
+        if line.startswith("{"):
+            return datetime.fromisoformat(json.loads(line)["time"]).astimezone(UTC)
+        if found := TEXT_TIME.match(line):
+            seconds, fraction, offset = found.groups()
+            return datetime.fromisoformat(f"{seconds}.{fraction or 0:0<6}{offset or ''}").astimezone(UTC)
+    except (ValueError, KeyError, TypeError, OverflowError):
+        pass
+    return None
