@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.deploy.sshd import Sshd, running_sshd
+from tests.deploy.ssh.sshd import Sshd, running_sshd
 
 if TYPE_CHECKING:
-    from tests.deploy.cloud import Cloud
+    from tests.deploy.meadowrun.cloud import Cloud
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
 @pytest.fixture(scope="session")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Cloud]":
     # Imported late: it takes seconds, and few tests want it.
-    from tests.deploy.cloud import running_cloud
+    from tests.deploy.meadowrun.cloud import running_cloud
 
     with running_cloud(tmp_path_factory.mktemp("cloud")) as cloud:
         yield cloud

@@ -19,7 +19,7 @@ from services.serving.metrics import StageMetrics
 from services.serving.stage_service import StageService
 from tests.deploy.kustomized import read_documents
 from tests.gateway.fake_stage import pipeline
-from tests.services.test_engine import Scripted
+from tests.services.engine.test_engine import Scripted
 from triptych.v1.stage_pb2 import ModelInfo
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from deploy.deployment import Deployment
 from deploy.local.deployer import LocalDeployer
 from deploy.ssh.deployer import SshDeployer
 from deploy.ssh.machine_list import Machines
-from tests.deploy.sshd import machine_of
+from tests.deploy.ssh.sshd import machine_of
 
 Make = Callable[..., Deployer]
 

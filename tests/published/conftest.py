@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture(scope="module")
 def metered(tmp_path_factory):
     """Runs `triptych weights` commands in one process of their own; a report of each."""
-    from tests.triptych.command_line import ROOT, environment
+    from tests.triptych.cli.command_line import ROOT, environment
 
     def run(stage, folder, *commands):
         arguments = [json.dumps([str(word) for word in command]) for command in commands]

@@ -18,7 +18,7 @@ from pathlib import Path
 from services.errors import ModelError
 from services.weights import cache
 from services.weights.model_folder import PARTS, check_files, read_manifest, write_manifest
-from tests.services.cutting_proxy import cutting_proxy
+from tests.services.weights.cutting_proxy import cutting_proxy
 
 SERVER = (
     "from moto.server import ThreadedMotoServer; import sys; server = ThreadedMotoServer('127.0.0.1', 0, verbose=False); "

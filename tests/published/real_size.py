@@ -25,7 +25,7 @@ from services.serving.channels import open_channel
 from services.weights.catalog import known_model
 from tests.published.layouts import write
 from tests.published.metered import used
-from tests.services.web_server import serving
+from tests.services.weights.web_server import serving
 from triptych.v1 import generator_pb2, refiner_pb2, upscaler_pb2
 from triptych.v1.generator_pb2_grpc import GeneratorServiceStub
 from triptych.v1.refiner_pb2_grpc import RefinerServiceStub

@@ -23,7 +23,7 @@ from services.weights.formats.safetensors_file import LazyTensor
 from tests.published import layouts
 from tests.published.layouts import published, write
 from tests.published.pytorch import weight
-from tests.services.web_server import serving
+from tests.services.weights.web_server import serving
 
 MB = 2**20
 # What Python, buffers and names take beside the numbers, in any conversion.

@@ -13,7 +13,7 @@ import grpc
 import pytest
 from PIL import Image as Picture
 
-from tests.triptych.command_line import ROOT, command, environment
+from tests.triptych.cli.command_line import ROOT, command, environment
 from triptych.cli.main import main
 from triptych.v1.generator_pb2 import GenerateSettings
 from triptych.v1.pipeline_pb2 import (

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from tests.gateway.run_fixtures import spec
-from tests.triptych.command_line import ROOT, environment
+from tests.triptych.cli.command_line import ROOT, environment
 from triptych.blocking import Client
 from triptych.client import NotFound, RunFailed
 from triptych.v1.pipeline_pb2 import RunSpec, RunState
