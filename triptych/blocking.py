@@ -38,10 +38,19 @@ class Client:
         cert: str | Path | None = None,
         key: str | Path | None = None,
         backoff: Backoff | None = None,
+        max_loaded_pixels: int | None = None,
     ) -> None:
         async def connect() -> client.Client:
             # A channel belongs to the event loop that it was made on.
-            return client.Client(address, token=token, ca=ca, cert=cert, key=key, backoff=backoff)
+            return client.Client(
+                address,
+                token=token,
+                ca=ca,
+                cert=cert,
+                key=key,
+                backoff=backoff,
+                max_loaded_pixels=max_loaded_pixels,
+            )
 
         self._loop = LoopThread()
         try:
@@ -116,6 +125,9 @@ class Client:
 
     def download_image(self, name: str, *, timeout_s: float | None = None) -> bytes:
         return self._loop.wait(self._client.download_image(name, timeout_s=timeout_s))
+
+    def save_image(self, name: str, path: str | Path, *, timeout_s: float | None = None) -> Path:
+        return self._loop.wait(self._client.save_image(name, path, timeout_s=timeout_s))
 
 
 class RunStream:

@@ -15,7 +15,7 @@ from weakref import WeakSet
 import grpc
 
 from triptych._connection import Connection
-from triptych._download import download
+from triptych._download import ReadFrom, download, download_to
 from triptych._reconnect import Backoff, RetryState, deadline, left, repeated
 from triptych._run_stream import RunStream
 from triptych._selection import image_names, selected_stage
@@ -47,6 +47,7 @@ from triptych.v1.pipeline_pb2 import (
     DownloadImageResponse,
     Event,
     GetRunRequest,
+    Image,
     ListModelsRequest,
     ListModelsResponse,
     ListRunsRequest,
@@ -110,13 +111,16 @@ class Client:
         cert: str | Path | None = None,
         key: str | Path | None = None,
         backoff: Backoff | None = None,
+        max_loaded_pixels: int | None = None,
     ) -> None:
         """`token` and the PEM files as in triptych/credentials.py; `backoff` limits how long broken calls are retried.
 
         With `ca`, or where the address begins with https://, the connection is encrypted. New calls take up files that
-        have changed. Raises OSError for a file that cannot be read.
+        have changed. Raises OSError for a file that cannot be read. Images of more than `max_loaded_pixels` come in
+        events without their data, to be written to files by `save_image`; None: all are loaded.
         """
         self.address = address
+        self._max_loaded_pixels = max_loaded_pixels
         self._backoff = backoff or Backoff()
         self._streams: WeakSet[RunStream] = WeakSet()
         self._connection = Connection(address, Credentials(token, ca, cert, key))
@@ -324,14 +328,31 @@ class Client:
         Raises DamagedImage when it is not what the gateway meant to send.
         """
         deadline_s = deadline(timeout_s)
+        return await download(name, self._reader_of(name, deadline_s), RetryState(self._backoff, deadline_s))
 
+    async def save_image(self, name: str, path: str | Path, *, timeout_s: float | None = None) -> Path:
+        """As `download_image`, into a file: an image of any size takes a megabyte of memory. Returns the path.
+
+        The file appears when it is complete. Raises OSError where it cannot be written.
+        """
+        deadline_s, path = deadline(timeout_s), Path(path)
+        await download_to(
+            name, self._reader_of(name, deadline_s), RetryState(self._backoff, deadline_s), path
+        )
+        return path
+
+    def loads(self, image: Image) -> bool:
+        """Whether an image of that size comes in events with its data."""
+        return self._max_loaded_pixels is None or image.width * image.height <= self._max_loaded_pixels
+
+    def _reader_of(self, name: str, deadline_s: float | None) -> ReadFrom:
         async def read_from(offset: int) -> AsyncGenerator[DownloadImageResponse]:
             request = DownloadImageRequest(name=name, offset=offset)
             with self._connection.typed_errors():
                 async for part in self._stub.DownloadImage(request, timeout=left(deadline_s)):
                     yield part
 
-        return await download(name, read_from, RetryState(self._backoff, deadline_s))
+        return read_from
 
     @property
     def _stub(self) -> "PipelineServiceAsyncStub":
@@ -382,7 +403,7 @@ class Client:
                         image = event.image_ready.image
                         # The run's events are still all there.
                         with suppress(ImageLost):
-                            image.data = await self.download_image(image.name)
+                            image.data = await self.download_image(image.name) if self.loads(image) else b""
                     yield event
         finally:
             call.cancel()

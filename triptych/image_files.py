@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
-from triptych.png_text import with_text
+from triptych.png_text import copy_with_text, with_text
 
 # By the ending of a file's name, what Pillow calls the format.
 FORMATS = {
@@ -48,9 +48,19 @@ def encode_as(png: bytes, file_format: str, text: Mapping[str, str] = NO_TEXT) -
     """
     if file_format == "PNG":
         return with_text(png, text) if text else png
+    file = io.BytesIO()
+    write_as(io.BytesIO(png), file, file_format, text)
+    return file.getvalue()
+
+
+def write_as(png: BinaryIO, file: BinaryIO, file_format: str, text: Mapping[str, str]) -> None:
+    """As `encode_as`, from one file to another. A PNG is copied, in little memory; for other formats it is decoded."""
+    if file_format == "PNG":
+        copy_with_text(png, file, text)
+        return
     from PIL import Image, features
 
-    with any_size(), Image.open(io.BytesIO(png)) as opened:
+    with any_size(), Image.open(png) as opened:
         picture: Image.Image = opened
         if file_format == "WEBP" and max(picture.size) > MAX_WEBP_SIDE_PX:
             raise ValueError(
@@ -68,10 +78,8 @@ def encode_as(png: bytes, file_format: str, text: Mapping[str, str] = NO_TEXT) -
         exif = Image.Exif()
         if text:
             exif[IMAGE_DESCRIPTION] = json.dumps(dict(text), ensure_ascii=True)
-        file = io.BytesIO()
         more: dict[str, Any] = {} if file_format == "TIFF" else {"quality": QUALITY}
         picture.save(file, file_format, exif=exif, **more)
-    return file.getvalue()
 
 
 def _register_heif() -> None:

@@ -1,15 +1,28 @@
 """`triptych runs`: list, show, watch, select, cancel and delete runs."""
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from functools import partial, wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 
 from triptych._run_stream import RunStream
 from triptych.cli.credential_options import ADDRESS, credential_options
-from triptych.cli.run.follow_run import Leaving, Output, conclude, decide_show, follow, lost, show_in_terminal
+from triptych.cli.run.follow_run import (
+    MAX_LOADED_PIXELS,
+    Leaving,
+    Output,
+    conclude,
+    decide_show,
+    follow,
+    keep_large,
+    load,
+    lost,
+    show_in_terminal,
+)
 from triptych.cli.run.output_folder import SUFFIXES, OutputFolder
 from triptych.cli.terminal.display import choose_display
 from triptych.cli.terminal.json_output import message_to_json
@@ -40,7 +53,7 @@ def with_client(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[.
     @wraps(command)
     def run_it(*, gateway: str, credentials: Credentials, **values: Any) -> None:
         async def with_client() -> None:
-            async with Client(gateway, **vars(credentials)) as client:
+            async with Client(gateway, **vars(credentials), max_loaded_pixels=MAX_LOADED_PIXELS) as client:
                 try:
                     await command(client=client, **values)
                 except NotFound as error:
@@ -121,27 +134,29 @@ async def show(
     shows_pictures = decide_show(show, as_json=as_json)
     if not (out or shows_pictures):
         return
-    images = [image async for image in with_data(client, list(found.images))]
-    if out is not None:
-        album = OutputFolder(out, found.spec.prompt, run=found.name, file_format=file_format)
-        for image in images:
-            album.keep(image)
-        if images and not as_json:
+    with ExitStack() as stack:
+        # What is only shown is kept for as long as that takes.
+        folder = out or Path(stack.enter_context(TemporaryDirectory(prefix="triptych-")))
+        album = OutputFolder(
+            folder, found.spec.prompt, run=found.name, file_format=file_format if out else "png"
+        )
+        images = [image for image in found.images if await download(client, image, album)]
+        if out is not None and images and not as_json:
             click.echo(f"all on one sheet: {album.write_contact_sheet()}")
-    if shows_pictures:
-        note = partial(click.echo, err=True)
-        show_in_terminal([Picture.of(image) for image in images], note)
+        if shows_pictures:
+            output = Output(choose_display(as_json=False, is_quiet=True), album=album)
+            pictures = [load(Picture.of(image), output) for image in images]
+            show_in_terminal([one for one in pictures if one.data], partial(click.echo, err=True))
 
 
-async def with_data(client: Client, images: list[Image]) -> AsyncIterator[Image]:
-    """The images with their files, where the gateway still has them."""
-    for image in images:
-        try:
-            image.data = await client.download_image(image.name)
-        except ImageLost:
-            click.echo(f"Note: {lost(image.name)}", err=True)
-        else:
-            yield image
+async def download(client: Client, image: Image, album: OutputFolder) -> bool:
+    """Keeps an image in the folder; False, with a note, where the gateway does not have its file any more."""
+    try:
+        await keep_large(client, image, album)
+    except ImageLost:
+        click.echo(f"Note: {lost(image.name)}", err=True)
+        return False
+    return True
 
 
 @runs.command()
@@ -165,7 +180,7 @@ async def watch(
     watched = client.watch(found.name, after_sequence=after)
     album = keep_in(out, found, file_format)
     await follow_to_the_end(
-        watched, found.spec, album, Leaving(client.address, goes_on=True), show=show, as_json=as_json
+        client, watched, found.spec, album, Leaving(client.address, goes_on=True), show=show, as_json=as_json
     )
 
 
@@ -205,7 +220,7 @@ async def select(
     asked = RunSpec(prompt=found.spec.prompt)
     album = keep_in(out, found, file_format)
     await follow_to_the_end(
-        selected, asked, album, Leaving(client.address, goes_on=True), show=show, as_json=as_json
+        client, selected, asked, album, Leaving(client.address, goes_on=True), show=show, as_json=as_json
     )
 
 
@@ -238,6 +253,7 @@ def keep_in(out: Path | None, run: Run, file_format: str) -> OutputFolder | None
 
 
 async def follow_to_the_end(
+    client: Client,
     run: RunStream,
     spec: RunSpec,
     album: OutputFolder | None,
@@ -249,7 +265,7 @@ async def follow_to_the_end(
     output = Output(choose_display(as_json=as_json), as_json, album, decide_show(show, as_json=as_json))
     progress = RunProgress(spec)
     with output.display:
-        await follow(run, progress, output, leaving)
+        await follow(client, run, progress, output, leaving)
     conclude(run.result, progress, output)
 
 

@@ -5,7 +5,7 @@ import hashlib
 import grpc
 import pytest
 
-from triptych._download import download
+from triptych._download import download, download_to
 from triptych._reconnect import Backoff, RetryState
 from triptych.client import DamagedImage, Unreachable
 from triptych.errors import ErrorDetails
@@ -34,9 +34,12 @@ class Sender:
             yield DownloadImageResponse(chunk=FILE[start : start + 50], sha256=self.sha256)
 
 
+def impatient(**backoff):
+    return RetryState(Backoff(**({"first_s": 0, "longest_s": 0} | backoff)))
+
+
 def downloaded(sender, **backoff):
-    retry_policy = RetryState(Backoff(**({"first_s": 0, "longest_s": 0} | backoff)))
-    return download("runs/1/images/generate-0", sender.read_from, retry_policy)
+    return download("runs/1/images/generate-0", sender.read_from, impatient(**backoff))
 
 
 async def test_a_download_goes_on_where_it_broke():
@@ -58,3 +61,18 @@ async def test_a_file_without_a_checksum_is_refused():
 async def test_without_patience_the_break_is_raised():
     with pytest.raises(Unreachable):
         await downloaded(Sender(1), give_up_after_s=0)
+
+
+async def test_a_download_into_a_file_goes_on_where_it_broke(tmp_path):
+    sender = Sender(1, 0, 2)
+    await download_to("runs/1/images/generate-0", sender.read_from, impatient(), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == FILE
+    assert sender.offsets == [0, 50, 50, 150]
+
+
+async def test_of_a_damaged_download_no_file_is_left(tmp_path):
+    with pytest.raises(DamagedImage):
+        await download_to(
+            "runs/1/images/generate-0", Sender(sha256="abc").read_from, impatient(), tmp_path / "a.png"
+        )
+    assert not list(tmp_path.iterdir())

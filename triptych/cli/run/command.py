@@ -12,7 +12,7 @@ from triptych._reconnect import Backoff
 from triptych.cli.credential_options import ADDRESS, credential_options
 from triptych.cli.processes import Pipeline, running_pipeline
 from triptych.cli.run.choose_images import ask, can_ask
-from triptych.cli.run.follow_run import Leaving, Output, conclude, decide_show, follow, show
+from triptych.cli.run.follow_run import MAX_LOADED_PIXELS, Leaving, Output, conclude, decide_show, follow, show
 from triptych.cli.run.help import EXAMPLES, GroupedCommand, in_options
 from triptych.cli.run.options import (
     RunOptions,
@@ -230,11 +230,13 @@ async def make(
     leaving: Leaving,
 ) -> tuple[RunResult, RunProgress]:
     """Makes the run and shows its events. Raises CallError, but not because the run failed."""
-    async with Client(address, **vars(credentials), backoff=backoff) as client:
+    async with Client(
+        address, **vars(credentials), backoff=backoff, max_loaded_pixels=MAX_LOADED_PIXELS
+    ) as client:
         try:
             await note_replaced_words(client, spec, output.display)
             run, progress = client.run(spec, detach=detach), RunProgress(spec)
-            await follow(run, progress, output, leaving)
+            await follow(client, run, progress, output, leaving)
             if run.result.state == "awaiting_selection" and can_ask():
                 return await choose(client, run.result, progress, spec, output), progress
         except InvalidRequest as error:
@@ -255,7 +257,7 @@ async def choose(
         # Their settings are those of the run.
         to_refine = RefineStage() if choice.stage == "refine" else None
         selected = client.select(choice.names, refine=to_refine, upscale=choice.stage == "upscale")
-        await follow(selected, progress, output, Leaving(client.address, goes_on=True))
+        await follow(client, selected, progress, output, Leaving(client.address, goes_on=True))
         result.merge(selected.result)
     return result
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import click
@@ -12,10 +12,15 @@ from triptych._run_stream import RunStream
 from triptych.cli.run.output_folder import OutputFolder
 from triptych.cli.terminal.display import Display
 from triptych.cli.terminal.json_output import field_name, fields_to_json, message_to_fields
-from triptych.client import CallError
+from triptych.client import CallError, Client, ImageLost
 from triptych.progress import RunProgress
 from triptych.result import STAGE_TITLES, Picture, RunResult
-from triptych.v1.pipeline_pb2 import Event
+from triptych.v1.pipeline_pb2 import Event, Image
+
+# Larger pictures go to their files in chunks and are never whole in memory.
+MAX_LOADED_PIXELS = 4_000_000
+# Larger ones take long to decode for a terminal.
+MAX_SHOWN_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,17 @@ class Leaving:
         return f"{state}. It is cancelled; what it made: triptych runs show {run_id}{at} (--detach lets a run go on)"
 
 
-async def follow(run: RunStream, progress: RunProgress, output: Output, leaving: Leaving = Leaving()) -> None:
+async def follow(
+    client: Client, run: RunStream, progress: RunProgress, output: Output, leaving: Leaving = Leaving()
+) -> None:
     """Shows the run's events until it ends or waits for a selection. Raises CallError, but not because the run failed.
 
-    `leaving` describes what happens to the run if this command is stopped.
+    `run` is of the client, which downloads its large images. `leaving` describes what happens to the run if this command is stopped.
     """
     try:
         async with aclosing(run.until_it_rests()) as events:
             async for event in events:
-                path = keep(event, output)
+                path = await keep(client, event, output)
                 progress.update(event)
                 output.display.show(event, progress)
                 if output.as_json:
@@ -80,16 +87,35 @@ async def follow(run: RunStream, progress: RunProgress, output: Output, leaving:
             raise
 
 
-def keep(event: Event, output: Output) -> Path | None:
-    if event.HasField("image_ready") and not event.image_ready.image.data:
-        output.display.note(f"Note: {lost(event.image_ready.image.name)}")
+async def keep(client: Client, event: Event, output: Output) -> Path | None:
+    """Writes the image of an event to the folder, and returns its path; None if there is none, or the file is lost."""
+    image = event.image_ready.image
+    has_file = bool(image.data) or not event.HasField("image_ready")
+    if not has_file and client.loads(image):
+        output.display.note(f"Note: {lost(image.name)}")
         return None
     if output.album is None:
         return None
     try:
-        return output.album.save(event)
+        if has_file:
+            return output.album.save(event)
+        return await keep_large(client, image, output.album)
+    except ImageLost:
+        output.display.note(f"Note: {lost(image.name)}")
+        return None
     except ValueError as error:
         raise click.ClickException(f"the gateway sent a picture that is none: {error}") from None
+
+
+async def keep_large(client: Client, image: Image, album: OutputFolder) -> Path:
+    """Downloads an image into the folder, of which only a chunk is in memory. Raises ImageLost, CallError, ValueError."""
+    path = album.path_of(image)
+    downloaded = path.with_name(f".{path.name}.download")
+    try:
+        await client.save_image(image.name, downloaded)
+        return await asyncio.to_thread(album.keep_file, image, downloaded)
+    finally:
+        downloaded.unlink(missing_ok=True)
 
 
 def lost(name: str) -> str:
@@ -149,9 +175,19 @@ def show(result: RunResult, output: Output) -> None:
     if not output.shows_pictures:
         return
     for stage in STAGE_TITLES:
-        pictures = [each for each in result.of_stage(stage) if each.data and each.name not in output.shown]
+        found = [load(each, output) for each in result.of_stage(stage) if each.name not in output.shown]
+        pictures = [each for each in found if each.data]
         show_in_terminal(pictures, output.display.note)
         output.shown.update(each.name for each in pictures)
+
+
+def load(picture: Picture, output: Output) -> Picture:
+    """With the data of its file, where it came without and is not too large to be drawn."""
+    if picture.data or output.album is None or picture.name not in output.album.images:
+        return picture
+    if picture.width * picture.height > MAX_SHOWN_PIXELS:
+        return picture
+    return replace(picture, data=output.album.images[picture.name][1].read_bytes())
 
 
 def show_in_terminal(pictures: Sequence[Picture], note: Callable[[str], None]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import triptych
 from triptych.contact_sheet import SheetCell, SheetRow, draw_contact_sheet
-from triptych.image_files import IMAGE_DESCRIPTION, encode_as
+from triptych.image_files import IMAGE_DESCRIPTION, encode_as, write_as
 from triptych.progress import STAGE_NAMES
 from triptych.v1.pipeline_pb2 import Event, Image
 
@@ -71,8 +71,21 @@ class OutputFolder:
     def keep(self, image: Image) -> Path:
         """Writes a picture, which has its data; returns its path. Raises ValueError for what is no PNG, or does not fit
         the format."""
-        path = self.out / f"{picture_name(image.stage, image.index)}.{SUFFIXES[self.file_format]}"
+        path = self.path_of(image)
         path.write_bytes(encode_as(image.data, self.file_format.upper(), self.describe(image)))
+        return self.note_kept(image, path)
+
+    def keep_file(self, image: Image, downloaded: Path) -> Path:
+        """As `keep`, of a picture whose data is a file, which is not read into memory if it stays a PNG."""
+        path = self.path_of(image)
+        with downloaded.open("rb") as png, path.open("wb") as file:
+            write_as(png, file, self.file_format.upper(), self.describe(image))
+        return self.note_kept(image, path)
+
+    def path_of(self, image: Image) -> Path:
+        return self.out / f"{picture_name(image.stage, image.index)}.{SUFFIXES[self.file_format]}"
+
+    def note_kept(self, image: Image, path: Path) -> Path:
         kept = Image()
         kept.CopyFrom(image)
         kept.ClearField("data")

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from triptych.cli.terminal.streams import is_plain_terminal, terminal_columns
+from triptych.image_files import any_size
 
 # Cells of the terminal that a picture is at least and at most wide.
 LEAST_CELLS = 18
@@ -81,7 +82,7 @@ def draw_row(row: Sequence[Shown]) -> PillowImage.Image:
     drawn = PillowImage.new("RGB", (len(row) * SIDE_PX, SIDE_PX))
     room = SIDE_PX - GAP_PX
     for place, each in enumerate(row):
-        with PillowImage.open(io.BytesIO(each.data)) as picture:
+        with any_size(), PillowImage.open(io.BytesIO(each.data)) as picture:
             scale = room / max(picture.size)
             size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
             drawn.paste(
