@@ -25,7 +25,7 @@ async def download(name: str, read_from: ReadFrom, persistence: RetryState) -> b
 
 
 async def download_to(name: str, read_from: ReadFrom, persistence: RetryState, path: Path) -> None:
-    """As `download`, into a file, of which only a chunk is in memory. `path` appears when it is complete."""
+    """As `download`, into a file; a chunk at a time is in memory. `path` appears when the file is complete."""
     with _complete_file(path) as file:
         await _copy(name, read_from, persistence, file.write)
 

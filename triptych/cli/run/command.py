@@ -12,7 +12,15 @@ from triptych._reconnect import Backoff
 from triptych.cli.credential_options import ADDRESS, credential_options
 from triptych.cli.processes import Pipeline, running_pipeline
 from triptych.cli.run.choose_images import ask, can_ask
-from triptych.cli.run.follow_run import MAX_LOADED_PIXELS, Leaving, Output, conclude, decide_show, follow, show
+from triptych.cli.run.follow_run import (
+    MAX_LOADED_PIXELS,
+    Leaving,
+    Output,
+    conclude,
+    decide_show,
+    follow,
+    show,
+)
 from triptych.cli.run.help import EXAMPLES, GroupedCommand, in_options
 from triptych.cli.run.options import (
     RunOptions,

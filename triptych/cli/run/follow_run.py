@@ -108,7 +108,7 @@ async def keep(client: Client, event: Event, output: Output) -> Path | None:
 
 
 async def keep_large(client: Client, image: Image, album: OutputFolder) -> Path:
-    """Downloads an image into the folder, of which only a chunk is in memory. Raises ImageLost, CallError, ValueError."""
+    """Downloads an image into the folder; a chunk at a time is in memory. Raises ImageLost, CallError, ValueError."""
     path = album.path_of(image)
     downloaded = path.with_name(f".{path.name}.download")
     try:
