@@ -121,7 +121,7 @@ async def _json_response(request: Request, caller: Caller, asked: ImageRequest, 
         "output_format": asked.output_format,
         "quality": asked.quality,
         "size": _size(asked, results.images[0]),
-        "usage": usage_of(results.steps, asked.spec.prompt, len(asked.spec.init_images)),
+        "usage": usage_of(results.steps, asked.spec),
         "run": run.name,
     }
     if asked.user:
@@ -200,7 +200,7 @@ async def _completed_event(
         **_picture(asked, b""),
         "b64_json": await _encoded(api, caller, asked, image),
         "size": _size(asked, image),
-        "usage": usage_of(results.steps, asked.spec.prompt, len(asked.spec.init_images)),
+        "usage": usage_of(results.steps, asked.spec),
         "image_index": results.line_of(image.stage, image.index),
         "run": run.name,
         **_extras(asked, results, image),

@@ -5,6 +5,7 @@ a picture, and `warnings` say what had no effect. It knows the API's fields and 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -148,6 +149,8 @@ def edit(
 
     `own_mask`: the picture's own transparency, which counts where there is no other mask and the model can inpaint.
     """
+    if len(images) > 1:
+        return _mixed(fields, family, images, has_mask=bool(masks) or fields.has("mask"))
     if own_mask is not None and not masks and not fields.has("mask"):
         refiner = family.models.get(REFINE.name)
         if refiner is not None and refiner.inpainting:
@@ -178,11 +181,40 @@ def variation(
     # How much of the picture is kept, and stages that begin with refining, only the refiner knows.
     is_for_refiner = fields.has("skip_ratio") or fields.names("stages")[:1] == (REFINE.name,)
     if family.image_generator is not None and len(images) == 1 and not is_for_refiner:
-        return _drawn_anew(fields, family, family.image_generator, images[0])
+        return _drawn_anew(fields, family, family.image_generator, images)
     return _from_picture(fields, family, images, default_prompt=prompt or ANY_PICTURE)
 
 
-def _drawn_anew(fields: FormFields, family: ModelFamily, model: ModelInfo, image: ImageData) -> ImageRequest:
+def _mixed(
+    fields: FormFields, family: ModelFamily, images: Sequence[ImageData], *, has_mask: bool
+) -> ImageRequest:
+    """An edit of several pictures: the first counts as much as all others together, which are image prompts beside it."""
+    model = family.image_generator
+    if model is None:
+        served = ", ".join(sorted({each.name for each in family.models.values()})) or "nothing"
+        raise InvalidRequest(
+            "image",
+            f"must be one picture: others would be image prompts, and no model that takes any is served ({served}); got "
+            f"{len(images)}",
+        )
+    if len(images) > model.limits.max_image_prompts:
+        raise InvalidRequest(
+            "image",
+            f"must be at most {model.limits.max_image_prompts} pictures for {model.name!r}, got {len(images)}",
+        )
+    if has_mask:
+        raise InvalidRequest(
+            "mask", "must be left out with several pictures: they are mixed, and no part of one is kept"
+        )
+    if fields.has("skip_ratio"):
+        raise InvalidRequest("skip_ratio", "must be left out with several pictures: none is begun with")
+    return _drawn_anew(fields, family, model, images)
+
+
+def _drawn_anew(
+    fields: FormFields, family: ModelFamily, model: ModelInfo, images: Sequence[ImageData]
+) -> ImageRequest:
+    """By a generator that takes up pictures."""
     family = replace(family, models={**family.models, GENERATE.name: model})
     stages, size = _stages(fields, family, (GENERATE.name,), first=GENERATE.name)
     n = fields.integer("n", 1, low=1, high=MAX_N)
@@ -191,7 +223,9 @@ def _drawn_anew(fields: FormFields, family: ModelFamily, model: ModelInfo, image
         spec.prompt = ANY_PICTURE if REFINE.name in stages else ""
     spec.generate.model = model.name
     spec.generate.count = n
-    spec.generate.image_prompts.add().image.CopyFrom(image)
+    for place, image in enumerate(images):
+        image_prompt = spec.generate.image_prompts.add(weight=1 / (len(images) - 1) if place else 1)
+        image_prompt.image.CopyFrom(image)
     if REFINE.name in stages:
         spec.refine.count = 1
     return _request(fields, family, spec, stages, n, size)
@@ -205,11 +239,7 @@ def _from_picture(
     default_prompt: str = "",
 ) -> ImageRequest:
     if len(images) != 1:
-        raise InvalidRequest(
-            "image",
-            "must be one picture: the model that is served edits one at a time and takes no pictures as prompts, got "
-            f"{len(images)}",
-        )
+        raise InvalidRequest("image", f"must be one picture, got {len(images)}")
     stages, size = _stages(fields, family, (REFINE.name,), first=REFINE.name)
     n = fields.integer("n", 1, low=1, high=MAX_N)
     spec = _spec(fields, family, stages, default_prompt)
@@ -367,19 +397,22 @@ def _steps(spec: RunSpec, family: ModelFamily, stages: Sequence[str]) -> dict[st
 
 def rename_field(error: InvalidRequest) -> InvalidRequest:
     """An error of the contract's field, with the name that the caller gave it."""
-    return InvalidRequest(PARAMS.get(error.field, error.field), error.description)
+    # Pictures have one name, whichever of them it is.
+    field = re.sub(r"\[\d+\]", "[0]", error.field)
+    return InvalidRequest(PARAMS.get(field, error.field), error.description)
 
 
-def usage_of(steps: Mapping[tuple[int, int], int], prompt: str, num_init_images: int) -> dict[str, Any]:
+def usage_of(steps: Mapping[tuple[int, int], int], spec: RunSpec) -> dict[str, Any]:
     """The API counts tokens: here words of the prompt and pictures that came in, and steps that networks took.
 
     `steps` by stage and index.
     """
-    text_tokens, output_tokens = len(prompt.split()), sum(steps.values())
-    input_tokens = text_tokens + num_init_images
+    text_tokens, output_tokens = len(spec.prompt.split()), sum(steps.values())
+    num_images = len(spec.init_images) + len(spec.generate.image_prompts)
+    input_tokens = text_tokens + num_images
     return {
         "input_tokens": input_tokens,
-        "input_tokens_details": {"text_tokens": text_tokens, "image_tokens": num_init_images},
+        "input_tokens_details": {"text_tokens": text_tokens, "image_tokens": num_images},
         "output_tokens": output_tokens,
         "output_tokens_details": {"text_tokens": 0, "image_tokens": output_tokens},
         "total_tokens": input_tokens + output_tokens,

@@ -154,9 +154,41 @@ async def test_a_variation_has_no_mask(painter):
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "mask")
 
 
-async def test_two_pictures_are_refused(painter):
-    with pytest.raises(openai.BadRequestError, match="takes no pictures as prompts, got 2"):
+async def test_several_pictures_are_refused_where_no_model_takes_image_prompts(painter):
+    with pytest.raises(openai.BadRequestError, match=r"no model that takes any is served \(tiny\); got 2"):
         await painter.openai.images.edit(image=[png(3), png(4)], prompt="x")
+
+
+async def test_of_several_pictures_the_first_counts_as_much_as_the_others(painter):
+    (generator,) = painter.gateway.generators
+    generator.info.limits.max_image_prompts = 4
+    await painter.gateway.notice()
+    pictures = [png(3), png(4), png(5)]
+    answer = await painter.openai.images.edit(image=pictures, prompt="a blue house", n=2)
+    request = generator.requests[0]
+    assert request.prompt == "a blue house"
+    assert [one.image.data for one in request.image_prompts] == pictures
+    assert [one.weight for one in request.image_prompts] == [1, 0.5, 0.5]
+    assert (len(answer.data), answer.usage.input_tokens_details.image_tokens) == (2, 3)
+    assert painter.gateway.refiner.requests == []
+
+
+@pytest.mark.parametrize(
+    ("pictures", "more", "param", "complaint"),
+    [
+        ([png(3)] * 5, {}, "image", "at most 4 pictures for 'tiny', got 5"),
+        ([png(3), b"GIF89a"], {}, "image", "PNG, JPEG, WebP"),
+        ([png(3), png(4)], {"mask": MASK}, "mask", "left out with several pictures"),
+        ([png(3), png(4)], {"extra_body": {"skip_ratio": 0.5}}, "skip_ratio", "none is begun with"),
+    ],
+    ids=["too many", "no picture", "a mask", "a share to keep"],
+)
+async def test_what_cannot_be_mixed_is_a_bad_request(painter, pictures, more, param, complaint):
+    painter.gateway.generators[0].info.limits.max_image_prompts = 4
+    await painter.gateway.notice()
+    with pytest.raises(openai.BadRequestError, match=complaint) as raised:
+        await painter.openai.images.edit(image=pictures, prompt="x", **more)
+    assert raised.value.param == param
 
 
 async def test_a_file_that_is_no_picture_is_refused(painter):
