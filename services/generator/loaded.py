@@ -10,7 +10,7 @@ from typing import Any
 from services.engine.stepper import JobRequest, Stepper
 from services.errors import InvalidRequest
 from services.generator.vocabulary import Vocabulary
-from services.serving.limits.request_checks import check_prompt
+from services.serving.limits.request_checks import PromptLength, check_prompt
 from triptych.v1.generator_pb2 import GenerateRequest, GenerateSettings
 from triptych.v1.stage_pb2 import ModelInfo, PromptReading, WordReplacement
 
@@ -24,6 +24,8 @@ class LoadedGenerator:
     info: ModelInfo
     # Checks a whole request and makes its jobs; raises InvalidRequest naming the field.
     read_request: Callable[[GenerateRequest, ModelInfo, Vocabulary | None], list[JobRequest[Any]]]
+    # Of the text that is drawn.
+    measure_prompt: Callable[[str], PromptLength]
     # Of a small model; others know all words.
     vocabulary: Vocabulary | None = None
 

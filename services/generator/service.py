@@ -7,6 +7,7 @@ the process starts and stops is services/serving/stage_service.py's.
 import asyncio
 import importlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -43,6 +44,9 @@ class GeneratorService(StageService[LoadedGenerator, Any], GeneratorServiceServi
             if request.image_prompts
             else loaded.read_request(*arguments)
         )
+        # Of all candidates the same.
+        warnings = loaded.measure_prompt(tickets[0].job.prompt).warnings("generator")
+        tickets = [replace(ticket, warnings={**ticket.warnings, **warnings}) for ticket in tickets]
         seeds = {item.index: item.seed for item in request.images}
         async for event in self.stream(tickets, seeds=seeds, caller=request.caller, context=context):
             yield GenerateResponse(event=event)

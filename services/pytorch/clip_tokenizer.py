@@ -44,14 +44,22 @@ class Tokenizer:
         self.end_token: int = tokenizer.encode("").ids[-1]
         self.vocab_size: int = tokenizer.get_vocab_size()
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has, start and end included, whether or not they fit."""
+        return len(self._ids(text))
+
     def encode(self, texts: Sequence[str]) -> Int64[np.ndarray, "B T"]:
         tokens = np.zeros((len(texts), self.num_tokens), np.int64)
         for row, text in zip(tokens, texts, strict=True):
-            ids = self._tokenizer.encode(self._clean(text) if self._clean else text).ids
+            ids = self._ids(text)
             if len(ids) > self.num_tokens:
                 ids = [*ids[: self.num_tokens - 1], self.end_token]
             row[: len(ids)] = ids
         return tokens
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(self._clean(text) if self._clean else text).ids
+        return ids
 
 
 def read_clip_tokenizer(part_folder: Path, *, num_tokens: int, vocab_size: int) -> Tokenizer:

@@ -4,7 +4,7 @@ It knows the protocol and the stepper; how the process starts and stops is servi
 """
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import click
 import torch
@@ -21,7 +21,15 @@ from services.refiner.networks.diffusion import MIN_STEPS, NUM_TRAIN_TIMESTEPS
 from services.refiner.stepper import RefineJob, RefinerStepper
 from services.serving.channels import MAX_STAGE_IMAGE_BYTES
 from services.serving.limits.call_gate import Context
-from services.serving.limits.request_checks import check_count, check_items, check_prompt, integer, number
+from services.serving.limits.request_checks import (
+    PROMPT_TRUNCATED,
+    PromptLength,
+    check_count,
+    check_items,
+    check_prompt,
+    integer,
+    number,
+)
 from services.serving.stage_command import run_stage, stage_options
 from services.serving.stage_service import (
     MAX_IMAGES,
@@ -67,6 +75,8 @@ class LoadedRefiner:
 class RefinerService(StageService[LoadedRefiner, RefineJob], RefinerServiceServicer):
     async def Refine(self, request: RefineRequest, context: Context) -> AsyncIterator[RefineResponse]:
         tickets = await self.decode(read_request, request, self.loaded.info)
+        warnings = prompt_warnings(request, self.loaded.model)
+        tickets = [replace(ticket, warnings={**ticket.warnings, **warnings}) for ticket in tickets]
         seeds, caller = {item.index: item.seed for item in request.images}, request.caller
         # Its files are decoded; the call may wait for minutes.
         del request
@@ -120,6 +130,20 @@ def read_request(request: RefineRequest, info: ModelInfo) -> list[JobRequest[Ref
     return [
         JobRequest(item.index, job, preview_every) for item, job in zip(request.images, jobs, strict=True)
     ]
+
+
+def prompt_warnings(request: RefineRequest, model: RefinerModel) -> dict[str, str]:
+    """What of the texts is not read, since they are longer than the model's context, by its reason."""
+    tokenizer = model.text_tokenizer
+    texts = {"prompt": request.prompt, "negative_prompt": request.settings.negative_prompt}
+    found = [
+        message
+        for field, text in texts.items()
+        for message in PromptLength(tokenizer.count(text), tokenizer.num_tokens)
+        .warnings("refiner", field)
+        .values()
+    ]
+    return {PROMPT_TRUNCATED: "; ".join(found)} if found else {}
 
 
 def _read_init_image(request: RefineRequest, side_px: int) -> tuple[Picture | None, Mask | None]:

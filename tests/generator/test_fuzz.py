@@ -1,10 +1,12 @@
 """The generator, with a small random network, with any message and any bytes at every method."""
 
+from functools import partial
+
 import pytest
 from hypothesis import given, strategies as st
 
 from services.engine.engine import Engine
-from services.generator.dalle.service import read_request
+from services.generator.dalle.service import measure_prompt, read_request
 from services.generator.dalle.stepper import GeneratorStepper
 from services.generator.loaded import LoadedGenerator
 from services.generator.service import SERVICE_NAME, GeneratorService
@@ -35,7 +37,9 @@ async def channel(model):
         ) as running,
         open_channel(running.address) as channel,
     ):
-        service.set_ready(LoadedGenerator(stepper, INFO, read_request), engine)
+        service.set_ready(
+            LoadedGenerator(stepper, INFO, read_request, partial(measure_prompt, model)), engine
+        )
         yield channel
 
 

@@ -1,6 +1,7 @@
 """The generator over gRPC: a real server on a free port around a small random network."""
 
 import io
+from functools import partial
 
 import grpc
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from services.engine.engine import Engine
 from services.errors import InvalidRequest
 from services.generator.dalle.networks.sampling import SamplingDefaults
-from services.generator.dalle.service import read_request
+from services.generator.dalle.service import measure_prompt, read_request
 from services.generator.dalle.stepper import GeneratorStepper, generate
 from services.generator.loaded import LoadedGenerator
 from services.generator.service import SERVICE_NAME, GeneratorService
@@ -50,7 +51,9 @@ async def stub(model):
         ) as running,
         open_channel(running.address) as channel,
     ):
-        service.set_ready(LoadedGenerator(stepper, INFO, read_request, VOCABULARY), engine)
+        service.set_ready(
+            LoadedGenerator(stepper, INFO, read_request, partial(measure_prompt, model), VOCABULARY), engine
+        )
         yield GeneratorServiceStub(channel)
 
 
@@ -65,6 +68,16 @@ async def events_of(stub, sent):
 
 def decoded(image):
     return np.asarray(Image.open(io.BytesIO(image.data))).astype(int)
+
+
+# The tokens of this model are bytes, with a space before the first, and a start and an end.
+@pytest.mark.parametrize(("prompt", "num_tokens"), [("two cats", None), ("a red house", 14)])
+async def test_a_prompt_that_is_longer_than_the_context_is_drawn_with_a_warning(stub, prompt, num_tokens):
+    events = await events_of(stub, request(7, 8, prompt=prompt))
+    warnings = {event.warning.message for event in events if event.HasField("warning")}
+    assert sum(event.HasField("image") for event in events) == 2
+    expected = f"prompt: the generator reads 12 text tokens and this has {num_tokens}; its end has no effect"
+    assert warnings == ({expected} if num_tokens else set())
 
 
 async def test_each_picture_comes_under_its_index_with_its_seed(stub, model):

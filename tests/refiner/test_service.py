@@ -116,6 +116,15 @@ async def test_variations_come_back_with_their_seeds(stub, loaded, picture):
     assert np.abs(decoded(images[0].image).astype(int) - expected).max() <= 1
 
 
+async def test_texts_that_are_longer_than_the_context_are_refined_with_a_warning(stub, picture):
+    sent = request(picture, prompt="a red house and " * 9, negative_prompt="a dog " * 9)
+    (warning,) = [event.warning for event in await events_of(stub, sent) if event.HasField("warning")]
+    assert warning.reason == "PROMPT_TRUNCATED"
+    prompt, negative = warning.message.split("; its end has no effect")[:2]
+    assert prompt.startswith("prompt: the refiner reads 20 text tokens")
+    assert "negative_prompt: the refiner reads 20 text tokens" in negative
+
+
 async def test_with_a_mask_the_rest_of_the_picture_comes_back(stub, picture):
     events = await events_of(stub, request(picture, mask=LEFT, seeds=(7, 8)))
     made = [decoded(event.image.image).astype(int) for event in events if event.HasField("image")]

@@ -33,7 +33,14 @@ class Model:
 
     def text_tokens(self, prompt: str) -> TextTokens:
         """Normalizes, if the model was trained so, and tokenizes a prompt."""
-        return self.tokenizer(self.normalizer(prompt) if self.normalizer else prompt)
+        return self.tokenizer(self._normalized(prompt))
+
+    def num_text_tokens(self, prompt: str) -> int:
+        """How many tokens a prompt has, start and end included, whether or not the model reads them."""
+        return self.tokenizer.count(self._normalized(prompt))
+
+    def _normalized(self, prompt: str) -> str:
+        return self.normalizer(prompt) if self.normalizer else prompt
 
 
 def load_model(folder: Path) -> Model:

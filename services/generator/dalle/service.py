@@ -1,13 +1,14 @@
 """The DALL·E family behind the generator's service: reads its requests and loads its model."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from services.engine.stepper import JobRequest
 from services.errors import ModelError
 from services.generator.dalle.batch import GenerateJob
 from services.generator.dalle.device import oom_as_model_error, set_up_device
-from services.generator.dalle.model import load_model
+from services.generator.dalle.model import Model, load_model
 from services.generator.dalle.stepper import GeneratorStepper
 from services.generator.loaded import (
     MAX_GUIDANCE_SCALE,
@@ -18,7 +19,7 @@ from services.generator.loaded import (
     known_words,
 )
 from services.generator.vocabulary import Vocabulary, read_vocabulary
-from services.serving.limits.request_checks import check_items, integer, number
+from services.serving.limits.request_checks import PromptLength, check_items, integer, number
 from services.serving.stage_service import ServeOptions, model_info
 from services.weights.model_folder import Manifest
 from triptych.v1.generator_pb2 import GenerateRequest
@@ -57,6 +58,10 @@ def read_request(
     ]
 
 
+def measure_prompt(model: Model, prompt: str) -> PromptLength:
+    return PromptLength(model.num_text_tokens(prompt), model.dalle_config.max_text_length)
+
+
 def load(options: ServeOptions, folder: Path, manifest: Manifest, *, dtype: str) -> LoadedGenerator:
     """Raises ModelError when the device is not there or the model is not whole."""
     if dtype != "float32":
@@ -81,4 +86,7 @@ def load(options: ServeOptions, folder: Path, manifest: Manifest, *, dtype: str)
         },
     )
     stepper = GeneratorStepper(model, num_slots=options.slots)
-    return LoadedGenerator(stepper, info, read_request, read_vocabulary(folder, manifest))
+
+    return LoadedGenerator(
+        stepper, info, read_request, partial(measure_prompt, model), read_vocabulary(folder, manifest)
+    )

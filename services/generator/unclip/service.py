@@ -1,5 +1,6 @@
 """The unCLIP family behind the generator's service: reads its requests, decodes their pictures and loads its model."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from services.generator.loaded import (
     check_setting_names,
     known_words,
 )
-from services.generator.unclip.model import load_model
+from services.generator.unclip.model import UnclipModel, load_model
 from services.generator.unclip.schedule import MIN_STEPS, NUM_TRAIN_TIMESTEPS
 from services.generator.unclip.stepper import (
     MAX_IMAGE_PROMPTS,
@@ -26,7 +27,7 @@ from services.generator.unclip.stepper import (
 from services.generator.vocabulary import Vocabulary, read_vocabulary
 from services.images.codec import ImageLimits, decode_image
 from services.pytorch.device import oom_as_model_error
-from services.serving.limits.request_checks import check_items, check_prompt, integer, number
+from services.serving.limits.request_checks import PromptLength, check_items, check_prompt, integer, number
 from services.serving.stage_service import ServeOptions, model_info
 from services.weights.model_folder import Manifest
 from triptych.v1.generator_pb2 import GenerateRequest
@@ -108,6 +109,10 @@ def _text_difference(request: GenerateRequest, info: ModelInfo) -> TextDifferenc
     return TextDifference(texts[0], texts[1], weight)
 
 
+def measure_prompt(model: UnclipModel, prompt: str) -> PromptLength:
+    return PromptLength(model.tokenizer.count(prompt), model.tokenizer.num_tokens)
+
+
 def load(options: ServeOptions, folder: Path, manifest: Manifest, *, dtype: str) -> LoadedGenerator:
     """Raises ModelError when the device is not there or the model is not whole."""
     if options.threads is not None:
@@ -155,4 +160,7 @@ def load(options: ServeOptions, folder: Path, manifest: Manifest, *, dtype: str)
         ranges=ranges,
     )
     stepper = UnclipStepper(model, num_slots=options.slots)
-    return LoadedGenerator(stepper, info, read_request, read_vocabulary(folder, manifest))
+
+    return LoadedGenerator(
+        stepper, info, read_request, partial(measure_prompt, model), read_vocabulary(folder, manifest)
+    )

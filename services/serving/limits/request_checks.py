@@ -2,10 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from services.errors import InvalidRequest
 from triptych.v1.stage_pb2 import ImageItem, ModelInfo
+
+# The reason of the warning about a prompt that is longer than the model's context.
+PROMPT_TRUNCATED = "PROMPT_TRUNCATED"
 
 
 def check_prompt(prompt: str, max_bytes: int, field: str = "prompt") -> str:
@@ -26,6 +30,23 @@ def cut_prompt(prompt: str, max_bytes: int) -> str:
     # Not in the middle of a word, unless that would cost much of the prompt.
     whole = cut.rsplit(None, 1)[0] if not prompt[len(cut)].isspace() else cut
     return (whole if len(whole) > len(cut) // 2 else cut).rstrip()
+
+
+@dataclass(frozen=True)
+class PromptLength:
+    """How many text tokens a prompt has, those at its start and end included, and how many the model reads."""
+
+    num_tokens: int
+    max_tokens: int
+
+    def warnings(self, reader: str, field: str = "prompt") -> dict[str, str]:
+        """By its reason, that the end of the text is not read; empty if all of it is. `reader`: such as "generator"."""
+        if self.num_tokens <= self.max_tokens:
+            return {}
+        return {
+            PROMPT_TRUNCATED: f"{field}: the {reader} reads {self.max_tokens} text tokens and this has {self.num_tokens}; "
+            "its end has no effect"
+        }
 
 
 def check_count(count: int, max_images: int, field: str) -> int:

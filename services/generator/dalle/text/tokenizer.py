@@ -40,6 +40,13 @@ class Tokenizer:
         encoding = self._pieces.encode(text)
         return TextTokens(np.array(encoding.ids, np.int32), np.array(encoding.attention_mask, bool))
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has, start and end included, whether or not they fit."""
+        encoding = self._pieces.encode(text)
+        # Each part of a text that is too long has a start and an end of its own.
+        parts = [encoding, *encoding.overflowing]
+        return 2 + sum(1 - mask for part in parts for mask in part.special_tokens_mask)
+
     @property
     def uncond_tokens(self) -> TextTokens:
         """The empty prompt: start and end tokens; an empty string's normalized form is a space."""
