@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from gateway.journal.storage_audit import StorageAudit
 from gateway.runs.manager import RunManager
 from gateway.stages import STAGES, Stage, stage_of
 from gateway.workers.pool import Pool
@@ -28,7 +29,9 @@ ENDS = (
 class GatewayMetrics:
     """Of one gateway's process: what its own runs do, and the workers as it sees them."""
 
-    def __init__(self, pools: Mapping[str, Pool], runs: RunManager) -> None:
+    def __init__(
+        self, pools: Mapping[str, Pool], runs: RunManager, audit: StorageAudit | None = None
+    ) -> None:
         self.registry = CollectorRegistry()
         self._ended = Counter(
             "triptych_ended_runs", "Runs, by how they ended.", ["state"], registry=self.registry
@@ -45,6 +48,13 @@ class GatewayMetrics:
             for outcome in ("finished", "failed"):
                 self._images.labels(stage.worker_name, outcome)
         self._watch(pools, runs)
+        if audit is not None:
+            missing = Gauge(
+                "triptych_missing_pictures",
+                "Pictures of the journal that the store lacks.",
+                registry=self.registry,
+            )
+            missing.set_function(lambda: audit.differences.num_missing)
         runs.on_event = self.observe
 
     def observe(self, event: Event) -> None:

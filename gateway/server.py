@@ -18,6 +18,7 @@ from gateway.http.image_files.example_gallery import ExampleGallery
 from gateway.http.middleware.proxies import TrustedProxies
 from gateway.http.server import serving_http
 from gateway.journal.journal import Journal, open_journal
+from gateway.journal.storage_audit import Differences, StorageAudit
 from gateway.metrics import GatewayMetrics
 from gateway.pipeline import Pipeline
 from gateway.runs.admission import AdmissionLimits
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 NOWHERE = "none"
 LOOK_AT_STORAGE_EVERY_S = 2.0
+# To health checks: whether the store has all pictures of the journal. A gateway that lacks some serves the others.
+STORAGE = "triptych.storage"
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,12 @@ async def run_gateway(options: GatewayOptions) -> None:
         runs = await stack.enter_async_context(
             RunManager(pools, options.retry_policy, bounds, journal, store).running()
         )
-        metrics = GatewayMetrics(pools, runs)
+
+        async def report_storage(differences: Differences) -> None:
+            await running.set_serving(not differences.missing, [STORAGE])
+
+        audit = StorageAudit(journal.reader, store, report_storage)
+        metrics = GatewayMetrics(pools, runs, audit)
         stack.enter_context(serving_metrics(metrics.registry, options.host, options.metrics_port))
         pipeline = Pipeline(pools, runs)
         service = PipelineService(pipeline)
@@ -168,6 +176,7 @@ async def run_gateway(options: GatewayOptions) -> None:
                         budget=budget,
                         request_log=request_log,
                         examples=examples,
+                        audit=audit,
                         public_url=options.http_public_url,
                     ),
                     host=options.host,
@@ -195,8 +204,11 @@ async def run_gateway(options: GatewayOptions) -> None:
         # Before the server ends its calls, whichever way it comes to that: they must not take their runs along.
         stack.push_async_callback(runs.close)
         await running.set_serving(True)
+        await running.set_serving(True, [STORAGE])
         watching = asyncio.create_task(_watch_storage(journal, store, running), name="storage")
         stack.callback(watching.cancel)
+        auditing = asyncio.create_task(audit.run_forever(), name="audit")
+        stack.callback(auditing.cancel)
         log.info(
             "serving on %s%s: version %s, journal %s, store %s, workers %s",
             running.address,

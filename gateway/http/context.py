@@ -15,6 +15,7 @@ from gateway.http.image_files.example_gallery import ExampleGallery
 from gateway.http.image_files.signed_links import LinkSigner
 from gateway.http.proto_json import EventEncoder
 from gateway.http.sse import HEARTBEAT_S
+from gateway.journal.storage_audit import StorageAudit
 from gateway.pipeline import Pipeline
 from services.serving.limits.request_budget import RequestBudget
 from services.serving.request_log import RequestLog, current_request
@@ -47,6 +48,8 @@ class RequestContext:
     events: EventEncoder = field(default_factory=EventEncoder)
     # None: nothing is made for the page's first screen.
     examples: ExampleGallery | None = None
+    # None: nobody compares the journal with the store.
+    audit: StorageAudit | None = None
     links: LinkSigner = field(default_factory=LinkSigner)
     # Where callers reach us, for links; empty: as each of them does.
     public_url: str = ""

@@ -1,4 +1,4 @@
-"""`triptych journal`: checks the SQLite file of a stopped gateway, and saves what is readable of a damaged one."""
+"""`triptych journal`: checks and repairs the SQLite file of a stopped gateway; archive/command.py has its other commands."""
 
 import sqlite3
 import time
@@ -9,6 +9,7 @@ import click
 import sqlalchemy as sa
 
 from gateway.journal import migration, schema
+from gateway.journal.archive.command import COMMANDS
 from gateway.journal.journal_file import JournalFile
 from services.errors import TriptychError
 
@@ -17,7 +18,11 @@ journal_argument = click.argument("journal", type=click.Path(exists=True, dir_ok
 
 @click.group(no_args_is_help=True)
 def journal() -> None:
-    """Check and repair the journal of a gateway that is stopped (SQLite; for PostgreSQL use its own tools)."""
+    """Check and repair a SQLite journal; export and import runs; compare a journal with its store."""
+
+
+for _command in COMMANDS:
+    journal.add_command(_command)
 
 
 @journal.command()

@@ -103,7 +103,7 @@ class Journal:
         kind = event.WhichOneof("kind")
         payload = b"" if kind == "preview" else event.SerializeToString()
         # As it stands now: by the time it is written the run may have gone on to what is written later.
-        state = _state_of(run.run) if kind in _CHANGES_STATE else None
+        state = state_columns(run.run) if kind in _CHANGES_STATE else None
         self._waiting.append(_Entry(run, event, payload, state))
         self._has_work.set()
         is_beginning = kind == "state" and event.state.state == ProtoRunState.RUN_STATE_RUNNING
@@ -191,12 +191,12 @@ class Journal:
                 {"run": one.run.name, "sequence": one.event.sequence, "payload": one.payload} for one in ours
             ]
             pictures = [
-                _image_row(one.run.name, one.event.image_ready.image)
+                image_row(one.run.name, one.event.image_ready.image)
                 for one in ours
                 if one.event.HasField("image_ready")
             ]
             pictures += [
-                _image_row(one.run.name, mask)
+                image_row(one.run.name, mask)
                 for one in ours
                 for mask in attachments_in_event(one.event, one.run.name)
             ]
@@ -236,7 +236,7 @@ class Journal:
             first = {"run": name, "sequence": first_event.sequence, "payload": payload}
             connection.execute(self._add[events], first)
             if kept := [*init_images.values(), *attachments_in_event(first_event, name)]:
-                connection.execute(self._add[images], [_image_row(name, image) for image in kept])
+                connection.execute(self._add[images], [image_row(name, image) for image in kept])
             return RunRow(
                 name,
                 new.caller,
@@ -301,12 +301,12 @@ _CHANGE_STATE = (
 _FINISH = _CHANGE_STATE.values(owner=sa.bindparam("owner"))
 
 
-def _image_row(run: str, image: Image) -> dict[str, Any]:
+def image_row(run: str, image: Image) -> dict[str, Any]:
     payload = without_data(image).SerializeToString()
     return {"name": image.name, "run": run, "sha256": image.sha256, "payload": payload}
 
 
-def _state_of(run: RunState) -> dict[str, Any]:
+def state_columns(run: RunState) -> dict[str, Any]:
     """The columns of `runs` that follow from the run as it stands; a finished one is nobody's."""
     values: dict[str, Any] = {"state": run.state, "end_time_ns": None, "at_rest": None}
     if is_idle(run.state):

@@ -52,7 +52,7 @@ class JournalReader:
             query = query.where(runs.c.caller == caller)
         if before is not None:
             query = query.where(sa.tuple_(runs.c.create_time_ns, runs.c.name) < sa.tuple_(*before))
-        return [RunRow(*row) for row in await self._rows(query)]
+        return [RunRow(*row) for row in await self.rows(query)]
 
     async def view(self, row: RunRow) -> Run:
         """The run as it stands."""
@@ -77,7 +77,7 @@ class JournalReader:
         )
         return [
             Event.FromString(payload) if payload else Event(sequence=sequence, preview=Event.ImagePreview())
-            for sequence, payload in await self._rows(query)
+            for sequence, payload in await self.rows(query)
         ]
 
     async def init_images(self, name: str) -> dict[str, Image]:
@@ -89,11 +89,11 @@ class JournalReader:
 
     async def images_of(self, name: str) -> list[Image]:
         query = sa.select(images.c.payload).where(images.c.run == name)
-        return [Image.FromString(payload) for (payload,) in await self._rows(query)]
+        return [Image.FromString(payload) for (payload,) in await self.rows(query)]
 
     async def find_image(self, name: str) -> Image | None:
         """A picture of a run, without its file."""
-        rows = await self._rows(sa.select(images.c.payload).where(images.c.name == name))
+        rows = await self.rows(sa.select(images.c.payload).where(images.c.name == name))
         return Image.FromString(rows[0][0]) if rows else None
 
     async def find_file(self, sha256: str, caller: str | None) -> Image | None:
@@ -101,7 +101,7 @@ class JournalReader:
         query = sa.select(images.c.payload).where(images.c.sha256 == sha256).limit(1)
         if caller is not None:
             query = query.join(runs, runs.c.name == images.c.run).where(runs.c.caller == caller)
-        rows = await self._rows(query)
+        rows = await self.rows(query)
         return Image.FromString(rows[0][0]) if rows else None
 
     async def finished_before(self, end_time_ns: int, limit: int) -> list[str]:
@@ -112,24 +112,25 @@ class JournalReader:
             .order_by(runs.c.end_time_ns)
             .limit(limit)
         )
-        return [name for (name,) in await self._rows(query)]
+        return [name for (name,) in await self.rows(query)]
 
     async def find_expired(self, name: str) -> tuple[str, float] | None:
         """The caller of a run that expired, and when that was, in seconds since 1970."""
         query = sa.select(expired.c.caller, expired.c.expired_ms).where(expired.c.run == name)
-        rows = await self._rows(query)
+        rows = await self.rows(query)
         return (rows[0].caller, rows[0].expired_ms / 1e3) if rows else None
 
     async def wanted(self, hashes: Sequence[str]) -> set[str]:
         """Those of the files that a run has."""
         query = sa.select(images.c.sha256).where(images.c.sha256.in_(hashes)).distinct()
-        return {sha256 for (sha256,) in await self._rows(query)}
+        return {sha256 for (sha256,) in await self.rows(query)}
 
     async def _find(self, where: sa.ColumnElement[bool]) -> RunRow | None:
-        rows = await self._rows(SELECT_RUN.where(where))
+        rows = await self.rows(SELECT_RUN.where(where))
         return RunRow(*rows[0]) if rows else None
 
-    async def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
+    async def rows(self, query: sa.Select[Any]) -> Sequence[Any]:
+        """What any query selects."""
         return await self._database.read(lambda connection: connection.execute(query).all())
 
 

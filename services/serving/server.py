@@ -42,10 +42,11 @@ class Serving:
     checks: health.aio.HealthServicer
     services: Sequence[str]
 
-    async def set_serving(self, is_serving: bool) -> None:
+    async def set_serving(self, is_serving: bool, names: Sequence[str] | None = None) -> None:
+        """What health checks of these names are answered; None: of the server and its services."""
         states = health_pb2.HealthCheckResponse
         status = states.SERVING if is_serving else states.NOT_SERVING
-        for name in ("", *self.services):
+        for name in ("", *self.services) if names is None else names:
             await self.checks.set(name, status)
 
 

@@ -142,7 +142,9 @@ COMMANDS = {
         "triptych.cli.models", "models", "List the models of a gateway, and the words that they know."
     ),
     "weights": LazyCommand("services.weights.command", "weights", "Fetch, convert, verify and list models."),
-    "journal": LazyCommand("gateway.journal.command", "journal", "Check and repair a gateway's journal."),
+    "journal": LazyCommand(
+        "gateway.journal.command", "journal", "Check, repair, export and import a gateway's journal."
+    ),
     "tokens": LazyCommand("gateway.access.tokens_command", "tokens", "Manage the tokens of callers."),
     "certs": LazyCommand("gateway.access.certs_command", "certs", "Make TLS certificates."),
     "deploy": LazyCommand("deploy.command", "deploy", "Run and scale workers on a deployment target."),

@@ -1,4 +1,4 @@
-"""GET /health: whether each stage has a worker. It needs no token."""
+"""GET /health: whether each stage has a worker, and whether pictures are missing in the store. It needs no token."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -21,7 +21,10 @@ async def health(request: Request) -> Response:
             raise InvalidRequest("stage", f"must be one of {names}, got {asked[:40]!r}")
         stages = {asked: stages[asked]}
     is_ready = all(stage["ready"] for stage in stages.values())
-    body = {"status": "ready" if is_ready else "not ready", "stages": stages}
+    body: dict[str, object] = {"status": "ready" if is_ready else "not ready", "stages": stages}
+    # All other pictures are served: the status stays.
+    if (audit := api_of(request).audit) is not None:
+        body["storage"] = {"complete": not audit.differences.missing, "problem": str(audit.differences)}
     return JSONResponse(body, 200 if is_ready else 503, {"cache-control": "no-store"})
 
 

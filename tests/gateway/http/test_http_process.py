@@ -6,8 +6,10 @@ import signal
 import sys
 from contextlib import asynccontextmanager
 
+import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.http.server import serving_http
 from services.serving.server import AddressInUse
@@ -46,7 +48,7 @@ async def gateway(stages, folder):
             stderr=log,
         )
         try:
-            announced = json.loads(await process.stdout.readline())
+            process.announced = announced = json.loads(await process.stdout.readline())
             async with httpx.AsyncClient(base_url=f"http://{announced['http']}", timeout=120) as http:
                 yield process, http
         finally:
@@ -101,3 +103,24 @@ async def test_a_reader_goes_on_at_the_gateway_that_comes_after(stages, tmp_path
     assert sorted(image["index"] for image in ready) == [0, 1]
     sequences = [int(event["sequence"]) for event in seen + rest]
     assert sequences == sorted(set(sequences))
+
+
+async def test_health_reports_pictures_that_the_store_lacks(stages, tmp_path):
+    async with gateway(stages, tmp_path) as (process, http):
+        location = (await http.post("/runs", json={"spec": SKETCHES})).headers["location"]
+        run = (await http.get(f"{location}/events")).text
+        assert "RUN_STATE_SUCCEEDED" in run
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
+    for picture in (tmp_path / "pictures").glob("??/*"):
+        picture.unlink()
+    async with gateway(stages, tmp_path) as (process, http):
+        request = health_pb2.HealthCheckRequest(service="triptych.storage")
+        async with grpc.aio.insecure_channel(process.announced["address"]) as channel:
+            async for answer in health_pb2_grpc.HealthStub(channel).Watch(request):
+                if answer.status == health_pb2.HealthCheckResponse.NOT_SERVING:
+                    break
+        storage = (await http.get("/health")).json()["storage"]
+        assert storage == {"complete": False, "problem": "2 pictures of 1 runs are missing in the store"}
+        assert (await http.get(location)).json()["state"] == "RUN_STATE_SUCCEEDED"
+    assert f"{location[1:]} lacks 2 of its 2 pictures" in (tmp_path / "gateway.log").read_text()

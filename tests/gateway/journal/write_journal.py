@@ -28,6 +28,8 @@ from triptych.v1.stage_pb2 import StageEvent
 SKETCHES = {"refine": None, "upscale": None}
 # The index of a picture that is never finished, and of one that fails.
 ENDLESS, FAILING = 7, 5
+# With them the last run waits for the one before.
+BOUNDS = RunLimits(AdmissionLimits(max_running=1), abandon_grace_s=3600)
 
 
 async def write_runs(gateway) -> None:
@@ -76,13 +78,12 @@ async def write_runs(gateway) -> None:
 
 
 async def main(folder: Path) -> None:
-    bounds = RunLimits(AdmissionLimits(max_running=1), abandon_grace_s=3600)
     with postgresql_server() as server, TemporaryDirectory() as name:
         files = Path(name)
         for address in (str(files / "journal.db"), await new_database(server)):
             async with scripted_stages() as stages:
                 await begin(stages)
-                async with gateway_over(stages, files, journal=address, bounds=bounds) as gateway:
+                async with gateway_over(stages, files, journal=address, bounds=BOUNDS) as gateway:
                     await write_runs(gateway)
                     dump = dump_postgresql if "://" in address else dump_sqlite
                     kind = "postgresql" if "://" in address else "sqlite"
