@@ -113,7 +113,7 @@ class UnclipModel:
             ("the decoder's in_channels", decoder.in_channels, "expected", 3),
             (
                 "the decoder's out_channels", decoder.out_channels,
-                "expected", 6 if self.decoder_diffusion.variance == "learned_range" else 3,
+                "expected", _out_channels(self.decoder_diffusion),
             ),
         ]  # fmt: skip
         if self.prior is not None:
@@ -129,8 +129,11 @@ class UnclipModel:
         for network in self.super_res or ():
             pairs += [
                 ("super-resolution's in_channels", network.config.in_channels, "expected", 6),
-                ("super-resolution's out_channels", network.config.out_channels, "expected", 3),
-            ]
+                (
+                    "super-resolution's out_channels", network.config.out_channels,
+                    "expected", _out_channels(self.super_res_diffusion),
+                ),
+            ]  # fmt: skip
         for name, value, other_name, other in pairs:
             if value != other:
                 raise ModelError(
@@ -205,7 +208,7 @@ class UnclipModel:
         timesteps: Float[Tensor, " B"],
         *,
         is_last: bool,
-    ) -> Float[Tensor, "B 3 H W"]:
+    ) -> Float[Tensor, "B O H W"]:
         """One forward of super-resolution; the last step has a network of its own."""
         if self.super_res is None:
             raise ValueError("this unCLIP has no super-resolution")
@@ -213,6 +216,11 @@ class UnclipModel:
 
     def _pixels(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         return x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _out_channels(diffusion: DiffusionConfig) -> int:
+    """Of a network that draws: a learned variance takes as many as the prediction."""
+    return 6 if diffusion.variance == "learned_range" else 3
 
 
 def crop_to_square(picture: Picture, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:

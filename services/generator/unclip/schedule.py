@@ -34,6 +34,8 @@ class DiffusionConfig:
     # Predictions are cut to +- this. The prior's is 5 in the hub's scheduler, 10 in the original code.
     # None: not cut.
     clip_range: float | None = 5.0
+    # Timesteps are 0 to one less; also the most steps that a picture can take.
+    num_train_timesteps: int = NUM_TRAIN_TIMESTEPS
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,23 @@ class StepWeights:
 
 
 @cache
-def step_weights(num_steps: int) -> tuple[StepWeights, ...]:
-    """Of every step of a schedule of so many, first to last. Raises ValueError for fewer than 2 or more than 1000."""
-    steps = timesteps(num_steps)
-    return tuple(_step_weights(t, previous) for t, previous in zip(steps, [*steps[1:], -1], strict=True))
+def step_weights(num_steps: int, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS) -> tuple[StepWeights, ...]:
+    """Of every step of a schedule of `num_steps`, first to last.
+
+    Raises ValueError for fewer than 2 or more than `num_train_timesteps`.
+    """
+    steps = timesteps(num_steps, num_train_timesteps)
+    tables = _tables(num_train_timesteps)
+    return tuple(
+        _step_weights(t, previous, *tables) for t, previous in zip(steps, [*steps[1:], -1], strict=True)
+    )
 
 
-def timesteps(num_steps: int) -> list[int]:
-    """Evenly from 999 to 0, halves rounded to even."""
-    if not MIN_STEPS <= num_steps <= NUM_TRAIN_TIMESTEPS:
-        raise ValueError(f"expected {MIN_STEPS} to {NUM_TRAIN_TIMESTEPS} steps, got {num_steps}")
-    spaced = np.arange(num_steps) * ((NUM_TRAIN_TIMESTEPS - 1) / (num_steps - 1))
+def timesteps(num_steps: int, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS) -> list[int]:
+    """Evenly spaced from the last to 0, halves rounded to even."""
+    if not MIN_STEPS <= num_steps <= num_train_timesteps:
+        raise ValueError(f"expected {MIN_STEPS} to {num_train_timesteps} steps, got {num_steps}")
+    spaced = np.arange(num_steps) * ((num_train_timesteps - 1) / (num_steps - 1))
     return [int(t) for t in np.round(spaced)[::-1]]
 
 
@@ -98,23 +106,24 @@ def advance(
 
 def alphas_cumprod() -> NDArray[np.float32]:
     """abar_t of every timestep, for training."""
-    return _tables()[1]
+    return _tables(NUM_TRAIN_TIMESTEPS)[1]
 
 
 @cache
-def _tables() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _tables(num_train_timesteps: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Betas of the squared cosine, and the products of 1 - beta."""
 
     def f(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    n = NUM_TRAIN_TIMESTEPS
+    n = num_train_timesteps
     betas = np.array([min(1 - f((t + 1) / n) / f(t / n), MAX_BETA) for t in range(n)], np.float32)
     return betas, np.cumprod(np.float32(1) - betas, dtype=np.float32)
 
 
-def _step_weights(t: int, previous: int) -> StepWeights:
-    betas, abars = _tables()
+def _step_weights(
+    t: int, previous: int, betas: NDArray[np.float32], abars: NDArray[np.float32]
+) -> StepWeights:
     one, half = np.float32(1), np.float32(0.5)
     abar, abar_previous = abars[t], abars[previous] if previous >= 0 else one
     beta = betas[t] if previous == t - 1 else one - abar / abar_previous

@@ -16,7 +16,7 @@ from services.generator.loaded import (
     known_words,
 )
 from services.generator.unclip.model import UnclipModel, load_model
-from services.generator.unclip.schedule import MIN_STEPS, NUM_TRAIN_TIMESTEPS
+from services.generator.unclip.schedule import MIN_STEPS
 from services.generator.unclip.stepper import (
     MAX_IMAGE_PROMPTS,
     GenerateJob,
@@ -55,7 +55,7 @@ def read_request(
             name,
             int(defaults.get(name, 0)),
             low=int(info.ranges[name].lowest),
-            high=NUM_TRAIN_TIMESTEPS,
+            high=int(info.ranges[name].highest),
         )
         for name in STEPS
         if name in defaults
@@ -131,11 +131,12 @@ def load(options: ServeOptions, folder: Path, manifest: Manifest, *, dtype: str)
         }
     if model.super_res is not None:
         defaults["super_res_num_steps"] = model.super_res_diffusion.num_steps
+    diffusions = (model.prior_diffusion, model.decoder_diffusion, model.super_res_diffusion)
     ranges = {
         name: ModelInfo.Range(
-            lowest=0 if name == "super_res_num_steps" else MIN_STEPS, highest=NUM_TRAIN_TIMESTEPS
+            lowest=0 if name == "super_res_num_steps" else MIN_STEPS, highest=diffusion.num_train_timesteps
         )
-        for name in STEPS
+        for name, diffusion in zip(STEPS, diffusions, strict=True)
         if name in defaults
     } | {
         name: ModelInfo.Range(lowest=0, highest=MAX_GUIDANCE_SCALE)

@@ -23,7 +23,6 @@ from services.generator.unclip.model import EncodedPrompt, UnclipModel, to_pictu
 from services.generator.unclip.networks.text_projection import Conditioning
 from services.generator.unclip.schedule import (
     MIN_STEPS,
-    NUM_TRAIN_TIMESTEPS,
     DiffusionConfig,
     StepWeights,
     advance,
@@ -101,10 +100,10 @@ class GenerateJob:
             raise InvalidRequest("image_prompts", "must have weights of which one is above 0")
         for name in ("prior_num_steps", "decoder_num_steps", "super_res_num_steps"):
             num_steps, lowest = getattr(self, name), 0 if name == "super_res_num_steps" else MIN_STEPS
-            if not lowest <= num_steps <= NUM_TRAIN_TIMESTEPS or num_steps == 1:
+            if num_steps < lowest or num_steps == 1:
                 zero = "0 or " if lowest == 0 else ""
                 raise InvalidRequest(
-                    f"settings.{name}", f"must be {zero}{MIN_STEPS} to {NUM_TRAIN_TIMESTEPS}, got {num_steps}"
+                    f"settings.{name}", f"must be {zero}{MIN_STEPS} or more, got {num_steps}"
                 )
 
 
@@ -114,6 +113,7 @@ class _Slot:
 
     job: GenerateJob
     phase: Phase
+    schedule: tuple[StepWeights, ...]  # of this phase
     step: int
     x: Float[Tensor, "..."]
     prompt: EncodedPrompt
@@ -123,12 +123,8 @@ class _Slot:
     enlarged: Float[Tensor, "3 H W"] | None = None
 
     @property
-    def num_steps(self) -> int:
-        return dict(self.job.phases)[self.phase]
-
-    @property
     def weights(self) -> StepWeights:
-        return step_weights(self.num_steps)[self.step]
+        return self.schedule[self.step]
 
     @property
     def guidance_scale(self) -> float:
@@ -154,7 +150,12 @@ class UnclipStepper:
         self._encode_picture = lru_cache(NUM_CACHED_PICTURES)(
             lambda key: self._model.encode_picture(key.picture)
         )
-        self._forward: dict[Phase, Callable[[Sequence[_Slot]], tuple[Tensor, DiffusionConfig]]] = {
+        self._diffusion: dict[Phase, DiffusionConfig] = {
+            Phase.PRIOR: model.prior_diffusion,
+            Phase.DECODER: model.decoder_diffusion,
+            Phase.SUPER_RES: model.super_res_diffusion,
+        }
+        self._forward: dict[Phase, Callable[[Sequence[_Slot]], Tensor]] = {
             Phase.PRIOR: self._predict_embeddings,
             Phase.DECODER: self._decode,
             Phase.SUPER_RES: self._sharpen,
@@ -190,7 +191,7 @@ class UnclipStepper:
                 admitted = self._begin_decoder(job, prompt, self._mixed(job.image_prompts))
             else:
                 noise = self._noise(job.seed, Phase.PRIOR, 0, (self._model.text_encoder.config.embed_dim,))
-                admitted = _Slot(job, Phase.PRIOR, 0, noise, prompt)
+                admitted = _Slot(job, Phase.PRIOR, self._schedule(job, Phase.PRIOR), 0, noise, prompt)
         self._slots[slot] = admitted
         return sum(num_steps for _, num_steps in job.phases)
 
@@ -204,8 +205,10 @@ class UnclipStepper:
                 if not members:
                     continue
                 rows = [self._slots[slot] for slot in members]
-                output, diffusion = self._forward[phase](rows)
-                advanced |= dict(zip(members, self._advance(rows, output, diffusion), strict=True))
+                output = self._forward[phase](rows)
+                advanced |= dict(
+                    zip(members, self._advance(rows, output, self._diffusion[phase]), strict=True)
+                )
             if self._model.device.type == "cuda":
                 torch.cuda.synchronize(self._model.device)
         self._slots.update(advanced)
@@ -239,6 +242,15 @@ class UnclipStepper:
             raise InvalidRequest(
                 "settings.super_res_num_steps", "must be 0: this model has no super-resolution"
             )
+        for phase, num_steps in job.phases:
+            most = self._diffusion[phase].num_train_timesteps
+            if num_steps > most:
+                raise InvalidRequest(
+                    f"settings.{phase.name.lower()}_num_steps", f"must be at most {most}, got {num_steps}"
+                )
+
+    def _schedule(self, job: GenerateJob, phase: Phase) -> tuple[StepWeights, ...]:
+        return step_weights(dict(job.phases)[phase], self._diffusion[phase].num_train_timesteps)
 
     def _advance(self, rows: Sequence[_Slot], output: Tensor, diffusion: DiffusionConfig) -> list[_Slot]:
         """Takes the networks' answers; a row at the end of its phase begins the next one."""
@@ -260,7 +272,7 @@ class UnclipStepper:
         ]
 
     def _follow(self, row: _Slot) -> _Slot:
-        if row.step < row.num_steps:
+        if row.step < len(row.schedule):
             return row
         phases = [phase for phase, _ in row.job.phases]
         place = phases.index(row.phase)
@@ -274,7 +286,8 @@ class UnclipStepper:
         size = self._model.image_size
         enlarged = self._model.enlarge(row.x[None].clamp(-1, 1))[0]
         noise = self._noise(row.job.seed, Phase.SUPER_RES, 0, (3, size, size))
-        return _Slot(row.job, Phase.SUPER_RES, 0, noise, row.prompt, enlarged=enlarged)
+        schedule = self._schedule(row.job, Phase.SUPER_RES)
+        return _Slot(row.job, Phase.SUPER_RES, schedule, 0, noise, row.prompt, enlarged=enlarged)
 
     def _begin_decoder(
         self, job: GenerateJob, prompt: EncodedPrompt, embedding: Float[Tensor, "1 K"]
@@ -291,13 +304,14 @@ class UnclipStepper:
         size = self._model.decoder.config.image_size
         noise = self._noise(job.seed, Phase.DECODER, 0, (3, size, size))
         cond = self._model.condition(embedding, prompt)
-        return _Slot(job, Phase.DECODER, 0, noise, prompt, cond=cond, uncond=uncond)
+        schedule = self._schedule(job, Phase.DECODER)
+        return _Slot(job, Phase.DECODER, schedule, 0, noise, prompt, cond=cond, uncond=uncond)
 
     def _mixed(self, prompts: Sequence[ImagePrompt]) -> Float[Tensor, "1 K"]:
         keys = [_PictureKey(_digest(prompt.image), prompt.image) for prompt in prompts]
         return mix([self._encode_picture(key) for key in keys], [prompt.weight for prompt in prompts])
 
-    def _predict_embeddings(self, rows: Sequence[_Slot]) -> tuple[Tensor, DiffusionConfig]:
+    def _predict_embeddings(self, rows: Sequence[_Slot]) -> Tensor:
         def predict(asked: Sequence[_Slot], *, with_prompt: Sequence[bool]) -> Tensor:
             prompts = [
                 row.prompt if told else self._model.uncond
@@ -305,15 +319,15 @@ class UnclipStepper:
             ]
             return self._model.predict_embeddings(_stack(asked), self._timesteps(asked), prompts)
 
-        return self._guided(rows, predict), self._model.prior_diffusion
+        return self._guided(rows, predict)
 
-    def _decode(self, rows: Sequence[_Slot]) -> tuple[Tensor, DiffusionConfig]:
+    def _decode(self, rows: Sequence[_Slot]) -> Tensor:
         def predict(asked: Sequence[_Slot], *, with_prompt: Sequence[bool]) -> Tensor:
             told = [row.cond if cond else row.uncond for row, cond in zip(asked, with_prompt, strict=True)]
             present = [one for one in told if one is not None]
             return self._model.decode(_stack(asked), self._timesteps(asked), present)
 
-        return self._guided(rows, predict), self._model.decoder_diffusion
+        return self._guided(rows, predict)
 
     def _guided(self, rows: Sequence[_Slot], predict: Callable[..., Tensor]) -> Tensor:
         """All rows with their prompts, and in the same forward those without that a guidance scale needs."""
@@ -330,18 +344,17 @@ class UnclipStepper:
             cond[guided, :channels] = moved
         return cond
 
-    def _sharpen(self, rows: Sequence[_Slot]) -> tuple[Tensor, DiffusionConfig]:
-        output = torch.empty_like(_stack(rows))
+    def _sharpen(self, rows: Sequence[_Slot]) -> Tensor:
+        output: dict[int, Tensor] = {}
         for is_last in (False, True):
             members = [i for i, row in enumerate(rows) if row.weights.is_last is is_last]
             for start in range(0, len(members), MAX_SHARPENED_TOGETHER):
                 together = members[start : start + MAX_SHARPENED_TOGETHER]
                 asked = [rows[i] for i in together]
                 enlarged = torch.stack([row.enlarged for row in asked if row.enlarged is not None])
-                output[together] = self._model.sharpen(
-                    _stack(asked), enlarged, self._timesteps(asked), is_last=is_last
-                )
-        return output, self._model.super_res_diffusion
+                made = self._model.sharpen(_stack(asked), enlarged, self._timesteps(asked), is_last=is_last)
+                output |= dict(zip(together, made, strict=True))
+        return torch.stack([output[i] for i in range(len(rows))])
 
     def _timesteps(self, rows: Sequence[_Slot]) -> Float[Tensor, " B"]:
         timesteps = [float(row.weights.timestep) for row in rows]

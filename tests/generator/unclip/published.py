@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "unclip"
 KARLO_FILES = {
@@ -17,6 +17,7 @@ KARLO_FILES = {
     "super_res_first": "improved-sr-ckpt-step=1.2M.ckpt",
     "super_res_last": "improved-sr-ckpt-step=1.2M.ckpt",
 }
+SCHEDULERS = ("prior_scheduler", "decoder_scheduler", "super_res_scheduler")
 
 
 def tensors_of(component):
@@ -33,26 +34,30 @@ def write_hub(folder):
         (folder / component).mkdir(parents=True)
         save_file(tensors_of(component), folder / component / f"{stem}.safetensors")
         shutil.copy(GOLDEN / "config" / component / "config.json", folder / component)
-    for scheduler in ("prior_scheduler", "decoder_scheduler", "super_res_scheduler"):
+    for scheduler in SCHEDULERS:
         shutil.copytree(GOLDEN / "config" / scheduler, folder / scheduler)
     shutil.copytree(GOLDEN / "tokenizer", folder / "tokenizer")
 
 
-def write_karlo(folder):
-    """With the hub's config.json of each part in a folder beside, since no shape tells the number of heads."""
+def write_karlo(hub, folder):
+    """The networks of a hub's folder.
+
+    With the hub's config.json of each part in a folder beside, since no shape tells the number of heads.
+    """
     for part in KARLO_FILES:
         (folder / part).mkdir(parents=True)
-        shutil.copy(GOLDEN / "config" / part / "config.json", folder / part)
-    head_dim = json.loads((GOLDEN / "config" / "decoder" / "config.json").read_text())["attention_head_dim"]
-    prior = tensors_of("prior")
-    decoder = _unet("decoder", head_dim) | _text_projection()
+        shutil.copy(hub / part / "config.json", folder / part)
+    for scheduler in SCHEDULERS:
+        shutil.copytree(hub / scheduler, folder / scheduler)
+    prior, prior_config = _part(hub, "prior")
+    decoder = _unet(*_part(hub, "decoder")) | _text_projection(_part(hub, "text_proj")[0])
     super_res = {
         f"{prefix}.{name}": tensor
         for part, prefix in (("super_res_first", "model_first_steps"), ("super_res_last", "model_last_step"))
-        for name, tensor in _unet(part, 0).items()
+        for name, tensor in _unet(*_part(hub, part)).items()
     }
     files = {
-        "prior": _prefixed(_prior(prior)),
+        "prior": _prefixed(_prior(prior, prior_config)),
         "decoder": _prefixed(decoder),
         "super_res_first": super_res,
     }
@@ -61,6 +66,11 @@ def write_karlo(folder):
         torch.save({"state_dict": state}, folder / KARLO_FILES[part])
     stats = tuple(torch.from_numpy(prior[name][0]) for name in ("clip_mean", "clip_std"))
     torch.save(stats, folder / "ViT-L-14_stats.th")
+
+
+def _part(hub, part):
+    tensors = load_file(hub / part / "diffusion_pytorch_model.safetensors")
+    return tensors, json.loads((hub / part / "config.json").read_text())
 
 
 def _tensor(name, shape, center, scale, seed):
@@ -87,7 +97,7 @@ def _by_head(pieces, head_dim):
     )
 
 
-def _prior(hub):
+def _prior(hub, config):
     top = {
         "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
         "encoder_hidden_states_proj": "text_enc_proj", "embedding_proj": "text_emb_proj",
@@ -97,7 +107,6 @@ def _prior(hub):
         "attn1.to_out.0": "attn.c_proj", "norm1": "ln_1", "norm3": "ln_2",
         "ff.net.0.proj": "mlp.c_fc", "ff.net.2": "mlp.c_proj",
     }  # fmt: skip
-    config = json.loads((GOLDEN / "config" / "prior" / "config.json").read_text())
     karlo = {"positional_embedding": hub["positional_embedding"], "prd_emb": hub["prd_embedding"]}
     for leaf in ("weight", "bias"):
         karlo |= {f"{theirs}.{leaf}": hub[f"{name}.{leaf}"] for name, theirs in top.items()}
@@ -109,8 +118,7 @@ def _prior(hub):
     return karlo
 
 
-def _text_projection():
-    hub = tensors_of("text_proj")
+def _text_projection(hub):
     pairs = {
         "encoder_hidden_states_proj": "text_seq_proj.0", "text_encoder_hidden_states_norm": "text_seq_proj.1",
         "embedding_proj": "text_feat_proj", "clip_extra_context_tokens_proj": "clip_tok_proj",
@@ -120,9 +128,8 @@ def _text_projection():
     return karlo | {"cf_param": hub["learned_classifier_free_guidance_embeddings"]}
 
 
-def _unet(component, head_dim):
-    hub, karlo = tensors_of(component), {}
-    config = json.loads((GOLDEN / "config" / component / "config.json").read_text())
+def _unet(hub, config):
+    karlo, head_dim = {}, config["attention_head_dim"]
     attends = [kind.startswith("SimpleCrossAttn") for kind in config["down_block_types"]]
     res = {
         "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
@@ -165,9 +172,10 @@ def _unet(component, head_dim):
             put_res(f"input_blocks.{block}.0", f"down_blocks.{level}.downsamplers.0")
             block += 1
     put_res("middle_block.0", "mid_block.resnets.0")
-    if any(attends):
+    in_middle = "mid_block.attentions.0.group_norm.weight" in hub
+    if in_middle:
         put_attention("middle_block.1", "mid_block.attentions.0")
-    put_res(f"middle_block.{1 + any(attends)}", "mid_block.resnets.1")
+    put_res(f"middle_block.{1 + in_middle}", "mid_block.resnets.1")
     block = 0
     for up, level in enumerate(reversed(range(levels))):
         for i in range(blocks + 1):

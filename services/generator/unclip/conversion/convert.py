@@ -53,21 +53,31 @@ def convert(source: Path, part_folder: Path, part: str) -> None:
     if part not in PARTS:
         raise ModelError(f"no part '{part}' in an unCLIP: expected one of {', '.join(PARTS)}")
     file = _weights_file(source, part)
-    tensors, is_karlo = _own(part, read_tensors(file, packages=MODULE_PACKAGES), file)
-    config = part_config(part, tensors, _settings(file, part), _scheduler(file, part), file)
-    network = empty_network(NETWORKS[part][1], config, file, part)
-    expected = shapes(network)
-    found, used = names.take(tensors, _origins(part, config, list(expected), is_karlo))
-    left_over = {name: tensor.shape for name, tensor in tensors.items() if name not in used}
+    published = read_tensors(file, packages=MODULE_PACKAGES)
+    config, tensors = rename(published, part, _settings(file, part), _scheduler(file, part), file)
+    write_safetensors(part_folder / "model.safetensors", tensors)
+    (part_folder / "config.json").write_text(config_to_json(config), "utf-8")
+    if part == "text_encoder":
+        _write_tokenizer(file.parent, part_folder, config)
+
+
+def rename(
+    published: Tensors, part: str, settings: dict[str, Any], scheduler: dict[str, Any], file: Path
+) -> tuple[Config, Tensors]:
+    """The configuration of a part, and its tensors under our names and in our order; none is read yet.
+
+    `settings` and `scheduler` are the hub's JSON, empty where there is none. Raises ModelError.
+    """
+    own, is_karlo = _own(part, published, file)
+    config = part_config(part, own, settings, scheduler, file)
+    expected = shapes(empty_network(NETWORKS[part][1], config, file, part))
+    found, used = names.take(own, _origins(part, config, list(expected), is_karlo))
+    left_over = {name: tensor.shape for name, tensor in own.items() if name not in used}
     check_names(str(file), expected, {name: tensor.shape for name, tensor in found.items()} | left_over)
     for name, tensor in found.items():
         if tensor.dtype not in FLOATING_POINT:
             raise ModelError(f"{file}: {name}: expected floating-point numbers, got {tensor.dtype}")
-    # In the order of the network, so that both layouts give the same file.
-    write_safetensors(part_folder / "model.safetensors", {name: found[name] for name in expected})
-    (part_folder / "config.json").write_text(config_to_json(config), "utf-8")
-    if part == "text_encoder":
-        _write_tokenizer(file.parent, part_folder, config)
+    return config, {name: found[name] for name in expected}
 
 
 def _weights_file(source: Path, part: str) -> Path:

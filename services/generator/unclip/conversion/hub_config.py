@@ -3,7 +3,7 @@
 What Karlo's networks do not have is refused by name, for a network would be built without it and draw something else.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from services.generator.unclip.model import (
 from services.generator.unclip.networks.prior import NUM_EXTRA_TOKENS, PriorConfig
 from services.generator.unclip.networks.text_projection import TextProjectionConfig
 from services.generator.unclip.networks.unet import UNetConfig
-from services.generator.unclip.schedule import NUM_TRAIN_TIMESTEPS, DiffusionConfig
+from services.generator.unclip.schedule import DiffusionConfig
 from services.pytorch.clip import ClipConfig
 from services.pytorch.clip_conversion import clip_config, hub_settings, num_indexes, vision_config
 from services.weights.formats.safetensors_file import LazyTensor
@@ -42,7 +42,7 @@ UNET_MUST = {
     "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": False, "time_cond_proj_dim": None,
     "time_embedding_act_fn": None, "time_embedding_type": "positional", "timestep_post_act": None,
 }  # fmt: skip
-SCHEDULER_MUST = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": NUM_TRAIN_TIMESTEPS}
+SCHEDULER_MUST = {"beta_schedule": "squaredcos_cap_v2"}
 DECODER_BLOCKS = {"ResnetDownsampleBlock2D": False, "SimpleCrossAttnDownBlock2D": True}
 UP_BLOCKS = {"ResnetUpsampleBlock2D": False, "SimpleCrossAttnUpBlock2D": True}
 
@@ -146,18 +146,21 @@ def _unet(tensors: Tensors, raw: Json, published: UNetConfig, where: Path) -> UN
     shift = raw.get("resnet_time_scale_shift", "default")
     _named({"default": False, "scale_shift": True}, shift, "resnet_time_scale_shift", where)
     channels = tuple(_whole(raw, "block_out_channels", each=True))
+    levels = tuple(level for level, attends in enumerate(down) if attends)
+    attends = bool(levels) or bool(_middle_attention(tensors, levels))
     return UNetConfig(
         image_size=int(raw["sample_size"]),
         in_channels=int(raw["in_channels"]),
         out_channels=int(raw["out_channels"]),
         channels=channels,
         num_res_blocks=_uniform(raw["layers_per_block"], "layers_per_block", where),
-        attention_levels=tuple(level for level, attends in enumerate(down) if attends),
+        attention_levels=levels,
+        has_middle_attention=_middle_attention(tensors, levels),
         head_dim=_uniform(raw.get("attention_head_dim") or 64, "attention_head_dim", where)
-        if any(down)
+        if attends
         else published.head_dim,
         context_dim=_uniform(raw.get("cross_attention_dim") or 0, "cross_attention_dim", where)
-        if any(down)
+        if attends
         else published.context_dim,
         has_scale=shift == "scale_shift",
         emb_dim=int(raw.get("time_embedding_dim") or 0),
@@ -171,6 +174,9 @@ def _karlo_unet(tensors: Tensors, published: UNetConfig) -> UNetConfig:
     levels: list[list[int]] = [[]]
     attention_levels: list[int] = []
     context_dim = published.context_dim
+    middle = tensors.get("middle_block.1.encoder_kv.weight")
+    if middle is not None:
+        context_dim = middle.shape[1]
     num_blocks = num_indexes(tensors, "input_blocks")
     for i in range(1, num_blocks):
         levels[-1].append(tensors[f"input_blocks.{i}.0.in_layers.2.weight"].shape[0])
@@ -191,11 +197,21 @@ def _karlo_unet(tensors: Tensors, published: UNetConfig) -> UNetConfig:
         channels=tuple(channels[0] for channels in levels),
         num_res_blocks=num_res_blocks,
         attention_levels=tuple(attention_levels),
+        has_middle_attention=_middle_attention(tensors, attention_levels),
         head_dim=published.head_dim,
         context_dim=context_dim,
         has_scale=scaled == 2 * levels[0][0],
         emb_dim=0 if emb_dim == 4 * width else emb_dim,
     )
+
+
+def _middle_attention(tensors: Tensors, attention_levels: Sequence[int]) -> bool | None:
+    """None where it follows from the levels, as it does in Karlo."""
+    has_attention = any(
+        name in tensors
+        for name in ("mid_block.attentions.0.group_norm.weight", "middle_block.1.encoder_kv.weight")
+    )
+    return None if has_attention == bool(attention_levels) else has_attention
 
 
 def _blocks_per_level(tensors: Tensors, num_blocks: int) -> int:
@@ -225,6 +241,7 @@ def _diffusion(scheduler: Json, published: DiffusionConfig, where: Path) -> Diff
     return DiffusionConfig(
         num_steps=published.num_steps,
         guidance_scale=published.guidance_scale,
+        num_train_timesteps=int(scheduler.get("num_train_timesteps", published.num_train_timesteps)),
         predicts=_named(predicts, scheduler.get("prediction_type", "epsilon"), "prediction_type", where),
         variance=_named(variances, scheduler.get("variance_type", "fixed_small_log"), "variance_type", where),
         clip_range=float(scheduler.get("clip_sample_range", 1.0))

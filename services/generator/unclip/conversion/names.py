@@ -101,9 +101,9 @@ def _hub_modules(config: UNetConfig) -> Iterator[tuple[str, str, bool]]:
             yield f"input_blocks.{block}.0", f"down_blocks.{level}.downsamplers.0", False
             block += 1
     yield "middle_block.0", "mid_block.resnets.0", False
-    if config.attention_levels:
+    if config.attends_in_middle:
         yield "middle_block.1", "mid_block.attentions.0", True
-    yield f"middle_block.{2 if config.attention_levels else 1}", "mid_block.resnets.1", False
+    yield f"middle_block.{1 + config.attends_in_middle}", "mid_block.resnets.1", False
     block = 0
     for up, level in enumerate(range(last, -1, -1)):
         attends = level in config.attention_levels

@@ -1,7 +1,8 @@
 """Runs a part of a model folder, as the service loads it, on recorded vectors of a reference implementation.
 
 The vectors of a case are a .safetensors file with cases.json beside it, which has its timesteps and guidance; a part
-is compared on every case that has its vectors. Networks are held to 1e-4, and so is each step from its recorded start.
+is compared on every case that has its vectors. Networks are held to 1e-4, and so is each step from its recorded start
+and the recorded answer of the network: the first steps magnify its rounding thousandfold.
 """
 
 import json
@@ -134,20 +135,23 @@ def _decoder(
 def _super_res(
     network: UNet, diffusion: DiffusionConfig, arrays: Arrays, case: dict[str, Any], part_folder: Path
 ) -> Found:
-    """Between the first and the last step nothing was recorded: the last network needs the first one's answers."""
+    """Where nothing was recorded between the first and the last step, the last network needs the first one's answers."""
     num_steps = len(case["super_res.timesteps"])
     is_first = part_folder.name == "super_res_first"
     first = network if is_first else load_part(part_folder.with_name("super_res_first"), "super_res_first")
     x = arrays["super_res.initial"]
-    for step, weights in enumerate(step_weights(num_steps)[: 1 if is_first else num_steps]):
+    schedule = step_weights(num_steps, diffusion.num_train_timesteps)
+    for step, weights in enumerate(schedule[: 1 if is_first else num_steps]):
         timesteps = torch.full((len(x),), float(weights.timestep))
         told = torch.cat([x, arrays["upscaled"]], dim=1)
         output = (network if weights.is_last else first)(told, timesteps)
         noise = arrays.get(f"super_res.{step}.noise", torch.zeros_like(x))
-        x, _ = advance(x, output, noise, [weights] * len(x), diffusion)
+        recorded = arrays.get(f"super_res.{step}.output", output)
+        x, _ = advance(x, recorded, noise, [weights] * len(x), diffusion)
         if is_first or weights.is_last:
-            yield f"{step}.output", output, arrays[f"super_res.{step}.output"]
+            yield f"{step}.output", output, recorded
             yield f"{step}.prev", x, arrays[f"super_res.{step}.prev"]
+        x = arrays.get(f"super_res.{step}.prev", x)
 
 
 def _steps(
@@ -162,11 +166,13 @@ def _steps(
 ) -> Found:
     """Each step from its recorded start: the network's output, and the next state."""
     x = arrays[f"{name}.initial"]
-    weights = step_weights(len(case[f"{name}.timesteps"]))
+    weights = step_weights(len(case[f"{name}.timesteps"]), diffusion.num_train_timesteps)
     for i, step in enumerate(weights):
         rows = torch.cat([x, x]) if is_guided else x
         output = predict(rows, torch.full((len(rows),), float(step.timestep)))
-        yield f"{i}.output", output, arrays[f"{name}.{i}.output"]
+        recorded = arrays[f"{name}.{i}.output"]
+        yield f"{i}.output", output, recorded
+        output = recorded
         if is_guided:  # recorded with the unconditional rows first
             uncond, cond = output.chunk(2)
             channels = x.shape[1]

@@ -36,7 +36,8 @@ class UNetConfig:
     out_channels: int = 6
     channels: tuple[int, ...] = (320, 640, 960, 1280)  # of each level
     num_res_blocks: int = 3
-    attention_levels: tuple[int, ...] = (1, 2, 3)  # empty: none in the middle either
+    attention_levels: tuple[int, ...] = (1, 2, 3)
+    has_middle_attention: bool | None = None  # None: if a level has attention
     head_dim: int = 64
     context_dim: int = 1536
     has_scale: bool = True  # whether the timestep scales and shifts, or is added
@@ -46,6 +47,10 @@ class UNetConfig:
     @property
     def time_embed_dim(self) -> int:
         return self.emb_dim or 4 * self.channels[0]
+
+    @property
+    def attends_in_middle(self) -> bool:
+        return bool(self.attention_levels) if self.has_middle_attention is None else self.has_middle_attention
 
 
 class Context(NamedTuple):
@@ -82,7 +87,7 @@ class UNet(nn.Module):
         middle: list[nn.Module] = [
             ResBlock(channels, channels, emb_dim, has_scale=config.has_scale) for _ in range(2)
         ]
-        if config.attention_levels:
+        if config.attends_in_middle:
             middle.insert(1, ContextAttention(channels, config.head_dim, config.context_dim))
         self.middle_block = Block(middle)
 
