@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import click
 
-AGE = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+from triptych.cli.terminal.durations import parse_duration
+
 # As logging writes it: "2026-01-31 12:00:00,123".
 TEXT_TIME = re.compile(r"(\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2})[,.]?(\d{0,6})(Z|[+-]\d{2}:\d{2})?")
 
@@ -23,9 +24,8 @@ class Since(click.ParamType[datetime, str | datetime]):
         if isinstance(value, datetime):
             return value
         try:
-            if value and (age := AGE.fullmatch(value)):
-                days, hours, minutes, seconds = (int(part or 0) for part in age.groups())
-                return datetime.now(UTC) - timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+            if (age := parse_duration(value)) is not None:
+                return datetime.now(UTC) - age
             # Without an offset it is this machine's time, as in the text log.
             return datetime.fromisoformat(value).astimezone(UTC)
         except (ValueError, OverflowError):

@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from gateway.access.authentication import Authentication
+from gateway.access.oidc_options import oidc_options, oidc_verifier_of
 from gateway.http.middleware.proxies import TrustedProxies
 from gateway.runs.admission import AdmissionLimits
 from gateway.runs.retention import DAY_S, RetentionLimits
@@ -248,6 +249,7 @@ def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=FILE,
     help="Tokens from `triptych tokens add`; without it everybody can call and sees all runs.",
 )
+@oidc_options
 @storage_options
 @work_options
 @click.option(
@@ -299,8 +301,11 @@ def serve(
     start_logging(log_level, log_format)
     workers_file = _open_workers_file(values["workers_file"])
     certificate = certificate_of(tls_cert, tls_key, tls_client_ca)
+    oidc = oidc_verifier_of(values)
     check_address(
-        host, options={"--tls-cert": tls_cert, "--tls-key": tls_key, "--tokens": tokens}, insecure=insecure
+        host,
+        options={"--tls-cert": tls_cert, "--tls-key": tls_key, "--tokens": tokens or oidc},
+        insecure=insecure,
     )
     keep_days = values["keep_days"]
     options = GatewayOptions(
@@ -328,7 +333,7 @@ def serve(
             worker_timeout_s=values["worker_timeout"],
             max_workers=values["max_workers_per_image"],
         ),
-        authentication=Authentication(tokens),
+        authentication=Authentication(tokens, oidc),
         certificate=certificate,
         health_port=values["health_port"],
         stage_certificates=stage_certificates_of(

@@ -27,6 +27,7 @@ from gateway.workers.errors import as_recorded
 from gateway.workers.pool import Pool, models_of
 from services.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, RunUnderWay, TriptychError
 from services.serving.limits.request_checks import check_prompt
+from services.serving.request_log import current_request
 from triptych.v1.pipeline_pb2 import (
     Event,
     Image,
@@ -291,6 +292,8 @@ class Pipeline:
             row = await self._journal.reader.find_run(name) if NUL not in name else None
             owner = None if row is None else row.caller
         if owner is None or not caller.may_see(owner):
+            if owner is not None and (record := current_request()) is not None:
+                record.others_run = name
             raise await self._not_found_error(name, caller)
 
     async def _not_found_error(self, name: str, caller: Caller) -> NotFound:

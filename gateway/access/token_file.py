@@ -1,18 +1,21 @@
 """The file of tokens: callers by name, what each may do, and the hashes of their tokens.
 
 {"callers": {"NAME": {"sees_all": false, "limits": {"max_running_runs": 4}, "tokens": [
-    {"id": "1f3c9a20", "sha256": "...", "created": "2026-01-31T12:00:00+00:00"}]}}}
+    {"id": "1f3c9a20", "sha256": "...", "created": "2026-01-31T12:00:00+00:00", "expires": "2026-05-01T12:00:00+00:00"}]}}}
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from gateway.access.caller import Caller, CallerLimits
@@ -38,6 +41,11 @@ class TokenEntry:
     sha256: str
     created: str
     caller: Caller
+    # None: it does not expire.
+    expires: datetime | None = None
+
+    def has_expired(self, now: datetime) -> bool:
+        return self.expires is not None and now >= self.expires
 
 
 def hash_token(token: str) -> str:
@@ -45,16 +53,21 @@ def hash_token(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def new_token(caller: Caller) -> tuple[str, TokenEntry]:
-    """A token that nobody can guess, and what to keep of it; raises ValueError for a name that cannot be used."""
+def new_token(caller: Caller, lifetime: timedelta | None = None) -> tuple[str, TokenEntry]:
+    """A token that nobody can guess, and what to keep of it; raises ValueError for a name that cannot be used.
+
+    Without a `lifetime` it does not expire.
+    """
     _check_name(caller.name)
     token = TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    return token, TokenEntry(secrets.token_hex(4), hash_token(token), created, caller)
+    now = datetime.now(UTC).replace(microsecond=0)
+    expires = None if lifetime is None else now + lifetime
+    return token, TokenEntry(secrets.token_hex(4), hash_token(token), now.isoformat(), caller, expires)
 
 
 def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
     """The tokens in a file; raises TokenFileError for an invalid file."""
+    stamp(path)
     try:
         content = json.loads(path.read_text("utf-8"))
         return tuple(entry for name, item in content["callers"].items() for entry in _entries(name, item))
@@ -78,6 +91,9 @@ def write_tokens(path: Path, entries: Sequence[TokenEntry]) -> None:
         limits = {name: value for name, value in asdict(entry.caller.limits).items() if value is not None}
         item = {"sees_all": entry.caller.sees_all, "limits": limits, "tokens": []}
         token = {"id": entry.token_id, "sha256": entry.sha256, "created": entry.created}
+        # Releases before refuse what is new to them, so it is written only where it is used.
+        if entry.expires is not None:
+            token["expires"] = entry.expires.isoformat()
         callers.setdefault(entry.caller.name, item)["tokens"].append(token)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -92,6 +108,14 @@ def write_tokens(path: Path, entries: Sequence[TokenEntry]) -> None:
         raise
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """While the file is read and replaced, so that two commands at once lose no token."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def stamp(path: Path) -> tuple[int, ...]:
     """What changes when the file does; raises TokenFileError."""
     try:
@@ -100,6 +124,8 @@ def stamp(path: Path) -> tuple[int, ...]:
         raise TokenFileError(
             f"cannot read the tokens in {path}: {error.strerror}; make it with `triptych tokens add`"
         ) from None
+    if not S_ISREG(status.st_mode):
+        raise TokenFileError(f"expected a file of tokens, got {path}, which is something else")
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
@@ -119,10 +145,15 @@ def _entries(name: str, item: Mapping[str, Any]) -> list[TokenEntry]:
 
 
 def _entry(token: Mapping[str, Any], caller: Caller) -> TokenEntry:
-    _check_keys(token, {"id", "sha256", "created"}, f"a token of {caller.name!r}")
+    _check_keys(token, {"id", "sha256", "created", "expires"}, f"a token of {caller.name!r}")
     if not re.fullmatch("[0-9a-f]{64}", str(token["sha256"])):
         raise ValueError(f"token {token['id']!r} of {caller.name!r}: sha256 must be 64 hexadecimal digits")
-    return TokenEntry(str(token["id"]), token["sha256"], str(token.get("created", "")), caller)
+    expires = datetime.fromisoformat(token["expires"]) if "expires" in token else None
+    if expires is not None and expires.tzinfo is None:
+        raise ValueError(
+            f"token {token['id']!r} of {caller.name!r}: expires must have an offset, such as +00:00"
+        )
+    return TokenEntry(str(token["id"]), token["sha256"], str(token.get("created", "")), caller, expires)
 
 
 def _check_name(name: str) -> None:

@@ -16,6 +16,7 @@ from gateway.http.errors import HttpError, to_response
 from gateway.http.middleware.compression import compressing
 from gateway.http.middleware.request_logging import RequestLogMiddleware
 from gateway.http.middleware.security import SecurityMiddleware, is_openai, path_of
+from gateway.http.middleware.signing_keys import SigningKeysMiddleware
 from gateway.http.openai import images as openai_images, models as openai_models
 from gateway.http.openai.base_url import wrong_base_url
 from gateway.http.openapi import document
@@ -50,7 +51,7 @@ def make_app(api: RequestContext, *, hosts: Collection[str] | None = None) -> AS
         },
     )
     app.state.api = api
-    wrapped = compressing(ReservationMiddleware(app))
+    wrapped = compressing(ReservationMiddleware(SigningKeysMiddleware(app, api.authentication)))
     answered = SecurityMiddleware(wrapped, hosts=hosts, allowed=allowed_methods)
     return RequestLogMiddleware(answered, api.request_log)
 

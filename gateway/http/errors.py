@@ -11,6 +11,7 @@ import grpc
 from starlette.responses import JSONResponse
 
 from services.errors import InvalidRequest, PermissionDenied, TriptychError
+from services.serving.request_log import current_request
 
 # As google.rpc.Code documents them.
 _STATUS = {
@@ -83,5 +84,7 @@ def to_response(error: TriptychError, *, is_openai: bool) -> JSONResponse:
     if is_openai and isinstance(error, PermissionDenied):
         # A key that is not known is a 401 there.
         error = HttpError(401, "INVALID_API_KEY", str(error))
+    if (record := current_request()) is not None:
+        record.reason = error.reason
     body = openai_body(error) if is_openai else error_body(error)
     return JSONResponse(body, http_status(error), headers_of(error))

@@ -17,7 +17,10 @@ log = logging.getLogger(__name__)
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-REFUSALS = {"UNAUTHENTICATED", "PERMISSION_DENIED", "401", "403"}
+REFUSALS = {"UNAUTHENTICATED", "PERMISSION_DENIED", "401", "403", "421"}
+# Another caller's run is not found, so that nobody learns that there is one. For the operator it is a refusal.
+OTHERS_RUN = "OTHERS_RUN"
+NOT_FOUND = {"NOT_FOUND", "404"}
 # Answered many times a minute for probes.
 QUIET = ("/grpc.health.", "/health", "/grpc.reflection.")
 
@@ -32,6 +35,9 @@ class RequestRecord:
     caller: str = ""
     code: str = ""
     reason: str = ""
+    # Of a refused request: whose token it was, or is said to be; and the run of another caller that it was about.
+    claimed: str = ""
+    others_run: str = ""
     # As the caller sent it; stages are sent the same.
     traceparent: str = ""
     began: float = field(default_factory=time.monotonic)
@@ -59,6 +65,12 @@ def trace_id_of(traceparent: str | None) -> str:
     """The trace of a W3C `traceparent` header; "" where there is none, or it is none."""
     match = _TRACEPARENT.fullmatch(traceparent or "")
     return match[1] if match and match[1].strip("0") else ""
+
+
+def _refused_to(record: RequestRecord) -> str:
+    who = record.caller or record.claimed
+    about = f", about {record.others_run}" if record.others_run else ""
+    return f"to {who} at {record.peer}{about}" if who else f"to {record.peer}{about}"
 
 
 class RequestLog:
@@ -97,7 +109,9 @@ class RequestLog:
         self._requests.labels(record.api, record.method, record.code).inc()
         exemplar = {"trace_id": record.trace_id} if record.trace_id else None
         self._seconds.labels(record.api, record.method).observe(took, exemplar)
-        is_refused = record.code in REFUSALS
+        is_others = bool(record.others_run) and record.code in NOT_FOUND
+        is_refused = record.code in REFUSALS or is_others
+        reason = OTHERS_RUN if is_others else record.reason
         if record.method.startswith(QUIET) and not is_refused:
             return
         log.log(
@@ -107,17 +121,19 @@ class RequestLog:
             record.api,
             record.method,
             record.code,
-            f"to {record.caller or record.peer}",
+            f"to {record.caller or record.peer}" if not is_refused else _refused_to(record),
             took,
-            f" ({record.reason})" if record.reason else "",
+            f" ({reason})" if reason else "",
             extra={
                 "event": "request_refused" if is_refused else "request",
                 "api": record.api,
                 "method": record.method,
                 "code": record.code,
-                "reason": record.reason,
+                "reason": reason,
                 "peer": record.peer,
                 "caller": record.caller,
+                "claimed": record.claimed,
+                "run": record.others_run,
                 "trace_id": record.trace_id,
                 "duration_s": round(took, 4),
             },

@@ -1,11 +1,13 @@
 """A line and a count for every request of both APIs, without what callers said in it; alerts that can be looked up."""
 
+import hashlib
 import json
 import logging
 import re
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
@@ -21,7 +23,7 @@ from services.serving.request_log import RequestLog, RequestRecord, trace_id_of
 from tests.gateway.fake_stage import pipeline
 from tests.gateway.http.conftest import web_gateway
 from tests.gateway.run_fixtures import run_finished, spec
-from triptych.v1.pipeline_pb2 import CreateRunRequest, ListRunsRequest
+from triptych.v1.pipeline_pb2 import CreateRunRequest, GetRunRequest, ListRunsRequest
 
 ROOT = Path(__file__).parents[2]
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -161,3 +163,48 @@ def test_the_rules_say_what_they_should():
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("api", ["grpc", "http"])
+async def test_a_refusal_has_a_line_with_who_what_why_and_from_where(tmp_path, lines, api):
+    """Of no token, an unknown one, one that has expired, and of another caller's run; without any secret."""
+    (alice, kept), (bob, other), (old, expired) = (
+        new_token(Caller("alice")),
+        new_token(Caller("bob")),
+        new_token(Caller("carol"), timedelta(0)),
+    )
+    write_tokens(tmp_path / "tokens.json", [kept, other, expired])
+    unknown = "triptych_" + "x" * 43
+    async with web_gateway(tokens=tmp_path / "tokens.json", token=alice) as web:
+        made = await web.http.post("/runs", json={"spec": {"prompt": "a red house"}})
+        name = made.json()["name"]
+        for token in ("", unknown, old, bob):
+            header = f"Bearer {token}".strip()
+            if api == "http":
+                await web.http.get(f"/{name}", headers={"authorization": header})
+            else:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await web.gateway.stub.GetRun(
+                        GetRunRequest(name=name), metadata=(("authorization", header),)
+                    )
+
+    refused = [one for one in lines() if one["event"] == "request_refused"]
+    assert [one["reason"] for one in refused] == [
+        "TOKEN_MISSING",
+        "TOKEN_UNKNOWN",
+        "TOKEN_EXPIRED",
+        "OTHERS_RUN",
+    ]
+    digest = hashlib.sha256(unknown.encode()).hexdigest()
+    assert [one.get("claimed") for one in refused] == [
+        None,
+        f"unknown token with sha256 {digest[:12]}",
+        f"carol, token {expired.token_id}",
+        None,
+    ]
+    assert refused[3]["caller"] == "bob"
+    assert refused[3]["run"] == name
+    assert all("127.0.0.1" in one["peer"] and one["level"] == "warning" for one in refused)
+    assert all("GetRun" in one["method"] or one["method"].startswith("GET /runs/{") for one in refused)
+    text = json.dumps(lines())
+    assert not any(secret in text for secret in (alice, bob, old, unknown))

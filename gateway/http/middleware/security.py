@@ -13,6 +13,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.serving.request_log import current_request
+
 # The page, its modules and its styles come from here; pictures also from what the page has fetched or been sent.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -126,6 +128,8 @@ def _is_known(host: str, names: Collection[str]) -> bool:
 
 
 def _wrong_host(host: str) -> Response:
+    if (record := current_request()) is not None:
+        record.reason = "WRONG_HOST"
     body = {
         "error": {
             "reason": "WRONG_HOST",

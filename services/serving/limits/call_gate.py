@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 ERROR_DOMAIN = "triptych"
 Context = grpc.aio.ServicerContext[Any, Any]
 # From the header `authorization` and the peer's address to the caller's name; raises a TriptychError.
-Authenticate = Callable[[str | None, str], str]
+Authenticate = Callable[[str | None, str], Awaitable[str]]
 
 # Requests that hold no file; a run has hundreds of images, whose names CancelRun may list.
 MAX_SMALL_BYTES = 2**20
@@ -137,7 +137,7 @@ class CallGate(grpc.aio.ServerInterceptor):
                 await self._serve_public(handler, context)
                 return None
             peer = host_of(context.peer())
-            caller = peer if self._authenticate is None else self._authenticate(header, peer)
+            caller = peer if self._authenticate is None else await self._authenticate(header, peer)
             if (record := current_request()) is not None:
                 record.caller = caller
             with self._counting(caller):
