@@ -23,6 +23,7 @@ from deploy.meadowrun.command import meadowrun
 from deploy.place import FILE, FOLDER, LIST, Place, folder_of, local_gateway, name_option, requested_state
 from deploy.requested_state import GatewayRequest, Requested
 from triptych.cli.terminal.spinner import spinning
+from triptych.terminal_text import echo, escape_json
 
 # More than any log has.
 ALL_LINES = 10_000_000
@@ -61,7 +62,7 @@ def ssh(ctx: click.Context, name: str, machines: Path, certificates: Path | None
     from deploy.ssh.deployer import SshDeployer
     from deploy.ssh.machine_list import read_machines
 
-    warn = partial(click.echo, err=True)
+    warn = partial(echo, err=True)
     listed = read_machines(machines)
     deployer = SshDeployer(check_name(name), listed, certificates=certificates, tell=warn)
     gateway, list_path = local_gateway("ssh", name, *deployer.gateway_options)
@@ -109,7 +110,7 @@ def plan(place: Place) -> None:
         )
         spot = "spot" if offer.is_spot else "on demand"
         note = f"  ({offer.note})" if offer.note else ""
-        click.echo(f"{offer.machine:<40} {offer.price_per_hour:>8.4g} an hour, {spot}{evictions}{note}")
+        echo(f"{offer.machine:<40} {offer.price_per_hour:>8.4g} an hour, {spot}{evictions}{note}")
 
 
 @click.command()
@@ -150,7 +151,7 @@ def up(
     if started.address:
         port, http_port = (int(address.rpartition(":")[2]) for address in (started.address, started.http))
         place.state.request_gateway(GatewayRequest(port, http_port, http_hosts))
-    click.echo(started.line)
+    echo(started.line)
 
 
 @click.command()
@@ -175,17 +176,17 @@ def status(ctx: click.Context, as_json: bool) -> None:
     is_complete = all(serving[name] >= number for name, number in requested.items())
     if as_json:
         for worker in workers:
-            click.echo(json.dumps(asdict(worker)))
+            echo(escape_json(json.dumps(asdict(worker))))
         for name, number in requested.items():
-            click.echo(json.dumps({"service": name, "serving": serving[name], "requested": number}))
+            echo(escape_json(json.dumps({"service": name, "serving": serving[name], "requested": number})))
         ctx.exit(0 if is_complete else 1)
     for worker in workers:
-        click.echo(_line(worker))
+        echo(_line(worker))
     if not workers and stored is None:
-        click.echo(f"no worker of the deployment '{place.deployer.name}' runs here; `up` starts them")
+        echo(f"no worker of the deployment '{place.deployer.name}' runs here; `up` starts them")
         ctx.exit(1)
     if stored is None:
-        click.echo("what was requested is not known here, so one of each is expected; `scale` stores it")
+        echo("what was requested is not known here, so one of each is expected; `scale` stores it")
     for name, number in requested.items():
         starting = sum(one.stage == name and one.state is State.STARTING for one in workers)
         note = (
@@ -195,9 +196,9 @@ def status(ctx: click.Context, as_json: bool) -> None:
             if name == GATEWAY and problem
             else ""
         )
-        click.echo(f"{name} {serving[name]} of {number}{note}")
+        echo(f"{name} {serving[name]} of {number}{note}")
     if price := sum(worker.price_per_hour for worker in workers):
-        click.echo(f"all workers cost {price:.4g} an hour")
+        echo(f"all workers cost {price:.4g} an hour")
     ctx.exit(0 if is_complete else 1)
 
 
@@ -233,7 +234,7 @@ def logs(place: Place, worker: str, lines: int | None, since: datetime | None, f
     else:
         read = iter(place.deployer.logs(worker, num_lines=num_lines).splitlines())
     for line in lines_since(read, since) if since else read:
-        click.echo(line)
+        echo(line)
 
 
 @click.command()
@@ -256,9 +257,9 @@ def down(place: Place) -> None:
     """List and end everything that belongs to the deployment, if this user created it."""
     place.deployment.check_owner()
     for worker in place.deployer.endpoints():
-        click.echo(f"ends {worker.stage} {worker.id} on {worker.machine or 'a machine'}")
+        echo(f"ends {worker.stage} {worker.id} on {worker.machine or 'a machine'}")
     if place.gateway.is_running():
-        click.echo("ends the gateway")
+        echo("ends the gateway")
     with spinning("waiting for the end of workers and gateway"):
         place.state.delete()
         place.gateway.stop()
@@ -267,7 +268,7 @@ def down(place: Place) -> None:
         raise DeployError(
             f"could not end {', '.join(left.things)}; it may cost {left.price_per_hour:g} an hour"
         )
-    click.echo(f"ended the deployment '{place.deployer.name}'; nothing is left")
+    echo(f"ended the deployment '{place.deployer.name}'; nothing is left")
 
 
 def add_commands(place: click.Group) -> None:
@@ -289,7 +290,7 @@ def compose_down(ctx: click.Context, volumes: bool) -> None:
     ctx.obj.deployer.delete_volumes = volumes
     ctx.obj.deployer.check_owner()
     for name in ctx.obj.deployer.engine.labelled("volume") if volumes else ():
-        click.echo(f"deletes the volume {name}")
+        echo(f"deletes the volume {name}")
     ctx.invoke(down)
 
 

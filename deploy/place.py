@@ -15,6 +15,7 @@ from deploy.requested_state import RequestedState
 from deploy.tagged_processes import TaggedProcesses
 from services.weights.cache import user_cache
 from triptych.cli.terminal.spinner import spinning
+from triptych.terminal_text import echo
 
 LIST = "workers.json"
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -37,7 +38,7 @@ class Place:
 
     @property
     def deployment(self) -> Deployment:
-        return Deployment(self.deployer, self.list_path, click.echo, state=self.state)
+        return Deployment(self.deployer, self.list_path, echo, state=self.state)
 
     @contextmanager
     def watched(self, text: str) -> Iterator[Deployment]:
@@ -46,7 +47,7 @@ class Place:
 
             def tell(line: str) -> None:
                 with spinner.writing():
-                    click.echo(line)
+                    echo(line)
 
             yield Deployment(self.deployer, self.list_path, tell, state=self.state)
 

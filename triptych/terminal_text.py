@@ -6,6 +6,8 @@ direction of text show it in another order than it has (Unicode TR 36).
 
 import re
 
+import click
+
 _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f"
 # Marks, embeddings, overrides and isolates of direction; separators of lines and paragraphs; half characters.
 _HIDDEN = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff\ud800-\udfff"
@@ -21,6 +23,11 @@ def escape(text: str, *, keeps_lines: bool = False) -> str:
 def escape_json(text: str) -> str:
     """Equal JSON, with the same characters as \\u escapes; JSON itself escapes those below space only."""
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
+    """Prints a text, escaped but for its ends of lines: the only way in which our commands print, beside rich's consoles."""
+    click.echo(escape(str(text), keeps_lines=True), err=err, nl=nl)  # noqa: TID251 - here it is escaped
 
 
 def _written(found: re.Match[str]) -> str:

@@ -12,6 +12,7 @@ from deploy.meadowrun.jobs import Needs, Settings
 from deploy.place import FOLDER, Place, folder_of, local_gateway, name_option, requested_state
 from services.weights.model_folder import PARTS
 from triptych.cli.terminal.spinner import spinning
+from triptych.terminal_text import echo
 
 
 @click.group(no_args_is_help=True)
@@ -97,7 +98,7 @@ def meadowrun(
         certificates=certificates,
         insecure=insecure,
     )
-    bridge = bridge_of(folder_of("meadowrun", name), partial(click.echo, err=True))
+    bridge = bridge_of(folder_of("meadowrun", name), partial(echo, err=True))
     deployer = MeadowrunDeployer(check_name(name), settings, bridge)
     gateway, list_path = local_gateway("meadowrun", name, *deployer.gateway_options)
     ctx.obj = Place(deployer, gateway, list_path, requested_state("meadowrun", name))
@@ -115,7 +116,7 @@ def install(ctx: click.Context, allow_authorize_ips: bool) -> None:
     """Make what Meadowrun needs in the account: roles, a key, a table, functions that end idle machines. As an administrator."""
     bridge, region = _of(ctx)
     bridge.ask("install", region=region, allow_authorize_ips=allow_authorize_ips)
-    click.echo(f"Meadowrun is installed in {region}")
+    echo(f"Meadowrun is installed in {region}")
 
 
 @meadowrun.command()
@@ -126,7 +127,7 @@ def grant(ctx: click.Context, bucket: str) -> None:
     bridge, region = _of(ctx)
     bucket = bucket.removeprefix("s3://").partition("/")[0]
     bridge.ask("grant", region=region, bucket=bucket)
-    click.echo(f"Meadowrun's machines may read and write s3://{bucket}")
+    echo(f"Meadowrun's machines may read and write s3://{bucket}")
 
 
 @meadowrun.command("cache")
@@ -138,7 +139,7 @@ def cache_weights(place: Place, model: str, stage: str, origin: str) -> None:
     """Fetch MODEL to a cheap machine without a GPU, and from there into the S3 cache."""
     assert isinstance(place.deployer, MeadowrunDeployer)  # noqa: S101 - the group above made it
     place.deployer.cache_weights(stage, model, origin=origin)
-    click.echo(f"{stage} {model} is in the S3 cache")
+    echo(f"{stage} {model} is in the S3 cache")
 
 
 @meadowrun.command()
@@ -155,7 +156,7 @@ def cleanup(ctx: click.Context, active: bool, yes: bool) -> None:
         )
     with spinning(f"cleaning up in {region}"):
         bridge.ask("clean", region=region, active=active)
-    click.echo(f"cleaned up in {region}")
+    echo(f"cleaned up in {region}")
 
 
 @meadowrun.command()
@@ -165,7 +166,7 @@ def uninstall(ctx: click.Context) -> None:
     """End all of Meadowrun's machines and remove all that `install` made. As an administrator."""
     bridge, region = _of(ctx)
     bridge.ask("uninstall", region=region)
-    click.echo(f"Meadowrun is removed from {region}")
+    echo(f"Meadowrun is removed from {region}")
 
 
 def _of(ctx: click.Context) -> tuple[Bridge, str]:

@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from triptych.terminal_text import echo
+
 SERVERS = ("generator", "refiner", "upscaler", "gateway")
 CLIENT = "gateway-client"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -74,7 +76,7 @@ def certs(folder: Path, hosts: tuple[str, ...], days: int, renew: bool, if_missi
     for name in SERVERS:
         write(folder, name, issue(authority, name, days=days, hosts=[name, *LOOPBACK, *hosts]))
     write(folder, CLIENT, issue(authority, CLIENT, days=days))
-    click.echo(f"{', '.join(f'{name}.crt' for name in names)} in {folder}, good for {days} days", err=True)
+    echo(f"{', '.join(f'{name}.crt' for name in names)} in {folder}, good for {days} days", err=True)
 
 
 def files_of(folder: Path, name: str) -> tuple[Path, Path]:

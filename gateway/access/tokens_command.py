@@ -22,6 +22,7 @@ from gateway.access.token_file import (
     write_tokens,
 )
 from triptych.cli.terminal.durations import Duration, format_duration
+from triptych.terminal_text import echo, escape_json
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -123,7 +124,7 @@ def rotate(name: str, path: Path, overlap: timedelta, lifetime: timedelta | None
         write_tokens(path, [*kept, entry])
     for old in kept:
         if old.caller.name == name and not old.has_expired(datetime.now(UTC)):
-            click.echo(f"token {old.token_id} of {name} {_expiry(old)}", err=True)
+            echo(f"token {old.token_id} of {name} {_expiry(old)}", err=True)
     _show_token(token, entry, path)
 
 
@@ -144,12 +145,12 @@ def list_tokens(path: Path, as_json: bool) -> None:
                 "sees_all": entry.caller.sees_all,
                 "limits": limits,
             }
-            click.echo(json.dumps(item))
+            echo(escape_json(json.dumps(item)))
             continue
         sees = "all runs" if entry.caller.sees_all else "own runs"
         extra = "".join(f"  {name}={value}" for name, value in limits.items())
         times = f"{_age(entry):<8} old  {_expiry(entry):<20}"
-        click.echo(f"{entry.token_id}  {times}  {entry.caller.name:<16} {sees}{extra}")
+        echo(f"{entry.token_id}  {times}  {entry.caller.name:<16} {sees}{extra}")
 
 
 @tokens.command()
@@ -183,16 +184,16 @@ def _remove(
     path: Path, entries: Sequence[TokenEntry], removed: Sequence[TokenEntry], *, dry_run: bool
 ) -> None:
     for entry in removed:
-        click.echo(f"{entry.token_id} of {entry.caller.name}, {_age(entry)} old, {_expiry(entry)}", err=True)
+        echo(f"{entry.token_id} of {entry.caller.name}, {_age(entry)} old, {_expiry(entry)}", err=True)
     if not dry_run and removed:
         write_tokens(path, [entry for entry in entries if entry not in removed])
     done = "would remove" if dry_run else "removed"
-    click.echo(f"{done} {len(removed)} of {len(entries)} tokens", err=True)
+    echo(f"{done} {len(removed)} of {len(entries)} tokens", err=True)
 
 
 def _show_token(token: str, entry: TokenEntry, path: Path) -> None:
-    click.echo(token)
-    click.echo(
+    echo(token)
+    echo(
         f"token {entry.token_id} of {entry.caller.name}, {_expiry(entry)}, kept in {path} as a hash; it is not shown again",
         err=True,
     )

@@ -12,6 +12,7 @@ from gateway.journal import migration, schema
 from gateway.journal.archive.command import COMMANDS
 from gateway.journal.journal_file import JournalFile
 from services.errors import TriptychError
+from triptych.terminal_text import echo
 
 journal_argument = click.argument("journal", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
@@ -36,14 +37,14 @@ def check(ctx: click.Context, journal: Path) -> None:
         version, counts = read_summary(journal)
     finally:
         file.close()
-    click.echo(
+    echo(
         f"{journal}: version {version or 'unknown'}, revision {read_revision(journal) or 'none'}, "
         + ", ".join(f"{n} {name}" for name, n in counts.items())
     )
     for problem in problems:
-        click.echo(problem, err=True)
+        echo(problem, err=True)
     if problems:
-        click.echo("the journal is damaged: `triptych journal repair` saves what can be read", err=True)
+        echo("the journal is damaged: `triptych journal repair` saves what can be read", err=True)
         ctx.exit(1)
 
 
@@ -54,7 +55,7 @@ def repair(journal: Path) -> None:
     file = JournalFile(journal)
     try:
         if not find_problems(journal):
-            click.echo(f"{journal} is not damaged: nothing was changed")
+            echo(f"{journal} is not damaged: nothing was changed")
             return
         repaired = journal.with_name(f".{journal.name}.repaired")
         repaired.unlink(missing_ok=True)
@@ -68,7 +69,7 @@ def repair(journal: Path) -> None:
         repaired.rename(journal)
     finally:
         file.close()
-    click.echo(
+    echo(
         f"{journal}: "
         + ", ".join(f"{n} {name}" for name, n in saved.items())
         + f"; the damaged file is {kept}"

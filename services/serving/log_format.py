@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TypeAlias
 
 from services.serving.request_log import current_request
-from triptych.terminal_text import escape
+from triptych.terminal_text import escape, escape_json
 
 # Whose lines --log-level is about.
 OURS = ("triptych", "services", "gateway")
@@ -28,8 +28,13 @@ ExceptionInfo: TypeAlias = (
 class DiscreetFormatter(logging.Formatter):
     """Writes where an unexpected error came from, and its text only where that quotes nobody."""
 
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        # What comes from callers and workers must neither move the cursor of a terminal that shows the log, nor begin a
+        # line that looks as if it were ours.
+        return escape(super().formatMessage(record))
+
     def format(self, record: logging.LogRecord) -> str:
-        # What comes from callers and workers must not move the cursor of a terminal that shows the log.
+        # Beside the message, the lines of a stack trace.
         return escape(super().format(record), keeps_lines=True)
 
     def formatException(self, ei: ExceptionInfo) -> str:  # noqa: N802 - logging's name
@@ -69,7 +74,8 @@ class JsonFormatter(DiscreetFormatter):
         }
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps({name: value for name, value in fields.items() if value != ""}, ensure_ascii=False)
+        filled = {name: value for name, value in fields.items() if value != ""}
+        return escape_json(json.dumps(filled, ensure_ascii=False))
 
 
 # What every record has.

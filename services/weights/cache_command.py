@@ -22,6 +22,7 @@ from services.weights import cache
 from services.weights.catalog import known_model
 from services.weights.download import Report
 from services.weights.model_folder import BUILT_IN_FOLDER, PARTS, read_manifest
+from triptych.terminal_text import echo
 
 # More bytes at once than ever arrive or are sent in one piece.
 MAX_PIECE_BYTES = 12 * 2**20
@@ -57,15 +58,15 @@ def pull(name: str, stage: str | None, origin: str) -> None:
         with _progress(f"{stage} {name}") as show:
             found = cache.fetch(name, stage, origin=origin, show=show)
     except KeyboardInterrupt:
-        click.echo("stopped; what has arrived is kept, run the command again to go on", err=True)
+        echo("stopped; what has arrived is kept, run the command again to go on", err=True)
         raise
     took = f", in {found.seconds:.0f} s" if found.seconds else ""
-    click.echo(f"{found.folder}: from {found.place}{took}")
+    echo(f"{found.folder}: from {found.place}{took}")
     manifest = read_manifest(found.folder)
     if manifest.licence:
-        click.echo(f"licence: {manifest.licence}")
+        echo(f"licence: {manifest.licence}")
     if manifest.notices:
-        click.echo(manifest.notices)
+        echo(manifest.notices)
 
 
 @click.command()
@@ -86,7 +87,7 @@ def push(model: str, stage: str | None, bucket: str | None, *, force: bool) -> N
     folder = Path(model) if Path(model).is_dir() else folder_of(model, stage)
     with _progress(f"to {bucket}") as show:
         place = cache.push(folder, bucket, force=force, show=show)
-    click.echo(place)
+    echo(place)
 
 
 @click.command()
@@ -103,9 +104,7 @@ def rm(name: str, stage: str | None, *, dry_run: bool) -> None:
     found = [path for of in stages for path in cache.removable(name, of)]
     for path in found:
         num_bytes = sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
-        click.echo(
-            f"{'would remove' if dry_run else 'removing'} {path} ({num_bytes / 10**6:,.1f} MB)", err=True
-        )
+        echo(f"{'would remove' if dry_run else 'removing'} {path} ({num_bytes / 10**6:,.1f} MB)", err=True)
     if dry_run and found:
         return
     removed = [path for of in stages for path in cache.remove(name, of)]
@@ -114,7 +113,7 @@ def rm(name: str, stage: str | None, *, dry_run: bool) -> None:
             f"no model '{name}' is in this machine's caches; `triptych weights list` shows what is"
         )
     for path in removed:
-        click.echo(f"removed {path}")
+        echo(f"removed {path}")
 
 
 def _stage_of(name: str) -> str:
@@ -150,7 +149,7 @@ def _progress(what: str) -> Iterator[Report]:
     """A bar with rate and time left on a terminal; nothing where nobody looks."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         yield report_to(bar, bar.add_task(what, total=None))
@@ -173,4 +172,4 @@ def report_to(bar: Progress, task: TaskID) -> Report:
 
 class _ToStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+        echo(self.format(record), err=True)

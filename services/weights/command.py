@@ -36,6 +36,7 @@ from services.weights.model_folder import (
     needed_parts,
 )
 from triptych._installation import missing_library
+from triptych.terminal_text import echo, escape_json
 
 
 @click.group(no_args_is_help=True)
@@ -92,14 +93,14 @@ def convert(
         "architecture": architecture,
     }
     manifest = model_folder.write_manifest(model, **{**known, **given})
-    click.echo(f"{model / part}: {len(of_part(manifest, part))} files, manifest {model / MANIFEST}")
+    echo(f"{model / part}: {len(of_part(manifest, part))} files, manifest {model / MANIFEST}")
     missing = [
         other
         for other in needed_parts(stage, architecture)
         if f"{other}/model.safetensors" not in manifest.files
     ]
     if missing:
-        click.echo(f"{model} still lacks {', '.join(missing)}: convert them too before serving it", err=True)
+        echo(f"{model} still lacks {', '.join(missing)}: convert them too before serving it", err=True)
 
 
 @weights.command()
@@ -126,7 +127,7 @@ def random(to: Path, like: str, stage: str | None, seed: int) -> None:
                 origin=f"random weights in the shape of {like}, seed {seed}",
                 architecture=architecture,
             )
-        click.echo(f"{folder}: {like}, a model of the {found}, with random weights")
+        echo(f"{folder}: {like}, a model of the {found}, with random weights")
 
 
 @weights.command()
@@ -167,15 +168,15 @@ def verify(ctx: click.Context, model: str, stage: str | None, golden: Path | Non
         )
     num_files = sum(len(of_part(manifest, part)) for part in parts)
     if as_json:
-        click.echo(json.dumps(report(manifest, parts, num_files, differences)))
+        echo(escape_json(json.dumps(report(manifest, parts, num_files, differences))))
     else:
-        click.echo(f"{folder}: {num_files} files as the manifest says ({manifest.stage} {manifest.name})")
+        echo(f"{folder}: {num_files} files as the manifest says ({manifest.stage} {manifest.name})")
         if absent:
-            click.echo(f"Note: {root} still lacks {', '.join(absent)} and cannot be served yet", err=True)
+            echo(f"Note: {root} still lacks {', '.join(absent)} and cannot be served yet", err=True)
         for line in table(differences):
-            click.echo(line)
+            echo(line)
     if not all(difference.ok for difference in differences):
-        click.echo("Error: the network differs from the golden vectors beyond the tolerance", err=True)
+        echo("Error: the network differs from the golden vectors beyond the tolerance", err=True)
         ctx.exit(1)
 
 
@@ -186,7 +187,7 @@ def list_models(as_json: bool) -> None:
     rows = [*_rows(_in_s3())]
     if as_json:
         for row in rows:
-            click.echo(json.dumps(row))
+            echo(escape_json(json.dumps(row)))
         return
     header = ("stage", "name", "size", "licence", "needs", "folder")
     cells = [
@@ -201,7 +202,7 @@ def list_models(as_json: bool) -> None:
         for row in rows
     ]
     for line in aligned([header, *cells]):
-        click.echo(line)
+        echo(line)
 
 
 def _in_s3() -> dict[tuple[str, str], tuple[str, int]]:
@@ -210,7 +211,7 @@ def _in_s3() -> dict[tuple[str, str], tuple[str, int]]:
     try:
         sizes = models_in_s3(bucket) if bucket else {}
     except ModelError as error:
-        click.echo(f"Warning: {error}", err=True)
+        echo(f"Warning: {error}", err=True)
         return {}
     return {key: (f"{bucket}/{'/'.join(key)}", num_bytes) for key, num_bytes in sizes.items()}
 
@@ -234,7 +235,7 @@ def _rows(in_s3: dict[tuple[str, str], tuple[str, int]]) -> Iterator[dict[str, A
         try:
             manifest = model_folder.read_manifest(folder)
         except ModelError as error:
-            click.echo(f"Warning: {error}", err=True)
+            echo(f"Warning: {error}", err=True)
             continue
         yield row(
             stage, name, sum(entry.num_bytes for entry in manifest.files.values()),

@@ -31,6 +31,7 @@ from triptych.credentials import Credentials
 from triptych.progress import STAGE_NAMES
 from triptych.result import Picture
 from triptych.spec import make_spec
+from triptych.terminal_text import echo, escape_json
 
 PROMPT = "a red house under a full moon"
 NUM_REPEATS = 3
@@ -80,7 +81,7 @@ def measure(gateway: str, credentials: Credentials) -> None:
     async def show() -> None:
         with spinning("measuring") as spinner:
             times = await measured(gateway, credentials, report=spinner.update)
-        click.echo(json.dumps(times, indent=1))
+        echo(escape_json(json.dumps(times, indent=1)))
 
     run_in_foreground(show())
 
@@ -191,7 +192,7 @@ def simulate_command(
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
-        click.echo(json.dumps(_report(stages, outcome, following)))
+        echo(escape_json(json.dumps(_report(stages, outcome, following))))
     else:
         _show(stages, outcome, following)
 

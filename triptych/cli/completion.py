@@ -4,6 +4,7 @@ import click
 from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
 
 from triptych.cli.main import COMPLETE_VARIABLE, PROGRAM, cli
+from triptych.terminal_text import echo
 
 SHELLS: dict[str, type[ShellComplete]] = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 HOW_TO = """\b
@@ -17,4 +18,4 @@ fish: triptych completion fish > ~/.config/fish/completions/triptych.fish
 @click.argument("shell", type=click.Choice(list(SHELLS)))
 def completion(shell: str) -> None:
     """Print a script that makes SHELL complete this command."""
-    click.echo(SHELLS[shell](cli, {}, PROGRAM, COMPLETE_VARIABLE).source())
+    echo(SHELLS[shell](cli, {}, PROGRAM, COMPLETE_VARIABLE).source())

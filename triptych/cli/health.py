@@ -7,6 +7,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from triptych.addresses import check_address
 from triptych.cli.credential_options import credential_options
 from triptych.credentials import Credentials
+from triptych.terminal_text import echo
 
 
 @click.command()
@@ -48,7 +49,7 @@ def health(address: str, service: str, timeout_s: float, credentials: Credential
         raise click.ClickException(
             f"{service or 'the server'} at {address} answers {status}, expected SERVING"
         )
-    click.echo(status)
+    echo(status)
 
 
 def reason(error: grpc.RpcError) -> str:

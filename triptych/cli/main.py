@@ -19,7 +19,7 @@ from click.shell_completion import CompletionItem
 import triptych
 from triptych import _installation
 from triptych.cli.terminal.streams import set_up_streams
-from triptych.terminal_text import escape
+from triptych.terminal_text import echo, escape
 
 PROGRAM = "triptych"
 # Set by the scripts of `triptych completion`: then the command line only prints completions.
@@ -219,7 +219,7 @@ def run_command() -> int:
 
 
 def say_error(message: str) -> None:
-    click.echo(f"Error: {escape(message, keeps_lines=True)}", err=True)
+    echo(f"Error: {escape(message, keeps_lines=True)}", err=True)
 
 
 def suggestion(error: click.ClickException) -> str:

@@ -5,7 +5,7 @@ import click
 from triptych.cli.runs import with_client
 from triptych.cli.terminal.json_output import message_to_json
 from triptych.client import Client
-from triptych.terminal_text import escape
+from triptych.terminal_text import echo, escape
 from triptych.v1.pipeline_pb2 import ListModelsResponse
 from triptych.v1.stage_pb2 import Stage
 
@@ -17,7 +17,7 @@ async def models(client: Client, as_json: bool) -> None:
     served = await client.list_models()
     if as_json:
         for each in served:
-            click.echo(message_to_json(each))
+            echo(message_to_json(each))
         return
     if not served:
         raise click.ClickException(f"no stage is served at {client.address}: start workers, then ask again")
@@ -29,8 +29,8 @@ def tell(served: ListModelsResponse.StageModel) -> None:
     model = served.model
     stage = Stage.Name(model.stage).removeprefix("STAGE_").lower()
     workers = f"{served.num_workers} worker{'' if served.num_workers == 1 else 's'}"
-    click.echo(escape(f"{stage}: {model.name} {model.digest[:12]}  {workers}  {model.device}".rstrip()))
+    echo(escape(f"{stage}: {model.name} {model.digest[:12]}  {workers}  {model.device}".rstrip()))
     for kind, words in sorted(model.vocabulary.items()):
-        click.echo(escape(f"  {kind}: {', '.join(words.words)}"))
+        echo(escape(f"  {kind}: {', '.join(words.words)}"))
     for prompt in model.example_prompts:
-        click.echo(escape(f'  try: "{prompt}"'))
+        echo(escape(f'  try: "{prompt}"'))

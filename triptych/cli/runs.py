@@ -32,7 +32,7 @@ from triptych.client import Client, ImageLost, NotFound
 from triptych.credentials import Credentials
 from triptych.progress import RunProgress
 from triptych.result import Picture
-from triptych.terminal_text import escape
+from triptych.terminal_text import echo, escape
 from triptych.v1.pipeline_pb2 import Image, Run, RunSpec
 
 DEFAULT_GATEWAY = "127.0.0.1:50050"
@@ -113,7 +113,7 @@ async def list_runs(client: Client, limit: int, as_json: bool) -> None:
         for run in found:
             print_json(run)
     elif not found:
-        click.echo(f"no runs at {client.address}", err=True)
+        echo(f"no runs at {client.address}", err=True)
     else:
         print_runs(found)
 
@@ -142,11 +142,11 @@ async def show(
         )
         images = [image for image in found.images if await download(client, image, album)]
         if out is not None and images and not as_json:
-            click.echo(f"all on one sheet: {album.write_contact_sheet()}")
+            echo(f"all on one sheet: {album.write_contact_sheet()}")
         if shows_pictures:
             output = Output(choose_display(as_json=False, is_quiet=True), album=album)
             pictures = [load(Picture.of(image), output) for image in images]
-            show_in_terminal([one for one in pictures if one.data], partial(click.echo, err=True))
+            show_in_terminal([one for one in pictures if one.data], partial(echo, err=True))
 
 
 async def download(client: Client, image: Image, album: OutputFolder) -> bool:
@@ -154,7 +154,7 @@ async def download(client: Client, image: Image, album: OutputFolder) -> bool:
     try:
         await keep_large(client, image, album)
     except ImageLost:
-        click.echo(f"Note: {lost(image.name)}", err=True)
+        echo(f"Note: {lost(image.name)}", err=True)
         return False
     return True
 
@@ -214,7 +214,7 @@ async def select(
     if no_wait:
         async with selected:
             await anext(aiter(selected))
-        click.echo(escape(found.name), err=as_json)
+        echo(escape(found.name), err=as_json)
         return
     # Its first event has what it makes.
     asked = RunSpec(prompt=found.spec.prompt)
@@ -270,4 +270,4 @@ async def follow_to_the_end(
 
 
 def print_json(run: Run) -> None:
-    click.echo(message_to_json(run))
+    echo(message_to_json(run))

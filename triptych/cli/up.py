@@ -14,7 +14,7 @@ from triptych.cli.credential_options import FILE
 from triptych.cli.processes import ServiceReady, running_pipeline
 from triptych.cli.run.options import STAGES, model_options, models_of
 from triptych.cli.terminal.signals import run_in_foreground
-from triptych.terminal_text import escape
+from triptych.terminal_text import echo, escape
 
 GATEWAY_PORT = 50050
 HTTP_PORT = 8080
@@ -131,22 +131,22 @@ def check_port(host: str, port: int, option: str) -> None:
 
 async def keep_running(stages: dict[str, list[str]], gateway_options: list[str]) -> None:
     """Runs until it is cancelled; raises ClickException when one of the services ends by itself."""
-    click.echo(f"starting {', '.join([*stages, 'gateway'])} ...", err=True)
+    echo(f"starting {', '.join([*stages, 'gateway'])} ...", err=True)
     async with running_pipeline(
         stages, gateway_options=gateway_options, on_ready=say_ready, on_log=say_log
     ) as pipeline:
         address = pipeline.gateway.address
         scheme = "https" if "--tls-cert" in gateway_options else "http"
         page = f" The page: {scheme}://{pipeline.gateway.http}/" if pipeline.gateway.http else ""
-        click.echo(f"Ready.{page}")
-        click.echo(f'In another terminal: triptych run "a red house" --gateway {address}')
-        click.echo("Ctrl-C stops all of them.", err=True)
+        echo(f"Ready.{page}")
+        echo(f'In another terminal: triptych run "a red house" --gateway {address}')
+        echo("Ctrl-C stops all of them.", err=True)
         raise click.ClickException(await pipeline.first_end())
 
 
 def say_ready(name: str, ready: ServiceReady) -> None:
-    click.echo(escape(f"{name:<10} {ready.address:<22} {ready.model}".rstrip()))
+    echo(escape(f"{name:<10} {ready.address:<22} {ready.model}".rstrip()))
 
 
 def say_log(name: str, line: str) -> None:
-    click.echo(f"[{name}] {escape(line)}", err=True)
+    echo(f"[{name}] {escape(line)}", err=True)

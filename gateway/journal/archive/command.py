@@ -18,6 +18,7 @@ from gateway.journal.storage_audit import Differences, compare
 from gateway.store import open_store
 from gateway.store.base import Store
 from services.errors import TriptychError
+from triptych.terminal_text import echo
 
 # A gateway may be about to publish a picture that it has just stored.
 MIN_AGE_S = 600.0
@@ -67,9 +68,9 @@ def export(
     async def work() -> bool:
         async with _opened(*places) as (opened, pictures):
             done = await export_runs(opened.reader, pictures, archive, names=runs, with_unfinished=unfinished)
-        click.echo(f"{archive}: {done.num_runs} runs, {done.num_pictures} pictures, {done.num_bytes} bytes")
+        echo(f"{archive}: {done.num_runs} runs, {done.num_pictures} pictures, {done.num_bytes} bytes")
         if done.num_under_way:
-            click.echo(f"{done.num_under_way} runs are under way and were left out (--unfinished)", err=True)
+            echo(f"{done.num_under_way} runs are under way and were left out (--unfinished)", err=True)
         _print_missing(done.missing)
         return not done.missing
 
@@ -92,15 +93,15 @@ def import_(ctx: click.Context, archive: Path, journal: str, store: str, dry_run
 
     async def work() -> bool:
         summary = await asyncio.to_thread(check_archive, archive)
-        click.echo(
+        echo(
             f"{archive}: {summary.num_runs} runs, {summary.num_pictures} pictures, {summary.num_bytes} bytes"
         )
         if not dry_run:
             async with _opened(*places) as (opened, pictures):
                 done = await import_runs(archive, opened.database, pictures)
-            click.echo(f"imported {done.num_runs} runs; {len(done.present)} were there already")
+            echo(f"imported {done.num_runs} runs; {len(done.present)} were there already")
             for name in done.without_request_id:
-                click.echo(f"{name}: its request_id is another run's, and was left out", err=True)
+                echo(f"{name}: its request_id is another run's, and was left out", err=True)
         _print_missing(summary.missing)
         return not summary.missing
 
@@ -151,15 +152,15 @@ def prune(journal: str, store: str, dry_run: bool, yes: bool) -> None:
             for run in found.missing:
                 hashes = await opened.delete_run(run, expired_at=time.time())
                 if hashes is None:
-                    click.echo(f"{run} has not finished and was kept")
+                    echo(f"{run} has not finished and was kept")
                     continue
-                click.echo(f"deleted {run}")
+                echo(f"deleted {run}")
                 for sha256 in set(hashes) - await opened.reader.wanted(hashes):
                     await pictures.delete(sha256)
             before = time.time() - MIN_AGE_S
             for one in found.unreferenced:
                 await pictures.delete(one.sha256, put_before=before)
-            click.echo(f"deleted pictures of no run that are older than {MIN_AGE_S / 60:g} minutes")
+            echo(f"deleted pictures of no run that are older than {MIN_AGE_S / 60:g} minutes")
 
     asyncio.run(work())
 
@@ -192,18 +193,16 @@ def _located(journal: str, store: str, *, must_exist: bool = True) -> tuple[str,
 
 def _print_missing(missing: dict[str, list[str]]) -> None:
     for run, hashes in missing.items():
-        click.echo(
-            f"{run}: {len(hashes)} pictures are missing: {', '.join(one[:12] for one in hashes)}", err=True
-        )
+        echo(f"{run}: {len(hashes)} pictures are missing: {', '.join(one[:12] for one in hashes)}", err=True)
 
 
 def _print_differences(found: Differences) -> None:
     for run, names in found.missing.items():
         short = ", ".join(name.rpartition("/")[2] for name in names)
-        click.echo(f"{run} lacks {len(names)} of {found.num_images[run]} pictures: {short}")
+        echo(f"{run} lacks {len(names)} of {found.num_images[run]} pictures: {short}")
     num_bytes = sum(one.num_bytes for one in found.unreferenced)
-    click.echo(str(found) or "no picture is missing")
-    click.echo(f"{len(found.unreferenced)} pictures ({num_bytes} bytes) belong to no run")
+    echo(str(found) or "no picture is missing")
+    echo(f"{len(found.unreferenced)} pictures ({num_bytes} bytes) belong to no run")
 
 
 COMMANDS: tuple[Any, ...] = (export, import_, compare_, prune)

@@ -4,9 +4,8 @@ import asyncio
 import sys
 from dataclasses import dataclass
 
-import click
-
 from triptych.result import Picture, RunResult
+from triptych.terminal_text import echo
 from triptych.v1.pipeline_pb2 import RunSpec
 
 QUESTION = "Which go on? Numbers, or names to go back to; empty: none"
@@ -35,7 +34,7 @@ async def ask(run: RunResult, spec: RunSpec) -> Choice | None:
         try:
             return understand(line, run, spec)
         except ValueError as error:
-            click.echo(str(error), err=True)
+            echo(str(error), err=True)
 
 
 def understand(line: str, run: RunResult, spec: RunSpec) -> Choice:
@@ -68,7 +67,7 @@ def next_stage(stage: str, spec: RunSpec) -> str:
 
 async def read_line(question: str) -> str:
     """A line from the terminal; the event loop goes on meanwhile, and Ctrl-C is heard."""
-    click.echo(question, nl=False, err=True)
+    echo(question, nl=False, err=True)
     loop = asyncio.get_running_loop()
     typed = loop.create_future()
 

@@ -39,7 +39,7 @@ from triptych.credentials import Credentials
 from triptych.errors import CallError
 from triptych.progress import RunProgress
 from triptych.result import RunResult
-from triptych.terminal_text import escape
+from triptych.terminal_text import echo, escape
 from triptych.v1.pipeline_pb2 import RefineStage, RunSpec
 from triptych.vocabulary import describe_reading
 
@@ -173,7 +173,7 @@ def read_prompts(prompts: Sequence[str], file: TextIO | None, *, needs_one: bool
 
 
 def show_log(name: str, line: str) -> None:
-    click.echo(f"[{name}] {escape(line)}", err=True)
+    echo(f"[{name}] {escape(line)}", err=True)
 
 
 def needed_stages(options: RunOptions, spec: RunSpec) -> list[str]:

@@ -15,6 +15,7 @@ from triptych.cli.terminal.json_output import field_name, fields_to_json, messag
 from triptych.client import CallError, Client, ImageLost
 from triptych.progress import RunProgress
 from triptych.result import STAGE_TITLES, Picture, RunResult
+from triptych.terminal_text import echo
 from triptych.v1.pipeline_pb2 import Event, Image
 
 # Larger pictures go to their files in chunks and are never whole in memory.
@@ -75,7 +76,7 @@ async def follow(
                 progress.update(event)
                 output.display.show(event, progress)
                 if output.as_json:
-                    click.echo(to_json(event, path))
+                    echo(to_json(event, path))
                 if event.HasField("warning"):
                     output.display.note(f"Warning: {event.warning.message}")
     except asyncio.CancelledError:
@@ -128,7 +129,7 @@ def conclude(result: RunResult, progress: RunProgress, output: Output, *, can_go
     if not output.as_json:
         tell_stages(progress, output.album)
         if not output.is_quiet and result.name:
-            click.echo(f"seed: {result.seed}")
+            echo(f"seed: {result.seed}")
     if output.album is not None and output.album.images:
         keep_contact_sheet(output.album, output)
     if result.state == "awaiting_selection":
@@ -149,7 +150,7 @@ def keep_contact_sheet(album: OutputFolder, output: Output) -> None:
         output.display.note(f"Note: the contact sheet cannot be drawn: {error}")
         return
     if not output.as_json:
-        click.echo(f"all on one sheet: {sheet}")
+        echo(f"all on one sheet: {sheet}")
 
 
 def tell_stages(progress: RunProgress, album: OutputFolder | None) -> None:
@@ -157,9 +158,9 @@ def tell_stages(progress: RunProgress, album: OutputFolder | None) -> None:
         if not (stage.finished or stage.num_expected):
             continue
         seconds = stage.elapsed_s(progress.clock())
-        click.echo(f"{name}: {len(stage.finished)} of {stage.num_expected} in {seconds:.1f} s")
+        echo(f"{name}: {len(stage.finished)} of {stage.num_expected} in {seconds:.1f} s")
         for _, path in album.of_stage(name) if album else []:
-            click.echo(f"  {path}")
+            echo(f"  {path}")
 
 
 def how_to_choose(result: RunResult) -> str:

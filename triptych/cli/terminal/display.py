@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
-import click
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -13,7 +12,7 @@ from rich.text import Text
 from triptych.cli.processes import ServiceReady
 from triptych.cli.terminal.streams import is_plain_terminal, make_console
 from triptych.progress import RunProgress, StageProgress
-from triptych.terminal_text import escape
+from triptych.terminal_text import echo, escape
 from triptych.v1.pipeline_pb2 import Event
 
 # A picture's cell: from waiting over eight heights to done.
@@ -49,7 +48,7 @@ class SilentDisplay:
     def service_ready(self, name: str, ready: ServiceReady) -> None: ...
 
     def note(self, text: str) -> None:
-        click.echo(escape(text), err=True)
+        echo(escape(text), err=True)
 
     def show(self, event: Event, progress: RunProgress) -> None: ...
 
@@ -62,22 +61,20 @@ class PlainDisplay(SilentDisplay):
     """Lines for a log file: services that serve, pictures that are finished, stages that are done."""
 
     def starting(self, names: list[str]) -> None:
-        click.echo(f"starting {', '.join(names)}", err=True)
+        echo(f"starting {', '.join(names)}", err=True)
 
     def service_ready(self, name: str, ready: ServiceReady) -> None:
-        click.echo(escape(" ".join(f"{name} serves {ready.model} at {ready.address}".split())), err=True)
+        echo(escape(" ".join(f"{name} serves {ready.model} at {ready.address}".split())), err=True)
 
     def show(self, event: Event, progress: RunProgress) -> None:
         kind = event.WhichOneof("kind")
         if kind == "queued" and progress.waiting is not None:
-            click.echo(f"the run is {progress.waiting}", err=True)
+            echo(f"the run is {progress.waiting}", err=True)
         elif kind == "image_ready":
             name = escape(event.image_ready.image.name.rsplit("/", 1)[-1])
             stage = progress.stage(event.image_ready.image.stage)
             seconds = stage.elapsed_s(progress.clock())
-            click.echo(
-                f"{name} ({len(stage.finished)} of {stage.num_expected}) after {seconds:.1f} s", err=True
-            )
+            echo(f"{name} ({len(stage.finished)} of {stage.num_expected}) after {seconds:.1f} s", err=True)
 
 
 class LiveDisplay:

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-import click
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -13,7 +12,7 @@ from rich.tree import Tree
 from triptych.cli.terminal.streams import make_console
 from triptych.progress import STAGE_NAMES
 from triptych.result import state_name
-from triptych.terminal_text import escape
+from triptych.terminal_text import echo, escape
 from triptych.v1.pipeline_pb2 import Image, Run
 
 # Columns where no terminal has a width of its own.
@@ -44,13 +43,13 @@ def print_runs(runs: Sequence[Run]) -> None:
 
 def print_run(run: Run) -> None:
     """How a run stands, and its pictures as a tree."""
-    click.echo(f"{escape(run.name)}  {state_name(run.state).replace('_', ' ')}  seed {run.spec.seed}")
-    click.echo(escape(run.spec.prompt))
+    echo(f"{escape(run.name)}  {state_name(run.state).replace('_', ' ')}  seed {run.spec.seed}")
+    echo(escape(run.spec.prompt))
     for model in run.models:
         by = escape(f"{model.name} {model.digest[:12]}")
-        click.echo(f"{STAGE_NAMES.get(model.stage, 'other')} by {by}")
+        echo(f"{STAGE_NAMES.get(model.stage, 'other')} by {by}")
     if run.error.message:
-        click.echo(escape(f"{run.error.reason}: {run.error.message}"))
+        echo(escape(f"{run.error.reason}: {run.error.message}"))
     if run.images:
         make_console(width=WIDE).print(image_tree(run.images))
 
