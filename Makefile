@@ -8,7 +8,7 @@ PROMPT ?= a red house under a full moon
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up wheels test test-wheels test-clients test-faults test-attacks test-real-size test-compose test-meadowrun fuzz parity tiny quality bench bench-full check fix protos release-protos clean
+.PHONY: help setup run up wheels test test-wheels test-clients test-proxies test-faults test-attacks test-real-size test-compose test-meadowrun fuzz parity tiny quality bench bench-full check fix protos release-protos clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,10 @@ test: $(VENV)/dev ## Run the tests (minutes)
 # CLIENTS: words of their names, such as "openai LangChain"; all by default. Needs npm, node and the registries.
 test-clients: $(VENV)/dev ## Make a picture with third-party programs, each in its own environment (minutes)
 	$(TEST_ENV) $(BIN)/python -m tests.clients $(CLIENTS)
+
+# PROXIES: nginx, Caddy and Envoy by default; the first two must be on PATH.
+test-proxies: $(VENV)/dev ## Put the proxies of docs/operations/proxies.md, as configured there, before a gateway (a minute)
+	$(TEST_ENV) $(BIN)/python -m tests.proxies $(PROXIES)
 
 # Two processes, as above: it waits a lot, for what is silent to be noticed.
 test-faults: $(VENV)/dev ## Kill, stop and cut off real processes in every place, and print what each case showed
