@@ -40,7 +40,7 @@ async def extract_image_prompts(spec: RunSpec, models: Mapping[Stage, ModelInfo]
     files = []
     for place, one in enumerate(generate.image_prompts):
         path = f"{PATH}.image_prompts[{place}]"
-        number(one, "weight", 1, low=0, high=MAX_WEIGHT, path=path)
+        number(one, "weight", 1, high=MAX_WEIGHT, path=path)
         # Beside the event loop, as pictures are.
         picture = await asyncio.to_thread(decode_image, one.image.data, limits, f"{path}.image.data")
         file = ImageData(mime_type=one.image.mime_type or MIME_TYPE, data=one.image.data)
@@ -68,4 +68,4 @@ def _check_text_difference(spec: RunSpec, model: ModelInfo) -> None:
         check_prompt(
             getattr(difference, name), model.limits.max_prompt_bytes or MAX_PROMPT_BYTES, f"{path}.{name}"
         )
-    number(difference, "weight", 0, low=0, high=1, path=path)
+    number(difference, "weight", 0, high=1, path=path)

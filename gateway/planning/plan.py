@@ -18,7 +18,6 @@ from gateway.planning.validation import (
     check_init_images,
     check_parent_size,
     check_remaining_steps,
-    check_settings,
 )
 from gateway.stages import GENERATE, REFINE, STAGES, Stage, stage_of
 from gateway.workers.pool import Pool, models_of
@@ -129,8 +128,6 @@ async def make_plan(asked: RunSpec, pools: Mapping[str, Pool]) -> Plan:
     stages = _stages(spec)
     settings = {stage: getattr(spec, stage.name).settings for stage in stages}
     paths = {stage: f"spec.{stage.name}.settings" for stage in stages}
-    for stage in stages:
-        check_settings(stage, settings[stage], paths[stage])
     _count_images(spec, stages)
     models = {
         stage: await choose_model(*model_name(spec, stage), stage, pools[stage.name]) for stage in stages

@@ -22,7 +22,6 @@ from gateway.planning.validation import (
     check_against_model,
     check_parent_size,
     check_remaining_steps,
-    check_settings,
 )
 from gateway.stages import REFINE, UPSCALE, Stage
 from gateway.workers.pool import Pool
@@ -82,7 +81,6 @@ async def make_selection(
                 f"{stage.name} makes at most {MAX_IMAGES} pictures for one request, and this is more",
             )
         settings = getattr(selection, stage.name).settings
-        check_settings(stage, settings, f"{stage_path}.settings")
         model = await _choose_model(plan, stage, selection, stage_path, pools[stage.name])
         check_against_model(plan.spec.prompt, stage, settings, model, f"{stage_path}.settings")
         if stage is REFINE:

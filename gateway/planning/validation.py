@@ -1,62 +1,22 @@
-"""Validates settings of a stage: the widest range of any model, then that of the chosen one.
+"""Validates settings of a stage by the ranges, defaults and limits that the chosen model reports (ModelInfo).
 
-All of it is refused before anything is begun, by the path of the field. It knows what workers say of themselves
-(ModelInfo), and asks nobody.
+Everything is refused before anything is begun, by the path of the field.
 """
 
 import asyncio
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from gateway.stages import GENERATE, REFINE, UPSCALE, Stage
 from services.errors import ImageTooLarge, InvalidRequest
 from services.images.codec import DecodedImage, ImageLimits, decode_with_alpha
-from services.serving.limits.request_checks import check_prompt, integer, number
+from services.serving.limits.request_checks import check_fit, check_prompt, check_range, check_steps_left
 from triptych.v1.pipeline_pb2 import RunSpec
-from triptych.v1.stage_pb2 import FIT_CROP, FIT_PAD, FIT_UNSPECIFIED, ImageData, ModelInfo
+from triptych.v1.stage_pb2 import FIT_PAD, ImageData, ModelInfo
 from triptych.v1.upscaler_pb2 import UpscaleSettings
 
-# What no stage's text encoder would read beyond; a model may accept less.
+# Of a model that reports no limit of its own.
 MAX_PROMPT_BYTES = 2_000
-
-# The widest of each setting that any model could mean; a model may accept less and then reports it.
-_MAX_TEMPERATURE = 100.0
-_MAX_TOP_K = 1_000_000
-_MAX_GUIDANCE_SCALE = 1_000.0
-_MAX_NUM_STEPS = 1_000
-_MAX_PREVIEW_EVERY = 1_000_000
-_MAX_TILE_PX = 4_096
-
-
-def check_settings(stage: Stage, settings: Any, path: str) -> None:
-    """Raises InvalidRequest for what no model could mean; a model may accept less."""
-    integer(settings, "preview_every", 0, low=0, high=_MAX_PREVIEW_EVERY, path=path)
-    if stage is UPSCALE:
-        integer(settings, "tile_size", 0, low=0, high=_MAX_TILE_PX, path=path)
-        integer(settings, "tile_overlap", 0, low=0, high=_MAX_TILE_PX, path=path)
-        return
-    number(settings, "guidance_scale", 1, low=0, high=_MAX_GUIDANCE_SCALE, path=path)
-    if stage is GENERATE:
-        number(settings, "prior_guidance_scale", 1, low=0, high=_MAX_GUIDANCE_SCALE, path=path)
-        for name in ("prior_num_steps", "decoder_num_steps", "super_res_num_steps"):
-            integer(settings, name, 0, low=0, high=_MAX_NUM_STEPS, path=path)
-    if stage is GENERATE:
-        number(settings, "temperature", 1, low=0, high=_MAX_TEMPERATURE, above_low=True, path=path)
-        integer(settings, "top_k", 0, low=0, high=_MAX_TOP_K, path=path)
-        number(settings, "top_p", 1, low=0, high=1, above_low=True, path=path)
-        return
-    integer(settings, "num_steps", 1, low=1, high=_MAX_NUM_STEPS, path=path)
-    if not math.isfinite(settings.skip_ratio) or not 0 <= settings.skip_ratio < 1:
-        raise InvalidRequest(
-            f"{path}.skip_ratio", f"must be at least 0 and below 1, got {settings.skip_ratio:g}"
-        )
-    if settings.fit not in (FIT_UNSPECIFIED, FIT_CROP, FIT_PAD):
-        raise InvalidRequest(f"{path}.fit", f"must be FIT_CROP or FIT_PAD, got {settings.fit}")
-    if (num_bytes := len(settings.negative_prompt.encode())) > MAX_PROMPT_BYTES:
-        raise InvalidRequest(
-            f"{path}.negative_prompt", f"must have at most {MAX_PROMPT_BYTES} bytes, got {num_bytes}"
-        )
 
 
 def check_against_model(prompt: str | None, stage: Stage, settings: Any, model: ModelInfo, path: str) -> None:
@@ -67,13 +27,16 @@ def check_against_model(prompt: str | None, stage: Stage, settings: Any, model: 
         _check_setting_names(settings, model, path)
     if prompt is not None and stage.draws and limits.max_prompt_bytes:
         check_prompt(prompt, limits.max_prompt_bytes, "spec.prompt")
-    if stage is REFINE and limits.max_num_steps:
-        integer(settings, "num_steps", 1, low=1, high=limits.max_num_steps, path=path)
-    for name, span in model.ranges.items():
-        if name in settings.DESCRIPTOR.fields_by_name and settings.HasField(name):
-            number(settings, name, 0, low=span.lowest, high=span.highest, path=path)
     if stage is UPSCALE:
         _check_tiles(settings, model, path)
+    for name, legal in model.ranges.items():
+        if name in settings.DESCRIPTOR.fields_by_name and settings.HasField(name):
+            check_range(getattr(settings, name), legal, f"{path}.{name}")
+    if stage is REFINE:
+        check_fit(settings.fit, f"{path}.fit")
+        if settings.negative_prompt.strip():
+            max_bytes = limits.max_prompt_bytes or MAX_PROMPT_BYTES
+            check_prompt(settings.negative_prompt, max_bytes, f"{path}.negative_prompt")
 
 
 def _check_setting_names(settings: Any, model: ModelInfo, path: str) -> None:
@@ -93,13 +56,8 @@ def check_remaining_steps(settings: Any, model: ModelInfo, path: str, *, has_mas
     skip_ratio = 0.0 if is_whole else _setting(settings, model, "skip_ratio")
     if num_steps is None or skip_ratio is None or "num_steps" not in model.ranges:
         return
-    least = model.ranges["num_steps"].lowest
-    if (left := num_steps - round(num_steps * skip_ratio)) < least:
-        raise InvalidRequest(
-            f"{path}.skip_ratio",
-            f"must leave at least {least:g} of {num_steps:g} steps, got {skip_ratio:g} which leaves {left:g}; ask for "
-            "more steps, or for less to be skipped",
-        )
+    least = int(model.ranges["num_steps"].lowest)
+    check_steps_left(int(num_steps), skip_ratio, least, f"{path}.skip_ratio")
 
 
 def check_parent_size(

@@ -10,7 +10,7 @@ import { load, save } from "./storage.js";
  * @property {string} name as the contract has it; `count` and `vary_keep` are the page's own
  * @property {"basic"|"advanced"} group
  * @property {"number"|"text"} kind
- * @property {number} [min]
+ * @property {number} [min] of the page's own; others have the range that the model reports
  * @property {number} [max]
  * @property {number|"any"} [step]
  * @property {number|string} [fallback] where the model has no default
@@ -19,24 +19,26 @@ import { load, save } from "./storage.js";
 /** @type {Setting[]} */
 export const SETTINGS = [
   { stage: "generate", name: "count", group: "basic", kind: "number", min: 1, max: 64, step: 1, fallback: 8 },
-  { stage: "generate", name: "guidance_scale", group: "basic", kind: "number", min: 0, max: 1000, step: "any" },
-  { stage: "generate", name: "temperature", group: "basic", kind: "number", min: 0.01, max: 100, step: "any" },
-  { stage: "generate", name: "top_k", group: "advanced", kind: "number", min: 0, max: 1_000_000, step: 1 },
-  { stage: "generate", name: "top_p", group: "advanced", kind: "number", min: 0.01, max: 1, step: "any" },
+  { stage: "generate", name: "guidance_scale", group: "basic", kind: "number", step: "any" },
+  { stage: "generate", name: "temperature", group: "basic", kind: "number", step: "any" },
+  { stage: "generate", name: "top_k", group: "advanced", kind: "number", step: 1 },
+  { stage: "generate", name: "top_p", group: "advanced", kind: "number", step: "any" },
   { stage: "refine", name: "count", group: "basic", kind: "number", min: 1, max: 64, step: 1, fallback: 4 },
   { stage: "refine", name: "negative_prompt", group: "basic", kind: "text", fallback: "" },
-  { stage: "refine", name: "skip_ratio", group: "basic", kind: "number", min: 0, max: 0.99, step: "any" },
-  { stage: "refine", name: "vary_keep", group: "basic", kind: "number", min: 0, max: 0.99, step: "any" },
-  { stage: "refine", name: "num_steps", group: "advanced", kind: "number", min: 1, max: 1000, step: 1 },
-  { stage: "refine", name: "guidance_scale", group: "advanced", kind: "number", min: 0, max: 1000, step: "any" },
-  { stage: "upscale", name: "tile_size", group: "advanced", kind: "number", min: 0, max: 4096, step: 1 },
-  { stage: "upscale", name: "tile_overlap", group: "advanced", kind: "number", min: 0, max: 1024, step: 1 },
+  { stage: "refine", name: "skip_ratio", group: "basic", kind: "number", step: "any" },
+  { stage: "refine", name: "vary_keep", group: "basic", kind: "number", step: "any" },
+  { stage: "refine", name: "num_steps", group: "advanced", kind: "number", step: 1 },
+  { stage: "refine", name: "guidance_scale", group: "advanced", kind: "number", step: "any" },
+  { stage: "upscale", name: "tile_size", group: "advanced", kind: "number", step: 1 },
+  { stage: "upscale", name: "tile_overlap", group: "advanced", kind: "number", step: 1 },
 ];
 const PAGE_OWN = new Set(["count", "vary_keep"]);
 // So many previews of a picture are worth their decoding.
 const NUM_PREVIEWS = 8;
 const SKETCH_PREVIEW_EVERY = 32;
 const UPSCALE_PREVIEW_EVERY = 4;
+// An input element includes its bounds.
+const JUST_INSIDE = 0.01;
 // How much less of a picture "Vary" keeps than "Refine".
 const VARY_SHARE = 0.5;
 
@@ -96,8 +98,11 @@ export class Settings {
   /** What a setting may be with the served model. @param {Setting} setting @returns {{min?: number, max?: number}} */
   rangeOf({ stage, name, min, max }) {
     const model = this.models[stage];
-    const range = model?.ranges?.[name];
-    if (range) return { min: range.lowest ?? 0, max: range.highest };
+    const range = model?.ranges?.[name === "vary_keep" ? "skip_ratio" : name];
+    if (range) {
+      const { lowest = 0, highest, excludes_lowest: isAbove, excludes_highest: isBelow } = range;
+      return { min: isAbove ? lowest + JUST_INSIDE : lowest, max: isBelow ? highest - JUST_INSIDE : highest };
+    }
     if (name === "count" && model?.limits?.max_images) return { min, max: Math.min(64, model.limits.max_images) };
     return { min, max };
   }

@@ -14,8 +14,7 @@ from services.serving.limits.request_checks import PromptLength, check_prompt
 from triptych.v1.generator_pb2 import GenerateRequest, GenerateSettings
 from triptych.v1.stage_pb2 import ModelInfo, PromptReading, WordReplacement
 
-MAX_GUIDANCE_SCALE = 100.0
-MAX_INT32 = 2**31 - 1
+GUIDANCE_SCALES = ModelInfo.Range(lowest=0, highest=100)
 
 
 @dataclass(frozen=True)

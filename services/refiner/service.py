@@ -25,10 +25,11 @@ from services.serving.limits.request_checks import (
     PROMPT_TRUNCATED,
     PromptLength,
     check_count,
+    check_fit,
     check_items,
     check_prompt,
-    integer,
-    number,
+    check_steps_left,
+    read_setting,
 )
 from services.serving.stage_command import run_stage, stage_options
 from services.serving.stage_service import (
@@ -61,8 +62,12 @@ from triptych.v1.stage_pb2 import (
 SERVICE_NAME = "triptych.v1.RefinerService"
 IMAGE_LIMITS = ImageLimits(max_bytes=MAX_STAGE_IMAGE_BYTES)
 FITS: Mapping[int, Fit] = {FIT_UNSPECIFIED: "crop", FIT_CROP: "crop", FIT_PAD: "pad"}
-MAX_GUIDANCE_SCALE = 100.0
-MAX_INT32 = 2**31 - 1
+# Of num_steps, the lowest must be left by skip_ratio.
+RANGES = {
+    "num_steps": ModelInfo.Range(lowest=MIN_STEPS, highest=NUM_TRAIN_TIMESTEPS),
+    "skip_ratio": ModelInfo.Range(lowest=0, highest=1, excludes_highest=True),
+    "guidance_scale": ModelInfo.Range(lowest=0, highest=100),
+}
 
 
 @dataclass(frozen=True)
@@ -97,20 +102,17 @@ class RefinerService(StageService[LoadedRefiner, RefineJob], RefinerServiceServi
 
 def read_request(request: RefineRequest, info: ModelInfo) -> list[JobRequest[RefineJob]]:
     """Checks the whole request and decodes its picture; raises InvalidRequest naming the field."""
-    settings, defaults = request.settings, info.defaults
+    settings = request.settings
     check_items(request.images, info.limits)
     prompt = check_prompt(request.prompt, MAX_PROMPT_BYTES)
     if settings.negative_prompt.strip():
         check_prompt(settings.negative_prompt, MAX_PROMPT_BYTES, "settings.negative_prompt")
-    num_steps = integer(
-        settings, "num_steps", int(defaults["num_steps"]), low=MIN_STEPS, high=NUM_TRAIN_TIMESTEPS
-    )
-    has_mask = request.HasField("mask")
-    skip_ratio = number(settings, "skip_ratio", 0 if has_mask else defaults["skip_ratio"], low=0, high=1)
-    guidance_scale = number(
-        settings, "guidance_scale", defaults["guidance_scale"], low=0, high=MAX_GUIDANCE_SCALE
-    )
-    preview_every = integer(settings, "preview_every", int(defaults["preview_every"]), low=0, high=MAX_INT32)
+    num_steps = int(read_setting(settings, "num_steps", info))
+    skip_ratio = read_setting(settings, "skip_ratio", info, default=0 if request.HasField("mask") else None)
+    guidance_scale = read_setting(settings, "guidance_scale", info)
+    preview_every = int(read_setting(settings, "preview_every", info))
+    if request.HasField("init_image"):
+        check_steps_left(num_steps, skip_ratio, MIN_STEPS, "settings.skip_ratio")
     init_image, mask = _read_init_image(request, info.image_size)
     jobs = [
         RefineJob(
@@ -126,7 +128,6 @@ def read_request(request: RefineRequest, info: ModelInfo) -> list[JobRequest[Ref
         )
         for item in request.images
     ]
-    jobs[0].check()
     return [
         JobRequest(item.index, job, preview_every) for item, job in zip(request.images, jobs, strict=True)
     ]
@@ -152,8 +153,7 @@ def _read_init_image(request: RefineRequest, side_px: int) -> tuple[Picture | No
         if request.HasField("mask"):
             raise InvalidRequest("mask", "needs a picture to repaint a part of: send an init_image, too")
         return None, None
-    if request.settings.fit not in FITS:
-        raise InvalidRequest("settings.fit", f"must be FIT_CROP or FIT_PAD, got {request.settings.fit}")
+    check_fit(request.settings.fit, "settings.fit")
     how = FITS[request.settings.fit]
     picture = decode_image(request.init_image.data, IMAGE_LIMITS, "init_image")
     init_image = fit_picture(picture, side_px, side_px, how)
@@ -205,12 +205,8 @@ def load(options: ServeOptions, dtype: str) -> LoadedRefiner:
             "num_steps": config.num_steps,
             "skip_ratio": config.skip_ratio,
             "guidance_scale": config.guidance_scale,
-            "preview_every": 0,
         },
-        ranges={
-            "num_steps": ModelInfo.Range(lowest=MIN_STEPS, highest=NUM_TRAIN_TIMESTEPS),
-            "guidance_scale": ModelInfo.Range(lowest=0, highest=MAX_GUIDANCE_SCALE),
-        },
+        ranges=RANGES,
         inpainting=INPAINTING_TRAINED if model.is_trained_to_inpaint else INPAINTING_BLENDED,
     )
     return LoadedRefiner(RefinerStepper(model, num_slots=options.slots), info, model)

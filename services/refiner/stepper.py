@@ -5,7 +5,6 @@ networks and the sampler; the queue, the callers and the protocol are elsewhere.
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -16,7 +15,6 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from services.errors import InvalidRequest
 from services.images.codec import Picture
 from services.images.latent_preview import NUM_SAMPLES, LatentPreview, random_blocks
 from services.images.masks import Mask
@@ -27,7 +25,6 @@ from services.refiner.networks.diffusion import (
     CALLS_PER_PRK_STEP,
     MIN_STEPS,
     NUM_PRK_STEPS,
-    NUM_TRAIN_TIMESTEPS,
     Sampler,
     guide,
     make_schedule,
@@ -67,23 +64,6 @@ class RefineJob:
     def num_calls(self) -> int:
         """How often the UNet is asked: its steps, and three more in each Runge-Kutta step."""
         return self.num_steps - self.num_skipped + NUM_PRK_STEPS * (CALLS_PER_PRK_STEP - 1)
-
-    def check(self) -> None:
-        """Raises InvalidRequest for settings that no picture can be made with."""
-        if not MIN_STEPS <= self.num_steps <= NUM_TRAIN_TIMESTEPS:
-            raise InvalidRequest(
-                "settings.num_steps", f"must be {MIN_STEPS} to {NUM_TRAIN_TIMESTEPS}, got {self.num_steps}"
-            )
-        if not 0 <= self.skip_ratio < 1:
-            raise InvalidRequest("settings.skip_ratio", f"must be in [0, 1), got {self.skip_ratio:g}")
-        if (left := self.num_steps - self.num_skipped) < MIN_STEPS:
-            raise InvalidRequest(
-                "settings.skip_ratio",
-                f"must leave at least {MIN_STEPS} of {self.num_steps} steps, got {self.skip_ratio:g} which "
-                f"leaves {left}; at most {(self.num_steps - MIN_STEPS) / self.num_steps:g} does",
-            )
-        if not math.isfinite(self.guidance_scale):
-            raise InvalidRequest("settings.guidance_scale", f"must be finite, got {self.guidance_scale:g}")
 
 
 @dataclass(frozen=True)
@@ -152,7 +132,6 @@ class RefinerStepper:
 
     def admit(self, slot: int, job: RefineJob) -> int:
         """Encodes the prompts and the init image, unless they were just seen, and draws the noise."""
-        job.check()
         with oom_as_job_error():
             cond, uncond = self._encode_prompt(job.prompt), self._encode_prompt(job.negative_prompt)
             noise = torch.from_numpy(self._noise(job.seed, NOISE_STREAM)).to(self._model.device)

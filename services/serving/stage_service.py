@@ -30,6 +30,9 @@ CHUNK_BYTES = 2 * 2**20
 
 MAX_PROMPT_BYTES = 2_000
 MAX_IMAGES = 64
+# Of settings that every stage has.
+COMMON_DEFAULTS = {"preview_every": 0.0}
+COMMON_RANGES = {"preview_every": ModelInfo.Range(lowest=0, highest=1_000_000)}
 MAX_DECODED_AT_ONCE = 2
 
 
@@ -141,7 +144,7 @@ class StageService(Generic[Loaded, Job]):
 def model_info(manifest: Manifest, stage: Stage.ValueType, options: ServeOptions, **more: Any) -> ModelInfo:
     """A ModelInfo from the manifest and the options; `more` are its fields that only the stage knows.
 
-    `limits`, when given, is completed by what is the same in every stage.
+    `limits`, `defaults` and `ranges`, when given, are completed by what is the same in every stage.
     """
     limits = more.pop("limits", ModelInfo.Limits())
     limits.MergeFrom(
@@ -152,6 +155,8 @@ def model_info(manifest: Manifest, stage: Stage.ValueType, options: ServeOptions
             num_slots=options.slots,
         )
     )
+    defaults = {**more.pop("defaults", {}), **COMMON_DEFAULTS}
+    ranges = {**more.pop("ranges", {}), **COMMON_RANGES}
     return ModelInfo(
         name=manifest.name,
         digest=manifest.digest,
@@ -160,6 +165,8 @@ def model_info(manifest: Manifest, stage: Stage.ValueType, options: ServeOptions
         vocabulary={kind: ModelInfo.WordList(words=words) for kind, words in manifest.vocabulary.items()},
         example_prompts=manifest.example_prompts,
         limits=limits,
+        defaults=defaults,
+        ranges=ranges,
         **more,
     )
 

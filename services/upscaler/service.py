@@ -15,7 +15,7 @@ from services.images.codec import MAX_PIXELS, ImageLimits, decode_with_alpha
 from services.pytorch.device import DTYPES, find_device
 from services.serving.channels import MAX_STAGE_IMAGE_BYTES
 from services.serving.limits.call_gate import Context
-from services.serving.limits.request_checks import check_count, check_indexes, integer
+from services.serving.limits.request_checks import check_count, check_indexes, read_setting
 from services.serving.stage_command import run_stage, stage_options
 from services.serving.stage_service import MAX_IMAGES, ServeOptions, StageService, model_info
 from services.upscaler.model import load_swinir, place
@@ -32,7 +32,9 @@ from triptych.v1.upscaler_pb2 import (
 from triptych.v1.upscaler_pb2_grpc import UpscalerServiceServicer, add_UpscalerServiceServicer_to_server
 
 SERVICE_NAME = "triptych.v1.UpscalerService"
-MAX_INT32 = 2**31 - 1
+
+
+DEFAULTS = {"tile_size": DEFAULT_TILE_SIZE, "tile_overlap": DEFAULT_TILE_OVERLAP}
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,7 @@ class LoadedUpscaler:
 
 class UpscalerService(StageService[LoadedUpscaler, UpscaleJob], UpscalerServiceServicer):
     async def Upscale(self, request: UpscaleRequest, context: Context) -> AsyncIterator[UpscaleResponse]:
-        stepper = self.loaded.stepper
-        tickets, caller = await self.decode(read_request, request, stepper), request.caller
+        tickets, caller = await self.decode(read_request, request, self.loaded), request.caller
         # Its files are decoded; the call may wait for minutes.
         del request
         async for event in self.stream(tickets, seeds={}, caller=caller, context=context):
@@ -56,17 +57,17 @@ class UpscalerService(StageService[LoadedUpscaler, UpscaleJob], UpscalerServiceS
         return UpscalerServiceGetModelResponse(model=self.loaded.info)
 
 
-def read_request(request: UpscaleRequest, stepper: UpscalerStepper) -> list[JobRequest[UpscaleJob]]:
+def read_request(request: UpscaleRequest, loaded: LoadedUpscaler) -> list[JobRequest[UpscaleJob]]:
     """Decodes and checks every picture, so that nothing is queued of a request that cannot be served whole.
 
     Raises InvalidRequest naming the field.
     """
-    settings = request.settings
-    tile_size = integer(settings, "tile_size", DEFAULT_TILE_SIZE, low=0, high=stepper.max_tile_size)
+    settings, stepper, info = request.settings, loaded.stepper, loaded.info
+    tile_size = int(read_setting(settings, "tile_size", info))
     # An overlap that was not asked for fits any tile that was.
     default_overlap = min(DEFAULT_TILE_OVERLAP, tile_size // 2) if tile_size else 0
-    tile_overlap = integer(settings, "tile_overlap", default_overlap, low=0, high=stepper.max_tile_size)
-    preview_every = integer(settings, "preview_every", 0, low=0, high=MAX_INT32)
+    tile_overlap = int(read_setting(settings, "tile_overlap", info, default=default_overlap))
+    preview_every = int(read_setting(settings, "preview_every", info))
     check_count(len(request.images), MAX_IMAGES, "images")
     check_indexes([one.index for one in request.images], "images")
     limits = image_limits(stepper)
@@ -81,6 +82,10 @@ def read_request(request: UpscaleRequest, stepper: UpscalerStepper) -> list[JobR
             raise InvalidRequest(f"settings.{error.field}", error.description) from None
         tickets.append(JobRequest(one.index, job, preview_every))
     return tickets
+
+
+def ranges(stepper: UpscalerStepper) -> dict[str, ModelInfo.Range]:
+    return dict.fromkeys(DEFAULTS, ModelInfo.Range(lowest=0, highest=stepper.max_tile_size))
 
 
 def image_limits(stepper: UpscalerStepper) -> ImageLimits:
@@ -109,7 +114,8 @@ def load(options: ServeOptions, dtype: str) -> LoadedUpscaler:
             max_tile_size=stepper.max_tile_size,
             tile_multiple=network.config.window_size,
         ),
-        defaults={"tile_size": DEFAULT_TILE_SIZE, "tile_overlap": DEFAULT_TILE_OVERLAP, "preview_every": 0},
+        defaults=DEFAULTS,
+        ranges=ranges(stepper),
     )
     return LoadedUpscaler(stepper, info)
 

@@ -57,11 +57,30 @@ def image(seed: int, side: int = SIDE_PX) -> ImageData:
     return ImageData(mime_type="image/png", data=png(seed, side), width=side, height=side)
 
 
+# As models report them: a gateway has no ranges of its own.
+RANGES = {
+    GENERATE: {
+        "temperature": ModelInfo.Range(lowest=0.01, highest=100),
+        "top_k": ModelInfo.Range(lowest=0, highest=1_000_000),
+        "top_p": ModelInfo.Range(lowest=0, highest=1, excludes_lowest=True),
+        "guidance_scale": ModelInfo.Range(lowest=0, highest=100),
+    },
+    REFINE: {
+        "num_steps": ModelInfo.Range(lowest=1, highest=1_000),
+        "skip_ratio": ModelInfo.Range(lowest=0, highest=1, excludes_highest=True),
+        "guidance_scale": ModelInfo.Range(lowest=0, highest=100),
+    },
+    UPSCALE: dict.fromkeys(("tile_size", "tile_overlap"), ModelInfo.Range(lowest=0, highest=4_096)),
+}
+PREVIEWS = {"preview_every": ModelInfo.Range(lowest=0, highest=1_000_000)}
+
+
 class ScriptedStage:
     """What all three have in common: they note what is asked of them, and do as the test has set."""
 
     def __init__(self, *, model: str = "scripted", digest: str = "d1") -> None:
-        self.info = ModelInfo(name=model, digest=digest, stage=self.stage.number)
+        ranges = {**RANGES[self.stage], **PREVIEWS}
+        self.info = ModelInfo(name=model, digest=digest, stage=self.stage.number, ranges=ranges)
         self.requests: list = []
         self.finished: list[int] = []
         self.cancelled: list[int] = []

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given, strategies as st
 
 from services.engine.engine import Engine
-from services.generator.dalle.service import measure_prompt, read_request
+from services.generator.dalle.service import RANGES, measure_prompt, read_request
 from services.generator.dalle.stepper import GeneratorStepper
 from services.generator.loaded import LoadedGenerator
 from services.generator.service import SERVICE_NAME, GeneratorService
 from services.serving.channels import open_channel
 from services.serving.server import serving
+from services.serving.stage_service import COMMON_DEFAULTS, COMMON_RANGES
 from tests.fuzz.stages import answer_any_bytes, answer_any_message, raw
 from tests.fuzz.strategies import fuzzed
 from triptych.v1 import generator_pb2
@@ -21,7 +22,8 @@ from triptych.v1.stage_pb2 import ModelInfo
 INFO = ModelInfo(
     name="small",
     limits=ModelInfo.Limits(max_images=8, max_prompt_bytes=2_000),
-    defaults={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 3.0},
+    defaults={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 3.0, **COMMON_DEFAULTS},
+    ranges={**RANGES, **COMMON_RANGES},
 )
 [DESCRIPTOR] = generator_pb2.DESCRIPTOR.services_by_name.values()
 

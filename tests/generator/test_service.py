@@ -11,13 +11,14 @@ from PIL import Image
 from services.engine.engine import Engine
 from services.errors import InvalidRequest
 from services.generator.dalle.networks.sampling import SamplingDefaults
-from services.generator.dalle.service import measure_prompt, read_request
+from services.generator.dalle.service import RANGES, measure_prompt, read_request
 from services.generator.dalle.stepper import GeneratorStepper, generate
 from services.generator.loaded import LoadedGenerator
 from services.generator.service import SERVICE_NAME, GeneratorService
 from services.generator.vocabulary import Vocabulary
 from services.serving.channels import open_channel
 from services.serving.server import serving
+from services.serving.stage_service import COMMON_DEFAULTS, COMMON_RANGES
 from triptych.v1.generator_pb2 import (
     GenerateRequest,
     GenerateSettings,
@@ -30,7 +31,8 @@ from triptych.v1.stage_pb2 import ImageItem, ImagePrompt, ModelInfo, TextDiffere
 INFO = ModelInfo(
     name="small",
     limits=ModelInfo.Limits(max_images=8, max_prompt_bytes=200),
-    defaults={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 3.0},
+    defaults={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 3.0, **COMMON_DEFAULTS},
+    ranges={**RANGES, **COMMON_RANGES},
 )
 
 VOCABULARY = Vocabulary(

@@ -3,7 +3,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from services.errors import InvalidRequest
 from services.refiner.stepper import RefineJob, RefinerStepper, refine
 from tests.refiner.stepping import assert_same, finish
 
@@ -148,24 +147,6 @@ def test_the_number_of_steps_counts_every_call_of_the_network(stepper, job):
 )
 def test_the_skipped_steps_are_rounded_and_not_cut(job, num_steps, skip_ratio, num_skipped):
     assert replace(job, num_steps=num_steps, skip_ratio=skip_ratio).num_skipped == num_skipped
-
-
-@pytest.mark.parametrize(
-    ("field", "settings"),
-    [
-        ("settings.num_steps", {"num_steps": 3, "skip_ratio": 0.0}),
-        ("settings.num_steps", {"num_steps": 1001}),
-        ("settings.skip_ratio", {"num_steps": 20, "skip_ratio": 0.85}),
-        ("settings.skip_ratio", {"skip_ratio": 1.0}),
-        ("settings.skip_ratio", {"skip_ratio": -0.1}),
-        ("settings.skip_ratio", {"skip_ratio": float("nan")}),
-        ("settings.guidance_scale", {"guidance_scale": float("nan")}),
-    ],
-)
-def test_settings_that_no_picture_can_be_made_with_are_refused_by_name(stepper, job, field, settings):
-    with pytest.raises(InvalidRequest) as error:
-        stepper.admit(0, replace(job, **settings))
-    assert error.value.field == field
 
 
 def test_a_step_that_fails_changes_no_slot(model, job, alone, monkeypatch):

@@ -9,7 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from services.serving.stage_service import COMMON_DEFAULTS, COMMON_RANGES
 from services.upscaler.networks.swinir import SwinIR, SwinIRConfig
+from services.upscaler.service import DEFAULTS, ranges
+from services.upscaler.stepper import UpscalerStepper
+from triptych.v1.stage_pb2 import ModelInfo
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "upscaler"
 GOLDEN_NAMES = ("nearest3conv_x4", "pixelshuffle_x4", "pixelshuffledirect_x4")
@@ -34,6 +38,15 @@ def random_swinir(seed: int = 0, **settings: Any) -> SwinIR:
             center = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             parameter.copy_(center + spread * torch.randn(parameter.shape, generator=rng))
     return network.eval()
+
+
+def small_info(stepper: UpscalerStepper) -> ModelInfo:
+    return ModelInfo(
+        name="small",
+        scale=4,
+        defaults={**DEFAULTS, **COMMON_DEFAULTS},
+        ranges={**ranges(stepper), **COMMON_RANGES},
+    )
 
 
 def random_picture(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -12,9 +12,8 @@ from services.upscaler.service import SERVICE_NAME, LoadedUpscaler, UpscalerServ
 from services.upscaler.stepper import UpscalerStepper
 from tests.fuzz.stages import answer_any_bytes, answer_any_message, raw
 from tests.fuzz.strategies import fuzzed
-from tests.upscaler.conftest import random_swinir
+from tests.upscaler.conftest import random_swinir, small_info
 from triptych.v1 import upscaler_pb2
-from triptych.v1.stage_pb2 import ModelInfo
 from triptych.v1.upscaler_pb2_grpc import add_UpscalerServiceServicer_to_server
 
 [DESCRIPTOR] = upscaler_pb2.DESCRIPTOR.services_by_name.values()
@@ -31,7 +30,7 @@ async def channel():
         ) as running,
         open_channel(running.address) as channel,
     ):
-        service.set_ready(LoadedUpscaler(stepper, ModelInfo(name="small", scale=4)), engine)
+        service.set_ready(LoadedUpscaler(stepper, small_info(stepper)), engine)
         yield channel
 
 

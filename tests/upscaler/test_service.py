@@ -23,8 +23,8 @@ from services.upscaler.networks.swinir import SwinIR
 from services.upscaler.service import SERVICE_NAME, LoadedUpscaler, UpscalerService, load
 from services.upscaler.stepper import UpscaleJob, UpscalerStepper, upscale
 from services.weights.model_folder import write_manifest
-from tests.upscaler.conftest import random_picture, random_swinir
-from triptych.v1.stage_pb2 import STAGE_UPSCALE, ImageData, ModelInfo, StageEvent
+from tests.upscaler.conftest import random_picture, random_swinir, small_info
+from triptych.v1.stage_pb2 import STAGE_UPSCALE, ImageData, StageEvent
 from triptych.v1.upscaler_pb2 import UpscaleRequest, UpscalerServiceGetModelRequest, UpscaleSettings
 from triptych.v1.upscaler_pb2_grpc import UpscalerServiceStub, add_UpscalerServiceServicer_to_server
 
@@ -45,7 +45,7 @@ async def stub(network: SwinIR) -> AsyncIterator[UpscalerServiceStub]:
         ) as running,
         open_channel(running.address) as channel,
     ):
-        service.set_ready(LoadedUpscaler(stepper, ModelInfo(name="small", scale=4)), engine)
+        service.set_ready(LoadedUpscaler(stepper, small_info(stepper)), engine)
         yield UpscalerServiceStub(channel)
 
 

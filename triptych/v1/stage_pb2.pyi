@@ -632,17 +632,24 @@ class ModelInfo(_message.Message):
 
         LOWEST_FIELD_NUMBER: _builtins.int
         HIGHEST_FIELD_NUMBER: _builtins.int
+        EXCLUDES_LOWEST_FIELD_NUMBER: _builtins.int
+        EXCLUDES_HIGHEST_FIELD_NUMBER: _builtins.int
         lowest: _builtins.float
         highest: _builtins.float
+        excludes_lowest: _builtins.bool
+        """The bound itself is no legal value."""
+        excludes_highest: _builtins.bool
         def __init__(
             self,
             *,
             lowest: _builtins.float = ...,
             highest: _builtins.float = ...,
+            excludes_lowest: _builtins.bool = ...,
+            excludes_highest: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["highest", b"highest", "lowest", b"lowest"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["excludes_highest", b"excludes_highest", "excludes_lowest", b"excludes_lowest", "highest", b"highest", "lowest", b"lowest"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,15 +11,14 @@ from services.generator.dalle.device import oom_as_model_error, set_up_device
 from services.generator.dalle.model import Model, load_model
 from services.generator.dalle.stepper import GeneratorStepper
 from services.generator.loaded import (
-    MAX_GUIDANCE_SCALE,
-    MAX_INT32,
+    GUIDANCE_SCALES,
     LoadedGenerator,
     check_image_prompts,
     check_setting_names,
     known_words,
 )
 from services.generator.vocabulary import Vocabulary, read_vocabulary
-from services.serving.limits.request_checks import PromptLength, check_items, integer, number
+from services.serving.limits.request_checks import PromptLength, check_items, read_setting
 from services.serving.stage_service import ServeOptions, model_info
 from services.weights.model_folder import Manifest
 from triptych.v1.generator_pb2 import GenerateRequest
@@ -27,27 +26,28 @@ from triptych.v1.stage_pb2 import STAGE_GENERATE, ModelInfo
 
 # Below it, logits divided by the temperature leave the range of a float; top_k 1 is what such a caller wants.
 MIN_TEMPERATURE = 0.01
-MAX_TEMPERATURE = 100.0
+RANGES = {
+    "temperature": ModelInfo.Range(lowest=MIN_TEMPERATURE, highest=100),
+    "top_k": ModelInfo.Range(lowest=0, highest=1_000_000),
+    "top_p": ModelInfo.Range(lowest=0, highest=1, excludes_lowest=True),
+    "guidance_scale": GUIDANCE_SCALES,
+}
 
 
 def read_request(
     request: GenerateRequest, info: ModelInfo, vocabulary: Vocabulary | None = None
 ) -> list[JobRequest[GenerateJob]]:
     """Checks the whole request; raises InvalidRequest naming the field."""
-    settings, defaults = request.settings, info.defaults
+    settings = request.settings
     check_items(request.images, info.limits)
     check_image_prompts(request, info)
     check_setting_names(settings, info)
     prompt = known_words(request.prompt, info, vocabulary)
-    temperature = number(
-        settings, "temperature", defaults["temperature"], low=MIN_TEMPERATURE, high=MAX_TEMPERATURE
-    )
-    top_k = integer(settings, "top_k", int(defaults["top_k"]), low=0, high=MAX_INT32)
-    top_p = number(settings, "top_p", defaults["top_p"], low=0, high=1, above_low=True)
-    guidance_scale = number(
-        settings, "guidance_scale", defaults["guidance_scale"], low=0, high=MAX_GUIDANCE_SCALE
-    )
-    preview_every = integer(settings, "preview_every", 0, low=0, high=MAX_INT32)
+    temperature = read_setting(settings, "temperature", info)
+    top_k = int(read_setting(settings, "top_k", info))
+    top_p = read_setting(settings, "top_p", info)
+    guidance_scale = read_setting(settings, "guidance_scale", info)
+    preview_every = int(read_setting(settings, "preview_every", info))
     return [
         JobRequest(
             item.index,
@@ -79,11 +79,8 @@ def load(options: ServeOptions, folder: Path, manifest: Manifest, *, dtype: str)
         dtype="float32",
         architecture="dalle",
         limits=ModelInfo.Limits(max_num_steps=model.dalle_config.image_length),
-        defaults={**asdict(model.sampling), "preview_every": 0},
-        ranges={
-            "temperature": ModelInfo.Range(lowest=MIN_TEMPERATURE, highest=MAX_TEMPERATURE),
-            "guidance_scale": ModelInfo.Range(lowest=0, highest=MAX_GUIDANCE_SCALE),
-        },
+        defaults=asdict(model.sampling),
+        ranges=RANGES,
     )
     stepper = GeneratorStepper(model, num_slots=options.slots)
 

@@ -8,8 +8,7 @@ import torch
 from services.engine.stepper import JobRequest
 from services.errors import InvalidRequest
 from services.generator.loaded import (
-    MAX_GUIDANCE_SCALE,
-    MAX_INT32,
+    GUIDANCE_SCALES,
     LoadedGenerator,
     check_image_prompts,
     check_setting_names,
@@ -27,7 +26,13 @@ from services.generator.unclip.stepper import (
 from services.generator.vocabulary import Vocabulary, read_vocabulary
 from services.images.codec import ImageLimits, decode_image
 from services.pytorch.device import oom_as_model_error
-from services.serving.limits.request_checks import PromptLength, check_items, check_prompt, integer, number
+from services.serving.limits.request_checks import (
+    PromptLength,
+    check_items,
+    check_prompt,
+    number,
+    read_setting,
+)
 from services.serving.stage_service import ServeOptions, model_info
 from services.weights.model_folder import Manifest
 from triptych.v1.generator_pb2 import GenerateRequest
@@ -35,6 +40,7 @@ from triptych.v1.stage_pb2 import STAGE_GENERATE, ModelInfo
 
 IMAGE_LIMITS = ImageLimits()
 DEFAULT_DIFFERENCE = TextDifference("", "").weight
+SCALES = ("guidance_scale", "prior_guidance_scale")
 STEPS = ("prior_num_steps", "decoder_num_steps", "super_res_num_steps")
 
 
@@ -49,27 +55,13 @@ def read_request(
     # Pictures alone give variations: then there may be nothing to say.
     is_blank = bool(request.image_prompts) and not request.prompt.strip()
     prompt = "" if is_blank else known_words(request.prompt, info, vocabulary)
-    steps = {
-        name: integer(
-            settings,
-            name,
-            int(defaults.get(name, 0)),
-            low=int(info.ranges[name].lowest),
-            high=int(info.ranges[name].highest),
-        )
-        for name in STEPS
-        if name in defaults
-    }
-    scales = {
-        name: number(settings, name, defaults[name], low=0, high=MAX_GUIDANCE_SCALE)
-        for name in ("guidance_scale", "prior_guidance_scale")
-        if name in defaults
-    }
-    preview_every = integer(settings, "preview_every", 0, low=0, high=MAX_INT32)
+    steps = {name: int(read_setting(settings, name, info)) for name in STEPS if name in defaults}
+    scales = {name: read_setting(settings, name, info) for name in SCALES if name in defaults}
+    preview_every = int(read_setting(settings, "preview_every", info))
     image_prompts = tuple(
         ImagePrompt(
             decode_image(one.image.data, IMAGE_LIMITS, f"image_prompts[{place}].image"),
-            number(one, "weight", 1, low=0, high=1e6, path=f"image_prompts[{place}]"),
+            number(one, "weight", 1, high=1e6, path=f"image_prompts[{place}]"),
         )
         for place, one in enumerate(request.image_prompts)
     )
@@ -105,7 +97,7 @@ def _text_difference(request: GenerateRequest, info: ModelInfo) -> TextDifferenc
         check_prompt(getattr(difference, name), info.limits.max_prompt_bytes, f"text_difference.{name}")
         for name in ("source", "target")
     ]
-    weight = number(difference, "weight", DEFAULT_DIFFERENCE, low=0, high=1, path="text_difference")
+    weight = number(difference, "weight", DEFAULT_DIFFERENCE, high=1, path="text_difference")
     return TextDifference(texts[0], texts[1], weight)
 
 
@@ -122,7 +114,6 @@ def load(options: ServeOptions, folder: Path, manifest: Manifest, *, dtype: str)
     defaults: dict[str, float] = {
         "decoder_num_steps": model.decoder_diffusion.num_steps,
         "guidance_scale": model.decoder_diffusion.guidance_scale,
-        "preview_every": 0,
     }
     if model.prior is not None:
         defaults |= {
@@ -138,11 +129,7 @@ def load(options: ServeOptions, folder: Path, manifest: Manifest, *, dtype: str)
         )
         for name, diffusion in zip(STEPS, diffusions, strict=True)
         if name in defaults
-    } | {
-        name: ModelInfo.Range(lowest=0, highest=MAX_GUIDANCE_SCALE)
-        for name in ("guidance_scale", "prior_guidance_scale")
-        if name in defaults
-    }
+    } | {name: GUIDANCE_SCALES for name in SCALES if name in defaults}
     info = model_info(
         manifest,
         STAGE_GENERATE,

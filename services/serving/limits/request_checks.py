@@ -1,12 +1,13 @@
 """Validates request fields; errors name the field and the range."""
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from services.errors import InvalidRequest
-from triptych.v1.stage_pb2 import ImageItem, ModelInfo
+from triptych.v1.stage_pb2 import FIT_CROP, FIT_PAD, FIT_UNSPECIFIED, ImageItem, ModelInfo
 
 # The reason of the warning about a prompt that is longer than the model's context.
 PROMPT_TRUNCATED = "PROMPT_TRUNCATED"
@@ -73,27 +74,62 @@ def check_indexes(indexes: Sequence[int], field: str) -> None:
         seen.add(index)
 
 
-def number(
-    settings: Any,
-    name: str,
-    default: float,
-    *,
-    low: float,
-    high: float,
-    above_low: bool = False,
-    path: str = "settings",
-) -> float:
-    """An optional numeric field, or its default; raises InvalidRequest outside [low, high] or (low, high].
+def read_setting(settings: Any, name: str, model: ModelInfo, default: float | None = None) -> float:
+    """An optional field of a stage's settings, or the model's default for it.
 
-    `settings` is any message with an optional field `name`.
+    Raises InvalidRequest outside the range that the model reports. `default` replaces the model's where it depends on
+    the request.
     """
-    value = getattr(settings, name) if settings.HasField(name) else default
-    if not math.isfinite(value) or not low <= value <= high or (above_low and value == low):
-        span = f"above {low:g} and at most {high:g}" if above_low else f"{low:g} to {high:g}"
-        raise InvalidRequest(f"{path}.{name}", f"must be {span}, got {value:g}")
-    return float(value)
+    if not settings.HasField(name):
+        return model.defaults[name] if default is None else default
+    value = float(getattr(settings, name))
+    check_range(value, model.ranges[name], f"settings.{name}")
+    return value
 
 
-def integer(settings: Any, name: str, default: int, *, low: int, high: int, path: str = "settings") -> int:
-    """As `number`, for a whole one."""
-    return int(number(settings, name, default, low=low, high=high, path=path))
+def number(message: Any, name: str, default: float, *, high: float, path: str) -> float:
+    """An optional field of a message that is no setting, or its default; raises InvalidRequest outside [0, high]."""
+    value = float(getattr(message, name)) if message.HasField(name) else default
+    check_range(value, ModelInfo.Range(highest=high), f"{path}.{name}")
+    return value
+
+
+def check_range(value: float, legal: ModelInfo.Range, field: str) -> None:
+    """Raises InvalidRequest for a value outside the range, and for one that is not finite."""
+    lowest, highest = _as_float32(legal.lowest), _as_float32(legal.highest)
+    is_low = value < lowest or legal.excludes_lowest and value == lowest
+    is_high = value > highest or legal.excludes_highest and value == highest
+    if is_low or is_high or not math.isfinite(value):
+        low, high = _digits(legal.lowest), _digits(legal.highest)
+        span = f"{low} to {high}"
+        if legal.excludes_lowest:
+            span = f"above {low} and {'below' if legal.excludes_highest else 'at most'} {high}"
+        elif legal.excludes_highest:
+            span = f"at least {low} and below {high}"
+        raise InvalidRequest(field, f"must be {span}, got {_digits(value)}")
+
+
+def _as_float32(value: float) -> float:
+    """A bound as a field holds it: 0.01 of a float field is a little less."""
+    return float(struct.unpack("f", struct.pack("f", value))[0])
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if abs(value) < 1e12 and value == round(value) else f"{value:g}"
+
+
+def check_steps_left(num_steps: int, skip_ratio: float, least: int, field: str) -> None:
+    """Raises InvalidRequest where an image that is made from another one has too few steps left to be made in."""
+    # Rounded as the refiner does.
+    if (left := num_steps - round(num_steps * skip_ratio)) < least:
+        raise InvalidRequest(
+            field,
+            f"must leave at least {least} of {num_steps} steps, got {skip_ratio:g} which leaves {left}; ask for more "
+            "steps, or for less to be skipped",
+        )
+
+
+def check_fit(fit: int, field: str) -> None:
+    """Raises InvalidRequest for a value that the contract does not have."""
+    if fit not in (FIT_UNSPECIFIED, FIT_CROP, FIT_PAD):
+        raise InvalidRequest(field, f"must be FIT_CROP or FIT_PAD, got {fit}")

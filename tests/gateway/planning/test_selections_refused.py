@@ -42,7 +42,7 @@ from triptych.v1.pipeline_pb2 import RunSpec, RunState
     ],
 )
 async def test_a_selection_that_cannot_be_served_is_refused(gateway, choices, field, description):
-    gateway.refiner.info.limits.max_num_steps = 30
+    gateway.refiner.info.ranges["num_steps"].highest = 30
     await gateway.notice()
     name = await automatic_run(gateway)
     before = await gateway.client.get_run(name)

@@ -50,7 +50,7 @@ async def refused(gateway, asked) -> tuple[str, str]:
         (
             "prompt: 'x' generate {settings {temperature: 0}}",
             "spec.generate.settings.temperature",
-            "must be above 0",
+            "must be 0.01 to 100, got 0",
         ),
         (
             "prompt: 'x' generate {settings {temperature: nan}}",
@@ -61,6 +61,11 @@ async def refused(gateway, asked) -> tuple[str, str]:
             "prompt: 'x' generate {settings {guidance_scale: inf}}",
             "spec.generate.settings.guidance_scale",
             "got inf",
+        ),
+        (
+            "prompt: 'x' generate {settings {top_p: 0}}",
+            "spec.generate.settings.top_p",
+            "above 0 and at most 1",
         ),
         ("prompt: 'x' generate {settings {top_p: 1.5}}", "spec.generate.settings.top_p", "got 1.5"),
         ("prompt: 'x' generate {settings {top_k: -1}}", "spec.generate.settings.top_k", "got -1"),
@@ -102,7 +107,7 @@ async def refused(gateway, asked) -> tuple[str, str]:
     ],
 )
 async def test_a_spec_that_cannot_be_served_is_refused(gateway, text, field, description):
-    gateway.refiner.info.limits.max_num_steps = 30
+    gateway.refiner.info.ranges["num_steps"].highest = 30
     await gateway.notice()
     refusal = await refused(gateway, text_format.Parse(text, RunSpec()))
     assert refusal[0] == field
