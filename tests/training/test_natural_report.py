@@ -13,7 +13,7 @@ from training.world.drawing import Painter
 from training.world.scene_reader import Reader
 from training.world.scenes import WIDE, SceneObject, World, sample_scenes
 from training.world.sprites import stand_in_sprites
-from training.world.vocabulary import COMMON_OBJECTS
+from training.world.vocabulary import OBJECTS
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def painter() -> Painter:
 def test_there_are_a_hundred_natural_prompts_and_as_many_arbitrary_ones():
     assert len({prompt for prompt, _ in NATURAL}) == len(NATURAL) >= 100
     assert len(set(ARBITRARY)) == len(ARBITRARY) >= 100
-    assert {name for _, wanted in NATURAL for name in wanted} <= set(COMMON_OBJECTS)
+    assert {name for _, wanted in NATURAL for name in wanted} <= OBJECTS.keys()
 
 
 @pytest.mark.parametrize("seed", range(4))

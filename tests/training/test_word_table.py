@@ -14,12 +14,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from services.generator.vocabulary import FILE, Replacement, read_vocabulary
 from services.weights.model_folder import MANIFEST, check_files, read_manifest, write_manifest
+from training.world.near_words.known_words import known_nouns, things_of
+from training.world.phrases import plural
+from training.world.scenes import NARROW, WIDE
 from training.world.near_words.sentence_embeddings import MODEL, SentenceEncoder
 from training.world.near_words.word_table import (
     NOTICE,
+    Tables,
     candidates,
     common_nouns,
-    known_nouns,
+    correct_words,
     nearest,
     refresh_manifest,
     similarities,
@@ -27,8 +31,6 @@ from training.world.near_words.word_table import (
     write_table,
 )
 from training.world.near_words.wordnet import WordNet, read_wordnet
-from training.world.phrases import plural
-from training.world.scenes import NARROW, WIDE
 
 # offset, lexicographers' file, kind, words, pointers, gloss: as in WordNet's own files.
 DATA_NOUN = """\
@@ -142,15 +144,24 @@ def test_an_embedding_does_not_depend_on_its_batch(encoder: SentenceEncoder):
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
 
 
-def test_words_that_are_near_to_nothing_are_left_out(wordnet: WordNet):
+def test_words_that_are_near_to_nothing_are_guesses_or_left_out(wordnet: WordNet):
     (cat,) = targets_of(NARROW, wordnet)
 
-    table = nearest(NARROW, wordnet, [("kitten", 4), ("lamp", 5)], [cat], np.array([[0.8], [0.3]]))
+    sure, guesses = nearest(
+        NARROW, wordnet, [("kitten", 4), ("lamp", 5), ("axolotl", 8)], [cat], np.array([[0.8], [0.1], [0.3]])
+    )
 
-    assert table["kitten"] == ("cat", 0.8)
-    assert "lamp" not in table
-    assert table["seven"][0] == "three"
-    assert table["turquoise"][0] == "blue"
+    assert sure["kitten"] == ("cat", 0.8)
+    assert guesses["axolotl"] == ("cat", 0.3)
+    assert "lamp" not in {*sure, *guesses}
+    assert sure["turquoise"][0] == "blue"
+
+
+def test_words_of_english_are_not_taken_for_misspelt_ones(wordnet: WordNet):
+    found = correct_words(wordnet, NARROW, {"lamb": ("cat", 0.9)})
+
+    # "Show" is one letter from "snow"; it is a filler of captions.
+    assert found == ["lamp", "show"]
 
 
 @pytest.mark.parametrize("world", [NARROW, WIDE])
@@ -166,7 +177,8 @@ def test_known_nouns_are_those_of_things_places_times_and_weathers(world):
 def test_a_table_is_read_by_the_generator_and_named_by_the_manifest(tmp_path: Path):
     (tmp_path / "dalle").mkdir()
     write_manifest(tmp_path, name="tiny", stage="generator", notices="ours", example_prompts=("a cat",))
-    write_table(tmp_path / FILE, known_nouns(NARROW), {"kitten": ("cat", 0.79)})
+    said = {"known": known_nouns(NARROW), "things": things_of(NARROW)}
+    write_table(tmp_path / FILE, said, Tables({"kitten": ("cat", 0.79)}, {}))
 
     refresh_manifest(tmp_path)
     manifest = refresh_manifest(tmp_path)

@@ -10,7 +10,6 @@ by animals, people by people. Needs npm, pip, 1 GB and five minutes. Writes the 
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +17,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from services.generator.prompt_words import is_one_edit_away
+from services.generator.vocabulary import MIN_MISSPELT_LENGTH
 from services.weights.model_folder import (
     MANIFEST,
     Manifest,
@@ -25,29 +26,36 @@ from services.weights.model_folder import (
     write_atomically,
     write_manifest,
 )
-from training.world.near_words.sentence_embeddings import SentenceEncoder
-from training.world.near_words.wordnet import WordNet, read_wordnet
-from training.world.phrases import (
-    ADJECTIVES,
-    COLOUR_WORDS,
-    DOING,
-    ENDINGS,
-    JUNK,
-    NUMBER_WORDS,
-    OPENINGS,
-    PLACE_PHRASES,
-    SKY_PHRASES,
-    TIME_PHRASES,
-    WEATHER_PHRASES,
-    plural,
+from training.world.near_words.known_words import (
+    STOP_WORDS,
+    grammar_of,
+    known_nouns,
+    numbers_of,
+    place_nouns,
+    quantities_of,
+    reserved_words,
+    things_of,
 )
 from training.world.scenes import WORLDS, World
-from training.world.vocabulary import COLOURS, HOMES, OBJECTS
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
+from training.world.near_words.sentence_embeddings import SentenceEncoder
+from training.world.vocabulary import COLOURS, OBJECTS
+from training.world.near_words.word_lists import (
+    ANIMALS,
+    CHARACTERS,
+    COLOUR_NAMES,
+    COMPATIBLE,
+    IRREGULAR,
+    LEXICONS,
+    NARROW_NAMES,
+    NOT_DRAWN,
+    NOT_TARGETS,
+    PEOPLE,
+    PERSONS,
+    SETTING_NAMES,
+    SETTING_WORDS,
+    WIDE_PLACES,
+)
+from training.world.near_words.wordnet import WordNet, read_wordnet
 
 FILE = Path("services/generator/models/tiny/dalle/words.json")
 NOTICE = """\
@@ -84,93 +92,21 @@ and/or database.  Title to copyright in this software, database and
 any associated documentation shall at all times remain with
 Princeton University and LICENSEE agrees to preserve same.
 """
-# Words that name what is no object, by the place, time or weather that they stand for.
-SETTING_WORDS = {
-    "sea": ("place", "sea"), "ocean": ("place", "sea"), "beach": ("place", "beach"), "shore": ("place", "beach"),
-    "desert": ("place", "desert"), "mountain": ("place", "mountains"), "forest": ("place", "forest"),
-    "city": ("place", "city"), "town": ("place", "town"), "meadow": ("place", "meadow"), "field": ("place", "field"),
-    "hill": ("place", "hill"), "road": ("place", "road"), "street": ("place", "street"), "highway": ("place", "highway"),
-    "rain": ("weather", "rain"), "snowstorm": ("weather", "snowstorm"), "cloud": ("weather", "clouds"),
-    "rainbow": ("weather", "rainbow"), "night": ("time", "night"), "sunset": ("time", "sunset"), "day": ("time", "day"),
-    "evening": ("time", "evening"), "sunrise": ("time", "sunrise"),
-}  # fmt: skip
-# Places of the wide world alone, and what the narrow one has for them.
-WIDE_PLACES = frozenset(("hill", "road", "street", "highway"))
-# Colours that people name, for a mean of embeddings does not see.
-COLOUR_NAMES = {
-    "turquoise": "blue", "teal": "green", "cyan": "blue", "navy": "blue", "azure": "blue", "indigo": "purple",
-    "aqua": "blue", "maroon": "red", "ruby": "red", "burgundy": "red", "magenta": "pink", "fuchsia": "pink",
-    "lavender": "purple", "lilac": "purple", "mauve": "purple", "beige": "white", "ivory": "white", "cream": "white",
-    "gray": "black", "grey": "black", "silver": "white", "gold": "yellow", "blonde": "yellow", "amber": "orange",
-    "tan": "brown", "bronze": "brown", "emerald": "green", "lime": "green", "olive": "green", "ginger": "orange",
-}  # fmt: skip
-# Where the first meaning in WordNet is not the one that is drawn.
-LEXICONS = (
-    "animal",
-    "food",
-    "plant",
-    "artifact",
-    "object",
-    "phenomenon",
-    "person",
-    "body",
-    "time",
-    "location",
-)
-PERSONS = frozenset(
-    ("woman", "man", "boy", "girl", "king", "princess", "wizard", "astronaut", "santa", "dancer", "mermaid")
-)
-# What may stand for what, besides its like.
-COMPATIBLE = {("food", "plant"), ("plant", "food"), ("location", "place"), ("object", "place"), ("artifact", "place"),
-              ("plant", "place"), ("phenomenon", "weather"), ("time", "time"), ("object", "weather")}  # fmt: skip
-# Nouns of WordNet that ask for nothing in a picture.
-NOT_DRAWN = _words(
-    """front back top bottom side middle center background foreground view scene group pair piece thing object item part
-    line point way kind type sort form lot bit set end edge area place spot room space size color colour shade light
-    style paint canvas portrait photograph print poster sketch photo picture image drawing painting illustration
-    cartoon film movie video camera wallpaper logo icon design pattern texture surface model figure head face eye eyes
-    hair hand arm leg foot body tail wing nose mouth ear skin world life love fun baby babies adult people person one
-    two three four couple friend friends family crowd team wild pet creature animal food meal dish plant flowering
-    vehicle machine device product material wood metal glass plastic paper stone gold silver chocolate wedding birthday
-    party summer spring autumn fall winter will may can must being human individual someone somebody dark bright full
-    half short long tall small big old new high low left right good best master"""
-)
-# Words of the phrases for settings that are no nouns of one.
-NOT_SETTINGS = _words(
-    """in on the a by at with over under near among behind of top and while it going down bright sandy green pine yellow
-    red setting full thin falling another outer dark during weather"""
-)
-IRREGULAR = {"mice": "mouse", "geese": "goose", "oxen": "ox", "fungi": "fungus", "octopi": "octopus", "lice": "louse",
-             "children": "child", "grandchildren": "grandchild", "hippopotami": "hippopotamus"}  # fmt: skip
-# More than can be drawn.
-LARGE_NUMBERS = ("five", "six", "seven", "eight", "nine", "ten", "5", "6", "7", "8", "9", "10")
-# Places, times and weathers whose meanings about land, water and hours are misleading.
-SETTING_NAMES = {
-    "lake": "sea", "river": "sea", "pond": "sea", "bay": "sea", "lagoon": "sea", "harbor": "sea", "island": "beach",
-    "jungle": "forest", "rainforest": "forest", "swamp": "forest", "garden": "meadow", "park": "meadow", "farm": "meadow",
-    "lawn": "meadow", "prairie": "meadow", "village": "town", "neighborhood": "town", "valley": "mountains",
-    "canyon": "mountains", "waterfall": "mountains", "cave": "mountains", "cliff": "mountains", "glacier": "snow",
-    "iceberg": "snow", "arctic": "snow", "morning": "day", "afternoon": "day", "twilight": "sunset", "nightfall": "night",
-    "storm": "rain", "thunderstorm": "rain", "lightning": "rain", "fog": "clouds", "mist": "clouds", "blizzard": "snowstorm",
-    "galaxy": "space", "universe": "space", "path": "road", "freeway": "road", "lane": "road", "alley": "city",
-}  # fmt: skip
-# Other words for things, that are known but written for nothing else.
-NOT_TARGETS = frozenset(
-    ("kitty", "puppy", "bunny", "home", "cottage", "guy", "camp", "automobile", "kid", "burger", "santa", "cab",
-     "motorbike", "spaceman", "fortress", "sea otter", "bike", "locomotive", "toadstool", "lady")
-)  # fmt: skip
-# And those that a world may lack.
-NARROW_NAMES = {"hill": "meadow", "road": "city", "street": "city", "highway": "city"}
-PEOPLE = frozenset(("woman", "man", "girl", "boy"))
 # What can be drawn, by the files of the lexicographers; and what has Latin names.
 DRAWN = frozenset(
     ("animal", "artifact", "food", "location", "object", "person", "phenomenon", "plant", "time")
 )
 LIVING = frozenset(("animal", "plant"))
-MIN_SIMILARITY = 0.4
+# How much of a similarity is the embeddings', and how much is what two things are both a kind of.
+EMBEDDED_SHARE = 0.6
+# Nearer words are replaced wherever they are met, others where nothing else would be drawn.
+SURE, LEAST = 0.5, 0.2
 RARE_SENSE_PENALTY = 0.06
-KIND_BONUS = 0.4  # for what is a kind of the other: a poodle is a dog, whatever the embeddings say
+KIND_BONUS = 0.3  # for what is a kind of the other: a poodle is a dog, whatever the embeddings say
+STAND_IN_SIMILARITY = 0.3  # of a person and a robot, where no person can be drawn
 MAX_WORDS = 20_000
+# Senses of a word that are looked at, and those of animals, which people mean when they ask for a picture.
+NUM_SENSES, NUM_ANIMAL_SENSES = 2, 4
 
 
 class Target(NamedTuple):
@@ -206,32 +142,45 @@ def common_nouns(
 ) -> list[tuple[str, int]]:
     """What people may ask for and can be seen: each noun with those of its senses that can be drawn, the frequent first.
 
-    A word that is more often a verb or an adjective is left out: "a light blue house" asks for no lamp. So are words that
-    mostly mean what cannot be seen, and Latin names.
+    Words that mostly mean what cannot be seen are left out, and Latin names.
     """
     kinds = {target.synset for target in targets if target.kind == "object"}
     found = []
     for word, senses in wordnet.senses.items():
         parts = word.split(" ")
-        if len(parts) > 2 or len(word) < 3 or not all(part.isalpha() for part in parts):
-            continue
-        if word in NOT_DRAWN or wordnet.other_counts.get(word, 0) > wordnet.noun_counts.get(word, 0):
+        if len(parts) > 2 or len(word) < 3 or not all(part.isalpha() for part in parts) or word in NOT_DRAWN:
             continue
         # One word may be met now and then; of a name of two, both are common words.
         is_common = max(map(num_pieces, parts)) <= 3 - len(parts)
         if len(parts) == 2 and (not is_common or set(parts) & (STOP_WORDS | COLOURS.keys())):
             continue
-        if _is_of_verb(wordnet, word):
+        if word not in ANIMALS and is_never_noun(wordnet, word):
             continue
-        # Rare words are taken for what they are a kind of.
-        if not is_common and not kinds & wordnet.ancestors(senses[0]).keys():
+        if _is_of_verb(wordnet, word) or (not is_common and not kinds & wordnet.ancestors(senses[0]).keys()):
             continue
-        drawn = [sense for sense in senses[:2] if wordnet.synsets[sense].lexicon in DRAWN]
-        if drawn and (drawn[0] == senses[0] or _is_mostly_seen(wordnet, word, senses)):
+        drawn = [
+            sense
+            for rank, sense in enumerate(senses)
+            if wordnet.synsets[sense].lexicon in DRAWN
+            and (
+                rank < NUM_SENSES or (wordnet.synsets[sense].lexicon == "animal" and rank < NUM_ANIMAL_SENSES)
+            )
+        ]
+        if drawn and (drawn[0] == senses[0] or word in ANIMALS or _is_mostly_seen(wordnet, word, senses)):
             is_latin = wordnet.synsets[drawn[0]].is_proper and wordnet.synsets[drawn[0]].lexicon in LIVING
             if not is_latin or (len(parts) == 2 and kinds & wordnet.ancestors(drawn[0]).keys()):
                 found += [(word, sense) for sense in drawn]
     return found
+
+
+def is_never_noun(wordnet: WordNet, word: str) -> bool:
+    """Whether it was met in texts, and each time as something else: "a warm day"."""
+    return wordnet.other_counts.get(word, 0) > 0 == wordnet.noun_counts.get(word, 0)
+
+
+def is_mostly_verb(wordnet: WordNet, word: str) -> bool:
+    """Whether it is seldom a noun: "they fish and bear", "a light blue house"."""
+    return wordnet.other_counts.get(word, 0) > wordnet.noun_counts.get(word, 0)
 
 
 def _is_of_verb(wordnet: WordNet, word: str) -> bool:
@@ -247,12 +196,6 @@ def _is_mostly_seen(wordnet: WordNet, word: str, senses: Sequence[int]) -> bool:
     return first.lexicon == "group" or (rare and second.lexicon == "animal")
 
 
-# Fillers of captions: they are read over, whatever WordNet knows of them.
-STOP_WORDS = frozenset(
-    word for phrase in (*OPENINGS, *ADJECTIVES, *DOING, *ENDINGS, *JUNK) for word in phrase.split()
-)
-
-
 def meaning(wordnet: WordNet, word: str, synset: int) -> str:
     entry = wordnet.synsets[synset]
     kind = wordnet.synsets[entry.hypernyms[0]].words[0] if entry.hypernyms else ""
@@ -261,7 +204,7 @@ def meaning(wordnet: WordNet, word: str, synset: int) -> str:
 
 def similarities(
     wordnet: WordNet,
-    encoder: SentenceEncoder,
+    encoder: Callable[[Sequence[str]], Float[np.ndarray, "N D"]],
     nouns: Sequence[tuple[str, int]],
     targets: Sequence[Target],
 ) -> Float[np.ndarray, "N T"]:
@@ -271,29 +214,42 @@ def similarities(
         encoder([meaning(wordnet, word, sense) for word, sense in nouns])
         @ encoder([meaning(wordnet, target.word, target.synset) for target in targets]).T
     )
-    found = 0.5 * written + 0.5 * meant
-    columns: dict[int, list[int]] = {}
-    for column, target in enumerate(targets):
-        columns.setdefault(target.synset, []).append(column)
-    lexicons = [target.lexicon for target in targets]
+    found = EMBEDDED_SHARE * (0.5 * written + 0.5 * meant)
+    ancestors = [wordnet.ancestors(target.synset) for target in targets]
     fits = {
-        lexicon: np.array([lexicon == other or (lexicon, other) in COMPATIBLE for other in lexicons])
+        lexicon: np.array(
+            [target.lexicon == lexicon or (lexicon, target.lexicon) in COMPATIBLE for target in targets]
+        )
         for lexicon in DRAWN
     }
     for row, (_, sense) in enumerate(nouns):
-        synset = wordnet.synsets[sense]
+        synset, own = wordnet.synsets[sense], wordnet.ancestors(sense)
         # Names of one city or one woman are near to nothing but what they are a kind of.
         fitting = np.zeros(len(targets), bool) if synset.is_proper else fits[synset.lexicon].copy()
-        for ancestor, steps in wordnet.ancestors(sense).items():
-            for column in columns.get(ancestor, ()):
+        for column, target in enumerate(targets):
+            if target.synset in own:
                 fitting[column] = True
-                found[row, column] += KIND_BONUS - 0.04 * min(steps, 5)
+                found[row, column] += KIND_BONUS - 0.03 * min(own[target.synset], 5)
+            if fitting[column]:
+                found[row, column] += (1 - EMBEDDED_SHARE) * _kinship(own, ancestors[column])
         found[row, ~fitting] = -1
     return found.clip(-1, 1)
 
 
-def make_table(world: World, wordnet: WordNet, encoder: SentenceEncoder) -> dict[str, tuple[str, float]]:
-    """Word to known word and similarity, in alphabetical order."""
+def _kinship(a: Mapping[int, int], b: Mapping[int, int]) -> float:
+    """How much of what two meanings are kinds of they share, 0 to 1 (Wu and Palmer, 1994); of their ancestors with steps."""
+    steps = min((a[common] + b[common] for common in a.keys() & b.keys()), default=None)
+    return 0.0 if steps is None else 1 - steps / (max(a.values()) + max(b.values()) + 1)
+
+
+class Tables(NamedTuple):
+    """Word to known word and similarity: those that are near, and those that are better than nothing."""
+
+    replacements: dict[str, tuple[str, float]]
+    guesses: dict[str, tuple[str, float]]
+
+
+def make_tables(world: World, wordnet: WordNet, encoder: SentenceEncoder) -> Tables:
     targets = targets_of(world, wordnet)
     nouns = candidates(world, wordnet, encoder.num_pieces, targets)
     return nearest(world, wordnet, nouns, targets, similarities(wordnet, encoder, nouns, targets))
@@ -316,117 +272,97 @@ def nearest(
     nouns: Sequence[tuple[str, int]],
     targets: Sequence[Target],
     near: Float[np.ndarray, "N T"],
-) -> dict[str, tuple[str, float]]:
-    """The nearest target of each word that has one, of the nearest words so many as a table may have."""
+) -> Tables:
+    """The nearest target of each word that has one, of the nearest words so many as the tables may have."""
     best: dict[str, tuple[float, str]] = {}
     people = [column for column, target in enumerate(targets) if target.word in PEOPLE]
+    is_person = {
+        word: wordnet.synsets[sense].lexicon == "person" and not wordnet.synsets[sense].is_proper
+        for word, sense in reversed(nouns)
+    }
     for (word, sense), row in zip(nouns, near, strict=True):
         # A sense that is meant less often must be so much nearer.
-        rank = wordnet.senses[word].index(sense)
-        found = [(float(row.max()) - RARE_SENSE_PENALTY * rank, targets[int(row.argmax())].word)]
-        if wordnet.synsets[sense].lexicon == "person" and not wordnet.synsets[sense].is_proper and people:
+        penalty = RARE_SENSE_PENALTY * wordnet.senses[word].index(sense) * (word not in ANIMALS)
+        found = [(float(row.max()) - penalty, targets[int(row.argmax())].word)]
+        if is_person[word] and wordnet.synsets[sense].lexicon == "person":
             # A person who is no dancer and no king is a woman or a man, a girl or a boy.
-            found.append((MIN_SIMILARITY, targets[max(people, key=lambda i: row[i])].word))
+            if people:
+                found.append((SURE, targets[max(people, key=lambda i: row[i])].word))
+            elif "robot" in world.objects:
+                found.append((STAND_IN_SIMILARITY, "robot"))
         best[word] = max(best.get(word, (-1.0, "")), *found)
+    things = {word for name in world.objects for word in OBJECTS[name].words}
     rows = sorted(((similarity, word, near) for word, (similarity, near) in best.items()), reverse=True)
-    table = {
-        word: (near_word, round(min(similarity, 1.0), 2))
-        for similarity, word, near_word in rows[:MAX_WORDS]
-        if similarity >= MIN_SIMILARITY
-    }
-    most = NUMBER_WORDS[max(count for count, share in enumerate(world.counts, 1) if share)][0]
+    tables = Tables({}, {})
+    for similarity, word, near_word in rows[:MAX_WORDS]:
+        entry = (near_word, round(min(similarity, 1.0), 2))
+        is_verb = is_mostly_verb(wordnet, word) and " " not in word
+        if similarity >= SURE and not is_verb:
+            tables.replacements[word] = entry
+        elif similarity >= LEAST and near_word in things:
+            tables.guesses[word] = entry
+    _add_lists(world, tables)
+    return Tables(*(dict(sorted(table.items())) for table in tables))
+
+
+def _add_lists(world: World, tables: Tables) -> None:
+    """What is known without WordNet: names, colours, settings, irregular plurals."""
     known = known_nouns(world)
-    extra = {
-        **{word: (near_word, 0.9) for word, near_word in COLOUR_NAMES.items()},
+    replacements, guesses = tables
+
+    def drawn_as(word: str) -> tuple[str, float] | None:
+        return (
+            (word, 0.9) if word in {*known, *known.values()} else replacements.get(word) or guesses.get(word)
+        )
+
+    for name, word in CHARACTERS.items():
+        if name not in known and (entry := drawn_as(word)):
+            replacements.pop(name, None)
+            guesses.pop(name, None)
+            is_sure = entry[1] >= SURE and name not in COLOURS
+            (replacements if is_sure else guesses)[name] = (entry[0], min(entry[1], 0.8))
+    replacements |= {word: (near_word, 0.9) for word, near_word in COLOUR_NAMES.items()}
+    settings = {
         **{word: (near_word, 0.9) for word, near_word in SETTING_NAMES.items() if near_word in known},
         # "Mountains" and "clouds" are mentioned, never one of them.
-        **{
-            word: (near_word, 1.0)
-            for word, (_, near_word) in SETTING_WORDS.items()
-            if word not in known and near_word in known
-        },
-        **{word: (near_word, 0.9) for word, near_word in NARROW_NAMES.items() if word not in known},
-        **dict.fromkeys((*LARGE_NUMBERS, *(("four", "4") if most == "three" else ())), (most, 0.9)),
-        **{
-            many: (known.get(table[one][0], table[one][0]), table[one][1])
-            for many, one in IRREGULAR.items()
-            if one in table
-        },
+        **{word: (near_word, 1.0) for word, (_, near_word) in SETTING_WORDS.items() if near_word in known},
+        **{word: (near_word, 0.9) for word, near_word in NARROW_NAMES.items()},
     }
-    return dict(sorted({**table, **extra}.items()))
+    replacements |= {word: entry for word, entry in settings.items() if word not in known}
+    for many, one in IRREGULAR.items():
+        for table in tables:
+            if one in table:
+                table[many] = (known.get(table[one][0], table[one][0]), table[one][1])
+            elif one in known:
+                replacements[many] = (known[one], 1.0)
+    for word in {*replacements, *COLOUR_NAMES} & guesses.keys():
+        del guesses[word]
 
 
-def known_nouns(world: World) -> dict[str, str]:
-    """What can be drawn, in the words of captions, and the plurals: things, and words of places, times and weathers."""
-    places = [phrase for place in world.places for phrase in PLACE_PHRASES[place]]
-    settings = [*places, *chain(*TIME_PHRASES.values(), *SKY_PHRASES.values(), *WEATHER_PHRASES.values())]
-    nouns = {word for phrase in settings for word in phrase.split()} - NOT_SETTINGS
-    if "road" not in world.places:
-        # Known as "a city street" and "green hills" alone.
-        nouns -= {"street", "hills"}
-    written = SETTING_WORDS.keys() & nouns
-    names = {word for name in world.objects for word in OBJECTS[name].words}
-    # Adjectives and plurals of the phrases stay as they are.
-    others = {word: word for word in nouns if word.removesuffix("s") not in names | written}
-    return dict(sorted(({word: plural(word) for word in names | written} | others).items()))
+def correct_words(wordnet: WordNet, world: World, replacements: Mapping[str, object]) -> list[str]:
+    """Words of English that are one letter away from what is drawn, and no nouns that are: "brown" is no "crown"."""
+    names = [*known_nouns(world), *replacements]
+    by_letter: dict[str, list[str]] = {}
+    for name in names:
+        by_letter.setdefault(name[0], []).append(name)
+    written = {*wordnet.senses, *wordnet.other_counts, *STOP_WORDS} - {*names}
+    return sorted(
+        word
+        for word in written
+        if len(word) >= MIN_MISSPELT_LENGTH
+        and word.isalpha()
+        and any(is_one_edit_away(word, name) for name in by_letter.get(word[0], ()))
+    )
 
 
-def reserved_words(world: World) -> set[str]:
-    """Words that are never replaced: those that are known, colours, and fillers."""
-    known = known_nouns(world)
-    return {*known, *known.values(), *COLOURS, *chain(*COLOUR_WORDS.values()), *STOP_WORDS}
-
-
-def place_nouns(world: World) -> list[str]:
-    """Those of the known nouns that say where."""
-    said = {word for place in world.places for phrase in PLACE_PHRASES[place] for word in phrase.split()}
-    known = known_nouns(world)
-    names = {word for name in world.objects for word in OBJECTS[name].words}
-    nouns = [noun for noun in known.keys() - names if {noun, known[noun]} & said]
-    return sorted({*nouns, *(known[noun] for noun in nouns)})
-
-
-def settings_of(world: World) -> dict[str, list[str]]:
-    """A phrase for a place where each thing is at home, and for all others some of the common places."""
-    homes = {
-        noun: [PLACE_PHRASES[place][0] for place in dict.fromkeys(HOMES[name]) if place in world.places]
-        for name in world.objects
-        if name in HOMES
-        for word in OBJECTS[name].words
-        for noun in (word, plural(word))
-    }
-    anywhere = [
-        PLACE_PHRASES[place][0] for place in ("meadow", "beach", "mountains", "forest", "snow", "city")
-    ]
-    return {**{noun: phrases for noun, phrases in homes.items() if phrases}, "": anywhere}
-
-
-# What becomes "and" for a model that learnt no relation: places where one of two things can be.
-RELATIONS = (
-    "in front of", "on top of", "next to", "with", "near", "by", "beside", "behind", "on", "above", "over", "under",
-    "below", "beneath", "riding", "riding on", "holding", "carrying", "chasing", "watching", "looking at", "against",
-    "around", "inside", "in", "and", "plus", "together with",
-)  # fmt: skip
-
-
-def own_grammar(world: World) -> dict[str, object]:
-    """What a model needs whose captions all named a place, and knew no relation but "and" and sides."""
-    things = {word: plural(word) for name in world.objects for word in OBJECTS[name].words}
-    return {"settings": settings_of(world), "things": things, "relations": RELATIONS}
-
-
-def write_table(
-    path: Path,
-    known: Mapping[str, str],
-    table: Mapping[str, tuple[str, float]],
-    places: Sequence[str] = (),
-    grammar: Mapping[str, object] | None = None,
-) -> None:
-    """One word a line, so that two tables can be compared."""
-    lines = ",\n".join(f"{json.dumps(word)}:{json.dumps(entry)}" for word, entry in table.items())
-    said = {"known": known, "places": places, **(grammar or {})}
-    text = "".join(f"{json.dumps(key)}:{json.dumps(value)},\n" for key, value in said.items())
-    write_atomically(path, f'{{{text}"replacements":{{\n{lines}\n}}}}\n'.encode())
+def write_table(path: Path, said: Mapping[str, object], tables: Tables) -> None:
+    """Writes all that the model has of words, the tables one word a line, so that two can be compared."""
+    parts = [f"{json.dumps(key)}:{json.dumps(value)}" for key, value in said.items()]
+    for name, table in tables._asdict().items():
+        lines = ",\n".join(f"{json.dumps(word)}:{json.dumps(entry)}" for word, entry in table.items())
+        parts.append(f"{json.dumps(name)}:{{\n{lines}\n}}")
+    inside = ",\n".join(parts)
+    write_atomically(path, f"{{{inside}}}\n".encode())
 
 
 def refresh_manifest(folder: Path) -> Manifest:
@@ -448,13 +384,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=FILE)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    world = WORLDS[options.world]
-    table = make_table(world, read_wordnet(), SentenceEncoder())
-    grammar = own_grammar(world) if options.own_grammar else None
-    write_table(options.output, known_nouns(world), table, place_nouns(world), grammar)
+    world, wordnet = WORLDS[options.world], read_wordnet()
+    tables = make_tables(world, wordnet, SentenceEncoder())
+    write_table(options.output, said_of(world, wordnet, tables, own_grammar=options.own_grammar), tables)
     if (options.output.parents[1] / MANIFEST).exists():
         refresh_manifest(options.output.parents[1])
-    print(f"{options.output}: {len(table)} words, {options.output.stat().st_size / 1e3:.0f} kB")
+    count = len(tables.replacements) + len(tables.guesses)
+    print(f"{options.output}: {count} words, {options.output.stat().st_size / 1e3:.0f} kB")
+
+
+def said_of(world: World, wordnet: WordNet, tables: Tables, *, own_grammar: bool) -> dict[str, object]:
+    """All of the model's words but the tables, by the names that the generator reads."""
+    said: dict[str, object] = {
+        "known": known_nouns(world),
+        "things": things_of(world),
+        "places": place_nouns(world),
+        "numbers": numbers_of(world),
+        "quantities": quantities_of(world),
+        "correct_words": correct_words(wordnet, world, tables.replacements),
+    }
+    return said | (grammar_of(world) if own_grammar else {})
 
 
 if __name__ == "__main__":
