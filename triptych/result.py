@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from triptych.progress import STAGE_NAMES
 from triptych.v1.pipeline_pb2 import Event, Image, RunError, RunState
+from triptych.vocabulary import describe_reading
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -110,6 +111,8 @@ class RunResult:
     # Why it failed, or what its failed pictures failed of.
     error: RunError | None = None
     warnings: list[str] = field(default_factory=list)
+    # What the model draws in place of words that it does not know, a line each.
+    notes: list[str] = field(default_factory=list)
     _pictures: dict[str, Picture] = field(default_factory=dict, repr=False)
 
     @property
@@ -166,6 +169,8 @@ class RunResult:
                 self.state = state_name(event.state.state)
                 if event.state.HasField("spec"):
                     self.prompt, self.seed = event.state.spec.prompt, event.state.spec.seed
+                if event.state.HasField("prompt_reading"):
+                    self.notes = list(describe_reading(event.state.prompt_reading))
             case "image_ready":
                 self._pictures[event.image_ready.image.name] = Picture.of(event.image_ready.image)
             case "ranked":
@@ -208,7 +213,8 @@ class RunResult:
 
         drawn = io.BytesIO()
         bands = [self._band(stage, previews) for stage in STAGE_TITLES]
-        draw_contact_sheet(self.prompt, bands).save(drawn, "PNG")
+        title = f"{self.prompt} ({'; '.join(self.notes)})" if self.notes else self.prompt
+        draw_contact_sheet(title, bands).save(drawn, "PNG")
         return drawn.getvalue()
 
     def _band(self, stage: str, previews: Mapping[tuple[str, int], bytes]) -> "SheetRow":

@@ -3,7 +3,7 @@
 import { byId, createElement, debounce, icon, ICONS, setProps } from "./dom.js";
 import { readPrompt } from "./api.js";
 import { earlierPrompts, load, rememberPrompt, save } from "./storage.js";
-import { checkWords } from "./vocabulary.js";
+import { checkWords, PUBLISHED_MODELS } from "./vocabulary.js";
 import { listText } from "./labels.js";
 import { t } from "./texts.js";
 
@@ -207,10 +207,11 @@ export class PromptForm {
 
   showWords() {
     const reading = this.reading.prompt === this.text ? this.reading.result : undefined;
-    const { replaced, ignored, isHopeless, suggestions } = checkWords(this.text, this.settings.models.generate, reading);
+    const { replaced, ignored, isHopeless, suggestions, drawn } = checkWords(this.text, this.settings.models.generate, reading);
     const lines = [];
     if (replaced.length) lines.push(t("words.replaced", { words: listText(replaced.map(([word, by]) => t("words.pair", { word, by }))) }));
-    if (isHopeless) lines.push(t("words.hopeless"));
+    if (drawn) lines.push(t("words.another", { prompt: drawn, command: PUBLISHED_MODELS }));
+    else if (isHopeless) lines.push(t("words.hopeless"));
     else if (ignored.length) lines.push(t(ignored.length > 1 ? "words.ignored_many" : "words.ignored_one", { words: listText(ignored.map((word) => t("words.quoted", { word }))) }));
     const box = byId("word-check");
     const text = lines.join(" ") + suggestions.join();

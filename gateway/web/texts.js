@@ -32,6 +32,7 @@ const TEXTS = {
   "words.ignored_one": ["The model does not know {words} and will ignore it.", "模型不认识{words}，将忽略它。"],
   "words.ignored_many": ["The model does not know {words} and will ignore them.", "模型不认识{words}，将忽略它们。"],
   "words.hopeless": ["The model knows none of these words, so the picture would show something else. Use words from its list, or start from an example.", "模型不认识其中任何一个词，画出来的会是别的东西。请使用它认识的词，或从示例开始。"],
+  "words.another": ["The model knows nothing in this prompt and draws “{prompt}” instead. A published model knows all words: {command}. Prompts that work:", "模型不认识其中任何一个词，会改画“{prompt}”。公开发布的模型认识所有词：{command}。可用的提示词："],
   "words.show": ["Show the words it knows", "查看它认识的词"],
 
   "welcome.examples": ["Start from an example", "从示例开始"],

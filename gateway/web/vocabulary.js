@@ -8,6 +8,9 @@ const JOINING = new Set(
   ),
 );
 
+// Fetches the published models, which know all words.
+export const PUBLISHED_MODELS = "triptych weights pull mini";
+
 /** @param {string} text @returns {string[]} */
 export function wordsOf(text) {
   return text.toLowerCase().match(/[\p{L}\p{Nl}\p{No}]+/gu) ?? [];
@@ -37,6 +40,7 @@ export function knownTo(model) {
  * @property {string[]} ignored words that mean nothing to the model
  * @property {boolean} isHopeless whether nothing of the prompt is known
  * @property {string[]} suggestions prompts that the model draws well, where nothing is known
+ * @property {string} drawn what is drawn where nothing is known, if the gateway has said so
  */
 
 /**
@@ -48,14 +52,15 @@ export function knownTo(model) {
  */
 export function checkWords(prompt, model, reading) {
   const known = knownTo(model);
-  if (!known.length) return { replaced: [], ignored: [], isHopeless: false, suggestions: [] };
-  /** @type {Object<string, string>} */
-  const table = {};
-  for (const { word, replacement } of reading?.replacements ?? []) table[word.toLowerCase()] = replacement;
-  const unknown = unknownWords(prompt, known);
-  const replaced = /** @type {[string, string][]} */ (unknown.filter((word) => table[word]).map((word) => [word, table[word]]));
-  const ignored = unknown.filter((word) => !table[word]);
+  if (!known.length) return { replaced: [], ignored: [], isHopeless: false, suggestions: [], drawn: "" };
+  const replaced = /** @type {[string, string][]} */ (
+    (reading?.replacements ?? []).map((/** @type {any} */ one) => [one.word.toLowerCase(), one.replacement])
+  );
+  // A name of several words may be replaced, and some of them known by themselves.
+  const told = new Set(replaced.flatMap(([name]) => wordsOf(name)));
+  const ignored = unknownWords(prompt, known).filter((word) => !told.has(word));
   const telling = wordsOf(prompt).filter((word) => !JOINING.has(word));
-  const isHopeless = reading?.is_unknown || (telling.length > 0 && telling.every((word) => ignored.includes(word)));
-  return { replaced, ignored, isHopeless, suggestions: isHopeless ? reading?.suggestions ?? [] : [] };
+  const isHopeless = reading ? Boolean(reading.is_unknown) : telling.length > 0 && telling.every((word) => ignored.includes(word));
+  const suggestions = isHopeless ? reading?.suggestions ?? [] : [];
+  return { replaced, ignored, isHopeless, suggestions, drawn: isHopeless ? reading?.prompt ?? "" : "" };
 }

@@ -8,7 +8,7 @@ from PIL import Image as PillowImage
 from tests.triptych.conftest import png
 from triptych.result import RunResult
 from triptych.v1.pipeline_pb2 import Event, Image, RunError, RunSpec, RunState
-from triptych.v1.stage_pb2 import STAGE_GENERATE, STAGE_REFINE
+from triptych.v1.stage_pb2 import STAGE_GENERATE, STAGE_REFINE, PromptReading, WordReplacement
 
 SPEC = RunSpec(prompt="a red house", seed=7)
 
@@ -42,6 +42,15 @@ def result() -> RunResult:
         event.sequence = sequence
         made.update(event)
     return made
+
+
+def test_a_result_says_what_is_drawn_for_an_unknown_word():
+    kitten = WordReplacement(word="kitten", replacement="cat", similarity=0.8)
+    reading = PromptReading(prompt="a cat", replacements=[kitten])
+    made = RunResult()
+    made.update(Event(state=Event.StateChanged(run="runs/1", spec=SPEC, prompt_reading=reading)))
+
+    assert made.notes == ["kitten: drawn as cat"]
 
 
 def test_a_result_says_what_was_asked_and_how_it_ended(result):

@@ -91,18 +91,23 @@ async def test_words_that_are_replaced_are_told_with_what_is_drawn(visitor):
             const { checkWords } = await import("./web/vocabulary.js");
             const model = { vocabulary: { objects: { words: ["cat"] } } };
             const reading = { replacements: [{ word: "Kitten", replacement: "cat" }] };
-            const unknown = { is_unknown: true, suggestions: ["a cat"] };
+            const unknown = { is_unknown: true, prompt: "a red house", suggestions: ["a cat"] };
+            const pair = { replacements: [{ word: "a couple of", replacement: "two" }, { word: "hot dog", replacement: "apple" }] };
             return [
                 checkWords("a kitten", model, reading), checkWords("a blurgh kitten", model, reading),
                 checkWords("blurgh", {}), checkWords("blurgh", model, unknown),
+                checkWords("a couple of cats with a hot dog", model, pair),
             ];
         }"""
     )
+    told = {"ignored": [], "isHopeless": False, "suggestions": [], "drawn": ""}
+    another = {"isHopeless": True, "suggestions": ["a cat"], "drawn": "a red house"}
     assert found == [
-        {"replaced": [["kitten", "cat"]], "ignored": [], "isHopeless": False, "suggestions": []},
-        {"replaced": [["kitten", "cat"]], "ignored": ["blurgh"], "isHopeless": False, "suggestions": []},
-        {"replaced": [], "ignored": [], "isHopeless": False, "suggestions": []},
-        {"replaced": [], "ignored": ["blurgh"], "isHopeless": True, "suggestions": ["a cat"]},
+        {**told, "replaced": [["kitten", "cat"]]},
+        {**told, "replaced": [["kitten", "cat"]], "ignored": ["blurgh"]},
+        {**told, "replaced": []},
+        {**another, "replaced": [], "ignored": ["blurgh"]},
+        {**told, "replaced": [["a couple of", "two"], ["hot dog", "apple"]]},
     ]
 
 
@@ -117,6 +122,8 @@ async def test_the_gateway_s_table_of_words_is_asked_while_typing(visitor, stage
     await expect(check).to_contain_text("“kitten” is drawn as “house”")
     await expect(check).not_to_contain_text("ignore")
     await visitor.prompt.fill("blurgh")
+    await expect(check).to_contain_text("draws “a red house” instead")
+    await expect(check).to_contain_text("triptych weights pull mini")
     await check.get_by_role("button", name="a red house").click()
     await expect(visitor.prompt).to_have_value("a red house")
     assert stages.generator.requests == []
