@@ -29,7 +29,7 @@ def save(path: Path, **state: Any) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
+    return torch.load(path, weights_only=True, map_location="cpu")
 
 
 def load_if(path: Path, key: str) -> dict[str, Any] | None:

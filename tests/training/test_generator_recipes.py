@@ -30,6 +30,7 @@ from training.generator.train_tokenizer import (
 from training.generator.vqgan_torch import Vqgan
 from training.refiner.degradations import retell_tokens
 from training.world.drawing import Painter
+from training.world.painters import Painters
 from training.world.scenes import NARROW, WIDE, sample_scenes
 from training.world.sprites import stand_in_sprites
 
@@ -75,7 +76,7 @@ def generator_trainer(
     painter: Painter, tokenizer: Tokenizer, networks: tuple[Dalle, Vqgan]
 ) -> train_dalle.Trainer:
     network, codes = networks
-    pool = TokenPool(codes, painter, NARROW, seed=0, capacity=8)
+    pool = TokenPool(codes, Painters(painter), NARROW, seed=0, capacity=8)
     recipe = train_dalle.Recipe(steps=4, batch=4, fresh=2, probe_layer=0)
     return train_dalle.Trainer(network, tokenizer, pool, NARROW, recipe)
 
@@ -191,10 +192,10 @@ def test_a_new_piece_starts_as_the_mean_of_its_two(tokenizer: Tokenizer):
 def test_a_pool_of_tokens_is_restored_as_it_was(
     painter: Painter, networks: tuple[Dalle, Vqgan], tmp_path: Path
 ):
-    pool = TokenPool(networks[1], painter, NARROW, seed=0, capacity=8)
+    pool = TokenPool(networks[1], Painters(painter), NARROW, seed=0, capacity=8)
     pool.grow(3)
     pool.save(tmp_path / "tokens.npz")
-    restored = TokenPool(networks[1], painter, NARROW, seed=0, capacity=8)
+    restored = TokenPool(networks[1], Painters(painter), NARROW, seed=0, capacity=8)
 
     restored.restore(tmp_path / "tokens.npz")
 
@@ -205,12 +206,12 @@ def test_a_pool_of_tokens_is_restored_as_it_was(
 
 
 def test_a_pool_of_another_seed_is_refused(painter: Painter, networks: tuple[Dalle, Vqgan], tmp_path: Path):
-    pool = TokenPool(networks[1], painter, NARROW, seed=0, capacity=8)
+    pool = TokenPool(networks[1], Painters(painter), NARROW, seed=0, capacity=8)
     pool.grow(1)
     pool.save(tmp_path / "tokens.npz")
 
     with pytest.raises(ValueError, match="scenes of seed 0, not 1; give that --seed, or delete it"):
-        TokenPool(networks[1], painter, NARROW, seed=1, capacity=8).restore(tmp_path / "tokens.npz")
+        TokenPool(networks[1], Painters(painter), NARROW, seed=1, capacity=8).restore(tmp_path / "tokens.npz")
 
 
 def test_tokens_are_told_anew_in_part_by_what_the_transformer_expects(networks: tuple[Dalle, Vqgan]):

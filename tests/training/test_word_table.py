@@ -15,8 +15,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from services.generator.vocabulary import FILE, Replacement, read_vocabulary
 from services.weights.model_folder import MANIFEST, check_files, read_manifest, write_manifest
 from training.world.near_words.known_words import known_nouns, things_of
-from training.world.phrases import plural
-from training.world.scenes import NARROW, WIDE
 from training.world.near_words.sentence_embeddings import MODEL, SentenceEncoder
 from training.world.near_words.word_table import (
     NOTICE,
@@ -31,6 +29,8 @@ from training.world.near_words.word_table import (
     write_table,
 )
 from training.world.near_words.wordnet import WordNet, read_wordnet
+from training.world.phrases import plural
+from training.world.scenes import NARROW, WIDE
 
 # offset, lexicographers' file, kind, words, pointers, gloss: as in WordNet's own files.
 DATA_NOUN = """\

@@ -210,12 +210,13 @@ class Dalle(nn.Module):
     ) -> Int[Tensor, "B S"]:
         """Image tokens for each prompt; the start token is never drawn."""
         count, length = text_tokens.shape
-        says_nothing = torch.full((count, length), TEXT_PAD_ID)
-        says_nothing[:, :2] = torch.tensor(UNCONDITIONAL)
+        device = text_tokens.device
+        says_nothing = torch.full((count, length), TEXT_PAD_ID, device=device)
+        says_nothing[:, :2] = torch.tensor(UNCONDITIONAL, device=device)
         both = torch.cat((text_tokens, says_nothing))
         memory, mask = self.encode(both), text_mask(both)
         caches: list[tuple[Cache, Cache]] = [({}, {}) for _ in self.decoder.layers]
-        current = torch.full((2 * count, 1), self.config.decoder_start_token_id)
+        current = torch.full((2 * count, 1), self.config.decoder_start_token_id, device=device)
         drawn = []
         for position in range(self.config.image_length):
             x = self.decoder.embed(current, position)
@@ -225,7 +226,8 @@ class Dalle(nn.Module):
             logits, uncond_logits = self.lm_head(self.decoder.final_norm(x))[:, 0].float().chunk(2)
             guided = uncond_logits + guidance_scale * (logits - uncond_logits)
             guided = guided[:, : self.config.image_vocab_size] / temperature
-            drawn.append(torch.multinomial(guided.softmax(-1), 1, generator=rng))
+            # Drawn on the CPU: a seed is the same picture on every device.
+            drawn.append(torch.multinomial(guided.softmax(-1).cpu(), 1, generator=rng).to(device))
             current = drawn[-1].repeat(2, 1)
         return torch.cat(drawn, 1)
 

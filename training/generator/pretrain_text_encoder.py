@@ -50,16 +50,17 @@ class Labels(nn.Module):
         self, hidden: Float[Tensor, "B T D"], text_tokens: Int[Tensor, "B T"], scenes: Sequence[Scene]
     ) -> tuple[Tensor, dict[str, float]]:
         """The sum of all classifications' losses, and how often some of them are right."""
+        device = hidden.device
         mask = text_mask(text_tokens)[:, 0, 0, :, None]
         mean = (hidden * mask).sum(1) / mask.sum(1)
-        loss, right = torch.zeros(()), {}
+        loss, right = torch.zeros((), device=device), {}
         for name, classes, logits in zip(
             ("place", "time", "weather", "sky"),
             SCENE_CLASSES,
             self.scene(mean).split([len(c) for c in SCENE_CLASSES], 1),
             strict=True,
         ):
-            wanted = torch.tensor([classes.index(getattr(scene, name)) for scene in scenes])
+            wanted = torch.tensor([classes.index(getattr(scene, name)) for scene in scenes], device=device)
             loss = loss + F.cross_entropy(logits, wanted)
             right[name] = float((logits.argmax(1) == wanted).float().mean())
         count, colour, size, slot = self.kinds(mean).unflatten(1, (len(KINDS), -1)).split(PER_KIND, 2)
@@ -74,8 +75,9 @@ class Labels(nn.Module):
                 rows.append(row)
                 kinds.append(kind)
                 objects.append(o)
-        wanted_colour = torch.tensor([COLOUR_CLASSES.index(o.colour) for o in objects])
-        wanted_size = torch.tensor([SIZES.index(o.size) for o in objects])
+        wanted_colour = torch.tensor([COLOUR_CLASSES.index(o.colour) for o in objects], device=device)
+        wanted_size = torch.tensor([SIZES.index(o.size) for o in objects], device=device)
+        counts, slots = counts.to(device), slots.to(device)
         present = counts[rows, kinds] > 0
         loss = loss + 4 * F.cross_entropy(count.flatten(0, 1), counts.flatten()) * len(KINDS) / 16
         # Of a hundred kinds one or two are there: asked about all alike, it would long say that none is.
@@ -99,7 +101,8 @@ def pretrain(
     learning_rate: float = 1.5e-3,
 ) -> None:
     """Trains `network.encoder` in place."""
-    labels = Labels(network.config.d_model)
+    device = network.lm_head.weight.device
+    labels = Labels(network.config.d_model).to(device)
     parameters = [*network.encoder.parameters(), *labels.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
     rng = random.Random(seed)
@@ -115,6 +118,7 @@ def pretrain(
         text_tokens = encode(tokenizer, texts, network.config.max_text_length)
         # Half of the columns are padding, mostly.
         text_tokens = text_tokens[:, : int((text_tokens != TEXT_PAD_ID).sum(1).max())]
+        text_tokens = text_tokens.to(device)
         loss, right = labels.loss(network.encode(text_tokens), text_tokens, scenes)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -32,7 +32,7 @@ class SlotProbe(nn.Module):
 
     def loss(self, hidden: Float[Tensor, "B S D"], scenes: list[Scene]) -> Float[Tensor, ""]:
         """The mean cross-entropy of the names and of the colours, added."""
-        names, colours = (labels.flatten() for labels in self.labels(scenes))
+        names, colours = (labels.flatten().to(hidden.device) for labels in self.labels(scenes))
         rows = hidden.flatten(0, 1)
         return F.cross_entropy(self.names(rows).float(), names) + F.cross_entropy(
             self.colours(rows).float(), colours

@@ -34,6 +34,7 @@ from training.generator.train_tokenizer import EXTENDED_FOLDER, encode, extend_e
 from training.generator.vqgan_torch import Vqgan
 from training.world.captions import caption
 from training.world.drawing import Painter
+from training.world.painters import Painters
 from training.world.scenes import WORLDS, Scene, World, crowded, sample_scenes
 from training.world.sprites import fluent_sprites
 
@@ -74,13 +75,18 @@ class Trainer:
         world: World,
         recipe: Recipe,
         *,
+        device: str = "cpu",
         bfloat16: bool = False,
         compiled: bool = False,
     ) -> None:
-        self.network, self.tokenizer, self.pool, self.recipe = network, tokenizer, pool, recipe
+        self.device = torch.device(device)
+        self.network, self.tokenizer, self.pool, self.recipe = network.to(device), tokenizer, pool, recipe
         self.step = 0
+        # Of a run's time budget: it cools down with it, if that ends before its steps.
+        self.share_of_time = 0.0
         self.rng = random.Random(0)
-        self.probe = SlotProbe(world, network.config.d_model, math.isqrt(network.config.image_length))
+        probe = SlotProbe(world, network.config.d_model, math.isqrt(network.config.image_length))
+        self.probe = probe.to(device)
         parameters = [*network.parameters(), *self.probe.parameters()]
         matrices = [p for p in parameters if p.ndim > 1]
         vectors = [p for p in parameters if p.ndim < 2]
@@ -94,8 +100,8 @@ class Trainer:
 
     def learning_rate(self) -> float:
         """Warm, level, and down to nothing in the last fifth: a run that is resumed with more steps goes on where it was."""
-        steps = self.recipe.steps
-        level = min(1.0, (self.step + 1) / 100, (steps - self.step) / (COOL_DOWN_SHARE * steps))
+        left = 1 - max(self.step / self.recipe.steps, self.share_of_time)
+        level = max(0.0, min(1.0, (self.step + 1) / 100, left / COOL_DOWN_SHARE))
         return self.recipe.learning_rate * level
 
     def train_step(self) -> dict[str, float]:
@@ -106,13 +112,14 @@ class Trainer:
             self.pool.grow(recipe.fresh)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        scenes, image_tokens, near_object = self.pool.draw(recipe.batch, self.rng)
+        scenes, *drawn = self.pool.draw(recipe.batch, self.rng)
+        image_tokens, near_object = (tensor.to(self.device) for tensor in drawn)
         text_tokens = self.text_tokens(scenes)
         for row in range(len(scenes)):
             if self.rng.random() < recipe.uncond_share:
                 text_tokens[row] = unconditional(text_tokens.shape[1])
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
-            probed, logits = self._forward(text_tokens, self._corrupted(image_tokens))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+            probed, logits = self._forward(text_tokens.to(self.device), self._corrupted(image_tokens))
             probe_loss = self.probe.loss(probed, scenes)
         losses = F.cross_entropy(logits.float().flatten(0, 1), image_tokens.flatten(), reduction="none")
         weight = 1 + recipe.object_weight * near_object.flatten()
@@ -137,9 +144,8 @@ class Trainer:
         """Each row with a share of its own of another row's tokens, so that the text and the rest must tell."""
         rng = torch.Generator().manual_seed(self.step)
         share = self.recipe.corrupted_share * torch.rand(len(image_tokens), 1, generator=rng)
-        return torch.where(
-            torch.rand(image_tokens.shape, generator=rng) < share, image_tokens.roll(1, 0), image_tokens
-        )
+        is_corrupted = torch.rand(image_tokens.shape, generator=rng) < share
+        return torch.where(is_corrupted.to(self.device), image_tokens.roll(1, 0), image_tokens)
 
     @torch.no_grad()
     def validate(self, scenes: list[Scene], image_tokens: Int[Tensor, "B S"]) -> dict[str, float]:
@@ -153,8 +159,9 @@ class Trainer:
             "shuffled": text_tokens.roll(1, 0),
         }
         losses = {}
+        image_tokens = image_tokens.to(self.device)
         for name, tokens in prompts.items():
-            logits = self.network(tokens, image_tokens)
+            logits = self.network(tokens.to(self.device), image_tokens)
             losses[name] = float(F.cross_entropy(logits.flatten(0, 1), image_tokens.flatten()))
         return losses
 
@@ -202,7 +209,7 @@ def load_vqgan() -> Vqgan:
 @torch.no_grad()
 def pictures(network: Vqgan, image_tokens: Int[Tensor, "B S"]) -> UInt8[np.ndarray, "B H W 3"]:
     side = math.isqrt(image_tokens.shape[1])
-    grids = image_tokens.unflatten(1, (side, side))
+    grids = image_tokens.to(network.codebook.device).unflatten(1, (side, side))
     return np.concatenate(
         [train_vqgan.to_pictures(network.decode(network.look_up(grid))) for grid in grids.split(8)]
     )
@@ -213,6 +220,7 @@ def sample_sheet(
 ) -> tuple[Image.Image, UInt8[np.ndarray, "B H W 3"]]:
     rng = random.Random(seed)
     text_tokens = encode(tokenizer, [caption(s, rng).text for s in scenes], network.config.max_text_length)
+    text_tokens = text_tokens.to(network.lm_head.weight.device)
     found = pictures(decoder, network.sample(text_tokens, torch.Generator().manual_seed(seed)))
     return train_vqgan.sheet([found[i : i + 8] for i in range(0, len(found) // 8 * 8, 8)]), found
 
@@ -239,7 +247,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--from-weights", action="store_true", help="start from the committed weights")
     parser.add_argument("--bfloat16", action="store_true", help="faster where the CPU knows bfloat16")
     parser.add_argument("--compile", action="store_true", help="a fifth faster, after half a minute")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop then; go on with --resume")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--painters", type=int, default=1, help="processes that draw scenes")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="cool down and stop then; go on with --resume"
+    )
     parser.add_argument("--report-every", type=int, default=250)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     options = parser.parse_args(arguments)
@@ -256,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
         text_steps=options.text_steps,
         text_learning_rate=options.text_learning_rate,
     )
-    network = Dalle(TINY)
+    network = Dalle(TINY).to(options.device)
     text_checkpoint = options.checkpoint.with_name("text_encoder.pt")
     if options.from_weights:
         tensors = extend_embeddings(checkpoint.read_tensors(WEIGHTS), tokenizer)
@@ -265,27 +277,35 @@ def main(arguments: list[str] | None = None) -> None:
         _start_text_encoder(network, tokenizer, world, recipe, text_checkpoint)
     if options.text_only:
         return
-    tokenizing = load_vqgan()
-    pool = TokenPool(
-        tokenizing,
-        painter,
-        crowded(world),
-        seed=options.seed,
-        capacity=options.pool,
-        lookalike_share=options.lookalike_share,
-    )
-    trainer = Trainer(
-        network, tokenizer, pool, world, recipe, bfloat16=options.bfloat16, compiled=options.compile
-    )
-    pool_file = options.checkpoint.with_name(POOL.name)
-    if options.resume:
-        trainer.resume(checkpoint.load(options.checkpoint))
-        if pool_file.exists():
-            pool.restore(pool_file)
-    # Weights that know thousands of scenes would only learn a handful by heart.
-    while len(pool) < min(options.first_pool, options.pool):
-        pool.grow(recipe.fresh)
-    _train(trainer, tokenizing, painter, world, options, pool_file)
+    tokenizing = load_vqgan().to(options.device)
+    with Painters(painter, options.painters) as painters:
+        pool = TokenPool(
+            tokenizing,
+            painters,
+            crowded(world),
+            seed=options.seed,
+            capacity=options.pool,
+            lookalike_share=options.lookalike_share,
+        )
+        trainer = Trainer(
+            network,
+            tokenizer,
+            pool,
+            world,
+            recipe,
+            device=options.device,
+            bfloat16=options.bfloat16,
+            compiled=options.compile,
+        )
+        pool_file = options.checkpoint.with_name(POOL.name)
+        if options.resume:
+            trainer.resume(checkpoint.load(options.checkpoint))
+            if pool_file.exists():
+                pool.restore(pool_file)
+        # Weights that know thousands of scenes would only learn a handful by heart.
+        while (missing := min(options.first_pool, options.pool) - len(pool)) > 0:
+            pool.grow(min(missing, max(recipe.fresh, painters.most_at_once)))
+        _train(trainer, tokenizing, painter, world, options, pool_file)
 
 
 def _start_text_encoder(
@@ -307,17 +327,15 @@ def _train(
     pool_file: Path,
 ) -> None:
     scenes = sample_scenes(24, seed=1, world=world, held_out=True)
-    held_out = torch.cat(
-        [
-            decoder.tokens(decoder.encode(train_vqgan.to_pixels(painter.paint(scene)[None]))).flatten(1)
-            for scene in scenes
-        ]
-    )
+    pixels = [train_vqgan.to_pixels(painter.paint(scene)[None]).to(trainer.device) for scene in scenes]
+    held_out = torch.cat([decoder.tokens(decoder.encode(each)).flatten(1) for each in pixels])
     losses, started = [], time.process_time()
-    ends = time.monotonic() + 60 * options.minutes
-    while trainer.step < trainer.recipe.steps and time.monotonic() < ends:
+    began = time.monotonic()
+    while trainer.step < trainer.recipe.steps and trainer.share_of_time < 1:
+        trainer.share_of_time = (time.monotonic() - began) / (60 * options.minutes)
         losses.append(trainer.train_step())
-        reports = trainer.step % options.report_every == 0 or trainer.step in (20, trainer.recipe.steps)
+        is_last = trainer.step == trainer.recipe.steps or trainer.share_of_time >= 1
+        reports = trainer.step % options.report_every == 0 or trainer.step == 20 or is_last
         if reports or trainer.step % SAVE_EVERY == 0:
             checkpoint.save(options.checkpoint, **trainer.state())
             trainer.pool.save(pool_file)

@@ -85,7 +85,7 @@ def to_pixels(pictures: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B 3 H W"
 
 
 def to_pictures(pixels: Float[Tensor, "B 3 H W"]) -> UInt8[np.ndarray, "B H W 3"]:
-    return (pixels.float().clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return (pixels.float().clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def reconstruction_loss(
@@ -100,14 +100,26 @@ def reconstruction_loss(
 
 
 class Trainer:
-    def __init__(self, network: Vqgan, batches: Batches, recipe: Recipe, *, decoder_only: bool) -> None:
-        self.network = network.to(memory_format=torch.channels_last)
+    def __init__(
+        self,
+        network: Vqgan,
+        batches: Batches,
+        recipe: Recipe,
+        *,
+        decoder_only: bool,
+        device: str = "cpu",
+        minutes: float = math.inf,
+    ) -> None:
+        self.device = torch.device(device)
+        self.network = network.to(device, memory_format=torch.channels_last)
+        self._ends = 60 * minutes
+        self._began = time.monotonic()
         self.batches = batches
         self.recipe = recipe
         self.decoder_only = decoder_only
         self.step = 0
         self.quantizes = decoder_only
-        self.code_counts = torch.ones(network.config.n_embed)
+        self.code_counts = torch.ones(network.config.n_embed, device=device)
         self.code_sums = network.codebook.clone()
         trained = [network.decoder, network.post_quant_conv]
         if not decoder_only:
@@ -115,22 +127,24 @@ class Trainer:
         self.parameters = [p for module in trained for p in module.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=1e-4)
 
+    @property
+    def share_done(self) -> float:
+        """Of the steps or of the time budget, whichever ends first."""
+        return min(1.0, max(self.step / self.recipe.steps, (time.monotonic() - self._began) / self._ends))
+
     def learning_rate(self) -> float:
         warm = min(1.0, (self.step + 1) / 40)
-        return (
-            self.recipe.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * self.step / self.recipe.steps))
-            + 1e-5
-        )
+        return self.recipe.learning_rate * warm * (0.5 + 0.5 * math.cos(math.pi * self.share_done)) + 1e-5
 
     def train_step(self) -> float:
         recipe = self.recipe
-        if not self.quantizes and self.step >= recipe.plain_share * recipe.steps:
+        if not self.quantizes and self.share_done >= recipe.plain_share:
             self.start_codebook()
-        whole = self.step >= (1 - recipe.whole_share) * recipe.steps
+        whole = self.share_done >= 1 - recipe.whole_share
         count, crop = (
             (max(2, recipe.batch // 4), self.batches.painter.size) if whole else (recipe.batch, recipe.crop)
         )
-        pixels, mask = self.batches.draw(count, crop)
+        pixels, mask = (tensor.to(self.device) for tensor in self.batches.draw(count, crop))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         with torch.set_grad_enabled(not self.decoder_only):
@@ -152,19 +166,23 @@ class Trainer:
         tokens = self.network.tokens(vectors.detach())
         codes = self.network.look_up(tokens)
         if self.decoder_only:
-            return codes, torch.zeros(())
+            return codes, torch.zeros((), device=self.device)
         self._follow(vectors.detach().permute(0, 2, 3, 1).flatten(0, 2), tokens.flatten())
         return vectors + (codes - vectors).detach(), 0.25 * (vectors - codes).square().mean()
 
     def _follow(self, rows: Float[Tensor, "N E"], tokens: Tensor) -> None:
         """Moves each code towards the mean of its vectors, and codes long unused to random vectors."""
         codebook = self.network.codebook
-        counts = torch.zeros(len(codebook)).index_add_(0, tokens, torch.ones(len(rows)))
+        counts = self._counted(tokens)
         sums = torch.zeros_like(codebook).index_add_(0, tokens, rows)
         used = counts > 0
         self.code_counts[used] = CODE_DECAY * self.code_counts[used] + (1 - CODE_DECAY) * counts[used]
         self.code_sums[used] = CODE_DECAY * self.code_sums[used] + (1 - CODE_DECAY) * sums[used]
         codebook[used] = self.code_sums[used] / self.code_counts[used, None]
+
+    def _counted(self, tokens: Tensor) -> Tensor:
+        """How often each code is among the tokens."""
+        return torch.bincount(tokens, minlength=len(self.network.codebook)).float()
 
     @torch.no_grad()
     def start_codebook(self, rounds: int = 8) -> None:
@@ -172,7 +190,9 @@ class Trainer:
         samples: list[Tensor] = []
         wanted = 12 * len(self.network.codebook)
         while sum(map(len, samples)) < wanted:
-            pixels, mask = self.batches.draw(self.recipe.batch, self.recipe.crop)
+            pixels, mask = (
+                tensor.to(self.device) for tensor in self.batches.draw(self.recipe.batch, self.recipe.crop)
+            )
             rows = self.network.encode(pixels).permute(0, 2, 3, 1).flatten(0, 2)
             on_object = F.avg_pool2d(mask, STRIDE).flatten() > 0.1
             near, far = rows[on_object], rows[~on_object]
@@ -186,7 +206,7 @@ class Trainer:
         )
         for _ in range(rounds):
             nearest = self.network.quantize.embedding(vectors)
-            counts = torch.zeros(len(codebook)).index_add_(0, nearest, torch.ones(len(vectors)))
+            counts = self._counted(nearest)
             sums = torch.zeros_like(codebook).index_add_(0, nearest, vectors)
             fresh = vectors[torch.randint(len(vectors), (len(codebook),))]
             codebook.copy_(torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), fresh))
@@ -210,7 +230,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
         self.step = state["step"]  # type: ignore[assignment]
         self.quantizes = state["quantizes"]  # type: ignore[assignment]
-        self.code_counts, self.code_sums = state["code_counts"], state["code_sums"]  # type: ignore[assignment]
+        self.code_counts = state["code_counts"].to(self.device)  # type: ignore[attr-defined]
+        self.code_sums = state["code_sums"].to(self.device)  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
@@ -220,7 +241,7 @@ def reconstruct(
     """Through the network and back, a few pictures at a time."""
     found = []
     for chunk in to_pixels(pictures).split(8):
-        vectors = network.encode(chunk)
+        vectors = network.encode(chunk.to(network.codebook.device))
         found.append(
             to_pictures(network.decode(network.look_up(network.tokens(vectors)) if quantize else vectors))
         )
@@ -267,6 +288,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--from-weights", action="store_true", help="start from the committed weights, with a codebook"
     )
     parser.add_argument("--decoder-only", action="store_true")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end well after this long")
     parser.add_argument("--report-every", type=int, default=200)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     options = parser.parse_args(arguments)
@@ -280,7 +303,14 @@ def main(arguments: list[str] | None = None) -> None:
         tensors = checkpoint.read_tensors(WEIGHTS)
         checkpoint.load_flax_tensors(network, tensors)
     batches = Batches(painter, world, options.seed)
-    trainer = Trainer(network, batches, recipe, decoder_only=options.decoder_only)
+    trainer = Trainer(
+        network,
+        batches,
+        recipe,
+        decoder_only=options.decoder_only,
+        device=options.device,
+        minutes=options.minutes,
+    )
     trainer.quantizes |= options.from_weights
     if options.resume:
         trainer.resume(checkpoint.load(options.checkpoint))
@@ -288,9 +318,9 @@ def main(arguments: list[str] | None = None) -> None:
         trainer.batches = Batches(painter, world, options.seed + trainer.step)
     _, pictures, masks = held_out_pictures(painter, world, 40)
     losses, started = [], time.process_time()
-    while trainer.step < recipe.steps:
+    while trainer.share_done < 1:
         losses.append(trainer.train_step())
-        if trainer.step % options.report_every == 0 or trainer.step in (10, recipe.steps):
+        if trainer.step % options.report_every == 0 or trainer.step == 10 or trainer.share_done >= 1:
             checkpoint.save(options.checkpoint, **trainer.state())
             found = reconstruct(network, pictures, quantize=trainer.quantizes)
             sheet([pictures[:8], found[:8], pictures[8:16], found[8:16]]).save(
@@ -309,7 +339,10 @@ def main(arguments: list[str] | None = None) -> None:
 def codes_used(network: Vqgan, pictures: UInt8[np.ndarray, "B H W 3"]) -> int:
     return len(
         torch.cat(
-            [network.tokens(network.encode(chunk)).flatten() for chunk in to_pixels(pictures).split(8)]
+            [
+                network.tokens(network.encode(chunk.to(network.codebook.device))).flatten()
+                for chunk in to_pixels(pictures).split(8)
+            ]
         ).unique()
     )
 

@@ -23,7 +23,16 @@ from services.pytorch.clip import Clip, ClipConfig, normalize_image
 from services.pytorch.clip_tokenizer import Tokenizer, clean_clip_text, clip_vocab, read_merges
 from training.export import load_exported, read_files, write_part
 from training.images import either_world, sample_either, to_tensor
-from training.loop import OUTPUT_FOLDER, Losses, Measures, option_parser, options_from, rng_of_step, train
+from training.loop import (
+    OUTPUT_FOLDER,
+    Losses,
+    Measures,
+    device_of,
+    option_parser,
+    options_from,
+    rng_of_step,
+    train,
+)
 from training.refiner.candidate_pool import NUM_CANDIDATES, CandidatePool, cached_pool
 from training.refiner.degradations import soften
 from training.refiner.train_wordpieces import clip_files, clip_tokenizer, learn_merges
@@ -118,9 +127,9 @@ class ContentProbe(nn.Module):
         # An embedding has length 1: its directions are small numbers.
         x = embeds.float() * embeds.shape[1] ** 0.5
         found = F.binary_cross_entropy_with_logits(
-            self.things(x), labels, pos_weight=torch.tensor(PRESENT_WEIGHT)
+            self.things(x), labels.to(x.device), pos_weight=torch.tensor(PRESENT_WEIGHT, device=x.device)
         )
-        counts = torch.tensor([len(scene.objects) for scene in scenes])
+        counts = torch.tensor([len(scene.objects) for scene in scenes], device=x.device)
         return 10 * found + F.cross_entropy(self.counts(x), counts)
 
 
@@ -136,17 +145,17 @@ class ProbedClip(nn.Module):
 def losses_of_step(
     probed: ProbedClip, tokenizer: Tokenizer, painter: Painter, batch_size: int, step: int
 ) -> Losses:
-    clip = probed.clip
+    clip, device = probed.clip, device_of(probed)
     rng = rng_of_step("clip", step)
     scenes = draw_scenes(batch_size, rng)
     tokens = torch.from_numpy(tokenizer.encode([caption(scene, rng).text for scene in scenes]))
     images = to_tensor([painter.paint(scene) for scene in scenes])
     if rng.random() < 0.5:  # soft and noisy, as what it will rank is
         images = soften(images, scenes, rng)
-    with torch.autocast("cpu", torch.bfloat16):
-        image_embeds, text_embeds = clip(normalize_image(images / 2 + 0.5), tokens)
+    with torch.autocast(device.type, torch.bfloat16):
+        image_embeds, text_embeds = clip(normalize_image(images.to(device) / 2 + 0.5), tokens.to(device))
     logits = scaled_similarity(clip, image_embeds, text_embeds)
-    truth = torch.arange(len(scenes))
+    truth = torch.arange(len(scenes), device=device)
     right = (logits.argmax(0) == truth).float().mean()
     loss = (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
     asked = {"image": probed.probe.loss(image_embeds, scenes), "text": probed.probe.loss(text_embeds, scenes)}
@@ -186,7 +195,9 @@ class Ranking:
         rows = range(self._taught.stop, len(self._pool.wanted))
         rng = random.Random(1)
         _, _, logits = self._embed(clip, rows, rng)
-        own = torch.stack([each[i * NUM_CANDIDATES :][:NUM_CANDIDATES] for i, each in enumerate(logits)])
+        own = torch.stack(
+            [each[i * NUM_CANDIDATES :][:NUM_CANDIDATES] for i, each in enumerate(logits.cpu())]
+        )
         fits = self._pool.fits[rows]
         mean = fits.mean()
         chosen = fits.gather(1, own.argmax(1, keepdim=True)).mean()
@@ -195,9 +206,10 @@ class Ranking:
     def _embed(self, clip: Clip, rows: Sequence[int], rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
         """Of all candidates, of their prompts, and every prompt's logit for every candidate."""
         texts = [caption(self._pool.wanted[row], rng).text for row in rows]
-        images = self._pool.pictures[rows].flatten(0, 1).float() / 255
-        with torch.autocast("cpu", torch.bfloat16):
-            tokens = torch.from_numpy(self._tokenizer.encode(texts))
+        device = device_of(clip)
+        images = self._pool.pictures[rows].flatten(0, 1).to(device).float() / 255
+        with torch.autocast(device.type, torch.bfloat16):
+            tokens = torch.from_numpy(self._tokenizer.encode(texts)).to(device)
             text_embeds = F.normalize(clip.encode_text(tokens).float(), dim=-1)
             image_embeds = F.normalize(clip.encode_image(normalize_image(images)).float(), dim=-1)
         return image_embeds, text_embeds, scaled_similarity(clip, text_embeds, image_embeds)
@@ -208,7 +220,7 @@ def ranking_loss(logits: Tensor, fits: Tensor) -> Tensor:
     n = len(fits)
     is_best = torch.zeros(n, n, NUM_CANDIDATES, dtype=torch.bool)
     is_best[range(n), range(n)] = fits > fits.amax(1, keepdim=True) - EQUAL_FIT
-    best = logits.masked_fill(~is_best.flatten(1), -torch.inf)
+    best = logits.masked_fill(~is_best.flatten(1).to(logits.device), -torch.inf)
     return (logits.logsumexp(1) - best.logsumexp(1)).mean()
 
 
@@ -234,9 +246,10 @@ def measure(tokenizer: Tokenizer, painter: Painter, num_prompts: int, clip: Clip
 
 def wins(clip: Clip, tokens: Tensor, painter: Painter, scenes: Sequence[Scene]) -> bool:
     """Whether the first scene's picture fits the prompt best."""
-    images = to_tensor([painter.paint(scene) for scene in scenes])
+    device = device_of(clip)
+    images = to_tensor([painter.paint(scene) for scene in scenes]).to(device)
     image_embeds = F.normalize(clip.encode_image(normalize_image(images / 2 + 0.5)), dim=-1)
-    return int((image_embeds @ clip.encode_text(tokens)[0]).argmax()) == 0
+    return int((image_embeds @ clip.encode_text(tokens.to(device))[0]).argmax()) == 0
 
 
 def load_clip() -> tuple[Clip, Tokenizer]:

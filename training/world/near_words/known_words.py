@@ -2,6 +2,7 @@
 
 from itertools import chain
 
+from training.world.near_words.word_lists import MANY, NOT_SETTINGS, PAIRS, SETTING_WORDS
 from training.world.phrases import (
     ADJECTIVES,
     COLOUR_WORDS,
@@ -18,7 +19,6 @@ from training.world.phrases import (
 )
 from training.world.scenes import World
 from training.world.vocabulary import COLOURS, HOMES, OBJECTS
-from training.world.near_words.word_lists import MANY, NOT_SETTINGS, PAIRS, SETTING_WORDS
 
 # Fillers of captions: they are read over, whatever WordNet knows of them.
 STOP_WORDS = frozenset(

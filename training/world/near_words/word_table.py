@@ -36,9 +36,7 @@ from training.world.near_words.known_words import (
     reserved_words,
     things_of,
 )
-from training.world.scenes import WORLDS, World
 from training.world.near_words.sentence_embeddings import SentenceEncoder
-from training.world.vocabulary import COLOURS, OBJECTS
 from training.world.near_words.word_lists import (
     ANIMALS,
     CHARACTERS,
@@ -56,6 +54,8 @@ from training.world.near_words.word_lists import (
     WIDE_PLACES,
 )
 from training.world.near_words.wordnet import WordNet, read_wordnet
+from training.world.scenes import WORLDS, World
+from training.world.vocabulary import COLOURS, OBJECTS
 
 FILE = Path("services/generator/models/tiny/dalle/words.json")
 NOTICE = """\
