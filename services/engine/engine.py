@@ -17,7 +17,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from services.engine.events import Accepted, Event, EventMailbox, Progress
 from services.engine.output_processor import OutputProcessor, Request, ScheduledJob
-from services.engine.stepper import JobRequest, Stepper
+from services.engine.stepper import JobRequest, ManyStepper, Stepper
 from services.errors import DeadlineExceeded, QueueFull, WorkerEvicted
 from services.queues import FairQueue, QueueRate
 
@@ -36,6 +36,7 @@ class Engine(Generic[Job]):
         self.num_slots = stepper.num_slots
         self.max_queue = max_queue
         self._stepper = stepper
+        self._many_stepper = stepper if isinstance(stepper, ManyStepper) else None
         self._clock = clock
         self._changed = threading.Condition()
         self._waiting: FairQueue[ScheduledJob[Job]] = FairQueue()
@@ -212,9 +213,9 @@ class Engine(Generic[Job]):
         elapsed_s = self._clock() - started_at
         self._delivery.add_step_time(elapsed_s)
         done = []
-        for slot in stepped:
+        for slot, num_steps in stepped:
             work = self._slots[slot]
-            work.step += 1
+            work.step += num_steps
             work.compute_s += elapsed_s
             every = work.ticket.preview_every
             if work.step == work.num_steps:
@@ -225,10 +226,17 @@ class Engine(Generic[Job]):
         self._finish(done)
         self._preview()
 
-    def _step_each(self, slots: list[int]) -> list[int]:
-        """All in one batch; if it fails, each slot alone. Fails those jobs that fail alone, and returns the others."""
+    def _step_each(self, slots: list[int]) -> list[tuple[int, int]]:
+        """All in one batch; if it fails, each slot alone. Fails those jobs that fail alone.
+
+        Returns the others, with the number of steps that each has made.
+        """
         try:
-            self._stepper.step(slots)
+            num_steps = 1
+            if self._many_stepper is not None:
+                num_steps = self._many_stepper.step_many(slots, min(map(self._steps_to_event, slots)))
+            else:
+                self._stepper.step(slots)
         except Exception as error:  # noqa: BLE001 - as in _admit
             if len(slots) == 1:
                 self._fail(slots[0], error)
@@ -237,7 +245,13 @@ class Engine(Generic[Job]):
                 "a batch of %d failed (%s); trying its jobs one by one", len(slots), type(error).__name__
             )
             return [stepped for slot in slots for stepped in self._step_each([slot])]
-        return slots
+        return [(slot, num_steps) for slot in slots]
+
+    def _steps_to_event(self, slot: int) -> int:
+        """Steps until the slot's image is done or its next preview is due: what may happen in one dispatch."""
+        work, every = self._slots[slot], self._slots[slot].ticket.preview_every
+        left = work.num_steps - work.step
+        return min(left, every - work.step % every) if every else left
 
     def _finish(self, slots: list[int]) -> None:
         works, views = [], []

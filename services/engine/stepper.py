@@ -54,6 +54,15 @@ class Stepper(Protocol[Job_contra, View]):
         ...
 
 
+@runtime_checkable
+class ManyStepper(Stepper[Job_contra, View], Protocol[Job_contra, View]):
+    """A stepper that can make several steps in one dispatch to its device."""
+
+    def step_many(self, slots: Sequence[int], limit: int) -> int:
+        """Advances each slot by 1 to `limit` steps and returns by how many; otherwise as `step`."""
+        ...
+
+
 @dataclass(frozen=True)
 class JobRequest(Generic[Job]):
     """One image of a request: its index there, what to make, and a preview every so many steps (0: none)."""

@@ -63,7 +63,7 @@ class GeneratorService(StageService[LoadedGenerator, Any], GeneratorServiceServi
         return GeneratorServiceGetModelResponse(model=self.loaded.info)
 
 
-def load(options: ServeOptions, dtype: str = "float32") -> LoadedGenerator:
+def load(options: ServeOptions, dtype: str = "auto") -> LoadedGenerator:
     """Raises ModelError when the device or a library is not there or the model is not whole."""
     folder, manifest = open_model(options.model, "generator")
     architecture = manifest.architecture or DEFAULT_ARCHITECTURE
@@ -83,11 +83,11 @@ def load(options: ServeOptions, dtype: str = "float32") -> LoadedGenerator:
 @stage_options(50051, slots=8)
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
     show_default=True,
     envvar="TRIPTYCH_DTYPE",
-    help="Of unCLIP's networks; bfloat16 halves their memory and is faster where the processor has it.",
+    help="Of the networks. auto: float32 on a CPU, else bfloat16, or float16 on a GPU without it.",
 )
 def serve(options: ServeOptions, dtype: str) -> None:
     """Make candidates from a prompt (DALL·E Mini or unCLIP, by the model)."""

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -45,8 +46,46 @@ def set_up_device(name: str, *, threads: int | None = None) -> str:
             _num_threads = num_processors()
     except RuntimeError as error:
         raise ModelError(f"no device '{name}' for JAX: {error}; expected cpu, cuda or auto") from None
+    if device.platform != "cpu":
+        # Else a GPU multiplies float32 with 10 bits of mantissa (TF32). It has no effect on float16 and bfloat16.
+        jax.config.update("jax_default_matmul_precision", "highest")  # type: ignore[no-untyped-call]
     log.info("JAX %s on %s, compiled programs in %s", jax.__version__, device, cache)
     return "cpu" if device.platform == "cpu" else f"cuda:{device.id}"
+
+
+def choose_dtype(name: str) -> str:
+    """What "auto" is on the device that is set up: bfloat16, float16 on a GPU before Ampere, float32 on a CPU."""
+    if name != "auto":
+        return name
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return "float32"
+    # CUDA devices have it, others multiply bfloat16.
+    capability = getattr(device, "compute_capability", "8.0")
+    return "float16" if float(capability) < 8 else "bfloat16"
+
+
+def gpu_memory() -> tuple[float, float] | None:
+    """Free and all bytes of the GPU that is set up; None on a CPU, and where NVIDIA's tool does not say."""
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        return None
+    # JAX knows only what it has taken itself.
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    name = visible[device.id] if device.id < len(visible) else str(device.id)
+    query = [
+        "nvidia-smi",
+        "--query-gpu=memory.free,memory.total",
+        "--format=csv,noheader,nounits",
+        f"--id={name}",
+    ]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout  # noqa: S603 - fixed words and a number
+        free, total = (float(number) * 2**20 for number in answer.split(","))
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        log.warning("free memory of the GPU is unknown: %s", error)
+        return None
+    return free, total
 
 
 def num_processors() -> int:
@@ -85,9 +124,7 @@ def oom_as_job_error() -> AbstractContextManager[None]:
 
 def oom_as_model_error(name: str) -> AbstractContextManager[None]:
     """The same for a model that is being loaded."""
-    return _out_of_memory_explained(
-        f"the model {name}", "it needs its weights in float32, and some room beside them"
-    )
+    return _out_of_memory_explained(f"the model {name}", "bfloat16 and float16 take half of float32's")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from services.errors import ModelError
 from services.weights.formats.safetensors_file import read_safetensors
@@ -27,11 +27,16 @@ class TensorSpec(NamedTuple):
 
 
 def load_parameters(
-    part_folder: Path, shapes: Mapping[str, tuple[int, ...]], *, as_stored: tuple[str, ...] = ()
+    part_folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    as_stored: tuple[str, ...] = (),
+    kernel_dtype: DTypeLike = np.float32,
 ) -> dict[str, Any]:
-    """Reads a part's tensors as float32 numpy arrays, nested by name; raises ModelError unless they are `shapes`.
+    """Reads a part's tensors as numpy arrays, nested by name; raises ModelError unless they are `shapes`.
 
-    Those whose name ends with one of `as_stored` keep the precision that they have in the file.
+    Kernels are in `kernel_dtype`, others in float32. Those whose name ends with one of `as_stored` keep the precision
+    that they have in the file.
     Beside the arrays it takes the memory of one tensor, whatever the file's precision; the file is not mapped.
     """
     path = part_folder / FILE_NAME
@@ -44,14 +49,14 @@ def load_parameters(
             raise ModelError(
                 f"{path}: {name}: expected float32 or float16, got {tensor.dtype}; convert or pull the model again"
             )
-    return nest(
-        {
-            name: tensors[name].load()
-            if name.endswith(as_stored)
-            else tensors[name].load().astype(np.float32, copy=False)
-            for name in shapes
-        }
-    )
+
+    def load(name: str) -> NDArray[Any]:
+        if name.endswith(as_stored):
+            return tensors[name].load()
+        dtype = kernel_dtype if name.endswith(".kernel") else np.float32
+        return tensors[name].load().astype(dtype, copy=False)
+
+    return nest({name: load(name) for name in shapes})
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from services.device_memory import check_free
 from services.engine.stepper import JobRequest
-from services.errors import ModelError
 from services.generator.dalle.batch import GenerateJob
-from services.generator.dalle.device import oom_as_model_error, set_up_device
+from services.generator.dalle.device import choose_dtype, gpu_memory, oom_as_model_error, set_up_device
 from services.generator.dalle.model import Model, load_model
 from services.generator.dalle.stepper import GeneratorStepper
 from services.generator.loaded import (
@@ -20,6 +20,7 @@ from services.generator.loaded import (
 from services.generator.vocabulary import Vocabulary, read_vocabulary
 from services.serving.limits.request_checks import PromptLength, check_items, read_setting
 from services.serving.stage_service import ServeOptions, model_info
+from services.weights.catalog import model_size
 from services.weights.model_folder import Manifest
 from triptych.v1.generator_pb2 import GenerateRequest
 from triptych.v1.stage_pb2 import STAGE_GENERATE, ModelInfo
@@ -64,11 +65,14 @@ def measure_prompt(model: Model, prompt: str) -> PromptLength:
 
 def load(options: ServeOptions, folder: Path, manifest: Manifest, *, dtype: str) -> LoadedGenerator:
     """Raises ModelError when the device is not there or the model is not whole."""
-    if dtype != "float32":
-        raise ModelError(f"dtype: '{manifest.name}' computes in float32 only, got '{dtype}'")
     device = set_up_device(options.device, threads=options.threads)
+    dtype = choose_dtype(dtype)
+    if (memory := gpu_memory()) is not None:
+        free, total = memory
+        size, who = model_size(folder, manifest), f"the generator '{manifest.name}'"
+        check_free(who, size, dtype, options.slots, device=device, free_bytes=free, total_bytes=total)
     with oom_as_model_error(manifest.name):
-        model = load_model(folder)
+        model = load_model(folder, dtype)
     info = model_info(
         manifest,
         STAGE_GENERATE,
@@ -76,7 +80,7 @@ def load(options: ServeOptions, folder: Path, manifest: Manifest, *, dtype: str)
         image_size=model.vqgan_config.resolution,
         scale=1,
         device=device,
-        dtype="float32",
+        dtype=dtype,
         architecture="dalle",
         limits=ModelInfo.Limits(max_num_steps=model.dalle_config.image_length),
         defaults=asdict(model.sampling),

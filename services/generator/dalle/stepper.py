@@ -11,22 +11,23 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax import Array
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 
 from services.generator.dalle.batch import (
     Batch,
     GenerateJob as GenerateJob,
     TokenSequence,
     build_batch,
-    next_tokens,
+    draw_next,
+    draw_several,
+    warm_up_moves,
 )
 from services.generator.dalle.device import num_processors, oom_as_job_error
-from services.generator.dalle.model import Model
-from services.generator.dalle.networks import dalle, vqgan
+from services.generator.dalle.model import Model, decode_pixels
+from services.generator.dalle.networks import dalle
 from services.generator.dalle.networks.dalle_parameters import DalleConfig, Params
 from services.generator.dalle.networks.sampling import SamplingDefaults
 from services.generator.dalle.text.tokenizer import TextTokens
@@ -44,6 +45,9 @@ PICTURES_DECODED_TOGETHER = 4
 SHORT_TEXT_LENGTH = 24
 # Below this, a cache is read so fast that shorter ones are not worth the seconds that their programs take to compile.
 SMALL_CACHE_BYTES = 64 * 2**20
+# An accelerator draws this many tokens in one dispatch while nobody joins or leaves: a cancelled picture frees its slot
+# after at most so many.
+TOKENS_PER_DISPATCH = 16
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,24 @@ class GeneratorStepper:
     """A Stepper with room for `num_slots` pictures."""
 
     def __init__(
-        self, model: Model, *, num_slots: int = 8, short_text_length: int = SHORT_TEXT_LENGTH
+        self,
+        model: Model,
+        *,
+        num_slots: int = 8,
+        short_text_length: int = SHORT_TEXT_LENGTH,
+        tokens_per_dispatch: int | None = None,
     ) -> None:
+        """`tokens_per_dispatch` is by default TOKENS_PER_DISPATCH on an accelerator, and 1 on a CPU.
+
+        A dispatch costs a CPU nothing beside a step, and with 1 the programs are smaller.
+        """
         self.num_slots = num_slots
         self._short_text_length = short_text_length
         self.model = model
         self._config = model.dalle_config
-        self._lengths = _cache_lengths(self._config, num_slots)
+        on_cpu = jax.default_backend() == "cpu"
+        self._tokens_per_dispatch = tokens_per_dispatch or (1 if on_cpu else TOKENS_PER_DISPATCH)
+        self._lengths = _cache_lengths(self._config, num_slots, most_parts=4 if on_cpu else 2)
         self._sequences: dict[int, TokenSequence] = {}
         self._batch: Batch | None = None
         self._prompts: OrderedDict[bytes, dalle.EncodedPrompt] = OrderedDict()
@@ -76,39 +91,37 @@ class GeneratorStepper:
         """Compiles every program that serving can need: each number of lanes with each length."""
         self._decode([[0] * self._config.image_length])
         _ = self._glimpse
-        job = GenerateJob("", 0, 1.0, 0, 1.0, 1.0)
-        sequence = TokenSequence(job, self._prompt_of(job.prompt))
+        sequence = self._new_sequence(GenerateJob("", 0, 1.0, 0, 1.0, 1.0))
         for lanes in _bucket_sizes(self.num_slots):
             for length in self._lengths:
                 for text_length in self._text_lengths(lanes):
-                    members = [(None, sequence)] * lanes
-                    self._forward(build_batch(self._config, members, length, text_length, None))
+                    batch = self._build_batch([(None, sequence)] * lanes, length, text_length)
+                    self._forward(batch, (), 1)
+                    warm_up_moves(batch, self._largest)
 
     def admit(self, slot: int, job: GenerateJob) -> int:
         """Encodes the prompt; there are as many steps as image tokens."""
         with oom_as_job_error():
-            self._sequences[slot] = TokenSequence(job, self._prompt_of(job.prompt))
+            self._sequences[slot] = self._new_sequence(job)
         return self._config.image_length
 
     def step(self, slots: Sequence[int]) -> None:
         """Draws one more token for each slot."""
-        goals = {slot: len(self._sequences[slot].image_tokens) + 1 for slot in slots}
-        # One forward, unless a failed step took the cache with it: then what was drawn is read again first.
-        while behind := [slot for slot in slots if self._sequences[slot].num_cached < goals[slot]]:
-            try:
-                with oom_as_job_error():
-                    batch = self._ensure_batch()
-                    drawn = self._forward(batch)
-            except BaseException:
-                self._batch = None
-                for sequence in self._sequences.values():
-                    sequence.num_cached = 0
-                raise
+        self.step_many(slots, 1)
+
+    def step_many(self, slots: Sequence[int], limit: int) -> int:
+        """Draws up to `limit` tokens more for each slot in one dispatch, and returns how many."""
+        sequences = {slot: self._sequences[slot] for slot in slots}
+        # A failed step took the cache with it: what was drawn is read again first.
+        while behind := [slot for slot, one in sequences.items() if one.num_cached < len(one.image_tokens)]:
+            self._advance(behind, 1)
             for slot in behind:
-                sequence = self._sequences[slot]
-                if sequence.num_cached == len(sequence.image_tokens):
-                    sequence.image_tokens.append(int(drawn[batch.slots.index(slot)]))
-                sequence.num_cached += 1
+                sequences[slot].num_cached += 1
+        batch, drawn = self._advance(slots, min(limit, self._tokens_per_dispatch))
+        for slot, sequence in sequences.items():
+            sequence.image_tokens += drawn[:, batch.slots.index(slot)].tolist()
+            sequence.num_cached += len(drawn)
+        return len(drawn)
 
     def preview(self, slot: int) -> DecodedTokens:
         """What there is; the rest will be in the mean colour of that."""
@@ -129,8 +142,11 @@ class GeneratorStepper:
         if self._batch is not None:
             self._batch.slots = [None if lane == slot else lane for lane in self._batch.slots]
 
-    def _prompt_of(self, text: str) -> dalle.EncodedPrompt:
-        tokens = self.model.text_tokens(text)
+    def _new_sequence(self, job: GenerateJob) -> TokenSequence:
+        tokens = self.model.text_tokens(job.prompt)
+        return TokenSequence(job, self._prompt_of(tokens), tokens.mask)
+
+    def _prompt_of(self, tokens: TextTokens) -> dalle.EncodedPrompt:
         name = tokens.ids.tobytes()
         if name not in self._prompts:
             self._prompts[name] = self._encode(tokens)
@@ -140,7 +156,7 @@ class GeneratorStepper:
         return self._prompts[name]
 
     def _encode(self, tokens: TextTokens) -> dalle.EncodedPrompt:
-        ids, mask = jnp.asarray(tokens.ids[None]), jnp.asarray(tokens.mask[None])
+        ids, mask = jax.device_put((tokens.ids[None], tokens.mask[None]))
         return _encoded(self.model.dalle_params, self._config, ids, mask)
 
     def _ensure_batch(self) -> Batch:
@@ -159,8 +175,25 @@ class GeneratorStepper:
             members += [(None, members[0][1])] * (lanes - len(members))
             longest = max(sequence.num_text_tokens for sequence in self._sequences.values())
             text_length = next(size for size in self._text_lengths(lanes) if size >= longest)
-            batch = self._batch = build_batch(self._config, members, length, text_length, batch)
+            batch = self._batch = self._build_batch(members, length, text_length)
         return batch
+
+    def _build_batch(
+        self, members: Sequence[tuple[int | None, TokenSequence]], length: int, text_length: int
+    ) -> Batch:
+        return build_batch(
+            self._config,
+            members,
+            length,
+            text_length,
+            self._batch,
+            largest=self._largest,
+            dtype=dalle.compute_dtype(self.model.dalle_params),
+        )
+
+    @property
+    def _largest(self) -> tuple[int, int]:
+        return self.num_slots, self._lengths[-1]
 
     def _text_lengths(self, lanes: int) -> list[int]:
         """How many text tokens of the prompts a batch of this size can hold."""
@@ -169,17 +202,32 @@ class GeneratorStepper:
             lengths.add(min(self._short_text_length, self._config.max_text_length))
         return sorted(lengths)
 
-    def _forward(self, batch: Batch) -> Int[np.ndarray, " B"]:
-        """One token for every lane; has finished when it returns."""
+    def _advance(self, slots: Sequence[int], count: int) -> tuple[Batch, Int[np.ndarray, "N B"]]:
+        """Up to `count` tokens, as many as the batch's cache has room for. A failure takes the cache with it."""
+        try:
+            with oom_as_job_error():
+                batch = self._ensure_batch()
+                filled = max(self._sequences[slot].num_cached for slot in slots)
+                return batch, self._forward(batch, slots, min(count, batch.length - filled))
+        except BaseException:
+            self._batch = None
+            for sequence in self._sequences.values():
+                sequence.num_cached = 0
+            raise
+
+    def _forward(self, batch: Batch, slots: Sequence[int], count: int) -> Int[np.ndarray, "N B"]:
+        """`count` tokens for every lane, of which those of `slots` count; has finished when it returns."""
         tokens = np.full(len(batch.slots), self._config.decoder_start_token_id, np.int32)
         positions = np.zeros(len(batch.slots), np.int32)
         for lane, slot in enumerate(batch.slots):
             if slot is not None and (sequence := self._sequences[slot]).num_cached:
                 tokens[lane] = sequence.image_tokens[sequence.num_cached - 1]
                 positions[lane] = min(sequence.num_cached, batch.length - 1)
-        return next_tokens(
-            self.model.dalle_params, self._config, batch, self._uncond_prompt, tokens, positions
-        )
+        arguments = self.model.dalle_params, self._config, batch, self._uncond_prompt, tokens, positions
+        if self._tokens_per_dispatch == 1:
+            return draw_next(*arguments)
+        is_stepped = np.array([slot in slots for slot in batch.slots])
+        return draw_several(*arguments, is_stepped, count=count, most=self._tokens_per_dispatch)
 
     def _decode(self, pictures_tokens: Sequence[Sequence[int]]) -> list[Picture]:
         # A picture a processor: two threads that share each picture of a batch wait for one another, 200 times.
@@ -188,11 +236,12 @@ class GeneratorStepper:
             return list(pool.map(self._decode_one, pictures_tokens))
 
     def _decode_one(self, image_tokens: Sequence[int]) -> Picture:
-        return np.asarray(_pixels(self.model.vqgan_params, jnp.asarray([image_tokens], jnp.int32)))[0]
+        tokens = jax.device_put(np.array([image_tokens], np.int32))
+        return np.asarray(jax.device_get(decode_pixels(self.model.vqgan_params, tokens)))[0]
 
     @cached_property
     def _codebook(self) -> Float[np.ndarray, "codes E"]:
-        return np.asarray(self.model.vqgan_params["quantize"]["embedding"]["embedding"])
+        return np.asarray(jax.device_get(self.model.vqgan_params["quantize"]["embedding"]["embedding"]))
 
     @cached_property
     def _glimpse(self) -> LatentPreview:
@@ -236,8 +285,8 @@ def generate(
             if waiting:
                 index, (prompt, seed) = waiting.popleft()
                 running[slot] = index, stepper.admit(slot, GenerateJob(prompt, seed, **settings))
-        stepper.step(list(running))
-        running = {slot: (index, steps - 1) for slot, (index, steps) in running.items()}
+        made = stepper.step_many(list(running), min(steps for _, steps in running.values()))
+        running = {slot: (index, steps - made) for slot, (index, steps) in running.items()}
         done = [slot for slot, (_, steps) in running.items() if steps == 0]
         for slot, picture in zip(done, stepper.decode([stepper.result(slot) for slot in done]), strict=True):
             pictures[running.pop(slot)[0]] = picture
@@ -252,18 +301,16 @@ def _encoded(
     return dalle.project_cross_attention(params, config, dalle.encode(params, config, ids, mask), mask)
 
 
-@jax.jit
-def _pixels(params: vqgan.Params, image_tokens: Int[Array, "B tokens"]) -> UInt8[Array, "B H W 3"]:
-    return vqgan.to_uint8(vqgan.decode(params, vqgan.look_up(params, image_tokens)))
-
-
 def _bucket_sizes(largest: int) -> list[int]:
     """1, 2, 4, ... and `largest` itself: the numbers of lanes, or of pictures, that programs are compiled for."""
     return [size for size in (2**i for i in range(largest.bit_length())) if size < largest] + [largest]
 
 
-def _cache_lengths(config: DalleConfig, num_slots: int) -> list[int]:
-    """The lengths that a batch's cache can have: attending to a long one costs as much as reading the weights."""
+def _cache_lengths(config: DalleConfig, num_slots: int, *, most_parts: int) -> list[int]:
+    """The lengths that a batch's cache can have: attending to a long one costs as much as reading the weights.
+
+    Each has programs of its own, which take longer to compile for an accelerator than they save.
+    """
     floats = 2 * config.decoder_layers * 2 * num_slots * config.image_length * config.d_model
-    parts = 4 if 4 * floats > SMALL_CACHE_BYTES else 2
+    parts = most_parts if 4 * floats > SMALL_CACHE_BYTES else 2
     return [-(-config.image_length * part // parts) for part in range(1, parts + 1)]

@@ -37,8 +37,11 @@ async def make(engine: Engine[GenerateJob], tickets: Sequence[JobRequest[Generat
         return sum([isinstance(event, Finished) async for event in events])
 
 
-async def test_nothing_at_all_is_compiled_while_requests_come_and_go(model, compilations):
-    stepper = GeneratorStepper(model, num_slots=5)
+@pytest.mark.parametrize("tokens_per_dispatch", [1, 4])
+async def test_nothing_at_all_is_compiled_while_requests_come_and_go(
+    model, compilations, tokens_per_dispatch
+):
+    stepper = GeneratorStepper(model, num_slots=5, tokens_per_dispatch=tokens_per_dispatch)
     stepper.warm_up()
     before = compilations.count
     async with Engine(stepper, max_queue=64) as engine:

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
 from services.generator.dalle.batch import draw_tokens, read_tokens
 from services.generator.dalle.conversion.verify import greedy
+from services.generator.dalle.model import load_model
 from services.generator.dalle.networks.sampling import SamplingDefaults
 from services.generator.dalle.stepper import GenerateJob, GeneratorStepper, generate
 
@@ -118,6 +120,75 @@ def test_a_failed_step_changes_nothing_and_the_next_one_goes_on(stepper, alone):
     step(stepper, [0], 10)
     assert tokens(stepper, 0) == alone
     assert len(tokens(stepper, 1)) == 6
+
+
+def test_a_picture_is_the_same_with_several_tokens_a_dispatch_while_others_join_and_leave(model, alone):
+    stepper = GeneratorStepper(model, num_slots=4, tokens_per_dispatch=4)
+    left = stepper.admit(1, JOB)
+    left -= stepper.step_many([1], left)
+    assert left == 16 - 4  # no more than a dispatch holds, whatever was asked for
+    stepper.admit(0, OTHER)
+    left -= stepper.step_many([0, 1], 3)
+    left -= stepper.step_many([1], 1)  # the other one stays where it is
+    assert len(tokens(stepper, 0)) == 3
+    stepper.release(0)
+    while left:
+        left -= stepper.step_many([1], left)
+    assert tokens(stepper, 1) == alone
+
+
+def test_a_lost_cache_is_made_again_for_several_tokens_a_dispatch(model, alone):
+    stepper = GeneratorStepper(model, num_slots=2, tokens_per_dispatch=4)
+    left = stepper.admit(0, JOB)
+    left -= stepper.step_many([0], 3)
+    stepper._batch.cache.v[0].delete()
+    with pytest.raises(RuntimeError):
+        stepper.step_many([0], left)
+    while left:
+        left -= stepper.step_many([0], left)
+    assert tokens(stepper, 0) == alone
+
+
+@pytest.mark.parametrize("tokens_per_dispatch", [1, 4])
+def test_joining_leaving_and_growing_copy_only_tokens_and_settings(model, monkeypatch, tokens_per_dispatch):
+    stepper = GeneratorStepper(model, num_slots=4, tokens_per_dispatch=tokens_per_dispatch)
+    stepper.warm_up()
+    copied = []
+
+    def recorded(copy):
+        def record(tree):
+            copied.append(sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree)))
+            return copy(tree)
+
+        return record
+
+    for name in ("device_put", "device_get"):
+        monkeypatch.setattr(jax, name, recorded(getattr(jax, name)))
+    with jax.transfer_guard("disallow"):  # all but what is asked for by those two names
+        stepper.admit(0, JOB)
+        step(stepper, [0], 6)
+        for slot in (1, 2):
+            stepper.admit(slot, OTHER)
+        step(stepper, [0, 1, 2], 5)
+        stepper.release(1)
+        step(stepper, [0, 2], 3)
+    cache_bytes = sum(layer.nbytes for layer in stepper._batch.cache.k)
+    assert max(copied) < 256 < cache_bytes
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_seed_is_one_picture_in_half_precision(model_folder, dtype):
+    half = load_model(model_folder, dtype)
+    alone = draw_alone(half, JOB)
+    stepper = GeneratorStepper(half, num_slots=4)
+    stepper.admit(3, OTHER)
+    step(stepper, [3], 5)
+    stepper.admit(0, JOB)
+    step(stepper, [0, 3], 11)
+    stepper.release(3)
+    step(stepper, [0], 5)
+    assert tokens(stepper, 0) == alone
+    assert {array.dtype.name for array in jax.tree.leaves(stepper._batch.cache)} == {dtype}
 
 
 @pytest.mark.parametrize("seed", [0, 1])

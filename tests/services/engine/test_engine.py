@@ -368,3 +368,31 @@ async def test_short_work_raises_to_the_caller_that_asked_for_it():
     async with running(Scripted(1)) as engine:
         with pytest.raises(ZeroDivisionError):
             await engine.run_between_steps(lambda: 1 // 0)
+
+
+class Leaping(Scripted):
+    """Makes as many steps at once as it is allowed to."""
+
+    def __init__(self, num_slots: int, *, gated: bool = False) -> None:
+        super().__init__(num_slots, gated=gated)
+        self.limits: list[int] = []
+
+    def step_many(self, slots: Sequence[int], limit: int) -> int:
+        self.limits.append(limit)
+        self.step(slots)
+        return limit
+
+
+async def test_several_steps_at_once_stop_where_an_image_is_done_or_a_preview_is_due():
+    async with running(stepper := Leaping(2)) as engine:
+        events = await collect(engine, Job(1, 11), Job(2, 12), preview_every=4)
+    assert outcome(events) == {0: "Finished", 1: "Finished"}
+    # To 4, 8, the end of the first at 11, and that of the second.
+    assert stepper.limits == [4, 4, 3, 1]
+    assert [event.step for event in events if isinstance(event, Progress) and event.index == 1] == [4, 8, 11]
+
+
+async def test_an_image_of_a_batch_that_fails_fails_alone_with_several_steps_at_once():
+    async with running(Leaping(2)) as engine:
+        events = await collect(engine, Job(1, fails_in="step"), Job(2))
+    assert outcome(events) == {0: "Failed", 1: "Finished"}

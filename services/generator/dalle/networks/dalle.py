@@ -1,14 +1,16 @@
 """DALL·E Mini: a BART that reads a prompt and writes image tokens. Functions of parameters.
 
-Parameters are named as in `dalle_parameters`, and joined and turned by its `prepare`.
+Parameters are named as in `dalle_parameters`, and joined and turned by its `prepare`. Kernels, keys and values may be
+float16 or bfloat16: products are added up in float32, and norms, softmax, the residual stream and logits are float32.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from services.generator.dalle.networks.dalle_parameters import DalleConfig, Params
@@ -62,7 +64,9 @@ def project_cross_attention(
     memories = []
     for layer in params["decoder"]["layers"]:
         k, v = jnp.split(_dense(layer["cross_attention"]["kv"], hidden), 2, axis=-1)
-        memories.append(CrossAttentionKV(*(_split_heads(x, config.decoder_attention_heads) for x in (k, v))))
+        dtype = layer["cross_attention"]["kv"]["kernel"].dtype
+        heads = config.decoder_attention_heads
+        memories.append(CrossAttentionKV(*(_split_heads(x, heads).astype(dtype) for x in (k, v))))
     return EncodedPrompt(memories, text_mask)
 
 
@@ -91,12 +95,18 @@ def decode(
     return _logits(params, x)
 
 
-def empty_cache(config: DalleConfig, rows: int, length: int) -> Cache:
+def compute_dtype(params: Params) -> jnp.dtype[Any]:
+    """What keys and values are kept in, and the decoder's products computed in."""
+    dtype: jnp.dtype[Any] = params["lm_head"]["weight"].dtype
+    return dtype
+
+
+def empty_cache(config: DalleConfig, rows: int, length: int, dtype: DTypeLike = jnp.float32) -> Cache:
     """A cache for `rows` pictures of up to `length` image tokens."""
     heads = config.decoder_attention_heads
     shape = (rows, heads, length, config.d_model // heads)
     layers = range(config.decoder_layers)
-    return Cache([jnp.zeros(shape) for _ in layers], [jnp.zeros(shape) for _ in layers])
+    return Cache([jnp.zeros(shape, dtype) for _ in layers], [jnp.zeros(shape, dtype) for _ in layers])
 
 
 def decode_step(
@@ -145,9 +155,10 @@ def attend(
     Heads come before positions: then the products run along memory, three times as fast on a CPU as the other way.
     """
     k, v = (jnp.broadcast_to(x, (q.shape[0], *x.shape[1:])) for x in (k, v))
-    scores = jnp.einsum("bntk,bnsk->bnts", q * q.shape[-1] ** -0.5, k)
+    q = (q * q.shape[-1] ** -0.5).astype(k.dtype)
+    scores = jnp.einsum("bntk,bnsk->bnts", q, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("bnts,bnsk->bntk", weights, v)
+    return jnp.einsum("bnts,bnsk->bntk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
 
 
 def _embed(
@@ -162,8 +173,9 @@ def _embed(
 def _qkv(
     attention: Params, x: Float[Array, "B T D"], heads: int
 ) -> tuple[Float[Array, "B N T K"], Float[Array, "B N T K"], Float[Array, "B N T K"]]:
-    q, k, v = jnp.split(_dense(attention["qkv"], x), 3, axis=-1)
-    return _split_heads(q, heads), _split_heads(k, heads), _split_heads(v, heads)
+    q, k, v = (_split_heads(part, heads) for part in jnp.split(_dense(attention["qkv"], x), 3, axis=-1))
+    dtype = _kernel(attention["qkv"]).dtype
+    return q, k.astype(dtype), v.astype(dtype)
 
 
 def _add_attended(
@@ -205,8 +217,18 @@ def _split_heads(x: Float[Array, "B T D"], heads: int) -> Float[Array, "B N T K"
     return x.reshape(*x.shape[:-1], heads, -1).swapaxes(1, 2)
 
 
+def _kernel(dense: Params) -> Float[Array, "_ _"]:
+    kernel: Array = dense["weight"] if "weight" in dense else dense["kernel"]
+    return kernel
+
+
 def _dense(dense: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-    if "weight" in dense:
+    dtype = _kernel(dense).dtype
+    if dtype != jnp.float32:
+        axis = 1 if "weight" in dense else 0
+        contraction = (((x.ndim - 1,), (axis,)), ((), ()))
+        x = lax.dot_general(x.astype(dtype), _kernel(dense), contraction, preferred_element_type=jnp.float32)
+    elif "weight" in dense:
         # Weights times a few columns take half the time of a few rows times a kernel on a CPU. Without the barriers XLA
         # takes out the transpositions, which cost nothing, and with them the gain.
         columns = _barrier(dense["weight"] @ _barrier(x.reshape(-1, x.shape[-1]).T))
