@@ -43,6 +43,7 @@ RANKS = {
         "images": 2,
         "weights": 2,
         "queues": 1,
+        "device_memory": 1,
         "errors": 0,
         "private_files": 0,
     },

@@ -5,10 +5,12 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
+from services.device_memory import ModelSize, check_free
 from services.errors import DeviceOutOfMemory, ModelError
 
-# float16 is missing on purpose: a CPU is no faster with it.
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What `--dtype` takes.
+DTYPE_NAMES = ("auto", *DTYPES)
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -28,11 +30,35 @@ def find_device(name: str = "auto") -> torch.device:
     return device
 
 
-def find_dtype(name: str = "float32") -> torch.dtype:
-    """Raises ModelError for any other than float32 and bfloat16."""
+def find_dtype(
+    name: str = "float32",
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - an immutable value
+) -> torch.dtype:
+    """ "auto" is float32 on a CPU, else bfloat16, or float16 on a GPU without it. Raises ModelError for unknown names."""
+    if name == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        # Emulation, which a T4 has, is slower than float32.
+        has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if has_bfloat16 else torch.float16
     if name not in DTYPES:
-        raise ModelError(f"dtype: expected one of {', '.join(DTYPES)}, got '{name}'")
+        raise ModelError(f"dtype: expected one of {', '.join(DTYPE_NAMES)}, got '{name}'")
     return DTYPES[name]
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """As `--dtype` and ModelInfo have it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def check_memory(who: str, size: ModelSize, num_slots: int, device_name: str, dtype_name: str) -> None:
+    """Raises DeviceOutOfMemory, before anything is loaded, where a GPU has no room for a model."""
+    device = find_device(device_name)
+    if device.type != "cuda":
+        return
+    free, total = torch.cuda.mem_get_info(device)
+    dtype = name_of(find_dtype(dtype_name, device))
+    check_free(who, size, dtype, num_slots, device=str(device), free_bytes=free, total_bytes=total)
 
 
 def is_faster_with_winograd(device: torch.device) -> bool:

@@ -6,6 +6,9 @@ multiplications, but four times the memory of the weights, and be 1e-5 of the la
 Dimension key: B pictures, I O channels in and out, H W pixels.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -23,13 +26,67 @@ _KERNEL_SUMS = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0,
 _OUTPUT_SUMS = torch.tensor([[1.0, 1, 1, 0], [0, 1, -1, 1]])
 
 
-def use_winograd(network: nn.Module) -> None:
-    """Puts a `WinogradConv` in the place of each convolution that is faster so, and frees its weights."""
+@runtime_checkable  # for the type checks of the tests
+class Chooser(Protocol):
+    """See services/pytorch/choices.py."""
+
+    def choose(self, what: str, candidates: Mapping[str, Callable[[], object]]) -> str: ...
+
+
+def use_winograd(
+    network: nn.Module,
+    *,
+    choices: Chooser | None = None,
+    sizes: Mapping[nn.Module, tuple[int, int]] | None = None,
+    num_rows: Sequence[int] = (),
+) -> None:
+    """Puts a `WinogradConv` in the place of each convolution that is faster so, and frees its weights.
+
+    With `choices` each shape is measured with batches of `num_rows`; `sizes` are the inputs' height and width. Where the
+    batches differ, both kinds of weights are kept. Without, wide convolutions are taken to be faster.
+    """
     for name, child in network.named_children():
-        if isinstance(child, nn.Conv2d) and _suits(child):
-            setattr(network, name, WinogradConv(child))
-        else:
-            use_winograd(child)
+        if not isinstance(child, nn.Conv2d) or not _suits(child):
+            use_winograd(child, choices=choices, sizes=sizes, num_rows=num_rows)
+            continue
+        found = WinogradConv(child)
+        if choices is None or sizes is None:
+            setattr(network, name, found)
+            continue
+        is_faster = {rows: _is_faster(found, child, rows, sizes[child], choices) for rows in sorted(num_rows)}
+        if all(is_faster.values()):
+            setattr(network, name, found)
+        elif any(is_faster.values()):
+            setattr(network, name, EitherConv(child, found, is_faster))
+
+
+def _is_faster(
+    winograd: "WinogradConv", conv: nn.Conv2d, rows: int, size: tuple[int, int], choices: Chooser
+) -> bool:
+    x = torch.zeros(rows, conv.in_channels, *size, dtype=conv.weight.dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    channels = f"{conv.in_channels} to {conv.out_channels} channels"
+    what = f"convolution of {rows} x {size[0]} x {size[1]}, {channels}, {str(conv.weight.dtype).removeprefix('torch.')}"
+    with torch.inference_mode():
+        return (
+            choices.choose(what, {"winograd": lambda: winograd(x), "direct": lambda: conv(x)}) == "winograd"
+        )
+
+
+class EitherConv(nn.Module):
+    """A convolution in both ways; the number of rows decides, by the measured one that is nearest from above."""
+
+    def __init__(self, conv: nn.Conv2d, winograd: "WinogradConv", is_faster: Mapping[int, bool]) -> None:
+        super().__init__()
+        self.conv, self.winograd = conv, winograd
+        self._is_faster = dict(sorted(is_faster.items()))
+
+    def uses_winograd(self, num_rows: int) -> bool:
+        measured = next((rows for rows in self._is_faster if rows >= num_rows), max(self._is_faster))
+        return self._is_faster[measured]
+
+    def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O H W"]:
+        return self.winograd(x) if self.uses_winograd(len(x)) else self.conv(x)
 
 
 class WinogradConv(nn.Module):

@@ -6,7 +6,7 @@ Dimension key: B rows, T tokens, E context width, K CLIP width, Z latent channel
 S side of the model's pictures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from services.pytorch import parts
 from services.pytorch.clip import Clip, ClipConfig
 from services.pytorch.clip_tokenizer import Tokenizer
 from services.pytorch.device import find_device, find_dtype, is_faster_with_winograd
-from services.pytorch.winograd import use_winograd
+from services.pytorch.winograd import Chooser, use_winograd
 from services.refiner.networks.autoencoder import Autoencoder, AutoencoderConfig
 from services.refiner.networks.text_encoder import TextEncoder, TextEncoderConfig
 from services.refiner.networks.unet import UNet, UNetConfig
@@ -147,9 +147,20 @@ class RefinerModel:
         return torch.from_numpy(tokenizer.encode([prompt])).to(self.device)
 
 
-def load_model(folder: Path, *, device: str = "auto", dtype: str = "float32") -> RefinerModel:
-    """Reads all four parts; raises ModelError for a folder that does not hold one whole refiner."""
-    place = (find_device(device), find_dtype(dtype))
+def load_model(
+    folder: Path,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    choices: Chooser | None = None,
+    num_slots: int = 1,
+) -> RefinerModel:
+    """Reads all four parts; raises ModelError for a folder that does not hold one whole refiner.
+
+    On a CPU `choices` measures which convolutions are faster in another way, for a step of one slot and of all.
+    """
+    found = find_device(device)
+    place = (found, find_dtype(dtype, found))
     text_encoder = load_part(folder / "bert", "bert", *place)
     clip = load_part(folder / "clip", "clip", *place)
     clip_tokenizer = read_tokenizer(
@@ -161,8 +172,11 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "float32") ->
             f"{clip_tokenizer.vocab_size - 1}, got {clip_tokenizer.end_token}: CLIP reads the text off there"
         )
     unet = load_part(folder / "unet", "unet", *place)
+    autoencoder = load_part(folder / "autoencoder", "autoencoder", *place)
     if is_faster_with_winograd(place[0]):
-        use_winograd(unet)
+        # With the prompt and without.
+        rows = sorted({2, 2 * num_slots})
+        use_winograd(unet, choices=choices, sizes=_input_sizes(unet, autoencoder), num_rows=rows)
     return RefinerModel(
         text_encoder=text_encoder,
         text_tokenizer=read_tokenizer(
@@ -173,10 +187,34 @@ def load_model(folder: Path, *, device: str = "auto", dtype: str = "float32") ->
         clip=clip,
         clip_tokenizer=clip_tokenizer,
         unet=unet,
-        autoencoder=load_part(folder / "autoencoder", "autoencoder", *place),
+        autoencoder=autoencoder,
         device=place[0],
         dtype=place[1],
     )
+
+
+def _input_sizes(unet: UNet, autoencoder: Autoencoder) -> dict[nn.Module, tuple[int, int]]:
+    """Height and width of what each convolution of the UNet is given, without computing anything."""
+    config, side = unet.config, autoencoder.config.latent_size
+    with torch.device("meta"):
+        shapes = UNet(config)
+        inputs = torch.empty(1, config.out_channels, side, side), torch.empty(1)
+        context = torch.empty(1, 1, config.context_dim)
+    sizes: dict[str, tuple[int, int]] = {}
+
+    def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            sizes[name] = (given[0].shape[-2], given[0].shape[-1])
+
+        return hook
+
+    for name, module in shapes.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(remember(name))
+    with torch.inference_mode():
+        shapes(*inputs, context)
+    modules = dict(unet.named_modules())
+    return {modules[name]: size for name, size in sizes.items()}
 
 
 def load_part(
@@ -192,11 +230,3 @@ def load_part(
 def empty_network(part: str, config: Config, where: Path) -> nn.Module:
     """The network without memory for its parameters; raises ModelError for an impossible configuration."""
     return parts.empty_network(NETWORKS[part][1], config, where, part)
-
-
-def stack_conditioning(
-    rows: Sequence[Conditioning],
-) -> tuple[Float[Tensor, "B T E"], Float[Tensor, "B K"] | None]:
-    """The rows of one forward."""
-    embeds = [row.clip_embed for row in rows if row.clip_embed is not None]
-    return torch.cat([row.context for row in rows]), torch.cat(embeds) if embeds else None

@@ -14,7 +14,8 @@ from services.errors import InvalidRequest
 from services.images.codec import ImageLimits, Picture, decode_image
 from services.images.fit import Fit, fit_mask, fit_picture
 from services.images.masks import Mask, decode_mask
-from services.pytorch.device import DTYPES, oom_as_model_error
+from services.pytorch.choices import service_choices
+from services.pytorch.device import DTYPE_NAMES, check_memory, find_device, name_of, oom_as_model_error
 from services.refiner.clip_scores import crop_for_clip, rank
 from services.refiner.model import RefinerModel, load_model
 from services.refiner.networks.diffusion import MIN_STEPS, NUM_TRAIN_TIMESTEPS
@@ -40,6 +41,7 @@ from services.serving.stage_service import (
     model_info,
 )
 from services.weights.cache import open_model
+from services.weights.catalog import model_size
 from triptych.v1.refiner_pb2 import (
     RankRequest,
     RankResponse,
@@ -185,8 +187,14 @@ def load(options: ServeOptions, dtype: str) -> LoadedRefiner:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     folder, manifest = open_model(options.model, "refiner")
+    check_memory(
+        f"the refiner '{manifest.name}'", model_size(folder, manifest), options.slots, options.device, dtype
+    )
+    choices = service_choices(find_device(options.device))
     with oom_as_model_error(manifest.name):
-        model = load_model(folder, device=options.device, dtype=dtype)
+        model = load_model(
+            folder, device=options.device, dtype=dtype, choices=choices, num_slots=options.slots
+        )
     config = model.unet.config
     info = model_info(
         manifest,
@@ -195,7 +203,7 @@ def load(options: ServeOptions, dtype: str) -> LoadedRefiner:
         image_size=model.image_size,
         scale=1,
         device=str(model.device),
-        dtype=dtype,
+        dtype=name_of(model.dtype),
         limits=ModelInfo.Limits(
             max_image_bytes=IMAGE_LIMITS.max_bytes,
             max_image_pixels=IMAGE_LIMITS.max_pixels,
@@ -209,18 +217,19 @@ def load(options: ServeOptions, dtype: str) -> LoadedRefiner:
         ranges=RANGES,
         inpainting=INPAINTING_TRAINED if model.is_trained_to_inpaint else INPAINTING_BLENDED,
     )
-    return LoadedRefiner(RefinerStepper(model, num_slots=options.slots), info, model)
+    return LoadedRefiner(RefinerStepper(model, num_slots=options.slots, choices=choices), info, model)
 
 
 @click.command()
 @stage_options(50052, slots=8)
 @click.option(
     "--dtype",
-    type=click.Choice(list(DTYPES)),
-    default="float32",
+    type=click.Choice(DTYPE_NAMES),
+    default="auto",
     show_default=True,
     envvar="TRIPTYCH_DTYPE",
-    help="Of the networks; bfloat16 halves their memory and is faster where the processor has it.",
+    help="Of the networks. auto: float32 on a CPU, else bfloat16, or float16 on a GPU without it; on many CPUs bfloat16 is "
+    "faster, too.",
 )
 def serve(options: ServeOptions, dtype: str) -> None:
     """Refine and rank pictures (GLID-3-xl, CLIP)."""

@@ -6,6 +6,7 @@ networks and the sampler; the queue, the callers and the protocol are elsewhere.
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
@@ -19,17 +20,19 @@ from services.images.codec import Picture
 from services.images.latent_preview import NUM_SAMPLES, LatentPreview, random_blocks
 from services.images.masks import Mask
 from services.pytorch.device import oom_as_job_error
+from services.pytorch.device_program import DeviceProgram, Mode, bucket_sizes
+from services.pytorch.winograd import Chooser
 from services.refiner.inpainting import Inpainting, plan_inpainting
-from services.refiner.model import Conditioning, RefinerModel, stack_conditioning
+from services.refiner.model import RefinerModel
 from services.refiner.networks.diffusion import (
     CALLS_PER_PRK_STEP,
     MIN_STEPS,
     NUM_PRK_STEPS,
-    Sampler,
-    guide,
+    SamplerPlace,
     make_schedule,
     start_sampler,
 )
+from services.refiner.slot_tensors import SlotTensors
 
 # A seed gives several streams, so that a picture's noise is never the noise of its init latent.
 NOISE_STREAM, INIT_STREAM = 0, 1
@@ -68,22 +71,11 @@ class RefineJob:
 
 @dataclass(frozen=True)
 class _Slot:
-    sampler: Sampler
-    cond: Conditioning
-    uncond: Conditioning
+    """What the host knows of a job; its tensors are in SlotTensors."""
+
+    place: SamplerPlace
     guidance_scale: float
     inpainting: Inpainting | None = None
-    # What a network that was trained to fill in is shown: the init image's latent, zero where it is repainted.
-    image_embed: Float[Tensor, "Z H W"] | None = None
-    # For any other network: the noise of the kept latents, which at every step are the init image's with that noise.
-    kept_noise: Float[Tensor, "Z H W"] | None = None
-
-    def advance(self, eps: Float[Tensor, "Z H W"]) -> "_Slot":
-        """Takes the network's answer about this slot."""
-        if self.inpainting is not None and self.kept_noise is not None:
-            # With the true noise in place of the seen one the sampler moves a latent exactly along it.
-            eps = torch.where(self.inpainting.is_kept, self.kept_noise, eps)
-        return replace(self, sampler=self.sampler.advance(eps))
 
 
 @dataclass(frozen=True)
@@ -111,10 +103,27 @@ class Latent:
 class RefinerStepper:
     """A Stepper of the engine: `num_slots` latents that advance by one call of the UNet a step."""
 
-    def __init__(self, model: RefinerModel, *, num_slots: int) -> None:
+    def __init__(
+        self,
+        model: RefinerModel,
+        *,
+        num_slots: int,
+        mode: Mode | None = None,
+        choices: Chooser | None = None,
+    ) -> None:
+        """`mode` is how a step is run: see DeviceProgram. `choices` may split a batch that is slower than its parts."""
         self.num_slots = num_slots
         self._model = model
         self._slots: dict[int, _Slot] = {}
+        self._tensors = SlotTensors(model, num_slots)
+        self._choices = choices
+        self._program = DeviceProgram(
+            self._tensors.advance, model.device, sizes=bucket_sizes(num_slots), mode=mode
+        )
+        # Decoding runs beside the steps, which do not wait for it.
+        self._stream = None
+        if model.device.type == "cuda":
+            self._stream = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call] # torch has no annotation there
         self._encode_prompt = lru_cache(NUM_CACHED_PROMPTS)(model.encode_prompt)
         self._init_latent = lru_cache(NUM_CACHED_INIT_LATENTS)(self._sample_init_latent)
 
@@ -124,8 +133,11 @@ class RefinerStepper:
         job = RefineJob("warm up", np.zeros((size, size, 3), np.uint8), num_steps=MIN_STEPS, skip_ratio=0)
         for slot in range(self.num_slots):
             self.admit(slot, job)
-        for slots in {(0,), tuple(range(self.num_slots))}:
-            self.step(slots)
+        for size in self._program.sizes:
+            self.step(range(size))
+        self._program.seal()
+        if self._choices is not None:
+            self._tensors.choose_batches(self._choices)
         _ = self._glimpse
         for slot in range(self.num_slots):
             self.release(slot)
@@ -153,20 +165,36 @@ class RefinerStepper:
                     # Nothing of what is repainted is there to begin with, unless steps of it are skipped.
                     init = init if job.num_skipped else start
             sampler = start_sampler(make_schedule(job.num_steps), noise, init, job.num_skipped)
+            is_kept = None if kept_noise is None or inpainting is None else inpainting.is_kept
+            self._tensors.write(
+                slot, sampler.x, cond, uncond, image_embed=image_embed, kept_noise=kept_noise, is_kept=is_kept
+            )
         self._slots[slot] = _Slot(
-            sampler, cond, uncond, job.guidance_scale, inpainting, image_embed, kept_noise
+            SamplerPlace(sampler.schedule, sampler.index), job.guidance_scale, inpainting
         )
         return job.num_calls
 
-    @torch.inference_mode()
     def step(self, slots: Sequence[int]) -> None:
         """Asks the UNet once about all slots, with their prompts and without, in one batch."""
         rows = [self._slots[slot] for slot in slots]
+        numbers = [(*row.place.weights, row.guidance_scale) for row in rows]
+        # A scale of 1 is the prompt alone: such a slot needs no unconditional row.
+        guided = [i for i, row in enumerate(rows) if row.guidance_scale != 1]
+        padding = self._program.num_rows(len(slots)) - len(slots)
+        if guided and self._program.mode != "direct":
+            # One program whichever they are.
+            guided = list(range(len(slots) + padding))
+        device = self._model.device
         with oom_as_job_error():
-            advanced = [row.advance(eps) for row, eps in zip(rows, self._guided_noise(rows), strict=True)]
-            if self._model.device.type == "cuda":
-                torch.cuda.synchronize(self._model.device)
-        self._slots.update(zip(slots, advanced, strict=True))
+            self._program(
+                torch.tensor([*slots, *[self._tensors.spare_slot] * padding], device=device),
+                torch.tensor(guided, dtype=torch.long, device=device),
+                torch.tensor([*numbers, *numbers[:1] * padding], dtype=torch.float32, device=device),
+            )
+            self._wait()
+        self._slots.update(
+            (slot, replace(row, place=row.place.advance())) for slot, row in zip(slots, rows, strict=True)
+        )
 
     def preview(self, slot: int) -> Latent:
         """What the picture would be if the noise seen now were all there is."""
@@ -180,7 +208,7 @@ class RefinerStepper:
         """Finished ones by the autoencoder; of the others a glimpse, since it takes longer than a step."""
         finished = [view.latent for view in views if view.is_finished]
         unfinished = [view.latent for view in views if not view.is_finished]
-        with oom_as_job_error():
+        with oom_as_job_error(), self._beside_steps():
             decoded = iter(self._model.decode(torch.stack(finished)) if finished else [])
             glimpses = iter(self._glimpse.pictures(_grids(torch.stack(unfinished))) if unfinished else [])
         return [view.paste(next(decoded if view.is_finished else glimpses)) for view in views]
@@ -190,36 +218,17 @@ class RefinerStepper:
         self._slots.pop(slot, None)
 
     def _view(self, slot: int, *, is_finished: bool) -> Latent:
-        row = self._slots[slot]
-        return Latent(row.sampler.pred_xstart, is_finished, row.inpainting)
+        latent = self._tensors.pred_xstart(slot)
+        self._wait()
+        return Latent(latent, is_finished, self._slots[slot].inpainting)
 
-    def _guided_noise(self, rows: Sequence[_Slot]) -> Float[Tensor, "N Z H W"]:
-        device = self._model.device
-        # A scale of 1 is the prompt alone: such a slot needs no unconditional row.
-        guided = [i for i, row in enumerate(rows) if row.guidance_scale != 1]
-        asked = [*rows, *(rows[i] for i in guided)]
-        context, clip_embed = stack_conditioning(
-            [row.cond for row in rows] + [rows[i].uncond for i in guided]
-        )
-        noise = self._model.predict_noise(
-            torch.stack([row.sampler.point for row in asked]),
-            torch.tensor([row.sampler.timestep for row in asked], dtype=torch.float32, device=device),
-            context,
-            clip_embed,
-            self._image_embeds(asked),
-        )
-        cond, uncond = noise[: len(rows)], noise[len(rows) :]
-        if guided:
-            scale = torch.tensor([rows[i].guidance_scale for i in guided], dtype=torch.float32, device=device)
-            cond[guided] = guide(cond[guided], uncond, scale, self._model.unet.config.guided_channels)
-        return cond
+    def _wait(self) -> None:
+        """For the steps alone: what is decoded meanwhile goes on."""
+        if self._model.device.type == "cuda":
+            torch.cuda.current_stream(self._model.device).synchronize()
 
-    def _image_embeds(self, rows: Sequence[_Slot]) -> Float[Tensor, "N Z H W"] | None:
-        """Of each row what it keeps of its init image; nothing where it has no mask."""
-        if not self._model.is_trained_to_inpaint:
-            return None
-        nothing = torch.zeros(self._model.latent_shape, device=self._model.device)
-        return torch.stack([nothing if row.image_embed is None else row.image_embed for row in rows])
+    def _beside_steps(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     @cached_property
     def _glimpse(self) -> LatentPreview:

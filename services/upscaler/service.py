@@ -12,7 +12,8 @@ import torch
 from services.engine.stepper import JobRequest
 from services.errors import InvalidRequest
 from services.images.codec import MAX_PIXELS, ImageLimits, decode_with_alpha
-from services.pytorch.device import DTYPES, find_device
+from services.pytorch.choices import service_choices
+from services.pytorch.device import DTYPE_NAMES, check_memory, find_device, name_of, oom_as_model_error
 from services.serving.channels import MAX_STAGE_IMAGE_BYTES
 from services.serving.limits.call_gate import Context
 from services.serving.limits.request_checks import check_count, check_indexes, read_setting
@@ -22,6 +23,7 @@ from services.upscaler.model import load_swinir, place
 from services.upscaler.stepper import UpscaleJob, UpscalerStepper
 from services.upscaler.tiling import DEFAULT_TILE_OVERLAP, DEFAULT_TILE_SIZE
 from services.weights.cache import open_model
+from services.weights.catalog import model_size
 from triptych.v1.stage_pb2 import STAGE_UPSCALE, ModelInfo
 from triptych.v1.upscaler_pb2 import (
     UpscaleRequest,
@@ -96,8 +98,12 @@ def load(options: ServeOptions, dtype: str) -> LoadedUpscaler:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     folder, manifest = open_model(options.model, "upscaler")
+    check_memory(
+        f"the upscaler '{manifest.name}'", model_size(folder, manifest), options.slots, options.device, dtype
+    )
     device = find_device(options.device)
-    network = place(load_swinir(folder / "swinir"), device, dtype)
+    with oom_as_model_error(manifest.name):
+        network = place(load_swinir(folder / "swinir"), device, dtype, service_choices(device))
     upscale = network.config.upscale
     stepper = UpscalerStepper(network, num_slots=options.slots, max_pixels=MAX_PIXELS)
     info = model_info(
@@ -106,7 +112,7 @@ def load(options: ServeOptions, dtype: str) -> LoadedUpscaler:
         options,
         scale=upscale,
         device=str(device),
-        dtype=dtype,
+        dtype=name_of(network.conv_first.weight.dtype),
         limits=ModelInfo.Limits(
             max_image_bytes=MAX_STAGE_IMAGE_BYTES,
             max_image_pixels=stepper.max_pixels,
@@ -124,11 +130,12 @@ def load(options: ServeOptions, dtype: str) -> LoadedUpscaler:
 @stage_options(50053, slots=2)
 @click.option(
     "--dtype",
-    type=click.Choice(list(DTYPES)),
-    default="float32",
+    type=click.Choice(DTYPE_NAMES),
+    default="auto",
     show_default=True,
     envvar="TRIPTYCH_DTYPE",
-    help="Of matrix products and convolutions; norms and the residual stream are float32.",
+    help="Of matrix products and convolutions; norms and the residual stream are float32. auto: float32 on a CPU, else "
+    "bfloat16, or float16 on a GPU without it.",
 )
 def serve(options: ServeOptions, dtype: str) -> None:
     """Enlarge pictures (SwinIR)."""

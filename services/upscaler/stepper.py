@@ -17,8 +17,9 @@ from services.engine.events import EncodedPicture
 from services.errors import ImageTooLarge
 from services.images.codec import MAX_PIXELS, DecodedImage, Picture
 from services.pytorch.device import oom_as_job_error
+from services.pytorch.device_program import DeviceProgram, Mode, bucket_sizes
 from services.upscaler.canvas import Canvas, View, make_canvas
-from services.upscaler.networks.swinir import SwinIR
+from services.upscaler.networks.swinir import NUM_FEATURES, SwinIR
 from services.upscaler.tiling import (
     DEFAULT_TILE_OVERLAP,
     DEFAULT_TILE_SIZE,
@@ -29,6 +30,8 @@ from services.upscaler.tiling import (
     padded_size,
 )
 
+# More gain nothing: a tile alone fills a GPU.
+MAX_TILES_TOGETHER = 16
 # Signatures bind each letter once: these are pictures of other sizes than the H x W that comes in.
 Padded = UInt8[np.ndarray, "H_pad W_pad 3"]
 Enlarged = UInt8[np.ndarray, "H_out W_out 3"]
@@ -52,22 +55,22 @@ class _Progress:
     canvas: Canvas
     num_done: int = 0
 
-    @property
-    def tile(self) -> Tile:
-        return self.tiles[self.num_done]
+    def next_tiles(self, count: int) -> list[Tile]:
+        return self.tiles[self.num_done : self.num_done + count]
 
-    def cut_out(self) -> Padded:
-        rows, columns = self.tile.rows, self.tile.columns
+    def cut_out(self, tile: Tile) -> Padded:
+        rows, columns = tile.rows, tile.columns
         return self.padded[rows.start : rows.stop, columns.start : columns.stop]
 
     def paste(self, enlarged: Enlarged, upscale: int) -> None:
-        """Takes the kept part of the present tile."""
-        rows, columns = self.tile.rows, self.tile.columns
+        """Takes the kept part of the tile that comes next."""
+        (tile,) = self.next_tiles(1)
+        rows, columns = tile.rows, tile.columns
         kept = enlarged[
             (rows.keep_start - rows.start) * upscale : (rows.keep_stop - rows.start) * upscale,
             (columns.keep_start - columns.start) * upscale : (columns.keep_stop - columns.start) * upscale,
         ]
-        self.canvas.paste(self.tile, kept)
+        self.canvas.paste(tile, kept)
         self.num_done += 1
 
 
@@ -81,13 +84,26 @@ class UpscalerStepper:
         num_slots: int,
         max_tile_size: int = MAX_TILE_SIZE,
         max_pixels: int = MAX_PIXELS,
+        tiles_together: int | None = None,
+        mode: Mode | None = None,
     ) -> None:
-        """Takes a network that `device.place` has made ready."""
+        """Takes a network that `model.place` has made ready.
+
+        `tiles_together` is how many tiles a step computes at most: by default one of each slot on a CPU, and on a GPU as
+        many as fit into what memory is free now. A cancelled picture frees its slot after at most so many tiles.
+        """
         self.num_slots = num_slots
         self.max_tile_size = max_tile_size
         self.max_pixels = max_pixels
         self._network = network
         self._device = network.rgb_mean.device
+        if tiles_together is None:
+            tiles_together = 1 if self._device.type == "cpu" else tiles_that_fit(network)
+        self._tiles_together = max(1, tiles_together)
+        sizes = bucket_sizes(max(self._tiles_together, num_slots))
+        self._program = DeviceProgram(network, self._device, sizes=sizes, mode=mode)
+        # Captured graphs read these.
+        self._windows: list[object] = []
         self._slots: dict[int, _Progress] = {}
 
     @property
@@ -95,8 +111,18 @@ class UpscalerStepper:
         return self._network.config.upscale
 
     def warm_up(self) -> None:
-        """Touches the weights; sizes that were not seen before cost nothing more on a CPU, and little on CUDA."""
-        self._enlarge([np.zeros((64, 64, 3), np.uint8)])
+        """Touches the weights; sizes that were not seen before cost nothing more on a CPU, and little on CUDA.
+
+        Where shapes are captured, those of whole tiles are.
+        """
+        if self._program.mode == "direct":
+            self._enlarge([np.zeros((64, 64, 3), np.uint8)])
+            return
+        side = padded_size(min(DEFAULT_TILE_SIZE, self.max_tile_size), self._network.config.window_size)
+        for size in self._program.sizes:
+            self._windows.append(self._network.windows(size, side, side, self._device))
+            self._enlarge([np.zeros((side, side, 3), np.uint8)] * size)
+        self._program.seal()
 
     def check(self, job: UpscaleJob) -> None:
         """Raises InvalidRequest for what `admit` would refuse, before the job waits in a queue."""
@@ -118,16 +144,26 @@ class UpscalerStepper:
 
     def step(self, slots: Sequence[int]) -> None:
         """One tile of each slot, in one forward for each shape that occurs among them."""
-        by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+        self.step_many(slots, 1)
+
+    def step_many(self, slots: Sequence[int], limit: int) -> int:
+        """Up to `limit` tiles of each slot, and returns how many: as many as a step may compute together."""
+        count = max(1, min(limit, self._tiles_together // len(slots)))
+        by_shape: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for slot in slots:
-            by_shape[self._slots[slot].tile.shape].append(slot)
-        enlarged: dict[int, Enlarged] = {}
+            for number, tile in enumerate(self._slots[slot].next_tiles(count)):
+                by_shape[tile.shape].append((slot, number))
+        enlarged: dict[tuple[int, int], Enlarged] = {}
         with oom_as_job_error("this tile", "use smaller tiles"):
             for group in by_shape.values():
-                tiles = self._enlarge([self._slots[slot].cut_out() for slot in group])
-                enlarged |= zip(group, tiles, strict=True)
-        for slot, tile in enlarged.items():
-            self._slots[slot].paste(tile, self.upscale)
+                tiles = [
+                    self._slots[slot].cut_out(self._slots[slot].next_tiles(count)[number])
+                    for slot, number in group
+                ]
+                enlarged |= zip(group, self._enlarge(tiles), strict=True)
+        for slot, number in sorted(enlarged):
+            self._slots[slot].paste(enlarged[slot, number], self.upscale)
+        return count
 
     def preview(self, slot: int) -> View:
         return self._slots[slot].canvas.preview()
@@ -157,8 +193,27 @@ class UpscalerStepper:
 
     @torch.inference_mode()
     def _enlarge(self, tiles: list[Padded]) -> list[Enlarged]:
-        pictures = torch.from_numpy(np.stack(tiles)).to(self._device).permute(0, 3, 1, 2).float() / 255
-        return list(to_uint8(self._network(pictures)))
+        padding = self._program.num_rows(len(tiles)) - len(tiles)
+        stacked = np.stack([*tiles, *tiles[:1] * padding])
+        pictures = torch.from_numpy(stacked).to(self._device).permute(0, 3, 1, 2).float() / 255
+        return list(to_uint8(self._program(pictures))[: len(tiles)])
+
+
+def tiles_that_fit(network: SwinIR, free_bytes: int | None = None) -> int:
+    """How many whole tiles half of the free memory has room for: the other stages of the GPU may want the rest.
+
+    Computed from the network's widths: three copies of the float32 stream, what a block makes of it, and four layers of
+    the upsampler's pixels.
+    """
+    device, config = network.rgb_mean.device, network.config
+    if free_bytes is None:
+        free, _ = torch.cuda.mem_get_info(device)
+        free_bytes = free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    itemsize = network.conv_first.weight.element_size()
+    block = config.embed_dim * (4 + 2 * config.mlp_ratio) * itemsize
+    upsampler = 4 * NUM_FEATURES * config.upscale**2 * itemsize
+    per_tile = DEFAULT_TILE_SIZE**2 * (3 * 4 * config.embed_dim + block + upsampler)
+    return max(1, min(MAX_TILES_TOGETHER, int(free_bytes / 2 / per_tile)))
 
 
 def to_uint8(pictures: Float[Tensor, "B 3 H W"]) -> np.ndarray:

@@ -5,8 +5,14 @@ same files from anywhere else. Numbers of parameters come from the published con
 """
 
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 
+from services.device_memory import ModelSize
 from services.errors import ModelError
+from services.weights.conversion import DEFAULT_ARCHITECTURE
+from services.weights.model_folder import Manifest, read_config
+from services.weights.formats.safetensors_file import read_safetensors
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class KnownModel:
     architecture: str = ""
     # What its users and operators must know.
     notices: str = ""
+    # Numbers of the keys and values that one picture takes while it is drawn.
+    cache_numbers: float = 0
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -47,9 +55,20 @@ class KnownModel:
         )
 
     @property
+    def size(self) -> ModelSize:
+        """What its memory on a GPU follows from."""
+        num_params = sum(source.num_params for source in self.sources)
+        return ModelSize(memory_kind(self.stage, self.architecture), num_params, self.cache_numbers)
+
+    @property
     def num_bytes(self) -> int:
         """Of its weights as they were published: what is downloaded, and lies on the disk."""
         return round(sum(source.num_params * source.itemsize for source in self.sources))
+
+
+def memory_kind(stage: str, architecture: str) -> str:
+    """A key of WORKING_NUMBERS."""
+    return architecture or (DEFAULT_ARCHITECTURE if stage == "generator" else stage)
 
 
 # By which hashtags are split into words; the original code takes it from here for every model.
@@ -73,6 +92,11 @@ _CLIP = Source(
     sha256=_CLIP_SHA256,
 )
 _SWINIR = "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0"
+
+
+def _cache_numbers(decoder_layers: int, d_model: int) -> int:
+    """Keys and values of 256 positions in the rows with the prompt and without."""
+    return 2 * 2 * decoder_layers * 256 * d_model
 
 
 def _glid(name: str, unet: str, num_params: float) -> KnownModel:
@@ -121,6 +145,7 @@ KNOWN = {
             "generator",
             _DALLE_LICENCE,
             (Source("dalle", "hf://dalle-mini/dalle-mini", _TOKENIZED, _WORDS, num_params=437.8e6), _CODES),
+            cache_numbers=_cache_numbers(12, 1024),
         ),
         KnownModel(
             "mega",
@@ -137,12 +162,14 @@ KNOWN = {
                 ),
                 _CODES,
             ),
+            cache_numbers=_cache_numbers(24, 2048),
         ),
         KnownModel(
             "mega_full",
             "generator",
             _DALLE_LICENCE,
             (Source("dalle", "hf://dalle-mini/dalle-mega", _TOKENIZED, _WORDS, num_params=2587.5e6), _CODES),
+            cache_numbers=_cache_numbers(24, 2048),
         ),
         KnownModel(
             "karlo",
@@ -175,6 +202,22 @@ KNOWN = {
         _swinir("lightweight", "002_lightweightSR_DIV2K_s64w8_SwinIR-S_x4.pth", 0.93e6),
     )
 }
+
+
+def model_size(folder: Path, manifest: Manifest) -> ModelSize:
+    """What the memory of a model that is here follows from. Raises ModelError for a damaged file."""
+    num_params = sum(
+        prod(tensor.shape)
+        for name in manifest.files
+        if name.endswith("/model.safetensors")
+        for tensor in read_safetensors(folder / name).values()
+    )
+    kind = memory_kind(manifest.stage, manifest.architecture)
+    if kind != DEFAULT_ARCHITECTURE:
+        return ModelSize(kind, num_params)
+    config = read_config(folder / "dalle")
+    names = ("decoder_layers", "image_length", "d_model")
+    return ModelSize(kind, num_params, 4 * prod(int(config[name]) for name in names))
 
 
 def known_model(name: str, stage: str | None = None) -> KnownModel:

@@ -18,10 +18,11 @@ from typing import Any
 
 import click
 
+from services.device_memory import ITEMSIZES, ModelSize
 from services.errors import ModelError
 from services.weights import cache_command, model_folder
 from services.weights.cache import local_models, models_in_s3, s3_cache
-from services.weights.catalog import KNOWN
+from services.weights.catalog import KNOWN, model_size
 from services.weights.conversion import conversion_module
 from services.weights.formats.safetensors_file import halve_file
 from services.weights.model_folder import (
@@ -183,18 +184,22 @@ def verify(ctx: click.Context, model: str, stage: str | None, golden: Path | Non
 @weights.command("list")
 @click.option("--json", "as_json", envvar="TRIPTYCH_JSON", is_flag=True, help="Print one JSON object a line.")
 def list_models(as_json: bool) -> None:
-    """List the models that are here, in the S3 cache (TRIPTYCH_S3_CACHE), and those that `pull` knows where to find."""
+    """List the models that are here, in the S3 cache (TRIPTYCH_S3_CACHE), and those that `pull` knows where to find.
+
+    The memory on a GPU, with eight slots, is computed from the sizes of the networks. It was not measured.
+    """
     rows = [*_rows(_in_s3())]
     if as_json:
         for row in rows:
             echo(escape_json(json.dumps(row)))
         return
-    header = ("stage", "name", "size", "licence", "needs", "folder")
+    header = ("stage", "name", "size", "GPU float32 / half", "licence", "needs", "folder")
     cells = [
         (
             row["stage"],
             row["name"],
             f"{row['num_bytes'] / 10**6:,.1f} MB",
+            _memory(row["gpu_bytes"]),
             row["licence"],
             row["needs"],
             row["folder"] or row["s3"] or "not here: triptych weights pull",
@@ -203,6 +208,12 @@ def list_models(as_json: bool) -> None:
     ]
     for line in aligned([header, *cells]):
         echo(line)
+
+
+def _memory(gpu_bytes: dict[str, int]) -> str:
+    if not gpu_bytes:
+        return "unknown"
+    return f"{gpu_bytes['float32'] / 1e9:.1f} / {gpu_bytes['float16'] / 1e9:.1f} GB"
 
 
 def _in_s3() -> dict[tuple[str, str], tuple[str, int]]:
@@ -220,25 +231,32 @@ def _rows(in_s3: dict[tuple[str, str], tuple[str, int]]) -> Iterator[dict[str, A
     """Models that are here, then those in S3 alone, then those that are known by name alone."""
     seen = set()
 
-    def row(stage: str, name: str, num_bytes: int, **more: str) -> dict[str, Any]:
+    def row(
+        stage: str, name: str, num_bytes: int, size: ModelSize | None = None, **more: str
+    ) -> dict[str, Any]:
         seen.add((stage, name))
         known = KNOWN.get((stage, name))
+        if size is None and known is not None:
+            size = known.size
+        memory = {dtype: round(size.num_bytes(dtype)) for dtype in ITEMSIZES} if size else {}
         usual = {
             "digest": "",
             "licence": known.licence if known else "",
             "needs": f"triptych-server[{stage},weights]",
         }
         place = {"folder": "", "s3": in_s3.get((stage, name), ("", 0))[0]}
-        return {"stage": stage, "name": name, "num_bytes": num_bytes, **usual, **place, **more}
+        computed = {"gpu_bytes": memory}
+        return {"stage": stage, "name": name, "num_bytes": num_bytes, **computed, **usual, **place, **more}
 
     for stage, name, folder in local_models():
         try:
             manifest = model_folder.read_manifest(folder)
+            size = model_size(folder, manifest)
         except ModelError as error:
             echo(f"Warning: {error}", err=True)
             continue
         yield row(
-            stage, name, sum(entry.num_bytes for entry in manifest.files.values()),
+            stage, name, sum(entry.num_bytes for entry in manifest.files.values()), size,
             digest=manifest.digest, licence=manifest.licence, needs=f"triptych-server[{stage}]", folder=str(folder),
         )  # fmt: skip
     for (stage, name), (_, num_bytes) in in_s3.items():

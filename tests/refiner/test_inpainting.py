@@ -144,6 +144,10 @@ def test_all_of_a_picture_may_be_repainted(either, job, picture):
     assert distance(made, picture, everything) > 20
 
 
+def rows_of(stepper):
+    return stepper._tensors._rows
+
+
 def test_before_every_call_the_kept_latents_are_the_picture_s_with_the_noise_of_that_moment(model, job):
     stepper = RefinerStepper(model, num_slots=1)
     num_steps = stepper.admit(0, job)
@@ -151,11 +155,12 @@ def test_before_every_call_the_kept_latents_are_the_picture_s_with_the_noise_of_
     init = model.encode_image(job.init_image, stepper._noise(job.init_seed, 1))
     for _ in range(num_steps):
         slot = stepper._slots[0]
-        sampler, kept = slot.sampler, slot.inpainting.is_kept.expand_as(noise)
-        expected = add_noise(init, noise, sampler.schedule.alpha_cumprod(sampler._index_of_point))
-        torch.testing.assert_close(sampler.point[kept], expected[kept], rtol=0, atol=1e-4)
+        kept = slot.inpainting.is_kept.expand_as(noise)
+        alpha = slot.place.schedule.alpha_cumprod(slot.place.index_of_point)
+        expected = add_noise(init, noise, alpha)
+        torch.testing.assert_close(rows_of(stepper).point[0][kept], expected[kept], rtol=0, atol=1e-4)
         stepper.step([0])
-    torch.testing.assert_close(stepper._slots[0].sampler.pred_xstart[kept], init[kept], rtol=0, atol=1e-4)
+    torch.testing.assert_close(rows_of(stepper).pred_xstart[0][kept], init[kept], rtol=0, atol=1e-4)
 
 
 def test_a_trained_network_is_shown_what_the_reference_shows_it(trained_model, job):
@@ -177,16 +182,16 @@ def test_a_trained_network_is_shown_what_the_reference_shows_it(trained_model, j
 def test_a_trained_network_begins_with_noise_alone(trained_model, job):
     stepper = RefinerStepper(trained_model, num_slots=1)
     stepper.admit(0, job)
-    torch.testing.assert_close(stepper._slots[0].sampler.x, torch.from_numpy(stepper._noise(job.seed, 0)))
+    torch.testing.assert_close(rows_of(stepper).x[0], torch.from_numpy(stepper._noise(job.seed, 0)))
 
 
 def test_nothing_of_what_is_repainted_is_there_to_begin_with(model, job):
     stepper = RefinerStepper(model, num_slots=1)
     stepper.admit(0, job)
-    slot = stepper._slots[0]
-    repainted = ~slot.inpainting.is_kept.expand_as(slot.sampler.x)
+    x = rows_of(stepper).x[0]
+    repainted = ~stepper._slots[0].inpainting.is_kept.expand_as(x)
     noise = torch.from_numpy(stepper._noise(job.seed, 0))
-    torch.testing.assert_close(slot.sampler.x[repainted], noise[repainted], rtol=3e-3, atol=0)
+    torch.testing.assert_close(x[repainted], noise[repainted], rtol=3e-3, atol=0)
 
 
 def test_skipped_steps_leave_something_of_what_is_repainted(either, job, picture, mask):

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from services.refiner.model import load_model
 from services.refiner.stepper import RefineJob, RefinerStepper, refine
 from tests.refiner.stepping import assert_same, finish
 
@@ -188,3 +189,27 @@ def test_a_free_slot_may_be_released_and_taken(stepper, job, alone):
 def test_warming_up_leaves_all_slots_free(stepper, job, alone):
     stepper.warm_up()
     np.testing.assert_array_equal(finish(stepper, 2, stepper.admit(2, job)), alone)
+
+
+@pytest.mark.parametrize(("dtype", "levels"), [("bfloat16", 2), ("float16", 1)])
+def test_a_picture_in_half_precision_is_the_same_alone_and_in_a_batch(
+    model_folder, job, alone, dtype, levels
+):
+    half = load_model(model_folder, device="cpu", dtype=dtype)
+    single, batched = refine(half, [job])[0], refine(half, [replace(job, seed=1), job])[1]
+    assert np.abs(single.astype(int) - batched).max() <= levels
+    # And near the one in float32, though not the same.
+    assert 0 < np.abs(single.astype(int) - alone).mean() < 4
+
+
+def test_a_step_that_is_padded_and_guides_all_slots_gives_the_same_picture(model, job, alone):
+    """As a captured graph runs it: with a row of the spare slot, and those without guidance guided, too."""
+    stepper = RefinerStepper(model, num_slots=5, mode="padded")
+    unguided = replace(job, guidance_scale=1.0)
+    num_steps = [stepper.admit(slot, one) for slot, one in enumerate((job, unguided, job))]
+    for _ in range(num_steps[0]):
+        stepper.step([0, 1, 2])
+    guided, plain, again = stepper.decode([stepper.result(slot) for slot in range(3)])
+    assert_same(guided, alone)
+    assert_same(again, alone)
+    assert_same(plain, refine(model, [unguided])[0])

@@ -11,7 +11,13 @@ from services.errors import ImageTooLarge, InvalidRequest
 from services.images.codec import DecodedImage
 from services.upscaler.model import place
 from services.upscaler.networks.swinir import SwinIR
-from services.upscaler.stepper import UpscaleJob, UpscalerStepper, upscale
+from services.upscaler.stepper import (
+    MAX_TILES_TOGETHER,
+    UpscaleJob,
+    UpscalerStepper,
+    tiles_that_fit,
+    upscale,
+)
 from tests.upscaler.conftest import random_picture, random_swinir
 
 # Along an axis, the pixels that can reach a pixel through a group of two blocks with windows of 4: a convolution before
@@ -191,3 +197,25 @@ def test_a_bad_tiling_fails_the_job_before_it_takes_a_slot(network: SwinIR) -> N
     stepper = UpscalerStepper(network, num_slots=1)
     with pytest.raises(InvalidRequest, match="tile_overlap"):
         stepper.admit(0, UpscaleJob(DecodedImage(random_picture(10, 10)), 16, 16))
+
+
+def test_several_tiles_a_step_give_the_picture_of_one_tile_a_step(network: SwinIR) -> None:
+    image = random_picture(50, 70)
+    stepper = UpscalerStepper(network, num_slots=2, tiles_together=4)
+    job = UpscaleJob(DecodedImage(image), 16, 8)
+    left = stepper.admit(0, job)
+    stepper.admit(1, job)
+    made = []
+    while left:
+        made.append(stepper.step_many([0, 1] if len(made) < 2 else [0], left))
+        left -= made[-1]
+    # Four tiles together: two of each of two slots, then four of one.
+    assert set(made[:2]) == {2}
+    assert max(made[2:]) == 4
+    assert difference(stepper.result(0), upscale(network, image, tile_size=16, tile_overlap=8)) <= ONE_LEVEL
+
+
+def test_tiles_together_follow_from_the_free_memory(network: SwinIR) -> None:
+    plenty, some, none = (tiles_that_fit(network, free) for free in (2**40, 2**32, 0))
+    assert (plenty, none) == (MAX_TILES_TOGETHER, 1)
+    assert 1 < some < plenty

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from services.errors import ModelError
+from services.upscaler.model import place
 from services.upscaler.networks.swinir import SwinIR, SwinIRConfig
 from services.upscaler.networks.window_attention import partition
 from tests.upscaler.conftest import Golden, random_swinir
@@ -128,3 +129,23 @@ def test_a_configuration_that_is_no_swinir_is_refused_with_the_reason(
 def test_parameter_names_are_those_of_the_checkpoints(golden: Golden) -> None:
     published = {n for n in load_file(golden.weights_file) if not n.endswith(("attn_mask", "position_index"))}
     assert SwinIR(golden.config).state_dict().keys() == published
+
+
+@pytest.mark.parametrize("resi_connection", ["1conv", "3conv"])
+def test_float16_stands_a_residual_stream_far_beyond_its_range(resi_connection: str) -> None:
+    network = random_swinir(resi_connection=resi_connection, depths=(4, 2), num_heads=(2, 2))
+    with torch.no_grad():
+        for block in network.layers[0].residual_group.blocks:
+            block.mlp.fc2.bias.fill_(50_000.0)
+    pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        largest = []
+        hook = network.layers[0].residual_group.register_forward_hook(
+            lambda _module, _inputs, stream: largest.append(stream.abs().max())
+        )
+        exact = network(pictures)
+        hook.remove()
+        rough = place(network, torch.device("cpu"), "float16")(pictures)
+    assert largest[0] > 2 * torch.finfo(torch.float16).max
+    assert rough.isfinite().all()
+    torch.testing.assert_close(rough, exact, rtol=0, atol=0.02 * float(exact.abs().max()))

@@ -31,6 +31,7 @@ from services.pytorch import parts
 from services.pytorch.clip import ClipConfig, TextTower, VisionTower, normalize_image
 from services.pytorch.clip_tokenizer import Tokenizer, read_clip_tokenizer
 from services.pytorch.device import find_device, find_dtype
+from services.pytorch.device_program import RowNetwork
 from services.weights.model_folder import OTHER_ARCHITECTURES
 
 DECODER_DIFFUSION = DiffusionConfig(
@@ -102,6 +103,9 @@ class UnclipModel:
     super_res: tuple[UNet, UNet] | None = None
     super_res_diffusion: DiffusionConfig = SUPER_RES_DIFFUSION
     uncond: EncodedPrompt = field(init=False)
+    _programs: dict[nn.Module, RowNetwork] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         text, projection, decoder = self.text_encoder.config, self.text_projection.config, self.decoder.config
@@ -173,7 +177,7 @@ class UnclipModel:
         if self.prior is None:
             raise ValueError("this unCLIP has no prior")
         states, embeddings, masks = (torch.cat(rows) for rows in zip(*prompts, strict=True))
-        return self.prior(x.to(self.dtype), timesteps, embeddings, states, masks).float()
+        return self._run(self.prior, x.to(self.dtype), timesteps, embeddings, states, masks)
 
     @torch.inference_mode()
     def condition(self, image_embedding: Float[Tensor, "1 K"], prompt: EncodedPrompt) -> Conditioning:
@@ -192,7 +196,7 @@ class UnclipModel:
     ) -> Float[Tensor, "B O H W"]:
         """One forward of the decoder."""
         emb, context, mask = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
-        return self.decoder(self._pixels(x), timesteps, emb, Context(context, mask)).float()
+        return self._run(self.decoder, self._pixels(x), timesteps, emb, Context(context, mask))
 
     @torch.inference_mode()
     def enlarge(self, x: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B 3 H W"]:
@@ -212,7 +216,13 @@ class UnclipModel:
         """One forward of super-resolution; the last step has a network of its own."""
         if self.super_res is None:
             raise ValueError("this unCLIP has no super-resolution")
-        return self.super_res[is_last](self._pixels(torch.cat([x, enlarged], dim=1)), timesteps).float()
+        pixels = self._pixels(torch.cat([x, enlarged], dim=1))
+        return self._run(self.super_res[is_last], pixels, timesteps)
+
+    def _run(self, network: nn.Module, *arguments: Any) -> Tensor:
+        """A forward in float32's result, as a captured graph where the device has those."""
+        program = self._programs.setdefault(network, RowNetwork(network, self.device))
+        return program(*arguments).float()
 
     def _pixels(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         return x.to(self.dtype).contiguous(memory_format=torch.channels_last)
@@ -241,7 +251,8 @@ def to_pictures(images: Float[Tensor, "B 3 H W"]) -> list[Picture]:
 
 def load_model(folder: Path, *, device: str = "auto", dtype: str = "float32") -> UnclipModel:
     """Reads all parts that are there; raises ModelError for a folder that does not hold one whole unCLIP."""
-    place = (find_device(device), find_dtype(dtype))
+    found = find_device(device)
+    place = (found, find_dtype(dtype, found))
 
     def load(part: str) -> Any:
         if part in OPTIONAL_PARTS and not (folder / part / "model.safetensors").is_file():

@@ -25,7 +25,7 @@ from services.generator.unclip.stepper import (
 )
 from services.generator.vocabulary import Vocabulary, read_vocabulary
 from services.images.codec import ImageLimits, decode_image
-from services.pytorch.device import oom_as_model_error
+from services.pytorch.device import check_memory, name_of, oom_as_model_error
 from services.serving.limits.request_checks import (
     PromptLength,
     check_items,
@@ -34,6 +34,7 @@ from services.serving.limits.request_checks import (
     read_setting,
 )
 from services.serving.stage_service import ServeOptions, model_info
+from services.weights.catalog import model_size
 from services.weights.model_folder import Manifest
 from triptych.v1.generator_pb2 import GenerateRequest
 from triptych.v1.stage_pb2 import STAGE_GENERATE, ModelInfo
@@ -109,6 +110,8 @@ def load(options: ServeOptions, folder: Path, manifest: Manifest, *, dtype: str)
     """Raises ModelError when the device is not there or the model is not whole."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    size = model_size(folder, manifest)
+    check_memory(f"the generator '{manifest.name}'", size, options.slots, options.device, dtype)
     with oom_as_model_error(manifest.name):
         model = load_model(folder, device=options.device, dtype=dtype)
     defaults: dict[str, float] = {
@@ -137,7 +140,7 @@ def load(options: ServeOptions, folder: Path, manifest: Manifest, *, dtype: str)
         image_size=model.image_size,
         scale=1,
         device=str(model.device),
-        dtype=dtype,
+        dtype=name_of(model.dtype),
         architecture="unclip",
         limits=ModelInfo.Limits(
             max_image_bytes=IMAGE_LIMITS.max_bytes,

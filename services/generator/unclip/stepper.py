@@ -30,6 +30,7 @@ from services.generator.unclip.schedule import (
 )
 from services.images.codec import Picture
 from services.pytorch.device import oom_as_job_error
+from services.pytorch.device_program import bucket_sizes
 
 MAX_IMAGE_PROMPTS = 4
 NUM_CACHED_PROMPTS = 64
@@ -162,7 +163,7 @@ class UnclipStepper:
         }
 
     def warm_up(self) -> None:
-        """Touches all networks, with one slot and with all."""
+        """Touches all networks, with one slot and with all; on a GPU with every number of slots that is captured."""
         size = self._model.decoder.config.image_size
         pictures = (ImagePrompt(np.zeros((size, size, 3), np.uint8)),) if self._model.image_encoder else ()
         job = GenerateJob(
@@ -172,7 +173,10 @@ class UnclipStepper:
             decoder_num_steps=MIN_STEPS,
             super_res_num_steps=MIN_STEPS if self._model.super_res else 0,
         )
-        for slots in {(0,), tuple(range(self.num_slots))}:
+        counts = {1, self.num_slots}
+        if self._model.device.type == "cuda":
+            counts.update(bucket_sizes(self.num_slots))
+        for slots in (range(count) for count in sorted(counts)):
             num_steps = {slot: self.admit(slot, job) for slot in slots}
             for _ in range(num_steps[0]):
                 self.step(slots)
@@ -210,7 +214,7 @@ class UnclipStepper:
                     zip(members, self._advance(rows, output, self._diffusion[phase]), strict=True)
                 )
             if self._model.device.type == "cuda":
-                torch.cuda.synchronize(self._model.device)
+                torch.cuda.current_stream(self._model.device).synchronize()
         self._slots.update(advanced)
 
     def preview(self, slot: int) -> Float[Tensor, "3 H W"] | None:

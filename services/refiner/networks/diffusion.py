@@ -9,8 +9,10 @@ Models on Manifolds", as GLID-3-xl runs it. Dimension key: N latents, Z channels
 import math
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -159,6 +161,107 @@ class Sampler:
     def _pred_xstart(self, eps: Float[Tensor, "Z H W"]) -> Float[Tensor, "Z H W"]:
         alpha_cumprod = self.schedule.alpha_cumprod(self.index)
         return (self.x - math.sqrt(1 - alpha_cumprod) * eps) / math.sqrt(alpha_cumprod)
+
+
+class SamplerWeights(NamedTuple):
+    """What one call of the network means for one latent: numbers, as `advance_rows` takes them."""
+
+    timestep: float
+    sqrt_alpha: float
+    sqrt_one_minus_alpha: float
+    # Of the noise level that `point` moves to; unused in the last step, which ends at the prediction.
+    sqrt_next_alpha: float
+    sqrt_one_minus_next_alpha: float
+    # 1 or 0: the first of a Runge-Kutta step's calls, the last, a PLMS step; either of the latter moves `x`.
+    is_first_call: float
+    is_last_call: float
+    is_plms: float
+    is_last_step: float
+
+
+@dataclass(frozen=True)
+class SamplerPlace:
+    """Where a latent is in its schedule: a Sampler without its tensors."""
+
+    schedule: Schedule
+    index: int
+    call: int = 0
+    num_steps_done: int = 0
+
+    @property
+    def is_plms(self) -> bool:
+        return self.num_steps_done >= NUM_PRK_STEPS
+
+    @property
+    def index_of_point(self) -> float:
+        """Of the noise level at which the network is asked."""
+        return self.index - (0.0, 0.5, 0.5, 1.0)[self.call]
+
+    @property
+    def weights(self) -> SamplerWeights:
+        """Of the call that comes next."""
+        moves_x = self.is_plms or self.call == CALLS_PER_PRK_STEP - 1
+        is_last_step = moves_x and self.index == 0
+        to = self.index - (1 if moves_x or self.call == 2 else 0.5)
+        alpha = self.schedule.alpha_cumprod(self.index)
+        next_alpha = 1.0 if is_last_step else self.schedule.alpha_cumprod(to)
+        return SamplerWeights(
+            self.schedule.timestep(self.index_of_point),
+            math.sqrt(alpha),
+            math.sqrt(1 - alpha),
+            math.sqrt(next_alpha),
+            math.sqrt(1 - next_alpha),
+            float(not self.is_plms and self.call == 0),
+            float(moves_x and not self.is_plms),
+            float(self.is_plms),
+            float(is_last_step),
+        )
+
+    def advance(self) -> "SamplerPlace":
+        """The place after one more answer of the network."""
+        if not self.is_plms and self.call < CALLS_PER_PRK_STEP - 1:
+            return replace(self, call=self.call + 1)
+        return SamplerPlace(self.schedule, self.index - 1, 0, self.num_steps_done + 1)
+
+
+class SamplerRows(NamedTuple):
+    """The tensors of many samplers, one row each. `old_eps` has the newest first."""
+
+    x: Float[Tensor, "N Z H W"]
+    point: Float[Tensor, "N Z H W"]
+    pred_xstart: Float[Tensor, "N Z H W"]
+    eps_sum: Float[Tensor, "N Z H W"]
+    old_eps: Float[Tensor, "N 3 Z H W"]
+
+
+def advance_rows(
+    rows: SamplerRows, eps: Float[Tensor, "N Z H W"], weights: Float[Tensor, "N numbers"]
+) -> SamplerRows:
+    """What `Sampler.advance` does, for many latents at once, each at its own place.
+
+    `weights` are the rows' SamplerWeights. The same operations in the same order give the same bits on a CPU.
+    """
+    _, a, b, next_a, next_b, is_first, is_last, is_plms, ends = (
+        column[:, None, None, None] for column in weights.unbind(1)
+    )
+    first, second, third = rows.old_eps.unbind(1)
+    plms = (55 * eps - 59 * first + 37 * second - 9 * third) / 24
+    mean = (rows.eps_sum + eps) / 6
+    used = torch.where(is_plms > 0, plms, torch.where(is_last > 0, mean, eps))
+    # The prediction that is shown follows the last answer alone.
+    shown = torch.where(is_plms > 0, eps, used)
+    pred_xstart = (rows.x - b * shown) / a
+    moved = next_a * ((rows.x - b * used) / a) + next_b * used
+    moved = torch.where(ends > 0, pred_xstart, moved)
+    moves_x = is_plms + is_last > 0
+    remembered = torch.stack([shown, first, second], dim=1)
+    return SamplerRows(
+        x=torch.where(moves_x, moved, rows.x),
+        point=moved,
+        pred_xstart=torch.where(moves_x | (is_first > 0), pred_xstart, rows.pred_xstart),
+        eps_sum=torch.where(is_first > 0, eps, rows.eps_sum + 2 * eps),
+        old_eps=torch.where(moves_x[:, None], remembered, rows.old_eps),
+    )
 
 
 def start_sampler(

@@ -26,8 +26,11 @@ RESIDUAL_CONNECTIONS = ("1conv", "3conv")
 # DIV2K's mean, which the reference subtracts and which no checkpoint holds.
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 NUM_FEATURES = 64  # channels of the upsamplers: fixed in the reference
-# A chunk of windows passes through a whole block while it stays in the processor's cache.
+# On a CPU, a chunk of windows passes through a whole block while it stays in the processor's cache.
 CHUNK_BYTES = 2 << 20
+# A residual stream with larger values is scaled down to this before a convolution in float16, whose largest is 65504:
+# the sums of a convolution have room to grow.
+FLOAT16_LARGEST_INPUT = 256.0
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,9 @@ class SwinBlock(nn.Module):
             return torch.cat(advanced).flatten(0, 1)[back]
         bytes_per_window = 4 * bias.shape[-1] * stream.shape[-1]
         for kind, bias in zip(windows, biases, strict=True):
-            for rows in torch.split(kind.rows, max(1, CHUNK_BYTES // bytes_per_window)):
+            on_cpu = stream.device.type == "cpu"
+            chunk = max(1, CHUNK_BYTES // bytes_per_window) if on_cpu else len(kind.rows)
+            for rows in torch.split(kind.rows, chunk):
                 x = stream.index_select(0, rows.flatten()).view(*rows.shape, -1)
                 stream.index_copy_(0, rows.flatten(), self.advance(x, bias).flatten(0, 1))
         return stream
@@ -183,8 +188,7 @@ class RSTB(nn.Module):
     ) -> Float[Tensor, "P C"]:
         # The blocks change their stream in place.
         x = self.residual_group(stream if torch.is_grad_enabled() else stream.clone(), plain, shifted)
-        x = self.conv(as_picture(x, grid).to(memory_dtype(self.conv)))
-        return stream + as_stream(x)
+        return stream + as_stream(convolve_stream(self.conv, as_picture(x, grid)))
 
 
 class PatchEmbed(nn.Module):
@@ -262,13 +266,21 @@ class SwinIR(nn.Module):
 
     def body(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         batch, _, height, width = x.shape
-        window = self.config.window_size
-        plain = partition(batch, height, width, window, 0, x.device)
-        shifted = partition(batch, height, width, window, window // 2, x.device)
+        plain, shifted = self.windows(batch, height, width, x.device)
         stream = self.patch_embed(as_stream(x))
         for layer in self.layers:
             stream = layer(stream, (batch, height, width), plain, shifted)
         return as_picture(self.norm(stream), (batch, height, width))
+
+    def windows(
+        self, batch: int, height: int, width: int, device: torch.device
+    ) -> tuple[tuple[Windows, ...], tuple[Windows, ...]]:
+        """The windows of pictures whose sides are multiples of the window's, and those that are shifted by half of it."""
+        window = self.config.window_size
+        plain, shifted = (
+            partition(batch, height, width, window, shift, device) for shift in (0, window // 2)
+        )
+        return plain, shifted
 
     def enlarge(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 3 H_out W_out"]:
         if self.config.upsampler == "pixelshuffledirect":
@@ -293,6 +305,26 @@ def residual_conv(config: SwinIRConfig) -> nn.Module:
         nn.LeakyReLU(0.2, inplace=True),
         nn.Conv2d(dim // 4, dim, 3, padding=1),
     )
+
+
+def convolve_stream(conv: nn.Module, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """A residual convolution of the float32 stream, in the precision of its weights.
+
+    The stream of a SwinIR leaves the range of float16. There each picture is scaled down before the convolution and up
+    behind it. A leaky ReLU scales with its input, so only the biases must follow.
+    """
+    dtype = memory_dtype(conv)
+    if dtype != torch.float16:
+        return conv(x.to(dtype))
+    scale = (x.abs().amax(dim=(1, 2, 3), keepdim=True) / FLOAT16_LARGEST_INPUT).clamp(min=1)
+    x = (x / scale).to(dtype)
+    for layer in conv if isinstance(conv, nn.Sequential) else [conv]:
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            bias = layer.bias.float()[:, None, None] / scale
+            x = F.conv2d(x, layer.weight, padding=layer.padding) + bias.to(dtype)
+        else:
+            x = layer(x)
+    return x.float() * scale
 
 
 def pixel_shuffle_steps(upscale: int, num_channels: int, *, direct: bool) -> nn.Sequential:

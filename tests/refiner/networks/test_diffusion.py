@@ -7,6 +7,9 @@ import torch
 
 from services.refiner.networks.diffusion import (
     MIN_STEPS,
+    SamplerPlace,
+    SamplerRows,
+    advance_rows,
     guide,
     make_schedule,
     start_sampler,
@@ -80,6 +83,41 @@ def test_each_sample_but_the_last_agrees_with_the_reference(recorded):
     runs, arrays = recorded
     samples = torch.stack([torch.stack([s.x for s in ends_of_steps(run)]) for run in runs], dim=1)
     assert_agrees(samples[:-1], arrays["sample"][:-1])
+
+
+def test_samplers_that_advance_together_are_those_that_advance_alone_to_the_last_bit(plms):
+    samplers = [
+        start_sampler(make_schedule(num_steps), noise, init, num_skipped)
+        for num_steps, num_skipped, noise, init in (
+            (20, 0, plms["noise"][0], None),
+            (4, 0, plms["noise"][0], None),
+            (50, 44, plms["noise"][0], plms["init"][0]),
+        )
+    ]
+    # They begin one after another, so that different kinds of calls meet in one step.
+    places = [SamplerPlace(sampler.schedule, sampler.index) for sampler in samplers]
+    x = torch.stack([sampler.x for sampler in samplers])
+    rows = SamplerRows(
+        x, x.clone(), x.clone(), torch.zeros_like(x), torch.zeros_like(x)[:, None].repeat(1, 3, 1, 1, 1)
+    )
+    for step in range(40):
+        moving = [i for i, place in enumerate(places) if place.index >= 0 and step >= 2 * i]
+        if not moving:
+            break
+        eps = torch.stack([closed_form_eps(samplers[i].point, samplers[i].timestep) for i in moving])
+        assert [places[i].weights.timestep for i in moving] == [samplers[i].timestep for i in moving]
+        together = advance_rows(
+            SamplerRows(*(tensor[moving] for tensor in rows)),
+            eps,
+            torch.tensor([places[i].weights for i in moving], dtype=torch.float32),
+        )
+        for tensor, new in zip(rows, together, strict=True):
+            tensor[moving] = new
+        for row, i in enumerate(moving):
+            samplers[i], places[i] = samplers[i].advance(eps[row]), places[i].advance()
+            for name in ("x", "point", "pred_xstart"):
+                assert torch.equal(getattr(together, name)[row], getattr(samplers[i], name)), (step, i, name)
+    assert all(sampler.is_finished for sampler in samplers)
 
 
 def test_what_gives_nan_in_the_reference_is_refused(plms):
