@@ -7,6 +7,8 @@ import pytest
 
 # Gateways that tests start as processes keep their runs only where a test says so.
 os.environ["TRIPTYCH_JOURNAL"] = "none"
+# What a stage computes must not depend on how fast this machine is at the moment.
+os.environ["TRIPTYCH_CPU_CHOICES"] = "off"
 
 
 @pytest.fixture(scope="module")

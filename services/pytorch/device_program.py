@@ -1,6 +1,6 @@
 """CUDA graphs: a function of tensors as one launch for each shape. On a CPU the function itself.
 
-It knows no network. A function may change tensors that it holds; what it returns is overwritten by the next call.
+A function may change tensors that it holds. What it returns is overwritten by the next call.
 """
 
 from collections.abc import Callable, Sequence

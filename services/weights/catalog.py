@@ -11,8 +11,8 @@ from pathlib import Path
 from services.device_memory import ModelSize
 from services.errors import ModelError
 from services.weights.conversion import DEFAULT_ARCHITECTURE
-from services.weights.model_folder import Manifest, read_config
 from services.weights.formats.safetensors_file import read_safetensors
+from services.weights.model_folder import Manifest, read_config
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def test_bfloat16_makes_a_picture_like_float32_s(model, model_folder, picture):
         ("tpu", "float32", "expected auto, cpu, cuda"),
         ("meta", "float32", "expected auto, cpu, cuda"),
         ("cuda:99", "float32", "is not there"),
-        ("cpu", "float16", "expected one of float32, bfloat16"),
+        ("cpu", "float64", "expected one of auto, float32, bfloat16, float16"),
     ],
 )
 def test_an_impossible_place_is_refused(model_folder, device, dtype, message):

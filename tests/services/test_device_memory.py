@@ -41,5 +41,5 @@ def test_the_error_says_which_stage_needs_how_much_and_what_helps():
             free_bytes=8.2 * GB,
             total_bytes=16 * GB,
         )
-    assert "with --dtype float16 " in error.value.description
+    assert "with --dtype float16 " in str(error.value)
     check_free("it", size, "float16", 8, device="cuda:0", free_bytes=8.2 * GB, total_bytes=16 * GB)

@@ -199,9 +199,9 @@ def test_a_device_that_is_not_there_is_refused(device: str, model_folder: Path) 
         load(options(model_folder, device=device), "float32")
 
 
-def test_float16_is_refused_since_its_pictures_are_black(model_folder: Path) -> None:
-    with pytest.raises(ModelError, match="bfloat16"):
-        load(options(model_folder), "float16")
+def test_what_it_multiplies_in_is_reported(model_folder: Path) -> None:
+    dtypes = [load(options(model_folder), dtype).info.dtype for dtype in ("auto", "bfloat16", "float16")]
+    assert dtypes == ["float32", "bfloat16", "float16"]
 
 
 def test_the_built_in_model_enlarges_a_picture() -> None:

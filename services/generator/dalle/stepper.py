@@ -216,7 +216,7 @@ class GeneratorStepper:
             raise
 
     def _forward(self, batch: Batch, slots: Sequence[int], count: int) -> Int[np.ndarray, "N B"]:
-        """`count` tokens for every lane, of which those of `slots` count; has finished when it returns."""
+        """`count` tokens for every lane; only those of `slots` are meant. Has finished when it returns."""
         tokens = np.full(len(batch.slots), self._config.decoder_start_token_id, np.int32)
         positions = np.zeros(len(batch.slots), np.int32)
         for lane, slot in enumerate(batch.slots):
