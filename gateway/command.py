@@ -16,6 +16,7 @@ from gateway.runs.admission import AdmissionLimits
 from gateway.runs.retention import DAY_S, RetentionLimits
 from gateway.server import GatewayOptions, StorageLocations, run_gateway
 from gateway.stages import STAGES
+from gateway.webhooks.options import webhook_options, webhook_options_of
 from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target, WorkersFile, parse_target
 from services.serving.listen_options import FILE, certificate_of, check_address, tls_options
@@ -250,6 +251,7 @@ def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Tokens from `triptych tokens add`; without it everybody can call and sees all runs.",
 )
 @oidc_options
+@webhook_options
 @storage_options
 @work_options
 @click.option(
@@ -344,6 +346,7 @@ def serve(
         exit_with_parent=values["exit_with_parent"],
         metrics_port=values["metrics_port"],
         has_examples=values["examples"],
+        webhooks=webhook_options_of(values),
     )
     asyncio.run(run_gateway(options))
 

@@ -46,7 +46,9 @@ class PipelineService(PipelineServiceServicer):
         self._pipeline = pipeline
 
     async def CreateRun(self, request: CreateRunRequest, context: Context) -> CreateRunResponse:
-        run = await self._pipeline.create_run(request.request_id, request.spec, current_caller())
+        run = await self._pipeline.create_run(
+            request.request_id, request.spec, current_caller(), webhook_url=request.webhook_url
+        )
         return CreateRunResponse(run=run)
 
     async def StreamRun(
@@ -59,6 +61,7 @@ class PipelineService(PipelineServiceServicer):
             caller,
             detach=request.detach,
             timeout_s=context.time_remaining(),
+            webhook_url=request.webhook_url,
         )
         self._attach(name, context)
         last = Event()

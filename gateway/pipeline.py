@@ -23,6 +23,7 @@ from gateway.runs.recorder import MAX_INLINE_BYTES
 from gateway.runs.retention import EventsExpired
 from gateway.stages import GENERATE, STAGES
 from gateway.store.base import TIMEOUT_S as STORE_TIMEOUT_S
+from gateway.webhooks.policy import WebhookPolicy
 from gateway.workers.errors import as_recorded
 from gateway.workers.pool import Pool, models_of
 from services.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, RunUnderWay, TriptychError
@@ -53,7 +54,13 @@ class Pipeline:
     Errors are TriptychErrors; a run of others is not found. Published events are in the journal.
     """
 
-    def __init__(self, pools: Mapping[str, Pool], runs: RunManager) -> None:
+    def __init__(
+        self,
+        pools: Mapping[str, Pool],
+        runs: RunManager,
+        webhooks: WebhookPolicy = WebhookPolicy(),  # noqa: B008 - frozen
+    ) -> None:
+        self._webhooks = webhooks
         self._pools = pools
         self._runs = runs
         self._journal = runs.journal
@@ -69,10 +76,13 @@ class Pipeline:
         *,
         detach: bool = True,
         timeout_s: float | None = None,
+        webhook_url: str = "",
     ) -> Run:
         """As `begin_run`, and the run as it stands then."""
         return await self._load(
-            await self.begin_run(request_id, spec, caller, detach=detach, timeout_s=timeout_s)
+            await self.begin_run(
+                request_id, spec, caller, detach=detach, timeout_s=timeout_s, webhook_url=webhook_url
+            )
         )
 
     async def begin_run(
@@ -83,9 +93,10 @@ class Pipeline:
         *,
         detach: bool = True,
         timeout_s: float | None = None,
+        webhook_url: str = "",
     ) -> str:
         """Begins a run, or finds the one that the request_id has made; returns its name. `timeout_s`: the caller's
-        own, if not detached.
+        own, if not detached. `webhook_url`: where its end is reported.
 
         Raises InvalidRequest, AlreadyExists, NoWorker, QueueFull or JournalUnavailable; then there is no run.
         """
@@ -97,6 +108,7 @@ class Pipeline:
             raise InvalidRequest("request_id", "must not have a NUL character")
         row = await self._journal.reader.find_request(caller.name, request_id) if request_id else None
         if row is None:
+            self._webhooks.check(webhook_url)
             self._runs.check_room(caller)
             plan = await make_plan(spec, self._pools)
             check_size(plan, caller.limits.max_images_per_run)
@@ -107,8 +119,9 @@ class Pipeline:
                 caller=caller,
                 is_detached=detach,
                 timeout_s=None if detach else timeout_s,
+                webhook_url=webhook_url,
             )
-        if row.asked != digest_of(spec):
+        if row.asked != digest_of(spec, webhook_url):
             raise AlreadyExists(
                 f"request_id {request_id!r} made {row.name} from another spec; use a new request_id for a new run"
             )

@@ -27,6 +27,10 @@ from gateway.runs.retention import Retention, RetentionLimits
 from gateway.stages import STAGES
 from gateway.store import open_store
 from gateway.store.base import InvalidStore, Store
+from gateway.webhooks.options import WebhookOptions
+from gateway.webhooks.policy import WebhookPolicy
+from gateway.webhooks.queue import WebhookQueue
+from gateway.webhooks.sender import WebhookSender
 from gateway.workers.discovery import Discovery
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
@@ -126,6 +130,7 @@ class GatewayOptions:
     exit_with_parent: bool
     metrics_port: int | None
     has_examples: bool = True
+    webhooks: WebhookOptions | None = None
 
 
 async def run_gateway(options: GatewayOptions) -> None:
@@ -158,7 +163,13 @@ async def run_gateway(options: GatewayOptions) -> None:
         audit = StorageAudit(journal.reader, store, report_storage)
         metrics = GatewayMetrics(pools, runs, audit)
         stack.enter_context(serving_metrics(metrics.registry, options.host, options.metrics_port))
-        pipeline = Pipeline(pools, runs)
+        pipeline = Pipeline(pools, runs, options.webhooks.policy if options.webhooks else WebhookPolicy())
+        if options.webhooks is not None:
+            queue, policy = WebhookQueue(journal.database), options.webhooks.policy
+            webhooks = WebhookSender(queue, policy, options.webhooks.signer, metrics.registry)
+            runs.on_finished = webhooks.wake
+            sending = asyncio.create_task(webhooks.run_forever(), name="webhooks")
+            stack.callback(sending.cancel)
         service = PipelineService(pipeline)
         budget = RequestBudget()
         request_log = RequestLog(metrics.registry)

@@ -22,6 +22,7 @@ RANKS = {
         "pipeline": 6,
         "metrics": 6,
         "runs": 5,
+        "webhooks": 5,
         "planning": 4,
         "journal": 4,
         "workers": 3,

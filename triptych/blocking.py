@@ -102,8 +102,8 @@ class Client:
         )
         return RunStream(stream, self._loop)
 
-    def create_run(self, spec: RunSpec, *, request_id: str = "") -> Run:
-        return self._loop.wait(self._client.create_run(spec, request_id=request_id))
+    def create_run(self, spec: RunSpec, *, request_id: str = "", webhook_url: str = "") -> Run:
+        return self._loop.wait(self._client.create_run(spec, request_id=request_id, webhook_url=webhook_url))
 
     def cancel_run(self, name: str, images: Sequence[str] = ()) -> Run:
         return self._loop.wait(self._client.cancel_run(name, images))

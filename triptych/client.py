@@ -247,9 +247,11 @@ class Client:
             show=show,
         )
 
-    async def create_run(self, spec: RunSpec, *, request_id: str = "") -> Run:
+    async def create_run(self, spec: RunSpec, *, request_id: str = "", webhook_url: str = "") -> Run:
         """Begins a run that goes on by itself; begun once, over however many connections."""
-        request = CreateRunRequest(request_id=request_id or uuid.uuid4().hex, spec=spec)
+        request = CreateRunRequest(
+            request_id=request_id or uuid.uuid4().hex, spec=spec, webhook_url=webhook_url
+        )
         answer = await repeated(
             lambda: self._answer(self._stub.CreateRun(request, timeout=UNARY_TIMEOUT_S)),
             self._backoff,

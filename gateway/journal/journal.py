@@ -18,7 +18,7 @@ from gateway.events.event_log import EventLog
 from gateway.events.run_state import RunState, attachments_in_event, is_finished, is_idle, without_data
 from gateway.journal.database import Database, JournalUnavailable, open_database
 from gateway.journal.reader import SELECT_RUN, JournalReader, RunRow
-from gateway.journal.schema import commands, events, expired, images, runs
+from gateway.journal.schema import commands, events, expired, images, runs, webhooks
 from triptych.v1.pipeline_pb2 import Event, Image, RunState as ProtoRunState
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class NewRun:
     asked: bytes
     is_detached: bool
     deadline_ns: int | None
+    webhook_url: str = ""
 
 
 @asynccontextmanager
@@ -91,7 +92,7 @@ class Journal:
         # Made once: to make a statement costs about as much as to execute it.
         self._add = {
             table: database.insert(table).on_conflict_do_nothing()
-            for table in (runs, events, images, expired)
+            for table in (runs, events, images, expired, webhooks)
         }
         self._waiting: list[_Entry] = []
         self._has_work = asyncio.Event()
@@ -237,6 +238,9 @@ class Journal:
             connection.execute(self._add[events], first)
             if kept := [*init_images.values(), *attachments_in_event(first_event, name)]:
                 connection.execute(self._add[images], [image_row(name, image) for image in kept])
+            if new.webhook_url:
+                webhook = {"run": name, "url": new.webhook_url, "num_attempts": 0, "next_ms": 0}
+                connection.execute(self._add[webhooks], webhook)
             return RunRow(
                 name,
                 new.caller,
@@ -280,7 +284,7 @@ class Journal:
                 connection.execute(self._add[expired], row)
             mine = sa.select(images.c.sha256).where(images.c.run == name).distinct()
             hashes = set(connection.scalars(mine))
-            for table in (events, images, commands):
+            for table in (events, images, commands, webhooks):
                 connection.execute(sa.delete(table).where(table.c.run == name))
             wanted = set(connection.scalars(sa.select(images.c.sha256).where(images.c.sha256.in_(hashes))))
             return sorted(hashes - wanted)

@@ -5,7 +5,7 @@ import sqlalchemy as sa
 # Raised by one by a revision that older gateways cannot use; they then refuse the journal.
 VERSION = 1
 # Those in migrations/versions, in order; the last one has the tables below.
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 
 metadata = sa.MetaData()
 
@@ -100,4 +100,16 @@ attendances = sa.Table(
     sa.Column("run", sa.Text, primary_key=True),
     sa.Column("gateway", sa.Text, primary_key=True),
     sa.Column("until_ms", sa.BigInteger, nullable=False),
+)
+
+# Runs whose end is reported to an address, and the next attempt to do so, in milliseconds of the database's clock.
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    sa.Column("run", sa.Text, primary_key=True),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("num_attempts", sa.Integer, nullable=False),
+    sa.Column("next_ms", sa.BigInteger, nullable=False),
+    # The end that was reported last; a run can go on, and end again.
+    sa.Column("sent_end_ns", sa.BigInteger),
 )

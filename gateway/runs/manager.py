@@ -74,6 +74,7 @@ class RunManager:
         self.is_stopping = False
         # Called with whatever happens in a run from now on.
         self.on_event: Callable[[Event], None] = lambda event: None
+        self.on_finished: Callable[[], None] = lambda: None
         self._bounds = bounds
         self._admission = Admission(bounds.room)
         self._context = RunContext(
@@ -136,6 +137,7 @@ class RunManager:
         caller: Caller,
         is_detached: bool,
         timeout_s: float | None = None,
+        webhook_url: str = "",
     ) -> RunRow:
         """Accepts the run, which begins when it is its ticket, or gives the one that the request_id has made meanwhile.
 
@@ -145,7 +147,8 @@ class RunManager:
         ticket = self._admission.enter(caller.name, caller.limits)
         name = f"runs/{secrets.token_hex(8)}"
         deadline_ns = None if timeout_s is None else time.time_ns() + int(timeout_s * 1e9)
-        new = NewRun(caller.name, request_id, digest_of(asked), is_detached, deadline_ns)
+        digest = digest_of(asked, webhook_url)
+        new = NewRun(caller.name, request_id, digest, is_detached, deadline_ns, webhook_url)
         # Not to be left half done when the caller goes away: an accepted run is begun.
         return await asyncio.shield(self._start(self._accept(name, new, plan, ticket)))
 
@@ -162,6 +165,8 @@ class RunManager:
     def _write(self, record: RunRecorder, event: Event) -> None:
         self.on_event(event)
         self.journal.write(record, event)
+        if event.HasField("finished"):
+            self.on_finished()
 
     async def _persist(self, name: str, new: NewRun, plan: Plan, ticket: AdmissionTicket) -> RunRow:
         init_images = {}
@@ -407,5 +412,7 @@ class RunManager:
         return task
 
 
-def digest_of(spec: RunSpec) -> bytes:
-    return hashlib.sha256(spec.SerializeToString(deterministic=True)).digest()
+def digest_of(spec: RunSpec, webhook_url: str = "") -> bytes:
+    """Of what a caller asked for: the same request_id with something else is an error."""
+    asked = spec.SerializeToString(deterministic=True) + webhook_url.encode()
+    return hashlib.sha256(asked).digest()

@@ -21,6 +21,7 @@ from gateway.pipeline import Pipeline as Facade
 from gateway.runs.manager import RunLimits, RunManager
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
 from gateway.store import open_store
+from gateway.webhooks.policy import WebhookPolicy
 from gateway.workers.discovery import Discovery
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
@@ -308,6 +309,7 @@ async def gateway_over(
     retry_policy: RetryPolicy = IMPATIENT,
     bounds: RunLimits = RunLimits(abandon_grace_s=0),  # noqa: B008 - frozen
     tokens: Path | None = None,
+    webhooks: WebhookPolicy = WebhookPolicy(),  # noqa: B008 - frozen
 ) -> AsyncIterator[Pipeline]:
     """A gateway that keeps its pictures, and its journal unless another is named, in that folder."""
     async with AsyncExitStack() as stack:
@@ -324,7 +326,7 @@ async def gateway_over(
             open_journal(journal or str(folder / "journal.db"), secrets.token_hex(4))
         )
         runs = await stack.enter_async_context(RunManager(pools, retry_policy, bounds, kept, store).running())
-        facade = Facade(pools, runs)
+        facade = Facade(pools, runs, webhooks)
         service = PipelineService(facade)
         running = await stack.enter_async_context(
             serving(

@@ -943,8 +943,11 @@ class CreateRunRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    WEBHOOK_URL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The caller's own name for the request, up to 128 characters: retries with it make no second run."""
+    webhook_url: _builtins.str
+    """Where the end of the run is reported, with a signed POST. The gateway's operator must allow the address."""
     @_builtins.property
     def spec(self) -> Global___RunSpec: ...
     def __init__(
@@ -952,10 +955,11 @@ class CreateRunRequest(_message.Message):
         *,
         request_id: _builtins.str = ...,
         spec: Global___RunSpec | None = ...,
+        webhook_url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec", "webhook_url", b"webhook_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1032,11 +1036,14 @@ class StreamRunRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     DETACH_FIELD_NUMBER: _builtins.int
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    WEBHOOK_URL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     detach: _builtins.bool
     """Whether the run goes on when the caller goes away; otherwise it is cancelled."""
     after_sequence: _builtins.int
     """For a caller who comes back with the same request_id: replays events after this one; 0: all."""
+    webhook_url: _builtins.str
+    """As in CreateRunRequest."""
     @_builtins.property
     def spec(self) -> Global___RunSpec: ...
     def __init__(
@@ -1046,10 +1053,11 @@ class StreamRunRequest(_message.Message):
         spec: Global___RunSpec | None = ...,
         detach: _builtins.bool = ...,
         after_sequence: _builtins.int = ...,
+        webhook_url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "detach", b"detach", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "detach", b"detach", "request_id", b"request_id", "spec", b"spec", "webhook_url", b"webhook_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

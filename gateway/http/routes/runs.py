@@ -52,7 +52,9 @@ async def create_run(request: Request) -> Response:
     asked = await asyncio.to_thread(from_dict, body, StreamRunRequest)
     # What begins with a request that has an answer at once goes on without it by default.
     detach = asked.detach or "detach" not in body
-    run = await api.pipeline.create_run(asked.request_id, asked.spec, caller, detach=detach)
+    run = await api.pipeline.create_run(
+        asked.request_id, asked.spec, caller, detach=detach, webhook_url=asked.webhook_url
+    )
     return JSONResponse(to_dict(run), 201, {"location": f"/{run.name}"})
 
 
