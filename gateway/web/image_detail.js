@@ -2,13 +2,14 @@
 
 import { byId, createElement, setProps } from "./dom.js";
 import { CompareSlider } from "./compare_slider.js";
+import { NUM_VARIATIONS } from "./settings.js";
 import { capital, duration, errorInWords, nameOf, scoreText } from "./labels.js";
 import { t } from "./texts.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
 /** @typedef {import("./run_state.js").RunState} RunState */
 
-/** @typedef {"refine"|"vary"|"edit"|"upscale"|"view"|"download"|"copy"|"again"|"seed"|"more"|"close"} ActionName */
+/** @typedef {"refine"|"vary"|"edit"|"upscale"|"variations"|"view"|"download"|"copy"|"again"|"seed"|"more"|"close"} ActionName */
 
 export class ImageDetail {
   /** @param {(action: ActionName, picture: Picture) => void} onAction */
@@ -30,13 +31,17 @@ export class ImageDetail {
       this.buttons[name] = createElement("button", { type: "button", class: kind, id: `action-${name}`, text: t(`action.${name}`), title: t(`action.${name}_title`), onclick: () => this.picture && onAction(name, this.picture) });
       return this.buttons[name];
     };
-    this.actions = createElement("div", { class: "actions", role: "group", "aria-label": t("action.group") }, button("refine", "primary"), button("vary"), button("edit"), button("upscale"), button("again", "primary"));
+    this.actions = createElement("div", { class: "actions", role: "group", "aria-label": t("action.group") }, button("refine", "primary"), button("vary"), button("edit"), button("upscale"), button("variations"), button("again", "primary"));
+    // Filled when a generator that draws from pictures is there.
+    this.mixing = createElement("div", { class: "mixing", hidden: true });
+    setProps(this.buttons.variations, { title: t("action.variations_title", { count: NUM_VARIATIONS }) });
     this.minor = createElement("div", { class: "actions minor", role: "group", "aria-label": t("action.minor") }, button("view"), button("download"), button("copy"), button("more"), button("seed"), button("close"));
     this.root.append(
       createElement("figure", {}, this.compare.element),
       createElement("div", { class: "detail-head" }, this.title, this.best, this.score),
       this.text,
       this.actions,
+      this.mixing,
       this.note,
       this.minor,
       this.facts,
@@ -50,7 +55,7 @@ export class ImageDetail {
   /**
    * @param {RunState|null} run
    * @param {Picture|null} picture
-   * @param {{isBest: boolean, note: string, prompt: string, scale: number}} look
+   * @param {{isBest: boolean, note: string, prompt: string, scale: number, canVary: boolean}} look
    */
   update(run, picture, look) {
     this.picture = picture;
@@ -68,6 +73,7 @@ export class ImageDetail {
     const canRepeat = picture.state === "failed" || picture.state === "cancelled";
     this.actions.hidden = !isReady && !canRepeat;
     for (const name of ["refine", "vary", "edit", "upscale"]) this.buttons[name].hidden = !isReady;
+    this.buttons.variations.hidden = this.mixing.hidden = !isReady || !look.canVary;
     this.buttons.again.hidden = !canRepeat;
     this.minor.hidden = !isReady;
     this.buttons.more.hidden = this.buttons.seed.hidden = picture.stage !== "generate";

@@ -40,6 +40,16 @@ const vocabulary = new VocabularyPanel((word) => {
   form.addWord(word);
   announce(t("vocabulary.added", { word }));
 });
+/** @type {any} */
+let shownGenerator;
+settings.onChange(() => {
+  statusBar.showModels(settings.models);
+  const { generate } = settings.models;
+  if (generate === shownGenerator) return;
+  shownGenerator = generate;
+  vocabulary.setModel(generate);
+  welcome.setModel(generate);
+});
 const queue = new RunQueue((run) => {
   showNote(t("queue.begun", { prompt: run.spec.prompt }));
   refreshRuns();
@@ -121,6 +131,8 @@ function show(run) {
 /** @param {any} spec @param {"again"|"more"|"seed"|"restore"} action @param {import("./run_state.js").Picture} [picture] */
 function onReuse(spec, action, picture) {
   if (!spec) return;
+  // The gateway keeps pictures by their sha256; they are not sent again from here.
+  const hasPictures = spec.init_images?.length || spec.generate?.image_prompts?.length;
   if (action === "restore") {
     form.replacePrompt(spec.prompt);
     form.setSeed(spec.seed ?? "");
@@ -129,6 +141,8 @@ function onReuse(spec, action, picture) {
   } else if (action === "seed") {
     form.setSeed(picture?.image?.seed ?? "");
     showNote(t("reuse.seed", { seed: picture?.image?.seed ?? "" }));
+  } else if (hasPictures) {
+    showNote(t("reuse.no_picture"));
   } else if (action === "more" && spec.generate) {
     // Image i of a run has the seed plus i: the first that the run has not used; one that failed has its own again.
     const offset = picture && picture.state !== "ready" ? picture.index : Number(spec.generate.count);
@@ -136,20 +150,19 @@ function onReuse(spec, action, picture) {
     begin({ ...spec, seed, generate: { ...spec.generate, count: 1 } });
   } else {
     const { seed: _, ...rest } = spec;
-    if (spec.init_images?.length) showNote(t("reuse.no_picture"));
-    else begin(rest);
+    begin(rest);
   }
 }
 
-/** A picture that the person brought. @param {Blob} file */
-async function onFile(file) {
+/** Pictures that the person brought: of two the second is mixed into the first, where that is served. @param {Blob} file @param {Blob} [second] */
+async function onFile(file, second) {
   clearError();
   try {
     const source = await readSource(file);
     history.pushState(null, "", "#/");
     showView(false);
     runs.mark("");
-    controller.openOwn(source);
+    controller.openOwn(source, second && (await readSource(second)));
     if (source.text.prompt && source.text.Software?.startsWith("triptych")) restoreFrom(source.text);
     scrollTo(byId("studio"), "nearest");
   } catch {
@@ -215,13 +228,10 @@ async function loadModels() {
     // Nothing is touched that somebody may be typing into.
     if (JSON.stringify(served) !== lastServed) {
       lastServed = JSON.stringify(served);
-      /** @type {Object<string, any>} */
+      /** @type {Object<string, any[]>} */
       const models = {};
-      for (const { model } of served) models[STAGE_NAMES[model.stage]] ??= model;
+      for (const { model } of served) (models[STAGE_NAMES[model.stage]] ??= []).push(model);
       settings.setModels(models);
-      statusBar.showModels(models);
-      vocabulary.setModel(models.generate);
-      welcome.setModel(models.generate);
     }
     isWhole = Object.keys(settings.models).length === Object.keys(WORKERS).length;
   } catch (error) {

@@ -57,6 +57,25 @@ export async function take(run, pictures, action, settings, requestId = newReque
   return { run: await withRetry(() => createRun(requestId, spec), showWaiting), isNew: true, requestId };
 }
 
+/**
+ * A new run of variations: of a picture, or of a mixture with a second one.
+ * @param {Picture} picture
+ * @param {{source: import("./source_image.js").SourceImage, share: number}|null} mixture `share` of the second picture, 0 to 1
+ * @param {string} prompt "": the pictures alone
+ * @param {import("./settings.js").Settings} settings
+ * @param {string} requestId kept by repeated attempts
+ * @returns {Promise<any>} the run as the gateway has it
+ */
+export async function makeVariations(picture, mixture, prompt, settings, requestId) {
+  const imagePrompts = [{ image: await asImageData(picture, false), weight: mixture ? 1 - mixture.share : 1 }];
+  if (mixture) {
+    const { blob, width, height } = mixture.source;
+    imagePrompts.push({ image: await toImageData(blob, width, height), weight: mixture.share });
+  }
+  const spec = settings.variationSpec(prompt, imagePrompts);
+  return withRetry(() => createRun(requestId, spec), showWaiting);
+}
+
 /** @param {Picture} picture @param {boolean} isSquare whether the models would stretch it otherwise */
 async function asImageData(picture, isSquare) {
   const blob = await fileOf(picture);

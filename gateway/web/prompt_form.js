@@ -35,7 +35,11 @@ export class PromptForm {
     this.reading = { prompt: "", result: /** @type {any} */ (undefined) };
     this.askReading = debounce(() => this.read(), READ_AFTER_MS);
     this.listen(onSubmit);
-    settings.onChange(() => this.onPrompt());
+    byId("generator").addEventListener("change", () => settings.chooseGenerator(byId("generator").value));
+    settings.onChange(() => {
+      this.showGenerators();
+      this.onPrompt();
+    });
     this.restoreDraft();
   }
 
@@ -63,6 +67,7 @@ export class PromptForm {
           createElement("button", { type: "button", id: "seed-random", class: "icon-button", "aria-label": t("seed.make_random"), title: t("seed.make_random"), onclick: () => this.setSeed("") }, icon(ICONS.dice)),
           createElement("span", { id: "seed-help", class: "unseen", text: t("seed.help") }),
         ),
+        createElement("label", { class: "generator", hidden: true }, createElement("span", { text: t("generator.label") }), createElement("select", { id: "generator" })),
         createElement("button", { type: "button", id: "add-picture", class: "quiet" }, icon(ICONS.image), createElement("span", { text: t("source.add") })),
         createElement("button", { type: "button", id: "add-photo", class: "quiet touch-only" }, icon(ICONS.camera), createElement("span", { text: t("source.camera") })),
         createElement("button", { type: "button", id: "settings-button", class: "quiet", "aria-expanded": "false", "aria-controls": "settings" }, icon(ICONS.sliders), createElement("span", { text: t("settings.button") }), createElement("span", { id: "settings-button-count", class: "pill" })),
@@ -93,6 +98,18 @@ export class PromptForm {
       byId("settings").hidden = !isOpen;
       setProps(byId("settings-button"), { "aria-expanded": String(isOpen) });
     });
+  }
+
+  /** There is nothing to choose where one is served. */
+  showGenerators() {
+    const { generators, models } = this.settings;
+    const select = byId("generator");
+    const names = generators.map((one) => one.name);
+    if (names.join() !== [...select.options].map((one) => one.value).join()) {
+      select.replaceChildren(...names.map((name) => createElement("option", { value: name, text: name })));
+    }
+    select.value = models.generate?.name ?? "";
+    select.parentElement.hidden = names.length < 2;
   }
 
   get text() {

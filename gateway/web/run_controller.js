@@ -1,7 +1,7 @@
 /** What is open: a run, or a picture that the person brought. Followed, shown, chosen from; one is open at a time. */
 
 import { byId, createElement, scrollTo, setProps } from "./dom.js";
-import { cancelRun, getRun, withRetry } from "./api.js";
+import { cancelRun, getRun, newRequestId, withRetry } from "./api.js";
 import { copyPicture, copyText } from "./clipboard.js";
 import { EventStream } from "./event_stream.js";
 import { ImageDetail } from "./image_detail.js";
@@ -9,7 +9,7 @@ import { ImageGrid, bestOf } from "./image_grid.js";
 import { RunState } from "./run_state.js";
 import { RunTree } from "./run_tree.js";
 import { download } from "./image_urls.js";
-import { needsNewRun, take } from "./picture_actions.js";
+import { makeVariations, needsNewRun, take } from "./picture_actions.js";
 import { announce, clearError, showConnection, showError, showWaiting } from "./notifications.js";
 import { duration, errorInWords, fileName, nameOf, stateInWords } from "./labels.js";
 import { t } from "./texts.js";
@@ -54,6 +54,8 @@ export class RunController {
     this.viewer = null;
     /** @type {import("./mask_editor.js").MaskEditor|null} */
     this.editor = null;
+    /** @type {import("./mix_panel.js").MixPanel|null} */
+    this.mixPanel = null;
     this.isWide = matchMedia("(min-width: 1000px)");
     this.isWide.addEventListener("change", () => this.draw());
     this.buildHead();
@@ -107,9 +109,10 @@ export class RunController {
     this.draw();
   }
 
-  /** @param {import("./source_image.js").SourceImage} source */
-  openOwn(source) {
+  /** @param {import("./source_image.js").SourceImage} source @param {import("./source_image.js").SourceImage} [second] to be mixed into it */
+  openOwn(source, second) {
     this.close();
+    if (second) this.withMixPanel((panel) => panel.take(second));
     const image = { width: source.width, height: source.height, name: "", sha256: "" };
     this.own = { name: "own", stage: "init", index: 0, parent: "", state: "ready", step: 0, numSteps: 0, preview: null, image, score: null, problem: null, isFlat: false, own: source };
     this.draw();
@@ -123,6 +126,7 @@ export class RunController {
     this.run = this.own = null;
     this.selected = this.awaited = "";
     this.lastSequence = 0;
+    this.mixPanel?.clear();
     showConnection("ended");
     this.draw();
   }
@@ -191,6 +195,7 @@ export class RunController {
   /** @param {import("./image_detail.js").ActionName} action @param {Picture} picture */
   onAction(action, picture) {
     if (action === "refine" || action === "vary" || action === "upscale") this.take([picture], action);
+    else if (action === "variations") this.makeVariations(picture);
     else if (action === "edit") this.openEditor(picture);
     else if (action === "view") this.openViewer(picture);
     else if (action === "download") this.download(picture);
@@ -214,6 +219,36 @@ export class RunController {
     const { MaskEditor } = await import("./mask_editor.js");
     this.editor ??= new MaskEditor((one, edit) => this.take([one], "edit", edit));
     this.editor.open(picture, this.promptFor());
+  }
+
+  /** Loaded when a generator that draws from pictures is there. @param {(panel: import("./mix_panel.js").MixPanel) => void} act */
+  async withMixPanel(act) {
+    const { MixPanel } = await import("./mix_panel.js");
+    this.mixPanel ??= new MixPanel(this.detail.mixing, {
+      onError: (error) => showError(error),
+      onMake: () => {
+        const picture = this.currentPicture();
+        if (picture) this.makeVariations(picture);
+      },
+    });
+    act(this.mixPanel);
+  }
+
+  /** @param {Picture} picture @param {string} [requestId] */
+  async makeVariations(picture, requestId = newRequestId()) {
+    clearError();
+    announce(t("announce.variations", { name: nameOf(picture) }));
+    this.setBusy(true);
+    try {
+      const mixture = this.mixPanel?.mixture ?? null;
+      const run = await makeVariations(picture, mixture, this.promptFor(), this.page.settings, requestId);
+      clearError();
+      this.page.onNewRun(run);
+    } catch (error) {
+      showError(error, () => this.makeVariations(picture, requestId));
+    } finally {
+      this.setBusy(false);
+    }
   }
 
   /** @returns {Picture[]} the finished ones, as the gallery has them */
@@ -302,7 +337,8 @@ export class RunController {
     const path = new Set(picture && run ? pathTo(run, picture) : []);
     this.grid.update(run, path, picture?.name ?? "");
     const isBest = Boolean(picture && run?.groups.some((group) => bestOf(group.pictures) === picture));
-    this.detail.update(run, picture ?? null, { isBest, note: picture ? this.noteFor(picture) : "", prompt: this.prompt, scale: this.page.settings.models.upscale?.scale || 4 });
+    this.detail.update(run, picture ?? null, { isBest, note: picture ? this.noteFor(picture) : "", prompt: this.prompt, scale: this.page.settings.models.upscale?.scale || 4, canVary: Boolean(this.page.settings.variationModel) });
+    if (picture && this.page.settings.variationModel && !this.mixPanel) this.withMixPanel((panel) => panel.show());
     this.tree.update(run, path);
     this.renderHead();
     byId("studio").hidden = !run && !this.own;
@@ -327,6 +363,8 @@ export class RunController {
     if (!prompt) notes.push(t("note.no_prompt"));
     else notes.push(t("note.makes", { count: Number(this.page.settings.valueOf("refine", "count")) }));
     if (prompt && needsNewRun(this.run, [picture], { kind: "refine", prompt })) notes.push(t(this.run ? "note.new_prompt" : "note.own_prompt", { prompt }));
+    const { variationModel } = this.page.settings;
+    if (variationModel) notes.push(t("note.variations", { model: variationModel.name }));
     if (picture.image && picture.image.width !== picture.image.height) notes.push(t("note.square"));
     return notes.join(" ");
   }

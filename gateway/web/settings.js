@@ -23,6 +23,11 @@ export const SETTINGS = [
   { stage: "generate", name: "temperature", group: "basic", kind: "number", step: "any" },
   { stage: "generate", name: "top_k", group: "advanced", kind: "number", step: 1 },
   { stage: "generate", name: "top_p", group: "advanced", kind: "number", step: "any" },
+  // Of unCLIP alone.
+  { stage: "generate", name: "prior_guidance_scale", group: "advanced", kind: "number", step: "any" },
+  { stage: "generate", name: "prior_num_steps", group: "advanced", kind: "number", step: 1 },
+  { stage: "generate", name: "decoder_num_steps", group: "advanced", kind: "number", step: 1 },
+  { stage: "generate", name: "super_res_num_steps", group: "advanced", kind: "number", step: 1 },
   { stage: "refine", name: "count", group: "basic", kind: "number", min: 1, max: 64, step: 1, fallback: 4 },
   { stage: "refine", name: "negative_prompt", group: "basic", kind: "text", fallback: "" },
   { stage: "refine", name: "skip_ratio", group: "basic", kind: "number", step: "any" },
@@ -36,6 +41,8 @@ const PAGE_OWN = new Set(["count", "vary_keep"]);
 // So many previews of a picture are worth their decoding.
 const NUM_PREVIEWS = 8;
 const SKETCH_PREVIEW_EVERY = 32;
+const DECODER_PREVIEW_EVERY = 4;
+export const NUM_VARIATIONS = 4;
 const UPSCALE_PREVIEW_EVERY = 4;
 // An input element includes its bounds.
 const JUST_INSIDE = 0.01;
@@ -44,18 +51,40 @@ const VARY_SHARE = 0.5;
 
 export class Settings {
   constructor() {
-    /** @type {Object<string, any>} ModelInfo by the stage's name */
+    /** @type {Object<string, any>} ModelInfo by the stage's name; of the generator the chosen one */
     this.models = {};
+    /** @type {any[]} ModelInfo of every generator that is served, the gateway's default first */
+    this.generators = [];
     /** @type {Object<string, Object<string, number|string>>} what the person has set, by "stage:model" */
     this.changed = load("settings", {});
     /** @type {Set<() => void>} */
     this.listeners = new Set();
   }
 
-  /** @param {Object<string, any>} models by the stage's name */
-  setModels(models) {
-    this.models = models;
+  /** @param {Object<string, any[]>} served by the stage's name, the gateway's default first */
+  setModels(served) {
+    this.models = Object.fromEntries(Object.entries(served).map(([stage, models]) => [stage, models[0]]));
+    this.generators = served.generate ?? [];
+    this.useGenerator(load("generator", ""));
+  }
+
+  /** @param {string} name of one that is served; else the gateway's default is used */
+  useGenerator(name) {
+    const model = this.generators.find((one) => one.name === name) ?? this.generators[0];
+    if (model) this.models = { ...this.models, generate: model };
     this.notify();
+  }
+
+  /** @param {string} name */
+  chooseGenerator(name) {
+    save("generator", name);
+    this.useGenerator(name);
+  }
+
+  /** What draws from pictures: the chosen generator if it can, else the first that does. @returns {any} ModelInfo or undefined */
+  get variationModel() {
+    const canVary = (/** @type {any} */ model) => Number(model?.limits?.max_image_prompts ?? 0) > 0;
+    return canVary(this.models.generate) ? this.models.generate : this.generators.find(canVary);
   }
 
   /** @param {() => void} listener */
@@ -67,22 +96,22 @@ export class Settings {
     for (const listener of this.listeners) listener();
   }
 
-  /** Of each model its own. @param {string} stage */
-  keyOf(stage) {
-    return `${stage}:${this.models[stage]?.name ?? ""}`;
+  /** Of each model its own. @param {string} stage @param {any} [model] */
+  keyOf(stage, model = this.models[stage]) {
+    return `${stage}:${model?.name ?? ""}`;
   }
 
-  /** @param {string} stage @param {string} name @returns {number|string|undefined} what an unset field takes */
-  defaultOf(stage, name) {
-    const defaults = this.models[stage]?.defaults ?? {};
+  /** @param {string} stage @param {string} name @param {any} [model] @returns {number|string|undefined} what an unset field takes */
+  defaultOf(stage, name, model = this.models[stage]) {
+    const defaults = model?.defaults ?? {};
     if (name === "vary_keep") return defaults.skip_ratio === undefined ? undefined : round(defaults.skip_ratio * VARY_SHARE);
     const setting = SETTINGS.find((one) => one.stage === stage && one.name === name);
     return defaults[name] === undefined ? setting?.fallback : round(defaults[name]);
   }
 
-  /** @param {string} stage @param {string} name @returns {number|string|undefined} what the next action takes */
-  valueOf(stage, name) {
-    return this.changed[this.keyOf(stage)]?.[name] ?? this.defaultOf(stage, name);
+  /** @param {string} stage @param {string} name @param {any} [model] @returns {number|string|undefined} what the next action takes */
+  valueOf(stage, name, model = this.models[stage]) {
+    return this.changed[this.keyOf(stage, model)]?.[name] ?? this.defaultOf(stage, name, model);
   }
 
   /** @param {string} stage @param {string} name */
@@ -141,6 +170,7 @@ export class Settings {
 
   /** The settings of a run or of a picture's file. @param {any} spec */
   restoreSpec(spec) {
+    if (spec.generate?.model) this.chooseGenerator(spec.generate.model);
     /** @type {Object<string, any>} */
     const values = {};
     for (const stage of ["generate", "refine", "upscale"]) {
@@ -151,21 +181,38 @@ export class Settings {
     }
   }
 
-  /** @param {string} stage @returns {Object<string, any>} every true value, in the contract's names */
-  ofStage(stage) {
+  /** @param {string} stage @param {any} [model] @returns {Object<string, any>} every true value, in the contract's names */
+  ofStage(stage, model = this.models[stage]) {
     /** @type {Object<string, any>} */
     const settings = {};
     for (const one of SETTINGS) {
-      const value = one.stage === stage && !PAGE_OWN.has(one.name) ? this.valueOf(stage, one.name) : undefined;
+      const value = one.stage === stage && !PAGE_OWN.has(one.name) ? this.valueOf(stage, one.name, model) : undefined;
       if (value !== undefined) settings[one.name] = value;
     }
     return settings;
   }
 
-  /** @returns {any} GenerateStage */
-  generateStage() {
-    const settings = { ...this.ofStage("generate"), preview_every: SKETCH_PREVIEW_EVERY };
-    return { count: Number(this.valueOf("generate", "count")), settings };
+  /** @param {{model?: any, count?: number}} [more] @returns {any} GenerateStage */
+  generateStage({ model = this.models.generate, count } = {}) {
+    // unCLIP has some dozens of steps, DALL·E Mini hundreds.
+    const every = model?.defaults?.decoder_num_steps === undefined ? SKETCH_PREVIEW_EVERY : DECODER_PREVIEW_EVERY;
+    const settings = { ...this.ofStage("generate", model), preview_every: every };
+    const named = this.generators.length > 1 && { model: model.name };
+    return { count: count ?? Number(this.valueOf("generate", "count", model)), settings, ...named };
+  }
+
+  /**
+   * A run of variations of a picture, or of a mixture of several.
+   * @param {string} prompt "": pictures alone
+   * @param {{image: any, weight: number}[]} imagePrompts with ImageData in JSON
+   * @param {string} [seed]
+   */
+  variationSpec(prompt, imagePrompts, seed) {
+    const generate = this.generateStage({ model: this.variationModel, count: NUM_VARIATIONS });
+    const spec = this.promptSpec(prompt, { seed });
+    // Nothing is refined without words.
+    if (!prompt) delete spec.refine;
+    return { ...spec, generate: { ...generate, image_prompts: imagePrompts } };
   }
 
   /**

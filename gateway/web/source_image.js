@@ -75,7 +75,7 @@ function toBase64(blob) {
 
 /**
  * Lets pictures in: dropped anywhere, pasted, picked, or taken with a phone's camera.
- * @param {(file: Blob) => void} onFile
+ * @param {(file: Blob, second?: Blob) => void} onFile two may be dropped at once
  */
 export function acceptFiles(onFile) {
   const picker = createElement("input", { type: "file", accept: "image/*", id: "file-picker", hidden: true });
@@ -105,8 +105,8 @@ export function acceptFiles(onFile) {
     veil.hidden = true;
     if (!hasFile(event)) return;
     event.preventDefault();
-    const file = [...(event.dataTransfer?.files ?? [])].find((one) => one.type.startsWith("image/"));
-    if (file) onFile(file);
+    const [file, second] = [...(event.dataTransfer?.files ?? [])].filter((one) => one.type.startsWith("image/"));
+    if (file) onFile(file, second);
   });
   addEventListener("paste", (event) => {
     const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
