@@ -1,4 +1,5 @@
-"""A seed is a picture: the same alone, in a full batch, joined late and after others have left, in all three stages.
+"""A seed is a picture: the same alone, in a full batch, joined late and after others have left, in all three stages
+and with both families of the generator.
 
 Through the engine, with small networks. The same, but for floating point: in a batch of another size a sum is taken in
 another order, which moves a value by about 1e-6 of its size. That can turn a value half-way between two of 256 levels to
@@ -26,6 +27,13 @@ from services.generator.dalle.batch import GenerateJob
 from services.generator.dalle.conversion.random_weights import write_random_dalle, write_random_vqgan
 from services.generator.dalle.model import load_model as load_generator
 from services.generator.dalle.stepper import GeneratorStepper
+from services.generator.unclip.conversion.random_weights import write_random as write_random_unclip
+from services.generator.unclip.model import load_model as load_unclip
+from services.generator.unclip.stepper import (
+    GenerateJob as UnclipJob,
+    ImagePrompt as UnclipPicture,
+    UnclipStepper,
+)
 from services.images.codec import DecodedImage
 from services.refiner.conversion.random_weights import write_random_part
 from services.refiner.model import load_model as load_refiner
@@ -87,7 +95,22 @@ def upscaler():
     return Stage(lambda: UpscalerStepper(network, num_slots=NUM_SLOTS), job, others)
 
 
-@pytest.fixture(scope="module", params=["generator", "refiner", "upscaler"])
+@pytest.fixture(scope="module")
+def unclip(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("unclip")
+    write_random_unclip("tiny-unclip", folder)
+    model = load_unclip(folder, device="cpu")
+    picture = UnclipPicture(random_picture(24, 30))
+    others = [
+        UnclipJob(f"{n} cats", n, (picture,) * n, None, 3 + n, 4 + n, 2 * n, 1.0 + n, 2.0 + n)
+        for n in range(NUM_SLOTS - 1)
+    ]
+    job = UnclipJob("a red house", 7, (), None, 4, 5, 3, 2.0, 3.0)
+    return Stage(lambda: UnclipStepper(model, num_slots=NUM_SLOTS), job, others)
+
+
+@pytest.fixture(scope="module", params=["generator", "unclip", "refiner", "upscaler"])
 def stage(request):
     return request.getfixturevalue(request.param)
 

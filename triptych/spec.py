@@ -16,7 +16,10 @@ def make_spec(
     preview_every: int = 0,
     manual: bool = False,
     generator_model: str = "",
+    refiner_model: str = "",
+    upscaler_model: str = "",
     image_prompts: Sequence[bytes | tuple[bytes, float]] = (),
+    text_difference: tuple[str, str] | tuple[str, str, float] | None = None,
 ) -> RunSpec:
     """As the options of `triptych run`: so many sketches, of the best so many variations each, the best enlarged.
 
@@ -26,6 +29,7 @@ def make_spec(
 
     `image_prompts` are files, each with its weight if it has one, whose content and style the sketches take up: for a
     generator that can see pictures, which `generator_model` may name where several are served. `prompt` may be "" then.
+    `text_difference` is a source, a target and a share of the way, 0 to 1: away from what the one means, towards the other.
     """
     spec = RunSpec(prompt=prompt, seed=seed)
     spec.generate.count = candidates
@@ -35,12 +39,19 @@ def make_spec(
         data, weight = (one, 1.0) if isinstance(one, bytes) else one
         added = spec.generate.image_prompts.add(weight=weight)
         added.image.data = data
+    if text_difference:
+        source, target, *share = text_difference
+        spec.generate.text_difference.source, spec.generate.text_difference.target = source, target
+        if share:
+            spec.generate.text_difference.weight = share[0]
     refines = refine_top > 0 and variations > 0
     if refines:
+        spec.refine.model = refiner_model
         spec.refine.count = variations
         spec.refine.settings.preview_every = preview_every
     if upscale_top > 0:
         spec.upscale.SetInParent()
+        spec.upscale.model = upscaler_model
     if manual:
         spec.manual.SetInParent()
         return spec

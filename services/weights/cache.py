@@ -108,11 +108,18 @@ def _logged(name: str) -> Report:
     return show
 
 
-def fetch(name: str, stage: str, *, origin: str = "", show: Report = lambda done, total: None) -> CachedModel:
+def fetch(
+    name: str,
+    stage: str,
+    *,
+    origin: str = "",
+    half: bool = False,
+    show: Report = lambda done, total: None,
+) -> CachedModel:
     """Brings a model into the cache, from S3 or from its origin, and reports where it came from and how long it took.
 
     `origin` names another place than the published one: a folder or address with a model, or with the files that were
-    published. Raises ModelError. What has arrived is kept; the next call goes on from it.
+    published. `half` keeps what is converted in float16. Raises ModelError. What has arrived is kept; the next call goes on from it.
     """
     check_model_name(name)
     if not origin and (found := find_cached(name, stage)):
@@ -138,7 +145,7 @@ def fetch(name: str, stage: str, *, origin: str = "", show: Report = lambda done
             except NotThere:
                 check_bucket(bucket)  # else gigabytes would come from far away for a misspelt name
         if manifest is None:
-            pull_published(known_model(name, stage), origin, staging, show)
+            pull_published(known_model(name, stage), origin, staging, show, half=half)
             place = origin or "where it was published"
         elif manifest[1].stage != stage:
             raise ModelError(f"{place} is a model of the {manifest[1].stage}; expected one of the {stage}")

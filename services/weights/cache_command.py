@@ -44,7 +44,8 @@ STAGE = click.option(
     show_default=False,
     help="A folder or address (https://, hf://, s3://) with the published files, or with a model.",
 )
-def pull(name: str, stage: str | None, origin: str) -> None:
+@click.option("--half", is_flag=True, help="Keep float16 of published files in float32: half of the disk.")
+def pull(name: str, stage: str | None, origin: str, *, half: bool) -> None:
     """Fetch the model NAME into the cache: from S3 (TRIPTYCH_S3_CACHE), else from where it was published.
 
     Can be stopped and run again at any time: it goes on where it was. Published files are converted as they come, and
@@ -56,7 +57,7 @@ def pull(name: str, stage: str | None, origin: str) -> None:
     stage = stage or _stage_of(name)
     try:
         with _progress(f"{stage} {name}") as show:
-            found = cache.fetch(name, stage, origin=origin, show=show)
+            found = cache.fetch(name, stage, origin=origin, half=half, show=show)
     except KeyboardInterrupt:
         echo("stopped; what has arrived is kept, run the command again to go on", err=True)
         raise

@@ -242,7 +242,7 @@ def _rows(in_s3: dict[tuple[str, str], tuple[str, int]]) -> Iterator[dict[str, A
         usual = {
             "digest": "",
             "licence": known.licence if known else "",
-            "needs": f"triptych-server[{stage},weights]",
+            "needs": f"triptych-server[{(known and known.architecture) or stage},weights]",
         }
         place = {"folder": "", "s3": in_s3.get((stage, name), ("", 0))[0]}
         computed = {"gpu_bytes": memory}
@@ -257,7 +257,8 @@ def _rows(in_s3: dict[tuple[str, str], tuple[str, int]]) -> Iterator[dict[str, A
             continue
         yield row(
             stage, name, sum(entry.num_bytes for entry in manifest.files.values()), size,
-            digest=manifest.digest, licence=manifest.licence, needs=f"triptych-server[{stage}]", folder=str(folder),
+            digest=manifest.digest, licence=manifest.licence, folder=str(folder),
+            needs=f"triptych-server[{manifest.architecture or stage}]",
         )  # fmt: skip
     for (stage, name), (_, num_bytes) in in_s3.items():
         if (stage, name) not in seen:

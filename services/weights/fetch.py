@@ -2,12 +2,11 @@
 
 Both work in a folder `staging` that may hold what an earlier attempt brought, and leave a whole model there.
 Each stage's `convert` is imported by name.
-Each stage's `convert` is imported by name.
 """
 
 import logging
 import shutil
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +24,7 @@ from services.weights.download import (
     full_disk_errors,
     sha256_of,
 )
+from services.weights.formats.safetensors_file import halve_file
 from services.weights.model_folder import MANIFEST, Manifest
 from services.weights.remotes import NotThere, artifact_remotes, open_remote
 from triptych._installation import missing_library
@@ -64,8 +64,13 @@ def pull_model(place: str, manifest: tuple[bytes, Manifest], staging: Path, show
     model_folder.write_atomically(staging / MANIFEST, raw)
 
 
-def pull_published(known: KnownModel, origin: str, staging: Path, show: Report) -> None:
-    """Part by part, so that the disk never holds more than the model and the published files of one part."""
+def pull_published(
+    known: KnownModel, origin: str, staging: Path, show: Report, *, half: bool = False
+) -> None:
+    """Part by part, so that the disk never holds more than the model and the published files of one part.
+
+    `half` keeps float16 in place of float32.
+    """
     meter = ProgressMeter(known.num_bytes, show)
     convert = _converter(known)
     for source in known.sources:
@@ -80,6 +85,8 @@ def pull_published(known: KnownModel, origin: str, staging: Path, show: Report) 
         log.info("converting %s", source.part)
         with full_disk_errors(staging, f"the {source.part} of {known.name} was being converted"):
             convert(published, unfinished, source.part)
+            if half:
+                halve_file(unfinished / "model.safetensors")
         unfinished.rename(part)
         shutil.rmtree(downloads, ignore_errors=True)
     model_folder.write_manifest(
@@ -119,9 +126,9 @@ def _published(source: Source, origin: str, folder: Path, meter: ProgressMeter) 
             remote = _remote(base, source.part if origin else "", name)
             _download(remote, into / name, meter, sha256="" if origin else source.sha256)
     for address in source.optional:
-        name = address.rpartition("/")[2]
+        folder_name, name = address.split("/")[-2:]
         try:
-            remote = _remote(base, source.part, name) if origin else open_remote(address)
+            remote = _remote(base, source.part, name, folder_name) if origin else open_remote(address)
         except NotThere:
             log.info("there is no %s; %s does without it", name, source.part)
         else:
@@ -135,13 +142,11 @@ def _download(remote: Remote, path: Path, meter: ProgressMeter, *, sha256: str =
     meter.next_file()
 
 
-def _remote(base: str, part: str, name: str) -> Remote:
-    """Files of parts may have the same names, so a place of the caller's may have them in folders."""
-    if part:
-        try:
-            return open_remote(f"{base}/{part}/{name}")
-        except NotThere:
-            pass
+def _remote(base: str, part: str, name: str, published_folder: str = "") -> Remote:
+    """Files of parts may have the same names, so a place of the caller's may have them in folders, or as published."""
+    for folder in filter(None, (part, published_folder)):
+        with suppress(NotThere):
+            return open_remote(f"{base}/{folder}/{name}")
     return open_remote(f"{base}/{name}")
 
 

@@ -16,6 +16,7 @@ from triptych.v1.stage_pb2 import STAGE_GENERATE
 NOT_SET = dict.fromkeys(
     ["guidance_scale", "temperature", "top_k", "top_p", "num_steps", "skip_ratio", "refine_guidance_scale"]
     + ["negative_prompt", "tile_size", "tile_overlap", "mask", "fit", "text_difference", "prior_num_steps"]
+    + ["text_difference_weight"]
     + ["decoder_num_steps", "super_res_num_steps", "prior_guidance_scale"]
 )
 

@@ -127,9 +127,9 @@ class Child:
 async def launch(
     name: str, options: Sequence[str], on_log: Callable[[str, str], None] | None = None
 ) -> Child:
-    """Starts `triptych serve NAME` on a free port of loopback."""
+    """Starts `triptych serve NAME` on a free port of loopback; a second one of a stage is "NAME 2"."""
     process = await asyncio.create_subprocess_exec(
-        *child_command("serve", name, "--exit-with-parent", "--grace", str(GRACE_S), *options),
+        *child_command("serve", service_of(name), "--exit-with-parent", "--grace", str(GRACE_S), *options),
         stdin=PIPE,
         stdout=PIPE,
         stderr=PIPE,
@@ -140,6 +140,11 @@ async def launch(
         | {"PYTHONUNBUFFERED": "1"},
     )
     return Child(name, process, on_log)
+
+
+def service_of(name: str) -> str:
+    """The service of a child: "generator" of "generator 2"."""
+    return name.partition(" ")[0]
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,9 @@ async def running_pipeline(
             # The first to fail has cancelled the others; its message is enough.
             raise failures.exceptions[0] from None
         ready = {name: task.result() for name, task in starts.items()}
-        addresses = [option for name, stage in ready.items() for option in (f"--{name}", stage.address)]
+        addresses = [
+            option for name, stage in ready.items() for option in (f"--{service_of(name)}", stage.address)
+        ]
         gateway = await start("gateway", [*gateway_options, *addresses])
         yield Pipeline(gateway, ready, children)
     finally:

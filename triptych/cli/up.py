@@ -12,7 +12,7 @@ from triptych import _installation
 from triptych.addresses import host_port
 from triptych.cli.credential_options import FILE
 from triptych.cli.processes import ServiceReady, running_pipeline
-from triptych.cli.run.options import STAGES, model_options, models_of
+from triptych.cli.run.options import STAGES
 from triptych.cli.terminal.signals import run_in_foreground
 from triptych.terminal_text import echo, escape
 
@@ -37,6 +37,18 @@ def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for parameter in reversed(served.params):
         if parameter.name not in OWN and isinstance(parameter, click.Option):
             command.__dict__.setdefault("__click_params__", []).append(parameter)
+    return command
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command --generator-model, --refiner-model and --upscaler-model, each once for every model served."""
+    for stage in reversed(STAGES):
+        command = click.option(
+            f"--{stage}-model",
+            metavar="NAME|FOLDER",
+            multiple=True,
+            help=f"What the {stage} loads; repeat it to serve several, the first by default.  [default: tiny]",
+        )(command)
     return command
 
 
@@ -76,9 +88,10 @@ def up(
 
     The options of `triptych serve gateway` that say where runs are kept, and how much is done at once, are here, too.
     """
-    models = models_of(settings)
     stages = {
-        name: ["--port", "0", *(["--model", models[name]] if name in models else [])] for name in STAGES
+        name if place == 1 else f"{name} {place}": ["--port", "0", *(["--model", model] if model else [])]
+        for name in STAGES
+        for place, model in enumerate(settings.pop(f"{name}_model") or [None], 1)
     }
     options = ["--host", host, "--port", str(port), "--http-port", str(http_port)]
     for option, path in (("--tokens", tokens), ("--tls-cert", tls_cert), ("--tls-key", tls_key)):
@@ -145,7 +158,7 @@ async def keep_running(stages: dict[str, list[str]], gateway_options: list[str])
 
 
 def say_ready(name: str, ready: ServiceReady) -> None:
-    echo(escape(f"{name:<10} {ready.address:<22} {ready.model}".rstrip()))
+    echo(escape(f"{name:<11} {ready.address:<22} {ready.model}".rstrip()))
 
 
 def say_log(name: str, line: str) -> None:

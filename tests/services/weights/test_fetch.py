@@ -8,9 +8,12 @@ import pytest
 
 from services.errors import ModelError
 from services.generator.dalle.text.normalizer import WORD_LIST_NAME
+from services.generator.unclip.model import load_model
 from services.weights.cache import fetch, models_in_s3
+from services.weights.formats.safetensors_file import read_safetensors
 from services.weights.model_folder import check_files, read_manifest
 from services.weights.remotes import artifact_remotes
+from tests.generator.unclip.published import write_hub
 from tests.services.weights.web_server import serving
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "generator"
@@ -74,6 +77,21 @@ class Artifact:
             for name in names
             if name in self.addresses
         ]
+
+
+def test_karlo_comes_from_a_copy_of_the_hubs_folders_with_its_licence(tmp_path):
+    """Of the golden networks, whose tokenizer and schedules lie in folders of their own there."""
+    write_hub(tmp_path / "hub")
+    with serving(files_of(tmp_path / "hub")) as site:
+        found = fetch("karlo", "generator", origin=site.url, half=True)
+    manifest = read_manifest(found.folder)
+    assert (manifest.architecture, manifest.licence) == ("unclip", "CreativeML Open RAIL-M")
+    assert "Attachment A" in manifest.notices
+    dtypes = {t.dtype for t in read_safetensors(found.folder / "decoder" / "model.safetensors").values()}
+    assert dtypes == {"F16"}
+    model = load_model(found.folder, device="cpu")
+    assert model.tokenizer.vocab_size == 535
+    assert (model.prior_diffusion.clip_range, model.decoder_diffusion.variance) == (5.0, "learned_range")
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "client.md").read
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
 def test_a_program_of_the_page_runs(program, gateway_process, tmp_path):
     code = program.replace(ADDRESS, gateway_process)
+    for name in re.findall(r'Path\("(\w+\.jpg)"\)', program):
+        (tmp_path / name).write_bytes(b"")
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=tmp_path,

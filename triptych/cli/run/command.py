@@ -275,7 +275,7 @@ async def note_replaced_words(client: Client, spec: RunSpec, display: Display) -
     if not spec.prompt:
         return
     try:
-        reading = await client.read_prompt(spec.prompt, model=spec.model)
+        reading = await client.read_prompt(spec.prompt, model=spec.generate.model or spec.model)
     except CallError:  # the run itself reports what is wrong, and an older gateway has no such call
         return
     for line in describe_reading(reading):

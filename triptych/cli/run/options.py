@@ -84,6 +84,7 @@ class RunOptions:
     fit: str | None
     image_prompts: tuple[tuple[Path, float], ...]
     text_difference: tuple[str, str] | None
+    text_difference_weight: float | None
     candidates: int
     refine_top: int
     variations: int
@@ -181,6 +182,11 @@ OPTIONS = (
         nargs=2,
         help='Candidates: away from one meaning, towards another: "a cat" "a lion". Needs unCLIP.',
     ),
+    click.option(
+        "--text-difference-weight",
+        type=NUMBER,
+        help="How far that turns them, 0 to 1.  [default: as the model has it]",
+    ),
     click.option("--candidates", "-n", type=WholeNumber(1), default=8, help="Number of candidates."),
     click.option(
         "--refine-top", type=COUNT, default=1, help="How many of the best candidates are refined; 0: none."
@@ -254,6 +260,8 @@ def check_options(options: RunOptions) -> None:
         raise click.UsageError(
             "--image and --image-prompt: expected one of them; --image is refined, --image-prompt sketched anew"
         )
+    if options.text_difference_weight is not None and not options.text_difference:
+        raise click.UsageError("--text-difference-weight: expected --text-difference, whose weight it is")
     if options.images and not (options.refines or options.upscales):
         raise click.UsageError("--image: expected a stage to take it to, and both are left out")
     if options.mask and not (options.images and options.refines):
@@ -283,7 +291,8 @@ def to_spec(prompt: str, options: RunOptions) -> RunSpec:
             spec.generate.image_prompts.append(ImagePrompt(image=image, weight=weight))
         if options.text_difference:
             source, target = options.text_difference
-            spec.generate.text_difference.CopyFrom(TextDifference(source=source, target=target))
+            difference = TextDifference(source=source, target=target, weight=options.text_difference_weight)
+            spec.generate.text_difference.CopyFrom(difference)
     if options.refines:
         refine = RefineSettings(preview_every=options.preview_every)
         set_given(refine, options, "num_steps", "skip_ratio", "negative_prompt")

@@ -65,6 +65,7 @@ def test_a_file_whose_own_name_looks_like_a_weight_is_taken_as_it_is(files):
         (["x", "--image-prompt", "cat.png=much"], "expected FILE=WEIGHT"),
         (["x", "--image-prompt", "dog.png"], "does not exist"),
         (["x", "--image", "cat.png", "--image-prompt", "cat.png"], "expected one of them"),
+        (["x", "--text-difference-weight", "0.5"], "expected --text-difference"),
     ],
 )
 def test_what_cannot_be_meant_is_a_usage_error(files, arguments, complaint):
@@ -75,17 +76,28 @@ def test_what_cannot_be_meant_is_a_usage_error(files, arguments, complaint):
 
 def test_the_settings_of_unclip_and_a_text_difference_travel(files):
     spec = spec_of(
-        "x", "--prior-num-steps", "5", "--super-res-num-steps", "0", "--text-difference", "a cat", "a lion"
-    )
+        "x", "--prior-num-steps", "5", "--super-res-num-steps", "0",
+        "--text-difference", "a cat", "a lion", "--text-difference-weight", "0.5",
+    )  # fmt: skip
     assert spec.generate.settings.prior_num_steps == 5
     assert spec.generate.settings.HasField("super_res_num_steps")
     assert (spec.generate.text_difference.source, spec.generate.text_difference.target) == ("a cat", "a lion")
+    assert spec.generate.text_difference.weight == 0.5
 
 
 def test_each_stage_of_a_run_on_a_gateway_takes_the_model_that_was_named():
     spec = spec_of("x", "--generator-model", "karlo", "--upscaler-model", "real-l", "--no-refine")
     assert (spec.generate.model, spec.upscale.model) == ("karlo", "real-l")
     assert not spec.HasField("refine")
+
+
+def test_a_spec_of_the_client_names_models_and_a_text_difference():
+    spec = make_spec(
+        "x", refiner_model="glid-3-xl", upscaler_model="real-l", text_difference=("a cat", "a lion", 0.5)
+    )
+    assert (spec.refine.model, spec.upscale.model) == ("glid-3-xl", "real-l")
+    difference = spec.generate.text_difference
+    assert (difference.source, difference.target, difference.weight) == ("a cat", "a lion", 0.5)
 
 
 def test_a_spec_of_the_client_takes_image_prompts():
