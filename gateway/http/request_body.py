@@ -68,11 +68,17 @@ def parse_json(data: bytes | bytearray) -> Any:
     # Those inside of texts count, too: pictures in base64 have none, and prompts few.
     if sum(data.count(mark) for mark in b",[{") > MAX_JSON_VALUES:
         raise ValueError(f"it must have at most {MAX_JSON_VALUES} values")
-    text = data.decode()
+    # Editors on Windows begin a file with a mark.
+    text = data.decode("utf-8-sig")
     value = json.loads(text)
     # JSON can name halves of characters, which neither a message nor a file can hold.
     if SURROGATE.search(text):
-        json.dumps(value, ensure_ascii=False).encode()
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                r"a text has half of a surrogate pair, such as \ud83d, which is what a cut emoji leaves"
+            ) from None
     return value
 
 

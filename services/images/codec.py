@@ -145,9 +145,17 @@ def upright(image: Image.Image) -> Image.Image:
         6: Image.Transpose.ROTATE_270,
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
-    }.get(image.getexif().get(0x0112, 1))
+    }.get(_orientation(image))
     image.load()
     return image.transpose(turn) if turn is not None else image
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, from 1 to 8; 1, as it is, where there is none or the block is damaged."""
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        return int(image.getexif().get(0x0112, 1))
+    return 1
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:

@@ -21,8 +21,8 @@ REFUSALS = {"UNAUTHENTICATED", "PERMISSION_DENIED", "401", "403", "421"}
 # Another caller's run is not found, so that nobody learns that there is one. For the operator it is a refusal.
 OTHERS_RUN = "OTHERS_RUN"
 NOT_FOUND = {"NOT_FOUND", "404"}
-# Answered many times a minute for probes.
-QUIET = ("/grpc.health.", "/health", "/grpc.reflection.")
+# Asked many times a minute: by probes, and by every gateway for what its workers serve.
+QUIET = re.compile(r"/grpc\.health\.|/health|/grpc\.reflection\.|/[\w.]+Service/GetModel$")
 
 
 @dataclass
@@ -112,7 +112,7 @@ class RequestLog:
         is_others = bool(record.others_run) and record.code in NOT_FOUND
         is_refused = record.code in REFUSALS or is_others
         reason = OTHERS_RUN if is_others else record.reason
-        if record.method.startswith(QUIET) and not is_refused:
+        if QUIET.match(record.method) and not is_refused:
             return
         log.log(
             logging.WARNING if is_refused else logging.INFO,

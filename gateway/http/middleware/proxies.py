@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 ANY = "*"
 SCHEMES = ("http", "https")
 _PAIR = re.compile(r'\s*([A-Za-z]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;,"\s]*))\s*')
+_ABSOLUTE = re.compile(r"https?://([^/]*)", re.IGNORECASE)
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+/?")
 
 
@@ -68,6 +69,7 @@ class ProxyHeadersMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            scope = _without_authority(scope)
             peer = (scope.get("client") or ("", 0))[0]
             if peer in self._proxies:
                 scope = self._seen_from_outside(scope, peer)
@@ -96,6 +98,16 @@ class ProxyHeadersMiddleware:
             if not scope["path"].startswith(changed["root_path"] + "/"):
                 changed["path"] = changed["root_path"] + scope["path"]
         return changed
+
+
+def _without_authority(scope: Scope) -> Scope:
+    """A request for http://HOST/PATH, as clients ask a proxy and servers must accept (RFC 9112, 3.2.2), as one for /PATH."""
+    found = _ABSOLUTE.match(scope["path"])
+    if found is None:
+        return scope
+    named = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    host = (b"host", found[1].encode("latin-1", "replace"))
+    return {**scope, "path": scope["path"][found.end() :] or "/", "headers": [host, *named]}
 
 
 def _forwarded(headers: Headers) -> Iterator[Hop]:

@@ -120,7 +120,8 @@ def _preflight(asked: Headers, allowed: Collection[str]) -> Response:
 def _is_known(host: str, names: Collection[str]) -> bool:
     """Whether the Host header has one of the names, or an address, which nobody can have resolve to another."""
     with suppress(ValueError):
-        name = urlsplit(f"//{host}").hostname or ""
+        # A dot at its end is DNS's own way to write it.
+        name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
         if name in names or any(one.startswith(".") and name.endswith(one) for one in names):
             return True
         return bool(ip_address(name))

@@ -6,10 +6,12 @@ knows types and ranges, and no meanings.
 
 import math
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from services.errors import InvalidRequest
 
 MAX_SHOWN_CHARS = 80
+NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 MAX_WARNED_FIELDS = 16
 
 
@@ -41,12 +43,20 @@ class FormFields:
         return value
 
     def choice(
-        self, name: str, options: Collection[str], default: str, *, ignore_others: bool = False
+        self,
+        name: str,
+        options: Collection[str],
+        default: str,
+        *,
+        aliases: Mapping[str, str] = NO_ALIASES,
+        ignore_others: bool = False,
     ) -> str:
-        """One of the options; another value is an error, or ignored with a warning."""
+        """One of the options, in whichever case; another value is an error, or ignored with a warning."""
         value = self._values.get(name, default)
-        if value in options:
-            return str(value)
+        if isinstance(value, str):
+            lower = value.lower()
+            if (chosen := aliases.get(lower, lower)) in options:
+                return chosen
         if not ignore_others:
             raise InvalidRequest(name, f"must be one of {', '.join(options)}, got {_shown(value)}")
         self.warnings.append(f"{name}: {_shown(value)} is not known here and has no effect")

@@ -87,7 +87,7 @@ async def find_family(pipeline: Pipeline, name: str) -> ModelFamily:
 
 
 def is_openai_name(name: str) -> bool:
-    return name.removeprefix(PROVIDER).startswith(OPENAI_PREFIXES)
+    return name.strip().lower().removeprefix(PROVIDER).startswith(OPENAI_PREFIXES)
 
 
 def unknown_model(name: str, served: Sequence[ModelInfo]) -> HttpError:

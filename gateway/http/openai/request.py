@@ -324,7 +324,7 @@ def _request(
     size: Size | None,
 ) -> ImageRequest:
     is_stream = fields.flag("stream")
-    output_format = fields.choice("output_format", FORMATS, "png")
+    output_format = fields.choice("output_format", FORMATS, "png", aliases={"jpg": "jpeg"})
     check_background(fields, family)
     has_url, has_b64_json = forms_of_answer(fields, family, is_stream=is_stream)
     request = ImageRequest(

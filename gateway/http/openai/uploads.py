@@ -6,6 +6,7 @@ The package names them `image`, or `image[]` where it sends a list; JSON has `im
 import asyncio
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ from triptych.v1.stage_pb2 import ImageData
 MAX_PICTURES = 16
 # Where clients put a picture in an object of JSON.
 _KEYS = ("image_url", "url", "b64_json", "data")
+# Of base64's alphabet for addresses, in the usual one.
+URL_SAFE = str.maketrans("-_", "+/")
 
 
 @dataclass
@@ -57,14 +60,14 @@ async def _from_form(request: Request) -> Upload:
         uploads: dict[str, list[ImageData]] = {"image": [], "mask": []}
         values: dict[str, object] = {}
         for name in form:
-            key = name.removesuffix("[]")
+            key = _key_of(name)
             files = [one for one in form.getlist(name) if isinstance(one, UploadFile)]
             texts = [one for one in form.getlist(name) if isinstance(one, str) and one]
             if files and key in uploads:
                 uploads[key] += [
                     ImageData(mime_type=one.content_type or "", data=await one.read()) for one in files
                 ]
-            elif texts and key in uploads and all(text.startswith("data:") for text in texts):
+            elif texts and key in uploads and not files:
                 uploads[key] += [read_picture(text, key) for text in texts]
             elif name.endswith("[]"):
                 values[key] = form.getlist(name)
@@ -73,6 +76,12 @@ async def _from_form(request: Request) -> Upload:
         return Upload(FormFields(values), uploads["image"], uploads["mask"])
     finally:
         await form.close()
+
+
+def _key_of(name: str) -> str:
+    """ "image" for what libraries make of a list of pictures: image[], image[0], images, images[0]."""
+    key = re.sub(r"\[\d*\]$", "", name)
+    return "image" if key == "images" else key
 
 
 def _from_json(body: Mapping[str, object]) -> Upload:
@@ -104,11 +113,13 @@ def read_picture(value: object, field: str) -> ImageData:
         )
     if value.startswith(("http://", "https://")):
         raise InvalidRequest(field, "is a link, and links are not fetched; send the picture as a data URL")
-    head, comma, text = value.partition(",") if value.startswith("data:") else ("", ",", value)
-    if not comma or (head and not head.endswith(";base64")):
+    head, comma, text = value.partition(",") if value[:5].lower() == "data:" else ("", ",", value)
+    if not comma or (head and not head.lower().endswith(";base64")):
         raise InvalidRequest(field, f"must be a data URL in base64, got {value[:40]!r}")
+    text = "".join(text.split()).rstrip("=").translate(URL_SAFE)
     try:
-        data = base64.b64decode("".join(text.split()), validate=True)
+        # Some encoders leave the padding out.
+        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequest(field, f"must be base64 or a data URL, got {value[:40]!r}") from None
-    return ImageData(mime_type=head.removeprefix("data:").partition(";")[0], data=data)
+    return ImageData(mime_type=head[5:].partition(";")[0].lower(), data=data)

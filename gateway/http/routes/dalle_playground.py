@@ -64,6 +64,8 @@ def _spec(body: object) -> RunSpec:
     # The page's list of numbers may come as texts.
     if isinstance(count, str) and count.isdecimal() and len(count) < 4:
         count = int(count)
+    if isinstance(count, float) and count.is_integer():
+        count = int(count)
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_IMAGES:
         raise InvalidRequest("num_images", f"must be 1 to {MAX_IMAGES}, got {str(count)[:20]}")
     spec = RunSpec(prompt=body["text"])
