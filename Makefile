@@ -8,7 +8,7 @@ PROMPT ?= a red house under a full moon
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up wheels test test-wheels test-clients test-proxies test-faults test-attacks test-real-size test-compose test-meadowrun fuzz parity tiny quality bench bench-full check fix protos release-protos clean
+.PHONY: help setup run up wheels test test-page test-matrices test-wheels test-clients test-proxies test-faults test-attacks test-real-size test-compose test-meadowrun fuzz parity tiny quality bench bench-full check fix protos release-protos clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,7 +33,14 @@ up: $(VENV)/runtime ## Start the three stages and the gateway and keep them runn
 
 # Two processes: much of the tests' time is waiting for services to start and to stop.
 test: $(VENV)/dev ## Run the tests (minutes)
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not parity and not compose and not faults and not meadowrun" $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not parity and not compose and not faults and not meadowrun and not page and not matrix" $(ARGS)
+
+# The few that `make test` has, too: tests/web/conftest.py.
+test-page: $(VENV)/dev ## Use the page in Chromium: every feature, four widths, light and dark, axe-core (minutes)
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests/web $(ARGS)
+
+test-matrices: $(VENV)/dev ## Run every case of the matrices of which `make test` has a few (minutes)
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m matrix tests $(ARGS)
 
 # CLIENTS: words of their names, such as "openai LangChain"; all by default. Needs npm, node and the registries.
 test-clients: $(VENV)/dev ## Make a picture with third-party programs, each in its own environment (minutes)

@@ -60,7 +60,7 @@ PLACES: dict[str, Callable[[pytest.FixtureRequest, Path, str, Sequence[str]], De
 SLOW = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("compose", "meadowrun")]
 
 
-@pytest.fixture(params=["local", "ssh", *SLOW])
+@pytest.fixture(params=["local", pytest.param("ssh", marks=pytest.mark.matrix), *SLOW])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     """Makes deployers of one place; whatever they started is gone in the end."""
     made: list[Deployer] = []

@@ -41,7 +41,7 @@ async def channel(loaded):
         yield channel
 
 
-@fuzzed(30)
+@fuzzed(10)
 @given(data=st.data())
 async def test_any_message_is_answered(channel, data):
     await answer_any_message(channel, DESCRIPTOR, data)

@@ -12,6 +12,9 @@ from training.world.scene_reader import Reader
 from training.world.scenes import World
 from training.world.sprites import stand_in_sprites
 
+# The built-in models at full size.
+pytestmark = pytest.mark.matrix
+
 WORLD = World(("house", "cat", "balloon"), num_variants=1)
 
 

@@ -14,10 +14,35 @@ from tests.web.visitor import open_page
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+# These few stay in `make test`, each for a kind of thing that the page can do. `make test-page` runs all.
+IN_SHORT = {
+    "test_a_prompt_becomes_a_file_through_two_choices",
+    "test_a_sketch_is_seen_before_it_is_ready",
+    "test_a_variation_is_compared_with_its_sketch_from_the_middle",
+    "test_a_cancelled_run_says_so_keeps_what_it_has_and_its_hints_stay_true",
+    "test_a_picture_that_fails_says_why_and_can_be_made_again",
+    "test_axe_finds_nothing_wrong_and_nothing_leaves_the_screen[360-dark]",
+    "test_everything_can_be_done_with_the_keyboard_alone",
+    "test_every_text_has_both_languages_and_the_same_blanks",
+    "test_a_gateway_that_is_killed_in_the_middle_is_waited_for",
+    "test_a_gateway_with_tokens_asks_for_one_and_keeps_it_for_the_tab",
+    "test_every_setting_shows_its_true_value_and_travels",
+    "test_prompt_and_settings_survive_a_reload_and_the_address_names_the_run",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """A browser belongs to the event loop that it was started on, so the tests of a module share theirs."""
+    """Marks the tests of `make test-page`.
+
+    A browser belongs to the event loop that it was started on, so the tests of a module share theirs.
+    """
     for item in items:
-        if "/tests/web/" in item.path.as_posix() and item.get_closest_marker("asyncio"):
+        if "/tests/web/" not in item.path.as_posix():
+            continue
+        if item.name not in IN_SHORT:
+            item.add_marker(pytest.mark.page)
+        if item.get_closest_marker("asyncio"):
             item.add_marker(pytest.mark.asyncio(loop_scope="module"), append=False)
 
 

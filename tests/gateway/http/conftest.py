@@ -14,6 +14,9 @@ from tests.gateway.fake_stage import Pipeline, pipeline
 from tests.gateway.http.description import check_answer
 from tests.gateway.http.painting import set_up
 
+# Made once: to read the authorities of the world takes longer than most tests.
+TLS = httpx.create_ssl_context()
+
 
 @dataclass
 class Web:
@@ -35,8 +38,14 @@ async def web_gateway(*, tokens=None, token="", heartbeat_s=15.0, **more):
             hooks = {"response": [check_answer]}
             headers = {"authorization": f"Bearer {token}"} if token else {}
             async with (
-                httpx.AsyncClient(base_url=url, headers=headers, timeout=120, event_hooks=hooks) as http,
-                openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=token or "none", timeout=120) as client,
+                httpx.AsyncClient(
+                    base_url=url, headers=headers, timeout=120, event_hooks=hooks, verify=TLS
+                ) as http,
+                openai.AsyncOpenAI(
+                    base_url=f"{url}/v1",
+                    api_key=token or "none",
+                    http_client=openai.DefaultAsyncHttpxClient(timeout=120, verify=TLS),
+                ) as client,
             ):
                 yield Web(gateway, api, url, http, client)
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import termios
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fcntl import ioctl
@@ -231,7 +231,9 @@ def _in_terminal(
     return Outcome(process.returncode, shown.decode("utf-8", "backslashreplace"))
 
 
-def make_all(address: str, folder: Path, *, at_once: int = 4) -> list[tuple[Call, Outcome]]:
+def make_all(
+    address: str, folder: Path, made: Sequence[Call], *, at_once: int = 4
+) -> list[tuple[Call, Outcome]]:
     """Each in a folder of its own."""
 
     def one(numbered: tuple[int, Call]) -> tuple[Call, Outcome]:
@@ -241,7 +243,7 @@ def make_all(address: str, folder: Path, *, at_once: int = 4) -> list[tuple[Call
         return call, make(call, address, own)
 
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(one, enumerate(calls())))
+        return list(pool.map(one, enumerate(made)))
 
 
 def table(outcomes: list[tuple[Call, Outcome]]) -> str:
@@ -255,4 +257,4 @@ def table(outcomes: list[tuple[Call, Outcome]]) -> str:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        print(table(make_all(sys.argv[1], Path(scratch))))
+        print(table(make_all(sys.argv[1], Path(scratch), list(calls()))))
