@@ -15,6 +15,7 @@ from pathlib import Path
 from deploy.deployer import STAGES, Deployer, DeployError, Leftovers, State, Worker, workers_file
 from deploy.gateway import Gateway
 from deploy.requested_state import Requested, RequestedState
+from services.private_files import make_private_folder
 from services.weights.model_folder import write_atomically
 
 ASK_EVERY_S = 0.5
@@ -153,7 +154,7 @@ class Deployment:
         live = self._live() if workers is None else workers
         text = json.dumps(workers_file([one for one in live if one.state is State.SERVING]), indent=1)
         if not self.list_path.exists() or self.list_path.read_text("utf-8") != text:
-            self.list_path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self.list_path.parent)
             write_atomically(self.list_path, text.encode())
 
     def down(self) -> Leftovers:

@@ -79,7 +79,12 @@ def storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=ByteSize(),
         help="When all images take more, delete the oldest finished runs: 500M, 20G.  [default: no limit]",
     )
-    return journal(store(keep_days(keep_bytes(command))))
+    adopt = click.option(
+        "--adopt-store",
+        is_flag=True,
+        help="Use the store although its images belong to another journal; those that no run of this one has are deleted.",
+    )
+    return journal(store(keep_days(keep_bytes(adopt(command)))))
 
 
 _WORK_OPTIONS = (
@@ -323,6 +328,7 @@ def serve(
             values["journal"],
             values["store"],
             RetentionLimits(None if keep_days is None else keep_days * DAY_S, values["keep_bytes"]),
+            values["adopt_store"],
         ),
         admission=AdmissionLimits(
             values["max_runs"],

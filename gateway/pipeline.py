@@ -293,6 +293,11 @@ class Pipeline:
             for model, num_workers in models_of(pool.healthy)
         ]
 
+    @property
+    def storage_problem(self) -> str:
+        """Why journal or store cannot be used now; empty if they can."""
+        return self._runs.storage_problem
+
     def num_workers(self) -> dict[str, int]:
         """How many workers of each stage can be given work now, by the stage's name."""
         return {kind.name: len(self._pools[kind.name].healthy) for kind in STAGES}

@@ -25,6 +25,7 @@ from gateway.runs.admission import AdmissionLimits
 from gateway.runs.manager import RunLimits, RunManager
 from gateway.runs.retention import Retention, RetentionLimits
 from gateway.stages import STAGES
+from gateway.storage_health import StorageHealth, check_pair
 from gateway.store import open_store
 from gateway.store.base import InvalidStore, Store
 from gateway.webhooks.options import WebhookOptions
@@ -35,11 +36,11 @@ from gateway.workers.discovery import Discovery
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target, WorkersFile
-from services.errors import TriptychError, without_passwords
+from services.errors import without_passwords
 from services.serving.limits.request_budget import RequestBudget
 from services.serving.metrics import serving_metrics
 from services.serving.request_log import RequestLog
-from services.serving.server import Serving, announce, serving, stop_signal
+from services.serving.server import announce, serving, stop_signal
 from services.serving.tls import CertificateFiles
 from triptych import __version__
 from triptych.v1.pipeline_pb2_grpc import add_PipelineServiceServicer_to_server
@@ -47,7 +48,6 @@ from triptych.v1.pipeline_pb2_grpc import add_PipelineServiceServicer_to_server
 log = logging.getLogger(__name__)
 
 NOWHERE = "none"
-LOOK_AT_STORAGE_EVERY_S = 2.0
 # To health checks: whether the store has all pictures of the journal. A gateway that lacks some serves the others.
 STORAGE = "triptych.storage"
 
@@ -59,6 +59,8 @@ class StorageLocations:
     journal: str = ""
     store: str = ""
     keep: RetentionLimits = RetentionLimits()
+    # The store is this journal's from now on, whatever it was before.
+    adopts_store: bool = False
 
 
 @asynccontextmanager
@@ -76,6 +78,8 @@ async def open_storage(locations: StorageLocations) -> AsyncIterator[tuple[Journ
         stack.push_async_callback(store.close)
         await store.check()
         opened = await stack.enter_async_context(open_journal(journal, secrets.token_hex(8)))
+        is_lasting = locations.journal != NOWHERE
+        await check_pair(opened, store, adopts=locations.adopts_store, is_lasting=is_lasting)
         sweeping = asyncio.create_task(
             Retention(locations.keep, opened, store).sweep_forever(), name="retention"
         )
@@ -216,7 +220,14 @@ async def run_gateway(options: GatewayOptions) -> None:
         stack.push_async_callback(runs.close)
         await running.set_serving(True)
         await running.set_serving(True, [STORAGE])
-        watching = asyncio.create_task(_watch_storage(journal, store, running), name="storage")
+
+        async def report(problem: str) -> None:
+            runs.storage_problem = problem
+            await running.set_serving(not problem)
+
+        health = StorageHealth(journal, store, report)
+        await health.look()
+        watching = asyncio.create_task(health.watch_forever(), name="storage")
         stack.callback(watching.cancel)
         auditing = asyncio.create_task(audit.run_forever(), name="audit")
         stack.callback(auditing.cancel)
@@ -238,24 +249,3 @@ async def run_gateway(options: GatewayOptions) -> None:
         await runs.close(options.grace_s)
         if web:
             web.stop()
-
-
-async def _watch_storage(journal: Journal, store: Store, running: Serving) -> None:
-    """Has health say NOT_SERVING while the journal or the store is not what was opened; logs each change once."""
-    reported = ""
-    while True:
-        await asyncio.sleep(LOOK_AT_STORAGE_EVERY_S)
-        problem = ""
-        try:
-            await asyncio.to_thread(journal.database.check_file)
-            await store.check()
-        except (TriptychError, OSError) as error:
-            problem = str(error)
-        if problem != reported:
-            log.log(
-                logging.ERROR if problem else logging.INFO,
-                "%s",
-                problem or "journal and store are there again",
-            )
-            await running.set_serving(not problem)
-            reported = problem

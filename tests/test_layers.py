@@ -21,6 +21,7 @@ RANKS = {
         "http": 7,
         "pipeline": 6,
         "metrics": 6,
+        "storage_health": 6,
         "runs": 5,
         "webhooks": 5,
         "planning": 4,

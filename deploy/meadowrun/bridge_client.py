@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.deployer import DeployError
+from services.private_files import make_private_folder
 
 # Its libraries take a minute where nothing else is to be had of a processor.
 START_TIMEOUT_S = 300.0
@@ -76,7 +77,7 @@ class Bridge:
     def _running(self) -> subprocess.Popen[str]:
         if self._process is not None and self._process.poll() is None:
             return self._process
-        self._log.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self._log.parent)
         command = self._command()
         with self._log.open("a") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own bridge

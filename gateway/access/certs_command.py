@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from services.private_files import make_private_folder
 from triptych.terminal_text import echo
 
 SERVERS = ("generator", "refiner", "upscaler", "gateway")
@@ -70,7 +71,7 @@ def certs(folder: Path, hosts: tuple[str, ...], days: int, renew: bool, if_missi
             f"{there[0]} is there already and is not overwritten: name another folder, or --renew to replace all but ca.*"
         )
     else:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder)
         authority = make_authority()
         write(folder, "ca", authority)
     for name in SERVERS:

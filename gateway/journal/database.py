@@ -6,10 +6,11 @@ statement, and through asyncpg for PostgreSQL.
 
 import asyncio
 import os
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,8 @@ _POSTGRESQL_SETTINGS = {
     "tcp_keepalives_count": "3",
 }
 
+DAMAGED = "its file is damaged; stop this gateway and run `triptych journal check`"
+
 Result = TypeVar("Result")
 Work = Callable[[sa.Connection], Result]
 
@@ -66,6 +69,8 @@ class Database:
         # `INSERT` with `ON CONFLICT`, in the database's dialect.
         self.insert: Any = postgresql.insert if self.is_shared else sqlite.insert
         self._one_at_a_time = asyncio.Lock()
+        # What is wrong with the file; empty where nothing is.
+        self.damage = ""
 
     @property
     def url(self) -> sa.URL:
@@ -75,8 +80,14 @@ class Database:
         """Raises FileNotFoundError when the file of a journal in SQLite is gone or was replaced."""
         self._engine.check_file()
 
+    def find_damage(self) -> None:
+        """Reads the whole file of a journal in SQLite and sets `damage`. Blocks for as long as that takes."""
+        self.damage = self._engine.find_damage()
+
     async def write(self, work: Work[Result]) -> Result:
-        """Does the work in a transaction; one at a time, as SQLite has it."""
+        """Does the work in a transaction; one at a time, as SQLite has it. Nothing is written to a damaged file."""
+        if self.damage:
+            raise JournalUnavailable(f"the journal cannot be used: {DAMAGED}", self.damage)
         with journal_errors():
             async with self._one_at_a_time:
                 return await self._engine.run(work, is_write=True)
@@ -131,7 +142,7 @@ def _explain(error: Exception, cause: str) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{cause}; stop this gateway, put the file back and start it again"
     if "malformed" in cause or "not a database" in cause:
-        return "its file is damaged; stop this gateway and run `triptych journal check`"
+        return DAMAGED
     if isinstance(error, OSError) or getattr(error, "connection_invalidated", False):
         return "its database does not answer"
     return "see the gateway's log"
@@ -172,6 +183,20 @@ class _Sqlite:
     def check_file(self) -> None:
         self._file.check()
 
+    def find_damage(self) -> str:
+        # A connection of its own: the others have pages in memory that they do not read again.
+        try:
+            with closing(
+                sqlite3.connect(f"{self._file.path.absolute().as_uri()}?mode=ro", uri=True)
+            ) as fresh:
+                found = fresh.execute("PRAGMA quick_check(1)").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            # Another program that holds it for long is no damage.
+            return (
+                "" if isinstance(error, sqlite3.OperationalError) and "locked" in str(error) else str(error)
+            )
+        return "" if found == "ok" else str(found).replace("\n", " ")[:200]
+
 
 class _Postgresql:
     def __init__(self, address: str) -> None:
@@ -187,6 +212,10 @@ class _Postgresql:
 
     def check_file(self) -> None:
         """There is none."""
+
+    def find_damage(self) -> str:
+        """The database looks after that."""
+        return ""
 
 
 def _postgresql_engine(address: str) -> AsyncEngine:

@@ -7,6 +7,7 @@ It knows rows and messages, and not what a run does.
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ import sqlalchemy as sa
 from gateway.events.event_log import EventLog
 from gateway.events.run_state import RunState, attachments_in_event, is_finished, is_idle, without_data
 from gateway.journal.database import Database, JournalUnavailable, open_database
+from gateway.journal.journal_file import InvalidJournal
 from gateway.journal.reader import SELECT_RUN, JournalReader, RunRow
-from gateway.journal.schema import commands, events, expired, images, runs, webhooks
+from gateway.journal.schema import about, commands, events, expired, images, runs, webhooks
 from triptych.v1.pipeline_pb2 import Event, Image, RunState as ProtoRunState
 
 log = logging.getLogger(__name__)
@@ -98,6 +100,7 @@ class Journal:
         self._has_work = asyncio.Event()
         self._is_urgent = asyncio.Event()
         self._problem = ""
+        self._id = ""
 
     def write(self, run: Journaled, event: Event) -> None:
         """Has the event written down soon; its log then publishes it."""
@@ -255,6 +258,36 @@ class Journal:
 
         return await self.database.write(write)
 
+    async def id(self) -> str:
+        """The identity of this journal, which a backup of it has, too; made at the first call."""
+
+        def read(connection: sa.Connection) -> str:
+            known = connection.execute(_ID).scalar_one_or_none()
+            if known is None:
+                row = {"key": "id", "value": secrets.token_hex(16)}
+                # Of two gateways that start at once, the first one's counts.
+                connection.execute(self.database.insert(about).on_conflict_do_nothing(), row)
+                known = connection.execute(_ID).scalar_one()
+            return str(known)
+
+        self._id = self._id or await self.database.write(read)
+        return self._id
+
+    async def check_id(self) -> None:
+        """Raises InvalidJournal if the database at the address is another one by now."""
+        try:
+            found = await self.database.read(lambda connection: connection.execute(_ID).scalar_one_or_none())
+        except JournalUnavailable as error:
+            if "does not exist" in error.cause:
+                raise InvalidJournal("the journal's tables are gone from its database") from None
+            raise
+        if self._id and found != self._id:
+            raise InvalidJournal("the journal's database was replaced by another one")
+
+    async def has_runs(self) -> bool:
+        query = sa.select(runs.c.name).limit(1)
+        return await self.database.read(lambda connection: connection.execute(query).first()) is not None
+
     async def detach(self, name: str) -> None:
         """The run continues without a connected client."""
         detached = sa.update(runs).where(runs.c.name == name).values(is_detached=True)
@@ -297,6 +330,7 @@ class Journal:
         await self.database.write(lambda connection: connection.execute(old))
 
 
+_ID = sa.select(about.c.value).where(about.c.key == "id")
 _CHANGE_STATE = (
     sa.update(runs)
     .where(runs.c.name == sa.bindparam("run"))

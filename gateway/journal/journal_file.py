@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 
 from services.errors import TriptychError
+from services.private_files import make_private_file, make_private_folder
 
 
 class InvalidJournal(TriptychError):
@@ -25,7 +26,7 @@ class JournalFile:
         self.path = path
         self._held: list[int] = []
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(path.parent)
             # Gateways of before held a file beside the journal; they are kept out by it, and it by them.
             for name in (path.with_name(path.name + ".lock"), path):
                 self._held.append(_open(name))
@@ -50,9 +51,8 @@ class JournalFile:
                 f"another gateway uses the journal {path}, or another name of the same file; stop that one, or name "
                 "another file with --journal: several gateways share a journal in PostgreSQL"
             ) from None
-        for beside in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
-            if beside.exists():
-                beside.chmod(0o600)
+        for suffix in ("", "-wal", "-shm", ".lock"):
+            make_private_file(path.with_name(path.name + suffix))
 
     def check(self) -> None:
         """Raises FileNotFoundError when the file that was opened is not at its path any more."""

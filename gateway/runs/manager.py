@@ -45,6 +45,11 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 256
 
 
+class StorageFailed(NotReady):
+    reason = "STORAGE_FAILED"
+    retry_after_s = 5.0
+
+
 @dataclass(frozen=True)
 class RunLimits:
     """What this process does at once, and how long it waits for a caller to come back."""
@@ -72,6 +77,8 @@ class RunManager:
         self.store = store
         self.failures: dict[str, TriptychError] = {}
         self.is_stopping = False
+        # While journal or store cannot be used, no run is accepted.
+        self.storage_problem = ""
         # Called with whatever happens in a run from now on.
         self.on_event: Callable[[Event], None] = lambda event: None
         self.on_finished: Callable[[], None] = lambda: None
@@ -126,6 +133,11 @@ class RunManager:
         """Raises QueueFull or RateLimited, or NotReady while the gateway stops."""
         if self.is_stopping:
             raise NotReady("this gateway is going away; call another one, or come back")
+        if self.storage_problem:
+            # What exactly is for the operator, in the log.
+            raise StorageFailed(
+                "this gateway's journal or store cannot be used now, so nothing is accepted; come back"
+            )
         self._admission.check(caller.name, caller.limits)
 
     async def begin(

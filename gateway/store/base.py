@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+# In the store, beside the images: the id of their journal.
+OWNER_FILE = "journal-id"
+
 NUM_THREADS = 8
 # Of a file that is read in parts.
 PART_BYTES = 2**20
@@ -71,6 +74,12 @@ class Store(Protocol):
     async def check(self) -> None:
         """Checks at the start whether images can be stored here; raises InvalidStore with what to do."""
         ...
+
+    async def read_owner(self) -> str | None:
+        """The id of the journal whose images these are; None where nobody has said so."""
+        ...
+
+    async def write_owner(self, journal_id: str) -> None: ...
 
     async def put(self, data: bytes) -> str:
         """Keeps the bytes, durably, and returns their sha256; a second time only renews their date. Raises StoreFull."""

@@ -25,6 +25,12 @@ class CachedStore:
     async def check(self) -> None:
         await self._store.check()
 
+    async def read_owner(self) -> str | None:
+        return await self._store.read_owner()
+
+    async def write_owner(self, journal_id: str) -> None:
+        await self._store.write_owner(journal_id)
+
     async def put(self, data: bytes) -> str:
         sha256 = await self._store.put(data)
         self._remember(sha256, data)

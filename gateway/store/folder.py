@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 from gateway.store.base import (
+    OWNER_FILE,
     PART_BYTES,
     ImageCorrupted,
     InvalidStore,
@@ -25,6 +26,7 @@ from gateway.store.base import (
     verify_hash,
 )
 from services.errors import TriptychError
+from services.private_files import make_private_folder, warn_if_shared
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,20 @@ class FolderStore:
 
     async def check(self) -> None:
         await self._threads.run(self._check)
+
+    async def read_owner(self) -> str | None:
+        try:
+            return (await self._threads.run((self._folder / OWNER_FILE).read_text)).strip()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidStore(f"cannot read {self._folder / OWNER_FILE}: {error}") from None
+
+    async def write_owner(self, journal_id: str) -> None:
+        try:
+            await self._threads.run(lambda: self._write(self._folder / OWNER_FILE, journal_id.encode()))
+        except OSError as error:
+            raise _translate_error(error, self._folder) from error
 
     async def put(self, data: bytes) -> str:
         return await self._threads.run(lambda: self._put(data))
@@ -113,11 +129,15 @@ class FolderStore:
 
     def _check(self) -> None:
         try:
-            self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Not made anew: what was there may come back, such as a disk.
+            self._check_identity()
+            make_private_folder(self._incoming)
             with tempfile.TemporaryFile(dir=self._incoming) as probe:
                 probe.write(b"a picture could stand here")
             status = self._folder.stat()
-            self._identity = self._identity or (status.st_dev, status.st_ino)
+            if self._identity is None:
+                warn_if_shared(self._folder, "pictures")
+                self._identity = status.st_dev, status.st_ino
             self._check_identity()
         except OSError as error:
             raise InvalidStore(
@@ -132,7 +152,7 @@ class FolderStore:
             self._check_identity()
             for folder in (self._incoming, path.parent):
                 if not folder.is_dir():
-                    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    make_private_folder(folder)
                     _sync(folder.parent)
             self._write(path, data)
             _sync(path.parent)

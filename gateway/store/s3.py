@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from gateway.store.base import (
     NUM_THREADS,
+    OWNER_FILE,
     InvalidStore,
     StoredImage,
     StoreFull,
@@ -71,6 +72,23 @@ class S3Store:
             raise InvalidStore(f"there is no bucket {self._bucket!r} there; make it first") from None
         except TriptychError as error:
             raise InvalidStore(str(error)) from None
+
+    async def read_owner(self) -> str | None:
+        def read() -> str:
+            body = self._client.get_object(Bucket=self._bucket, Key=self._prefix + OWNER_FILE)["Body"]
+            with body:
+                return str(body.read(200).decode("ascii", "replace")).strip()
+
+        try:
+            return await self._call(read)
+        except FileNotFoundError:
+            return None
+
+    async def write_owner(self, journal_id: str) -> None:
+        key = self._prefix + OWNER_FILE
+        await self._call(
+            lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=journal_id.encode())
+        )
 
     async def put(self, data: bytes) -> str:
         def write() -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from services.private_files import make_private_folder
 from services.weights.cache import cache_home
 from services.weights.model_folder import write_atomically
 
@@ -57,7 +58,7 @@ class Choices:
 
     def _keep(self) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(self._path.parent)
             # Another service of this machine may have written meanwhile.
             text = json.dumps(_read(self._path) | self._known, indent=1, sort_keys=True)
             write_atomically(self._path, text.encode())

@@ -19,6 +19,7 @@ from gateway.http.image_files.image_formats import convert
 from gateway.pipeline import Pipeline
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
 from services.errors import NotFound, TriptychError
+from services.private_files import make_private_folder
 from triptych.v1.pipeline_pb2 import Image, Run, RunSpec, RunState
 from triptych.v1.stage_pb2 import ModelInfo
 from triptych.vocabulary import unknown_words
@@ -190,7 +191,7 @@ def _of(run: Run, stage: Any) -> list[Image]:
 
 
 def _write_file(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_bytes(data)
     temporary.replace(path)
