@@ -8,7 +8,7 @@ PROMPT ?= a red house under a full moon
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up wheels test test-page test-matrices test-wheels test-clients test-proxies test-faults test-attacks test-real-size test-compose test-meadowrun fuzz parity tiny quality bench bench-full check fix protos release-protos clean
+.PHONY: help setup run up wheels test test-page test-matrices test-wheels test-clients test-proxies test-faults test-attacks test-real-size test-compose test-meadowrun test-gpu bench-gpu gpu-wheels fuzz parity tiny quality bench bench-full check fix protos release-protos clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -132,6 +132,18 @@ wheels: $(VENV)/dev ## Build the wheels of the client and of the server into dis
 # Dependencies come from the package index. SITE: a folder of installed libraries to use in place of downloading them.
 test-wheels: wheels ## Install each wheel into an empty environment elsewhere and use it (minutes)
 	$(TEST_ENV) $(BIN)/python -m tests.packages.installed dist $(if $(SITE),--site $(SITE))
+
+# DEVICE: cpu with ARGS="--tiny" tries the checks themselves. On a machine of another image: python -m tests.gpu
+DEVICE ?= cuda
+
+test-gpu: $(VENV)/dev ## Check golden vectors, seeds, batches, a full device and a whole run on a GPU (minutes)
+	$(TEST_ENV) $(BIN)/python -m tests.gpu --device $(DEVICE) $(ARGS)
+
+bench-gpu: $(VENV)/dev ## Time every stage on a GPU beside its computed limit and other programs (eight minutes)
+	$(BIN)/python -m tests.bench.gpu --device $(DEVICE) $(ARGS)
+
+gpu-wheels: $(VENV)/dev ## Download what a machine with CUDA, torch and JAX lacks, for one without network
+	$(BIN)/python -m tests.gpu.wheels
 
 protos: $(VENV)/dev ## Generate triptych/v1 from protos/
 	$(BIN)/python protos/generate.py

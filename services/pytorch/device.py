@@ -84,5 +84,7 @@ def _translate_out_of_memory(what: str, remedy: str) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is one
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            # What is kept for later lies in pieces that were too small, and other stages may need it. Nothing on a CPU.
+            torch.cuda.empty_cache()
             raise DeviceOutOfMemory(f"the device has no memory for {what}: {error}; {remedy}") from error
         raise

@@ -3,16 +3,20 @@
 A function may change tensors that it holds. What it returns is overwritten by the next call.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-# direct: calls the function. graph: captures it once a shape and replays that. compile: torch.compile's own graphs.
-# padded: calls it with the shapes that would be captured, so that a CPU can test them.
-Mode = Literal["direct", "graph", "compile", "padded"]
+log = logging.getLogger(__name__)
+
+# direct: calls the function. graph: captures it once a shape and replays that. padded: calls it with the shapes that would
+# be captured, so that a CPU can test them.
+Mode = Literal["direct", "graph", "padded"]
 # Calls before a capture: libraries choose their kernels and allocate workspaces in them.
 NUM_WARM_UP_CALLS = 2
 
@@ -34,23 +38,30 @@ class DeviceProgram:
         """`mode` is by default "graph" on a GPU and "direct" on a CPU; `sizes` are in rising order."""
         self.mode: Mode = mode or ("graph" if device.type == "cuda" else "direct")
         self._function = function
-        if self.mode == "compile":
-            self._function = torch.compile(function, mode="reduce-overhead", dynamic=False)
         self._device = device
         self._sizes = tuple(sizes)
         self._graphs: dict[tuple[Any, ...], _Graph] = {}
-        # Graphs never run at once, so all shapes share one memory.
+        # Graphs never run at once, so all shapes share one memory, which they must fill on one stream.
         self._pool: Any = None
-        self._is_sealed = False
+        self._stream: Any = None
+        self._is_capturing = False
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Numbers of rows that warming up must touch: all that are captured, else one row and the most."""
         return self._sizes if self.mode != "direct" else tuple(sorted({self._sizes[0], self._sizes[-1]}))
 
-    def seal(self) -> None:
-        """Ends capturing: a shape that is new from here on is run directly."""
-        self._is_sealed = True
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """While it holds, shapes are captured. That calls the function several times, with all that it changes.
+
+        Later a shape that is new is run directly.
+        """
+        self._is_capturing = True
+        try:
+            yield
+        finally:
+            self._is_capturing = False
 
     def num_rows(self, count: int) -> int:
         """How many rows to compute for `count`."""
@@ -63,27 +74,42 @@ class DeviceProgram:
         if self.mode != "graph":
             return self._function(*tensors)
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-        if shapes not in self._graphs:
-            if self._is_sealed:
-                return self._function(*tensors)
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            self._graphs[shapes] = _Graph(self._function, tensors, self._device, self._pool)
+        if shapes not in self._graphs and not (self._is_capturing and self._capture(shapes, tensors)):
+            return self._function(*tensors)
         return self._graphs[shapes].replay(tensors)
+
+    @property
+    def num_captured(self) -> int:
+        return len(self._graphs)
+
+    def _capture(self, shapes: tuple[Any, ...], tensors: Sequence[Tensor]) -> bool:
+        """False where the device or the function does not allow it: it is slower then, but runs."""
+        try:
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+                self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call] # torch has no annotation there
+            self._graphs[shapes] = _Graph(self._function, tensors, self._pool, self._stream)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            log.warning("no CUDA graph of %s: %s", shapes, error)
+            return False
+        return True
 
 
 class _Graph:
     """One captured shape: static inputs, static outputs, and the graph between them."""
 
     def __init__(
-        self, function: Callable[..., Any], tensors: Sequence[Tensor], device: torch.device, pool: Any
+        self, function: Callable[..., Any], tensors: Sequence[Tensor], pool: Any, stream: torch.cuda.Stream
     ) -> None:
         self._inputs = [tensor.clone() for tensor in tensors]
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch has no annotation there
-        stream.wait_stream(torch.cuda.current_stream(device))
+        current = torch.cuda.current_stream(stream.device)
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(NUM_WARM_UP_CALLS):
                 function(*self._inputs)
-        torch.cuda.current_stream(device).wait_stream(stream)
+        current.wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         # Other threads decode pictures meanwhile, which a stricter mode forbids.
         with torch.cuda.graph(self._graph, pool, stream, capture_error_mode="thread_local"):
@@ -99,7 +125,7 @@ class _Graph:
 class RowNetwork:
     """A network whose arguments and result are tensors of rows, as a program: rows are padded to a power of two.
 
-    Arguments may be None or tuples of tensors. Each of `num_rows` that serving can meet is captured by a first call.
+    Arguments may be None or tuples of tensors. The first call with a number of rows captures it.
     """
 
     def __init__(
@@ -115,9 +141,9 @@ class RowNetwork:
         tensors, self._structure = tree_flatten(arguments)
         count = len(tensors[0])
         padding = self.program.num_rows(count) - count
-        padded: Tensor = self.program(
-            *(torch.cat([tensor, *[tensor[:1]] * padding]) if padding else tensor for tensor in tensors)
-        )
+        rows = [torch.cat([tensor, *[tensor[:1]] * padding]) if padding else tensor for tensor in tensors]
+        with self.program.capturing():
+            padded: Tensor = self.program(*rows)
         return padded[:count]
 
     def _call(self, *tensors: Tensor) -> Tensor:

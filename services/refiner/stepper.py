@@ -133,9 +133,9 @@ class RefinerStepper:
         job = RefineJob("warm up", np.zeros((size, size, 3), np.uint8), num_steps=MIN_STEPS, skip_ratio=0)
         for slot in range(self.num_slots):
             self.admit(slot, job)
-        for size in self._program.sizes:
-            self.step(range(size))
-        self._program.seal()
+        with self._program.capturing():
+            for size in self._program.sizes:
+                self.step(range(size))
         if self._choices is not None:
             self._tensors.choose_batches(self._choices)
         _ = self._glimpse

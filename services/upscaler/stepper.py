@@ -119,10 +119,10 @@ class UpscalerStepper:
             self._enlarge([np.zeros((64, 64, 3), np.uint8)])
             return
         side = padded_size(min(DEFAULT_TILE_SIZE, self.max_tile_size), self._network.config.window_size)
-        for size in self._program.sizes:
-            self._windows.append(self._network.windows(size, side, side, self._device))
-            self._enlarge([np.zeros((side, side, 3), np.uint8)] * size)
-        self._program.seal()
+        with self._program.capturing():
+            for size in self._program.sizes:
+                self._windows.append(self._network.windows(size, side, side, self._device))
+                self._enlarge([np.zeros((side, side, 3), np.uint8)] * size)
 
     def check(self, job: UpscaleJob) -> None:
         """Raises InvalidRequest for what `admit` would refuse, before the job waits in a queue."""

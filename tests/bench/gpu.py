@@ -36,6 +36,8 @@ MODELS = {
     "refiner": ("refiner", "glid-3-xl", "tiny"),
     "upscaler": ("upscaler", "real-l", "tiny"),
 }
+# Of the lines of this run, in a file that may have others.
+RUN = time.strftime("%Y-%m-%dT%H:%M:%S")
 HEADER = ("measurement", "", "value", "limit", "times the limit", "compared with", "value", "faster")
 
 
@@ -122,7 +124,7 @@ def run(measure: str, options: argparse.Namespace, out: Path, left_s: float) -> 
 
 def append(out: Path, result: dict[str, Any]) -> None:
     with out.open("a") as file:
-        file.write(json.dumps(result) + "\n")
+        file.write(json.dumps({"run": RUN} | result) + "\n")
     print("  " + ", ".join(f"{name} {value}" for name, value in result.items()), flush=True)
 
 
@@ -130,7 +132,7 @@ def print_results(out: Path) -> None:
     rows = []
     for line in out.read_text().splitlines():
         result = json.loads(line)
-        if "value" not in result:
+        if result["run"] != RUN or "value" not in result:
             continue
         limit, peers = result.get("limit"), result.get("peers") or {"-": None}
         for peer, value in peers.items():

@@ -256,6 +256,8 @@ def upscaler(settings: Settings) -> None:
     for images in settings.images(1, 4):
         pictures = torch.rand(images, 3, side, side, device=device)
         program = DeviceProgram(network, device, sizes=[images])
+        with program.capturing():
+            program(pictures)
         report(
             f"SwinIR, {images} of {side} px in one piece",
             "ms",
@@ -288,6 +290,7 @@ def refiner(settings: Settings) -> None:
     import torch
 
     from services.pytorch.device import name_of
+    from services.pytorch.device_program import Mode
     from services.refiner.model import load_model
     from services.refiner.stepper import RefineJob, RefinerStepper
 
@@ -296,22 +299,25 @@ def refiner(settings: Settings) -> None:
     start_up("refiner")
     speed = products_per_s(settings)
     side, context_dim = model.latent_shape[1], model.unet.config.context_dim
-    peer = diffusers_unet(settings)
+    num_tokens = model.text_encoder.config.max_seq_len
+    peers = diffusers_unet(settings)
+    if device.type == "cuda":
+        peers["our_UNet_compiled"] = torch.compile(model.unet, mode="reduce-overhead")
     for images in settings.images(1, 4, 8):
         took: dict[str, float | None] = {}
-        modes = ("graph", "compile", "padded") if device.type == "cuda" else ("direct", "padded")
+        modes: tuple[Mode, ...] = ("graph", "padded") if device.type == "cuda" else ("direct", "padded")
         for mode in modes:
             stepper = RefinerStepper(model, num_slots=images, mode=mode)
-            jobs = [RefineJob(PROMPT, None, seed, num_steps=50) for seed in range(images)]
-            for slot, job in enumerate(jobs):
-                stepper.admit(slot, job)
+            stepper.warm_up()
+            for slot in range(images):
+                stepper.admit(slot, RefineJob(PROMPT, None, slot, num_steps=50))
             took[mode] = 1e3 * timed(settings.rounds, stepper.step, range(images))
         x = torch.randn(2 * images, model.unet.config.in_channels, side, side, device=device, dtype=dtype)
-        context = torch.randn(2 * images, 77, context_dim, device=device, dtype=dtype)
+        context = torch.randn(2 * images, num_tokens, context_dim, device=device, dtype=dtype)
         timesteps = torch.full((2 * images,), 500.0, device=device)
         count = products_of(model.unet, x, timesteps, context)
         bound = max(count / speed, weight_bytes(model.unet) / torch_bandwidth(settings))
-        for name, network in peer.items():
+        for name, network in peers.items():
             took[name] = 1e3 * timed(settings.rounds, network, x, timesteps, context)
         report(f"guided step of {images} images", "ms", took.pop(modes[0]) or 0, limit=1e3 * bound, **took)
         if images == 8 or settings.tiny:
