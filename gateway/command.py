@@ -20,8 +20,9 @@ from gateway.webhooks.options import webhook_options, webhook_options_of
 from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target, WorkersFile, parse_target
 from services.serving.listen_options import FILE, certificate_of, check_address, tls_options
-from services.serving.log_format import start_logging
+from services.serving.log_format import describe_options, start_logging
 from services.serving.tls import CertificateFiles
+from services.serving.tracing.setup import start_tracing, stop_tracing
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -353,8 +354,13 @@ def serve(
         metrics_port=values["metrics_port"],
         has_examples=values["examples"],
         webhooks=webhook_options_of(values),
+        described=describe_options(click.get_current_context().params),
     )
-    asyncio.run(run_gateway(options))
+    start_tracing("gateway")
+    try:
+        asyncio.run(run_gateway(options))
+    finally:
+        stop_tracing()
 
 
 def stage_certificates_of(cert: Path | None, key: Path | None, ca: Path | None) -> CertificateFiles | None:

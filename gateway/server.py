@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -135,6 +135,8 @@ class GatewayOptions:
     metrics_port: int | None
     has_examples: bool = True
     webhooks: WebhookOptions | None = None
+    # For the log: all of them as they were given.
+    described: Mapping[str, object] = field(default_factory=dict)
 
 
 async def run_gateway(options: GatewayOptions) -> None:
@@ -239,7 +241,19 @@ async def run_gateway(options: GatewayOptions) -> None:
             without_passwords(str(journal.database.url.database)),
             without_passwords(str(store)),
             ", ".join(f"{stage} {len(targets)}" for stage, targets in options.targets.items()),
-            extra={"event": "started", "version": __version__, "address": running.address},
+            extra={
+                "event": "started",
+                "version": __version__,
+                "address": running.address,
+                "http": web.address if web else "",
+                "journal": without_passwords(str(journal.database.url)),
+                "store": without_passwords(str(store)),
+                "models": {
+                    stage: ", ".join(sorted({one.model.name for one in pool.healthy}))
+                    for stage, pool in pools.items()
+                },
+                "options": dict(options.described),
+            },
         )
         announce("gateway", running.address, **({"http": web.address} if web else {}))
         await stop.wait()

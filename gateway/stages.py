@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from gateway.spool import Spool
-from services.serving.request_log import outgoing_metadata
+from services.serving.limits.call_gate import IMAGE_METADATA
 from triptych.v1.generator_pb2 import GenerateRequest, GeneratorServiceGetModelRequest
 from triptych.v1.generator_pb2_grpc import GeneratorServiceStub
 from triptych.v1.refiner_pb2 import RefineRequest, RefinerServiceGetModelRequest
@@ -39,6 +39,8 @@ class Job:
     # The base seed of the run, from which what its pictures share is drawn.
     run_seed: int
     caller: str
+    # Of the image, for the logs of all processes.
+    name: str = ""
     image: ImageData | None = None
     # Which part of it to repaint; None: all.
     mask: ImageData | None = None
@@ -65,10 +67,15 @@ class Stage:
     # Whether it draws, from a prompt and a seed, as many images of a parent as are asked for; otherwise it makes one.
     draws: bool = True
 
-    def start(self, channel: grpc.aio.Channel, job: Job, timeout_s: float) -> "StageStream":
+    def start(
+        self, channel: grpc.aio.Channel, job: Job, timeout_s: float, traceparent: str = ""
+    ) -> "StageStream":
         """Begins the work on one picture; gRPC gives a call no deadline by itself."""
+        metadata = [("traceparent", traceparent)] if traceparent else []
+        if job.name:
+            metadata.append((IMAGE_METADATA, job.name))
         call = getattr(self.make_stub(channel), self.method)(
-            self.request(job), timeout=timeout_s, metadata=outgoing_metadata()
+            self.request(job), timeout=timeout_s, metadata=metadata
         )
         return StageStream(call)
 

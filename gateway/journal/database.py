@@ -66,6 +66,8 @@ class Database:
         self._engine = engine
         # Whether other gateways may write it, too: then each writes only of the runs that it owns.
         self.is_shared = isinstance(engine, _Postgresql)
+        # As traces name it.
+        self.kind = "postgresql" if self.is_shared else "sqlite"
         # `INSERT` with `ON CONFLICT`, in the database's dialect.
         self.insert: Any = postgresql.insert if self.is_shared else sqlite.insert
         self._one_at_a_time = asyncio.Lock()

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from gateway.journal.database import Database, JournalUnavailable, open_database
 from gateway.journal.journal_file import InvalidJournal
 from gateway.journal.reader import SELECT_RUN, JournalReader, RunRow
 from gateway.journal.schema import about, commands, events, expired, images, runs, webhooks
+from services.serving.tracing import spans
 from triptych.v1.pipeline_pb2 import Event, Image, RunState as ProtoRunState
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class Journaled(Protocol):
     name: str
     log: EventLog
     run: RunState
+    # The W3C trace context of the work on it; "" where there is none.
+    traceparent: str
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class NewRun:
     is_detached: bool
     deadline_ns: int | None
     webhook_url: str = ""
+    traceparent: str = ""
 
 
 @asynccontextmanager
@@ -107,7 +111,9 @@ class Journal:
         kind = event.WhichOneof("kind")
         payload = b"" if kind == "preview" else event.SerializeToString()
         # As it stands now: by the time it is written the run may have gone on to what is written later.
-        state = state_columns(run.run) if kind in _CHANGES_STATE else None
+        state = None
+        if kind in _CHANGES_STATE:
+            state = {**state_columns(run.run), "traceparent": run.traceparent or None}
         self._waiting.append(_Entry(run, event, payload, state))
         self._has_work.set()
         is_beginning = kind == "state" and event.state.state == ProtoRunState.RUN_STATE_RUNNING
@@ -160,7 +166,8 @@ class Journal:
         lost: set[str] | None = None
         while lost is None:
             try:
-                lost = await self._commit(group)
+                with self._span_of(group):
+                    lost = await self._commit(group)
             except Exception as error:
                 if not isinstance(error, JournalUnavailable):
                     log.exception("a bug keeps events from being written")
@@ -180,6 +187,20 @@ class Journal:
                 run.log.disown()
             else:
                 run.log.publish(sequence)
+
+    def _span_of(self, group: Sequence["_Entry"]) -> AbstractContextManager[object]:
+        """A span of the first run that has a trace, with links to the others; none for progress alone."""
+        if not spans.is_on():
+            return nullcontext()
+        lasting = [one for one in group if one.event.WhichOneof("kind") not in _MAY_LINGER]
+        first, *others = dict.fromkeys(one.run.traceparent for one in lasting if one.run.traceparent) or [""]
+        if not first:
+            return nullcontext()
+        attributes: dict[str, str | int] = {
+            "db.system.name": self.database.kind,
+            "db.operation.batch.size": len(group),
+        }
+        return spans.span("journal commit", attributes, parent=first, links=others)
 
     async def _commit(self, group: Sequence["_Entry"]) -> set[str]:
         """Writes events of several runs; returns the names of runs that another gateway has taken over."""
@@ -232,6 +253,7 @@ class Journal:
                 "is_detached": new.is_detached,
                 "deadline_ns": new.deadline_ns,
                 "owner": self.gateway,
+                "traceparent": new.traceparent or None,
             }
             if not connection.execute(self._add[runs], row).rowcount:
                 same = sa.and_(runs.c.caller == new.caller, runs.c.request_id == new.request_id)
@@ -254,9 +276,11 @@ class Journal:
                 new.deadline_ns,
                 self.gateway,
                 None,
+                new.traceparent or None,
             )
 
-        return await self.database.write(write)
+        with spans.span("journal add run", {"db.system.name": self.database.kind}):
+            return await self.database.write(write)
 
     async def id(self) -> str:
         """The identity of this journal, which a backup of it has, too; made at the first call."""
@@ -334,7 +358,7 @@ _ID = sa.select(about.c.value).where(about.c.key == "id")
 _CHANGE_STATE = (
     sa.update(runs)
     .where(runs.c.name == sa.bindparam("run"))
-    .values({name: sa.bindparam(name) for name in ("state", "end_time_ns", "at_rest")})
+    .values({name: sa.bindparam(name) for name in ("state", "end_time_ns", "at_rest", "traceparent")})
 )
 _FINISH = _CHANGE_STATE.values(owner=sa.bindparam("owner"))
 

@@ -30,6 +30,7 @@ class RunRow:
     deadline_ns: int | None
     owner: str | None
     at_rest: bytes | None
+    traceparent: str | None
 
 
 class JournalReader:
@@ -134,7 +135,7 @@ class JournalReader:
         return await self._database.read(lambda connection: connection.execute(query).all())
 
 
-SELECT_RUN = sa.select(
+SELECT_RUN: sa.Select[Any] = sa.select(
     runs.c.name,
     runs.c.caller,
     runs.c.asked,
@@ -144,4 +145,5 @@ SELECT_RUN = sa.select(
     runs.c.deadline_ns,
     runs.c.owner,
     runs.c.at_rest,
+    runs.c.traceparent,
 )

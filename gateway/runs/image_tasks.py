@@ -27,6 +27,8 @@ from gateway.workers.retry import (
 from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.worker import Worker
 from services.errors import InvalidRequest, TriptychError
+from services.serving.tracing.log_fields import logging_with
+from services.serving.tracing.spans import Span, span
 from triptych.v1.pipeline_pb2 import Image
 from triptych.v1.stage_pb2 import ImageData, StageEvent
 
@@ -79,6 +81,22 @@ class ImageTasks:
         if image := self._run.images.get(name):
             deliver(image)
             return
+        with (
+            logging_with(image=name.rpartition("/")[2], stage=work.stage.name),
+            span(f"generate_content {work.model.name}", self._attributes(work, name, index)) as made,
+        ):
+            await self._make(work, name, index, parent, deliver, give_up, made)
+
+    async def _make(
+        self,
+        work: StageSettings,
+        name: str,
+        index: int,
+        parent: str,
+        deliver: Callable[[Image], None],
+        give_up: Callable[[], None],
+        made: Span,
+    ) -> None:
         task = asyncio.current_task()
         if task is not None:
             self._making[name] = task
@@ -125,6 +143,7 @@ class ImageTasks:
                 if timing is not None:
                     self._record.timing(work.stage, timing, stopwatch.waited_s)
         except TriptychError as error:
+            made.fail(error.reason)
             self.fail(_as_the_callers(error, work.stage), name)
         finally:
             if keeping is not None:
@@ -135,6 +154,21 @@ class ImageTasks:
             self._record.queued(work.stage, index, 0)
             if not is_delivered:
                 give_up()
+
+    def _attributes(self, work: StageSettings, name: str, index: int) -> dict[str, str | int]:
+        """Of its span: OpenTelemetry's names for generative AI, and ours."""
+        return {
+            "gen_ai.operation.name": "generate_content",
+            "gen_ai.provider.name": "triptych",
+            "gen_ai.output.type": "image",
+            "gen_ai.request.model": work.model.name,
+            "gen_ai.request.seed": self._seed(index),
+            "triptych.image": name,
+            "triptych.stage": work.stage.name,
+        }
+
+    def _seed(self, index: int) -> int:
+        return (self._plan.spec.seed + index) & MAX_SEED
 
     def _tell(
         self, work: StageSettings, job: Job, parent: str, happening: AttemptEvent, stopwatch: "Stopwatch"
@@ -195,11 +229,12 @@ class ImageTasks:
         spec = self._plan.spec
         return Job(
             index=index,
-            seed=(spec.seed + index) & MAX_SEED,
+            seed=self._seed(index),
             prompt=self._plan.prompt,
             settings=work.settings,
             run_seed=spec.seed,
             caller=self._caller,
+            name=self._record.image_name(work.stage, index),
             image=await self._record.read(parent) if parent else None,
             mask=await self._record.read_mask(work.mask) if work.mask else None,
             image_prompts=await self._record.read_image_prompts(work.image_prompts),

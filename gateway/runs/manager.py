@@ -14,6 +14,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from gateway.access.caller import Caller
+from gateway.events.log_lines import log_event
 from gateway.journal.database import JournalUnavailable
 from gateway.journal.journal import Journal, NewRun
 from gateway.journal.leases import Leases, PeerCommand
@@ -30,6 +31,8 @@ from gateway.store.base import Store
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
 from services.errors import NotFound, NotReady, TriptychError
+from services.serving.request_log import current_traceparent
+from services.serving.tracing.log_fields import logging_with
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
     Event,
@@ -160,7 +163,9 @@ class RunManager:
         name = f"runs/{secrets.token_hex(8)}"
         deadline_ns = None if timeout_s is None else time.time_ns() + int(timeout_s * 1e9)
         digest = digest_of(asked, webhook_url)
-        new = NewRun(caller.name, request_id, digest, is_detached, deadline_ns, webhook_url)
+        new = NewRun(
+            caller.name, request_id, digest, is_detached, deadline_ns, webhook_url, current_traceparent()
+        )
         # Not to be left half done when the caller goes away: an accepted run is begun.
         return await asyncio.shield(self._start(self._accept(name, new, plan, ticket)))
 
@@ -175,6 +180,7 @@ class RunManager:
         return row
 
     def _write(self, record: RunRecorder, event: Event) -> None:
+        log_event(record.name, event)
         self.on_event(event)
         self.journal.write(record, event)
         if event.HasField("finished"):
@@ -201,7 +207,8 @@ class RunManager:
             for reason, message in plan.warnings.items():
                 record.notice(reason, message)
             self._carry_out(record, plan, row, ticket)
-            log.info("%s is accepted", name)
+            with logging_with(run=name):
+                log.info("%s is accepted", name, extra={"event": "run_accepted"})
         return row
 
     async def _claim_or_load(self, name: str) -> ActiveRun | None:
@@ -353,7 +360,7 @@ class RunManager:
         for name in await self._leases.claim_open():
             async with self._lock_of(name):
                 if name not in self._live:
-                    log.info("%s goes on", name)
+                    log.info("%s goes on", name, extra={"event": "run_continued", "run": name})
                     try:
                         await self._recover(name)
                     except JournalUnavailable:
@@ -368,7 +375,13 @@ class RunManager:
         events = await self.journal.reader.read_log(name)
         if row is None or not events:
             raise NotFound(f"there is no run {name[:80]!r} here")
-        record = RunRecorder(events, self._write, self.store, await self.journal.reader.init_images(name))
+        record = RunRecorder(
+            events,
+            self._write,
+            self.store,
+            await self.journal.reader.init_images(name),
+            traceparent=row.traceparent or "",
+        )
         began = events[0].state
         reading = began.prompt_reading if began.HasField("prompt_reading") else None
         plan = restore_plan(began.spec, began.models, (), reading)

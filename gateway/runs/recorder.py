@@ -13,6 +13,7 @@ from gateway.events.run_state import MIME_TYPE, RunState, image_name, is_finishe
 from gateway.stages import Job, Stage
 from gateway.store.base import Store
 from services.errors import NotFound, TriptychError
+from services.serving.tracing.spans import span
 from triptych.v1.pipeline_pb2 import (
     ChosenModel,
     Event,
@@ -39,10 +40,14 @@ class RunRecorder:
         write: Callable[["RunRecorder", Event], None],
         store: Store,
         init_images: Mapping[str, Image] | None = None,
+        *,
+        traceparent: str = "",
     ) -> None:
         self.name = events[0].state.run
         self.run = RunState(events)
         self.log = EventLog(lambda event: write(self, event), events)
+        # Of the work on it: the last that there was, until more begins.
+        self.traceparent = traceparent
         self._store = store
         self._init_images = dict(init_images or {})
         # Of each stage's images the place in a worker's queue, and the wait in seconds where that is known.
@@ -75,7 +80,8 @@ class RunRecorder:
         image = self.run.images.get(name) or self._init_images.get(name)
         if image is None:
             raise NotFound(f"{self.name} has no finished image {name[:120]!r}")
-        data = await self._store.get(image.sha256)
+        with span("store get", {"triptych.image": name}):
+            data = await self._store.get(image.sha256)
         return ImageData(mime_type=image.mime_type, data=data, width=image.width, height=image.height)
 
     async def store_mask(self, mask: ImageData) -> None:
@@ -205,9 +211,10 @@ class RunRecorder:
             self.warn(reason, message)
 
     async def _put(self, job: Job, picture: ImageData) -> str:
-        if job.spool.path is not None:
-            return await self._store.put_file(job.spool.path)
-        return await self._store.put(picture.data)
+        with span("store put", {"triptych.image": job.name}):
+            if job.spool.path is not None:
+                return await self._store.put_file(job.spool.path)
+            return await self._store.put(picture.data)
 
     def warn(self, reason: str, message: str, image: str = "", *, given_up: bool = False) -> None:
         """Something went wrong; `given_up`: what it is about will not be made."""

@@ -20,6 +20,10 @@ from gateway.runs.image_tasks import RunContext
 from gateway.runs.recorder import RunRecorder
 from gateway.workers.retry_policy import RetryPolicy
 from services.errors import InvalidRequest, TriptychError
+from services.serving.request_log import current_traceparent
+from services.serving.tracing import spans
+from services.serving.tracing.log_fields import logging_with
+from services.serving.tracing.spans import trace_id_of
 from triptych.v1.pipeline_pb2 import RunState
 
 log = logging.getLogger(__name__)
@@ -59,6 +63,8 @@ class ActiveRun:
         self._is_suspended = False
         self._is_idle = True
         self._flow: Flow | None = None
+        # Of the work that is under way, or that was the last.
+        self._span = spans.NO_SPAN
         self._task: asyncio.Task[None] | None = None
         if record.run.has_work:
             self._start()
@@ -164,13 +170,37 @@ class ActiveRun:
         self._is_idle = False
         ticket = self._ticket or self._context.admission.enter(self.caller, was_accepted=True)
         self._ticket = None
+        self._span = self._start_span()
+        self.record.traceparent = self._span.traceparent or current_traceparent() or self.record.traceparent
         ticket.listen(self.record.queued_run)
         self._flow = Flow(
             self.plan, self.record, self._context, caller=self.caller, retry_policy=self._retry_policy()
         )
-        self._task = asyncio.create_task(self._carry_out(ticket, self._flow), name=self.record.name)
+        trace_id = trace_id_of(self.record.traceparent)
+        with spans.use(self._span), logging_with(run=self.name, caller=self.caller, trace_id=trace_id):
+            self._task = asyncio.create_task(self._carry_out(ticket, self._flow), name=self.record.name)
         self._task.add_done_callback(lambda _: ticket.leave())
         self._task.add_done_callback(self._on_done)
+
+    def _start_span(self) -> spans.Span:
+        """Of the current request, or of its own; with a link to the work before, of this or another process."""
+        spec = self.plan.spec
+        attributes: dict[str, str | int] = {
+            "gen_ai.operation.name": "generate_content",
+            "gen_ai.provider.name": "triptych",
+            "gen_ai.output.type": "image",
+            "gen_ai.request.seed": spec.seed,
+            "gen_ai.request.choice.count": sum(planned.max_images for planned in self.plan.stages[-1:]),
+            "triptych.run": self.name,
+        }
+        return spans.start_span("run", attributes, links=[self.record.traceparent])
+
+    def _end_span(self) -> None:
+        state = RunState.Name(self.record.run.state).removeprefix("RUN_STATE_").lower()
+        self._span.set({"triptych.run.state": state, "triptych.num_images": len(self.record.run.images)})
+        if self.error is not None:
+            self._span.fail(self.error.reason)
+        self._span.end()
 
     def _retry_policy(self) -> RetryPolicy:
         deadline = None
@@ -180,7 +210,9 @@ class ActiveRun:
         return self._context.retry_policy.until(deadline)
 
     async def _carry_out(self, ticket: AdmissionTicket, flow: Flow) -> None:
-        await ticket.wait()
+        if ticket.is_waiting:
+            with spans.span("queue", {"triptych.queue": "runs"}):
+                await ticket.wait()
         await flow.run()
 
     def _has_image(self, name: str) -> bool:
@@ -194,12 +226,14 @@ class ActiveRun:
         # A callback, because a task that is cancelled before its first step runs no line of its own.
         flow = self._flow
         if self._is_suspended or flow is None:
+            self._end_span()
             return
         state: RunState.ValueType = RunState.RUN_STATE_CANCELLED
         if not task.cancelled():
             bug = task.exception()
             if bug is None:
                 if flow.has_more:
+                    self._end_span()
                     self._start()
                     return
                 state, self.error = flow.outcome
@@ -210,6 +244,7 @@ class ActiveRun:
         if state == RunState.RUN_STATE_AWAITING_SELECTION:
             self._is_idle = True
             self.record.await_selection(flow.next_stage, flow.candidates)
+            self._end_span()
             self._on_idle(self)
         else:
             self._finish(state)
@@ -217,5 +252,5 @@ class ActiveRun:
     def _finish(self, state: RunState.ValueType) -> None:
         self._is_idle = True
         self.record.finish(state, self.error)
-        log.info("%s ended: %s", self.record.name, RunState.Name(state))
+        self._end_span()
         self._on_idle(self)

@@ -17,6 +17,8 @@ from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.worker import Worker
 from services.images.codec import read_png_size
 from services.queues import QueueRate
+from services.serving.request_log import current_traceparent
+from services.serving.tracing import spans
 from triptych.v1.stage_pb2 import StageEvent
 
 log = logging.getLogger(__name__)
@@ -27,9 +29,13 @@ async def stream_image(
 ) -> AsyncGenerator[StageEvent]:
     """The events of one image from one worker. Raises StageError, unless the image arrived before the failure."""
     where = f"{pool.stage.worker_name} {worker.address}"
-    stream = pool.stage.start(worker.channel, job, retry_policy.timeout_s())
+    span = start_call_span(f"{pool.stage.service}/{pool.stage.method}", worker.address)
+    traceparent = span.traceparent or current_traceparent()
+    stream = pool.stage.start(worker.channel, job, retry_policy.timeout_s(), traceparent)
     monitor = CallMonitor(retry_policy, worker.pace)
     has_picture = False
+    # Until it has ended otherwise, the caller does not want it any more.
+    code, reason = "CANCELLED", ""
     # What another attempt has left of its file.
     job.spool.close()
     worker.on_stall.add(monitor.abort)
@@ -60,19 +66,47 @@ async def stream_image(
             raise _broken(f"{where} ended without the picture")
     except TimeoutError:
         error = monitor.stalled(where)
+        code, reason = "DEADLINE_EXCEEDED", error.reason
         if not monitor.is_aborted:
             pool.report_stalled(worker, str(error), retry_policy.stall_timeout_s)
     except (grpc.aio.AioRpcError, StageError) as failure:
         error = failure if isinstance(failure, StageError) else from_rpc(failure, where)
         pool.report_failed(worker, error)
+        code, reason = error.status.name, "" if has_picture else error.reason
     else:
+        code = "OK"
         return
     finally:
         worker.on_stall.discard(monitor.abort)
         stream.cancel()
+        end_call_span(span, code, reason)
     if not has_picture:
         raise monitor.mark_blame(error)
     log.info("%s was lost after the image: %s", where, error)
+
+
+def start_call_span(method: str, address: str) -> spans.Span:
+    """The span of a call to a stage. It is never the current one: what is awaited meanwhile is the gateway's own work."""
+    if not spans.is_on():
+        return spans.NO_SPAN
+    host, _, port = address.rpartition(":")
+    attributes: dict[str, str | int] = {
+        "rpc.system.name": "grpc",
+        "rpc.method": method,
+        "server.address": host.strip("[]"),
+    }
+    if port.isdecimal():
+        attributes["server.port"] = int(port)
+    return spans.start_span(method, attributes, kind="client")
+
+
+def end_call_span(span: spans.Span, code: str, reason: str) -> None:
+    """`reason`: why it failed; "" for a call that gave what was wanted, or is not wanted any more."""
+    if span:
+        span.set({"rpc.response.status_code": code})
+        if reason:
+            span.fail(reason)
+        span.end()
 
 
 class CallMonitor:

@@ -7,11 +7,13 @@ from contextlib import aclosing
 
 import grpc
 
+from gateway.workers.call import end_call_span, start_call_span
 from gateway.workers.errors import StageError, from_rpc
 from gateway.workers.pool import Pool
 from gateway.workers.retry import call_with_retries
 from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.worker import Worker
+from services.serving.request_log import current_traceparent
 from triptych.v1.refiner_pb2 import RankRequest
 from triptych.v1.stage_pb2 import ImageData
 
@@ -46,14 +48,23 @@ async def _rank(
     """Yields the scores of one call; raises StageError."""
     where = f"{pool.stage.worker_name} {worker.address}"
     timeout_s = min(retry_policy.timeout_s(), retry_policy.stall_timeout_s)
+    span = start_call_span(f"{pool.stage.service}/Rank", worker.address)
+    traceparent = span.traceparent or current_traceparent()
+    metadata = [("traceparent", traceparent)] if traceparent else []
     try:
-        answer = await pool.stage.make_stub(worker.channel).Rank(request, timeout=timeout_s)
+        stub = pool.stage.make_stub(worker.channel)
+        answer = await stub.Rank(request, timeout=timeout_s, metadata=metadata)
         scores = _validate(list(answer.scores), len(request.images), where)
     except (grpc.aio.AioRpcError, StageError) as failure:
         error = failure if isinstance(failure, StageError) else from_rpc(failure, where)
         error.is_in_queue = False
         pool.report_failed(worker, error)
+        end_call_span(span, error.status.name, error.reason)
         raise error from None
+    except BaseException:
+        end_call_span(span, "CANCELLED", "")
+        raise
+    end_call_span(span, "OK", "")
     for score in scores:
         yield score
 

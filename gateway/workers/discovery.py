@@ -101,7 +101,13 @@ class Discovery:
     def note(self, worker: Worker, problem: str) -> None:
         """The worker can be given no work until it has been found healthy again."""
         if problem != worker.problem:
-            log.warning("%s %s can be given no work: %s", self.stage.worker_name, worker.address, problem)
+            log.warning(
+                "%s %s can be given no work: %s",
+                self.stage.worker_name,
+                worker.address,
+                problem,
+                extra={"event": "worker_unavailable", "stage": self.stage.name, "worker": worker.address},
+            )
         worker.problem = problem
         self.on_change()
 
@@ -177,7 +183,18 @@ class Discovery:
         if self.clock() < worker.paused_until:
             return
         if worker.problem:
-            log.info("%s %s serves '%s'", self.stage.worker_name, worker.address, answer.model.name)
+            log.info(
+                "%s %s serves '%s'",
+                self.stage.worker_name,
+                worker.address,
+                answer.model.name,
+                extra={
+                    "event": "worker_available",
+                    "stage": self.stage.name,
+                    "worker": worker.address,
+                    "model": answer.model.name,
+                },
+            )
         is_news = worker.problem or worker.model.digest != answer.model.digest
         worker.model, worker.problem = answer.model, ""
         if is_news:

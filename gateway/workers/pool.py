@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from gateway.workers.discovery import Discovery
 from gateway.workers.image_queue import Availability, ImageQueue, WaitRequest
 from gateway.workers.worker import Worker
 from services.errors import NoWorker, TriptychError
+from services.serving.tracing.spans import record_span
 from triptych.v1.stage_pb2 import ModelInfo
 
 # A worker that a call was lost on is given nothing for a while, though it may answer its health check at once: so long
@@ -20,6 +22,10 @@ from triptych.v1.stage_pb2 import ModelInfo
 LOST_PAUSE_S, STALL_PAUSE_S, LONGEST_PAUSE_S = 1.0, 5.0, 300.0
 # So many answers that cannot be right, one after the other, and it is taken for broken as a whole.
 MAX_BROKEN_ANSWERS = 3
+
+
+# Less is no wait that a trace should show.
+SHORTEST_WAIT_NS = 1_000_000
 
 
 class ModelUnavailable(NoWorker):
@@ -80,7 +86,11 @@ class Pool:
         room. `timeout_s` is how long to wait for a worker to appear. Raises NoWorker, and DeadlineExceeded for
         `wait_for_room`.
         """
+        began_ns = time.time_ns()
         worker = await self._choose(model_digest, exclude, avoid, exclusive, timeout_s, wait_for_room)
+        if time.time_ns() - began_ns > SHORTEST_WAIT_NS:
+            attributes = {"triptych.queue": "gateway", "triptych.stage": self.stage.name}
+            record_span("queue", began_ns, attributes=attributes)
         worker.outstanding += num_images
         try:
             yield worker

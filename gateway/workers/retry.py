@@ -18,6 +18,7 @@ from gateway.workers.pool import ModelUnavailable, Pool
 from gateway.workers.retry_policy import FailureHistory, RetryPolicy
 from gateway.workers.worker import Worker
 from services.errors import NoWorker, TriptychError
+from services.serving.tracing.log_fields import logging_with
 from triptych.v1.stage_pb2 import StageEvent
 
 # A full queue is no failure of the worker: an image waits for room this long in all.
@@ -118,9 +119,10 @@ async def call_with_retries(
                 num_attempts += not same_worker
                 yield AttemptStarted(worker, num_attempts, same_worker)
                 try:
-                    async with aclosing(call(worker)) as responses:
-                        async for response in responses:
-                            yield response
+                    with logging_with(worker=worker.address):
+                        async with aclosing(call(worker)) as responses:
+                            async for response in responses:
+                                yield response
                     return
                 except StageError as error:
                     failure = error

@@ -7,11 +7,14 @@ some tell each statement with its values, and their errors quote what they faile
 import json
 import logging
 import traceback
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TypeAlias
 
+from services.errors import without_passwords
 from services.serving.request_log import current_request
+from services.serving.tracing.log_fields import log_fields
 from triptych.terminal_text import escape, escape_json
 
 # Whose lines --log-level is about.
@@ -54,7 +57,8 @@ class DiscreetFormatter(logging.Formatter):
 class JsonFormatter(DiscreetFormatter):
     """One JSON object a line: time in UTC, level, logger, message, and the fields that belong to what happened.
 
-    A record's `extra` names them; the caller and the trace are those of the request that is being served.
+    A record's `extra` names them. Caller and trace are those of the request that is being served, or of the run that is
+    worked on, with its image, stage and worker.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -67,10 +71,11 @@ class JsonFormatter(DiscreetFormatter):
         }
         if (request := current_request()) is not None:
             fields |= {"caller": request.caller, "trace_id": request.trace_id}
+        fields |= log_fields()
         fields |= {
             name: value
             for name, value in vars(record).items()
-            if name not in _USUAL and isinstance(value, str | int | float | bool)
+            if name not in _USUAL and isinstance(value, str | int | float | bool | dict)
         }
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
@@ -90,3 +95,18 @@ def start_logging(level: str, log_format: str = "text") -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in OURS:
         logging.getLogger(name).setLevel(level.upper())
+
+
+def describe_options(values: Mapping[str, object]) -> dict[str, str | int | float | bool]:
+    """The options of a process for the line of its start, without those that are not given and without passwords."""
+    described: dict[str, str | int | float | bool] = {}
+    for name, value in values.items():
+        if value is None or value == "" or value == ():
+            continue
+        if isinstance(value, bool | int | float):
+            described[name] = value
+        elif isinstance(value, list | tuple):
+            described[name] = without_passwords(", ".join(str(one) for one in value))
+        else:
+            described[name] = without_passwords(str(value))
+    return described

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from services.serving.tracing import spans
+from services.serving.tracing.spans import trace_id_of
+
 log = logging.getLogger(__name__)
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 REFUSALS = {"UNAUTHENTICATED", "PERMISSION_DENIED", "401", "403", "421"}
 # Another caller's run is not found, so that nobody learns that there is one. For the operator it is a refusal.
@@ -23,6 +25,8 @@ OTHERS_RUN = "OTHERS_RUN"
 NOT_FOUND = {"NOT_FOUND", "404"}
 # Asked many times a minute: by probes, and by every gateway for what its workers serve.
 QUIET = re.compile(r"/grpc\.health\.|/health|/grpc\.reflection\.|/[\w.]+Service/GetModel$")
+# Failures of ours; those of callers do not make a span failed.
+SERVER_ERRORS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 
 
 @dataclass
@@ -38,7 +42,7 @@ class RequestRecord:
     # Of a refused request: whose token it was, or is said to be; and the run of another caller that it was about.
     claimed: str = ""
     others_run: str = ""
-    # As the caller sent it; stages are sent the same.
+    # As the caller sent it, or that of our span; stages are sent the same.
     traceparent: str = ""
     began: float = field(default_factory=time.monotonic)
 
@@ -55,16 +59,12 @@ def current_request() -> RequestRecord | None:
     return _current.get()
 
 
-def outgoing_metadata() -> list[tuple[str, str]]:
-    """What a call that belongs to the current request carries on: its trace."""
+def current_traceparent() -> str:
+    """The trace context of the current work: that of its span, or what the caller of the current request sent."""
+    if traceparent := spans.current_traceparent():
+        return traceparent
     record = _current.get()
-    return [("traceparent", record.traceparent)] if record is not None and record.trace_id else []
-
-
-def trace_id_of(traceparent: str | None) -> str:
-    """The trace of a W3C `traceparent` header; "" where there is none, or it is none."""
-    match = _TRACEPARENT.fullmatch(traceparent or "")
-    return match[1] if match and match[1].strip("0") else ""
+    return record.traceparent if record is not None and record.trace_id else ""
 
 
 def _refused_to(record: RequestRecord) -> str:
@@ -93,8 +93,12 @@ class RequestLog:
     def recording(self, record: RequestRecord) -> Iterator[RequestRecord]:
         """Logs and counts the request at the end of the block; the handler fills the record in."""
         token = _current.set(record)
+        span = spans.NO_SPAN if QUIET.match(record.method) else _start_span(record)
+        if span:
+            record.traceparent = span.traceparent
         try:
-            yield record
+            with spans.use(span):
+                yield record
         except BaseException as error:
             record.code = record.code or (
                 "CANCELLED" if type(error).__name__ == "CancelledError" else "INTERNAL"
@@ -102,6 +106,7 @@ class RequestLog:
             raise
         finally:
             self._finish(record)
+            _end_span(span, record)
             _current.reset(token)
 
     def _finish(self, record: RequestRecord) -> None:
@@ -138,3 +143,37 @@ class RequestLog:
                 "duration_s": round(took, 4),
             },
         )
+
+
+def _start_span(record: RequestRecord) -> spans.Span:
+    attributes = {"client.address": _host_of(record.peer)}
+    if record.api == "grpc":
+        method = record.method.lstrip("/")
+        attributes |= {"rpc.system.name": "grpc", "rpc.method": method}
+    else:
+        method = "HTTP"
+    return spans.start_span(method, attributes, kind="server", parent=record.traceparent)
+
+
+def _end_span(span: spans.Span, record: RequestRecord) -> None:
+    if not span:
+        return
+    if record.api == "grpc":
+        span.set({"rpc.response.status_code": record.code})
+        if record.code in SERVER_ERRORS:
+            span.fail(record.reason or record.code)
+    else:
+        method, _, route = record.method.partition(" ")
+        span.rename(record.method if route else "HTTP")
+        span.set({"http.request.method": method} | ({"http.route": route} if route else {}))
+        if record.code.isdecimal():
+            span.set({"http.response.status_code": int(record.code)})
+        if record.code >= "500" or not record.code.isdecimal():
+            span.fail(record.reason or record.code)
+    span.end()
+
+
+def _host_of(peer: str) -> str:
+    """Of "ipv4:10.0.0.7:53122" and "10.0.0.7:53122"."""
+    host = peer.removeprefix("ipv4:").removeprefix("ipv6:").rpartition(":")[0]
+    return host.replace("%5B", "").replace("%5D", "").strip("[]")

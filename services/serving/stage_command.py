@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -20,13 +21,15 @@ from services.engine.engine import Engine
 from services.errors import TriptychError
 from services.serving.channels import STAGE_SERVER_OPTIONS
 from services.serving.listen_options import certificate_of, check_address, tls_options
-from services.serving.log_format import start_logging
+from services.serving.log_format import describe_options, start_logging
 from services.serving.metrics import StageMetrics, serving_metrics
 from services.serving.request_log import RequestLog
 from services.serving.server import announce, serving, stop_signal
 from services.serving.spot_notices import EC2_METADATA, SpotNotices
 from services.serving.stage_service import Job, Loaded, ServeOptions, StageService
 from services.serving.tls import CertificateFiles
+from services.serving.tracing.setup import start_tracing, stop_tracing
+from triptych import __version__
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +88,16 @@ def run_stage(
         "--tls-client-ca": options.tls_client_ca,
     }
     check_address(options.host, options=safe, insecure=options.insecure)
-    asyncio.run(_run_stage(service, add_to_server, load, service_name, options, files))
+    start_tracing(_name_of(service_name))
+    try:
+        asyncio.run(_run_stage(service, add_to_server, load, service_name, options, files))
+    finally:
+        stop_tracing()
+
+
+def _name_of(service_name: str) -> str:
+    """ "triptych.v1.GeneratorService" -> "generator"."""
+    return service_name.split(".")[-1].removesuffix("Service").lower()
 
 
 async def _run_stage(
@@ -98,7 +110,7 @@ async def _run_stage(
 ) -> None:
     async with AsyncExitStack() as stack:
         stop = await stack.enter_async_context(stop_signal(with_parent=options.exit_with_parent))
-        name = service_name.split(".")[-1].removesuffix("Service").lower()
+        name = _name_of(service_name)
         metrics = StageMetrics(name)
         server = serving(
             lambda grpc_server: add_to_server(service, grpc_server),
@@ -125,7 +137,22 @@ async def _run_stage(
         stack.enter_context(serving_metrics(metrics.registry, options.host, options.metrics_port))
         service.set_ready(loaded, engine, metrics)
         await running.set_serving(True)
-        log.info("serving %s '%s' on %s (%s)", name, loaded.info.name, running.address, loaded.info.device)
+        log.info(
+            "serving %s '%s' on %s (%s)",
+            name,
+            loaded.info.name,
+            running.address,
+            loaded.info.device,
+            extra={
+                "event": "started",
+                "version": __version__,
+                "address": running.address,
+                "model": loaded.info.name,
+                "model_digest": loaded.info.digest,
+                "device": loaded.info.device,
+                "options": describe_options(asdict(options)),
+            },
+        )
         announce(name, running.address, model=loaded.info.name)
         if options.spot_notices:
             stopping = asyncio.create_task(_stop_at_notice(SpotNotices(options.spot_notices), stop))

@@ -4,6 +4,7 @@ A stage adds its RPCs (check the request, make jobs, wrap the events of `self.st
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from services.engine.stepper import JobRequest, Stepper
 from services.errors import NotReady
 from services.serving.limits.call_gate import Context, host_of
 from services.serving.metrics import StageMetrics
+from services.serving.tracing import spans
 from services.weights.model_folder import Manifest
 from triptych import __version__
 from triptych.v1.stage_pb2 import ImageData, ModelInfo, Stage, StageEvent
@@ -128,17 +130,39 @@ class StageService(Generic[Loaded, Job]):
             for ticket in tickets
             for reason, message in ticket.warnings.items()
         ]
+        began_ns = time.time_ns()
         timeout_s = context.time_remaining()
         async with self.engine.submit(
             tickets, caller=caller or host_of(context.peer()), timeout_s=timeout_s
         ) as events:
             async for event in events:
                 self._observe(event)
+                if isinstance(event, Finished):
+                    self._record_spans(event, began_ns)
                 for message in _to_messages(event, len(tickets), seeds):
                     yield message
                 # After the first event, which accepts the request.
                 while warnings:
                     yield warnings.pop(0)
+
+    def _record_spans(self, event: Finished, began_ns: int) -> None:
+        """Where the time of a finished picture went, below the span of its call."""
+        if not spans.is_on():
+            return
+        info, timing, now_ns = self.loaded.info, event.timing, time.time_ns()
+        attributes: dict[str, str | int | float] = {
+            "gen_ai.request.model": info.name,
+            "triptych.index": event.index,
+        }
+        admitted_ns = began_ns + int(timing.queue_s * 1e9)
+        encoded_ns = now_ns - int(timing.encode_s * 1e9)
+        spans.record_span("queue", began_ns, admitted_ns, {**attributes, "triptych.queue": "stage"})
+        in_batch: dict[str, str | int | float] = {
+            "triptych.compute_s": round(timing.compute_s, 6),
+            "triptych.batch_wait_s": round(timing.batch_wait_s, 6),
+        }
+        spans.record_span("batch", admitted_ns, encoded_ns, {**attributes, **in_batch})
+        spans.record_span("encode", encoded_ns, now_ns, attributes)
 
 
 def model_info(manifest: Manifest, stage: Stage.ValueType, options: ServeOptions, **more: Any) -> ModelInfo:

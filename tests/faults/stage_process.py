@@ -269,6 +269,8 @@ def main() -> None:
     parser.add_argument("--step-s", type=float, default=0.02)
     parser.add_argument("--side", type=int, default=SIDE_PX)
     parser.add_argument("--grace", type=float, default=30.0)
+    parser.add_argument("--log-format", default="text")
+    parser.add_argument("--log-level", default="warning")
     parser.add_argument("--dies-of-seed", type=int, default=-1)
     asked = parser.parse_args()
     service, add_to_server, stage, name = STAGES[asked.stage]
@@ -283,7 +285,8 @@ def main() -> None:
         grace=asked.grace,
         exit_with_parent=False,
         insecure=True,
-        log_level="warning",
+        log_level=asked.log_level,
+        log_format=asked.log_format,
     )
     orders = Orders()
 

@@ -6,10 +6,11 @@ nothing is read until the gate asks for it; on the wire the two are the same. Er
 
 import asyncio
 import logging
+import re
 import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from typing import Any
 
 import grpc
@@ -22,6 +23,7 @@ from services.errors import InvalidRequest, RateLimited, TriptychError
 from services.serving.limits.request_budget import BODY_TIMEOUT_S, BodyTooSlow, RequestBudget, SmallReads
 from services.serving.limits.wire_limits import check_num_fields, holds_files, message_type
 from services.serving.request_log import RequestLog, RequestRecord, current_request
+from services.serving.tracing.log_fields import logging_with
 from triptych._grpc_options import MAX_MESSAGE_BYTES
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,9 @@ Authenticate = Callable[[str | None, str], Awaitable[str]]
 
 # Requests that hold no file; a run has hundreds of images, whose names CancelRun may list.
 MAX_SMALL_BYTES = 2**20
+# What a gateway calls the picture that it wants, for the log: "runs/0123456789abcdef/images/generate-0".
+IMAGE_METADATA = "triptych-image"
+_IMAGE = re.compile(r"(runs/[0-9a-f]{16})/images/([a-z]{1,20}-[0-9]{1,6})")
 # Health and reflection, which anybody may call.
 MAX_PUBLIC_BYTES = 4 * 2**10
 # Larger messages are scanned and parsed beside the event loop.
@@ -97,12 +102,17 @@ class CallGate(grpc.aio.ServerInterceptor):
             return None
         method, header = details.method, _metadata(details, "authorization")
         traceparent = _metadata(details, "traceparent") or ""
+        image = _metadata(details, IMAGE_METADATA) or ""
 
         async def serve(_requests: object, context: Context) -> None:
             if method.startswith("/triptych."):
                 self._open(context)
             record = RequestRecord("grpc", method, peer=context.peer(), traceparent=traceparent)
-            with _counted(self._peers, context.peer()), self._log.recording(record):
+            with (
+                _counted(self._peers, context.peer()),
+                _logging_image(image),
+                self._log.recording(record),
+            ):
                 error = await self._serve(handler, method, header, context)
                 record.code = error.status.name if error is not None else "OK"
                 record.reason = error.reason if error is not None else ""
@@ -201,6 +211,14 @@ class CallGate(grpc.aio.ServerInterceptor):
             )
         with _counted(self._num_calls, caller):
             yield
+
+
+@contextmanager
+def _logging_image(image: str) -> Iterator[None]:
+    """The lines of a stage have the run and the image that a gateway names."""
+    match = _IMAGE.fullmatch(image)
+    with logging_with(run=match[1], image=match[2]) if match else nullcontext():
+        yield
 
 
 @contextmanager

@@ -64,6 +64,7 @@ class Written:
 
     def __init__(self, name, journal, first) -> None:
         self.name = name
+        self.traceparent = ""
         self.run = RunState([first])
         self.log = EventLog(lambda event: journal.write(self, event), [first])
 
