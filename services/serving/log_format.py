@@ -75,7 +75,7 @@ class JsonFormatter(DiscreetFormatter):
         fields |= {
             name: value
             for name, value in vars(record).items()
-            if name not in _USUAL and isinstance(value, str | int | float | bool | dict)
+            if name not in _USUAL and isinstance(value, str | int | float | bool | dict) and value != ""
         }
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
