@@ -107,7 +107,17 @@ tiny: $(VENV)/dev ## Train the built-in models from nothing (many hours; needs n
 quality: $(VENV)/dev ## Measure the built-in models on held-out and natural prompts: make quality ARGS="--seed 7"
 	$(TEST_ENV) $(BIN)/python -m training.evaluation.generator_report $(ARGS)
 	$(TEST_ENV) $(BIN)/python -m training.evaluation.natural_report
+	$(TEST_ENV) $(BIN)/python -m training.evaluation.final_report
 	$(TEST_ENV) $(BIN)/python -m training.evaluation.ladder_report
+
+.PHONY: pictures
+pictures: $(VENV)/dev ## Draw the pictures of README and docs again, with the built-in models
+	$(TEST_ENV) $(BIN)/triptych run "a red house under a full moon" --seed 1 --out build/quality/run
+	cp build/quality/run/contact-sheet.png docs/contact-sheet.png
+	$(TEST_ENV) TRIPTYCH_PAGE_PICTURES=docs $(BIN)/python -m pytest -q -m slow tests/web/test_whole.py
+	$(TEST_ENV) $(BIN)/python -m training.evaluation.generator_report --seed 7 --count 32 --family-count 0 --sheet docs/generator-held-out.jpg
+	$(TEST_ENV) $(BIN)/python -m training.evaluation.ladder_report --count 8 --worlds narrow --no-cost --folder build/quality
+	cp build/quality/ladder-narrow.png docs/refined-256.png
 
 check: $(VENV)/dev ## Lint, types, protos, stubs, plain words
 	$(BIN)/ruff check .

@@ -57,7 +57,8 @@ def name_emoji(prompt: str, counts: Sequence[str]) -> str:
         name = " ".join(_FACE.sub(" ", name).split()) or name
         if count > 1 and counts:
             name = f"{counts[min(count - 2, len(counts) - 1)]} {name}s"
-        pieces += [prompt[done : first["match_start"]], name]
+        before = with_article(prompt[done : first["match_start"]], name, is_plural=count > 1)
+        pieces += [before, name]
         done = found[i + count - 1]["match_end"]
         if i + count < len(found) and found[i + count]["match_start"] == done:
             pieces.append(" ")

@@ -25,7 +25,9 @@ from services.weights.model_folder import Manifest
 FILE = "dalle/words.json"
 NUM_SUGGESTIONS = 3
 # Farther guesses are made only where a prompt names no place, either.
-LIKELY = 0.35
+LIKELY = 0.3
+# Guesses besides the first one are as near as this: "a boy and a girl" are two, a man's hat is left out.
+NEAR_GUESS = 0.45
 # Shorter words have too many neighbours to tell which one was meant.
 MIN_MISSPELT_LENGTH = 4
 MAX_QUANTITY_WORDS = 4
@@ -94,6 +96,7 @@ class Vocabulary:
         has `relations`.
         """
         self._known = dict(known) | {plural: plural for plural in known.values()}
+        self._singulars = frozenset(known)
         self._plurals = frozenset(known.values())
         self._replacements = replacements
         self._guesses = guesses or {}
@@ -138,6 +141,8 @@ class Vocabulary:
                 before, is_several = prompt[done : words[i].start], True
             else:
                 count, text, similarity = self._match(words, i, tables)
+                if text and similarity < NEAR_GUESS and self._shows_thing(reading):
+                    text = ""
                 noun = text or " ".join(word.text for word in words[i : i + count])
                 if text and self._is_noun(text) and self._describes_next(words, i + count, tables):
                     text = ""  # in "a lemon tree" no lemon is asked for
@@ -150,7 +155,7 @@ class Vocabulary:
                     is_several = True
                 before = prompt[done : words[i].start]
                 if text:
-                    before = with_article(before, text, is_plural=text in self._plurals)
+                    before = with_article(before, text, is_plural=self._is_plural(text))
             word = prompt[words[i].start : words[i + count - 1].end]
             if text and word.casefold() != text:
                 pieces.append(before + (text.capitalize() if word[0].isupper() else text))
@@ -160,6 +165,10 @@ class Vocabulary:
             i += count
         reading.text = "".join((*pieces, prompt[done:]))
         return reading
+
+    def _is_plural(self, noun: str) -> bool:
+        """Whether no "a" stands before it: "mountains", but "a fish"."""
+        return noun in self._plurals and (noun.endswith("s") or noun not in self._singulars)
 
     def _shows_thing(self, reading: _Reading) -> bool:
         return not self._things.isdisjoint(reading.nouns)
@@ -225,7 +234,7 @@ class Vocabulary:
 
     def _misspelt(self, words: Sequence[Word]) -> Table:
         """The words that differ by one letter from a noun that is drawn."""
-        names = (*self._known, *self._replacements)
+        names = (*self._known, *(name for name in self._replacements if len(name) > MIN_MISSPELT_LENGTH))
         found: dict[str, tuple[str, float]] = {}
         for word in {word.text for word in words if len(word.text) >= MIN_MISSPELT_LENGTH}:
             if word in self._correct_words or self._look_up(word, self._guesses):
@@ -240,7 +249,8 @@ class Vocabulary:
         if i >= len(words) or not words[i].joined:
             return False
         count, text, _ = self._match(words, i, tables)
-        return self._is_noun(text or " ".join(word.text for word in words[i : i + count]))
+        name = " ".join(word.text for word in words[i : i + count])
+        return self._is_noun(text or name) or self._look_up(name, self._guesses) is not None
 
     def _is_noun(self, name: str) -> bool:
         return name in self._known

@@ -140,6 +140,10 @@ def guessing() -> Vocabulary:
         # Emoji, accents.
         ("\U0001f431\U0001f431", "two cats"),
         ("\U0001f431\U0001f697", "cat car"),
+        ("a \U0001f697", "a car"),
+        ("a \U0001f6f8 and a \U0001f34e\U0001f34e a cat", "a flying saucer and two red apples a cat"),
+        # A far thing beside another one.
+        ("a duck with a pebble", "a cat with a pebble"),
         ("\u2764\ufe0f a cat", "red heart a cat"),
         ("a càctus", "a càctus"),
     ],
@@ -202,6 +206,17 @@ def test_a_broken_table_is_told(tmp_path: Path):
         ("three dachshunds", "dogs"),
         ("a mansion", "house"),
         ("a turquoise car", "blue"),
+        ("a horse in a meadow", "dog"),
+        ("a tiger", "cat"),
+        ("an old lady with a dog", "robot"),
+        ("a cup of coffee", "boat"),
+        ("coffee", "apple"),
+        ("a dozen roses", "three"),
+        ("a seal", "fish"),
+        ("a pizza", "apple"),
+        ("an airplane", "rocket"),
+        ("a light bulb", "robot"),
+        ("a housse", "house"),
     ],
 )
 def test_the_built_in_table_knows_what_is_near(built_in: Vocabulary, prompt: str, expected: str):
@@ -247,11 +262,17 @@ def test_the_built_in_table_is_small_and_replaces_by_known_words_alone():
     counts = {"two", "three"}
     known = {*raw["known"], *raw["known"].values(), *colours, *counts}
 
+    tables = (raw["replacements"], raw["guesses"], raw["quantities"])
+    entries = [entry for table in tables for entry in table.values()]
+
     assert manifest.files[FILE].num_bytes < 1_000_000
-    assert len(raw["replacements"]) > 5_000
-    assert {near for near, _ in raw["replacements"].values()} <= known
+    assert len(entries) > 20_000
+    assert {near for near, _ in entries} <= known
     assert not raw["replacements"].keys() & known
-    assert all(0 < similarity <= 1 for _, similarity in raw["replacements"].values())
+    # A colour, and a fruit where nothing else is named.
+    assert raw["guesses"].keys() & known == {"orange"}
+    assert not raw["replacements"].keys() & raw["guesses"].keys()
+    assert all(0 < similarity <= 1 for _, similarity in entries)
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,9 @@ NOT_DRAWN = _words(
     vehicle machine device product material wood metal glass plastic paper stone gold silver chocolate wedding birthday
     party summer spring autumn fall winter will may can must being human individual someone somebody dark bright full
     half short long tall small big old new high low left right good best master landscape seascape cityscape skyline
-    horizon scenery wave waves light lights lighting reflection atmosphere sand grass leaf leaves rock rocks ice wind
+    horizon scenery wave waves light lights lighting reflection atmosphere sand grass rock rocks ice wind
     smoke dust shadow window door floor wall ground air dress shirt shoes clothes glasses sunglasses coat jacket
-    suit scarf armor costume helmet gift birthday table desk bed blanket
+    suit scarf armor costume helmet gift table desk bed blanket
     sky heaven center corner front end top bottom distance middle inside outside something anything everything nothing"""
 )
 # Words of the phrases for settings that are no nouns of one.
@@ -104,6 +104,9 @@ PEOPLE = frozenset(("woman", "man", "girl", "boy"))
 ANIMALS = frozenset(("bear", "duck", "seal", "bat", "crane", "swallow", "mole", "ram", "kid"))
 # Well-known names of people and creatures, and what is nearest to them in WordNet.
 CHARACTERS = {
+    "dragon": "eagle", "unicorn": "horse", "mermaid": "fish", "christmas tree": "pine tree", "griffin": "eagle",
+    "seal": "sea lion", "mole": "hedgehog", "crane": "heron", "ladybug": "beetle", "jellyfish": "octopus", "giraffe": "deer",
+    "windmill": "tower", "pyramid": "castle", "earth": "ball", "dolphin": "fish",
     "godzilla": "dinosaur", "king kong": "gorilla", "t rex": "dinosaur", "trex": "dinosaur", "yoda": "elf", "chewbacca": "gorilla",
     "darth vader": "knight", "stormtrooper": "soldier", "r2d2": "robot", "wall e": "robot", "batman": "man", "superman": "man",
     "spiderman": "man", "spider man": "man", "iron man": "robot", "hulk": "man", "wonder woman": "woman", "joker": "clown",
@@ -119,5 +122,24 @@ CHARACTERS = {
     "santa claus": "man", "santa": "man", "jesus": "man", "buddha": "man", "christmas": "pine tree", "xmas": "pine tree",
     "snow globe": "snowman", "teddy bear": "bear", "teddy": "bear", "hot dog": "sandwich", "hotdog": "sandwich",
     "taco": "sandwich", "sushi": "fish", "donut": "cake", "cupcake": "cake", "smartphone": "telephone", "iphone": "telephone",
-    "orange": "apple", "oranges": "apples",
+    "coffee": "tea", "cheese": "bread", "egg": "bread", "orange": "apple", "oranges": "apples",
+}  # fmt: skip
+# People whom a prompt asks to see; of others it may only speak. Without people in its world a model draws robots.
+SEEN_PEOPLE = _words(
+    """man woman boy girl child kid guy lady gentleman person wizard witch knight king queen prince princess pirate astronaut
+    cosmonaut cowboy soldier warrior clown dancer ballerina farmer fisherman chef cook doctor nurse fireman firefighter
+    policeman cop ninja samurai viking superhero santa elf vampire monk nun sailor captain emperor magician sorcerer
+    grandma grandpa teenager bride groom surfer skater skier runner singer guitarist drummer
+    scientist detective hunter archer gladiator mummy"""
+)
+# What those are drawn as that are kinds of these, where the world has it, and how near that is: embeddings know words and no
+# shapes. A sofa is drawn as a house where nothing else would be; a horse is a dog wherever it is met.
+SHAPES = {
+    **dict.fromkeys(("dinosaur", "bear", "ungulate", "elephant"), ("dog", 0.5)),
+    **dict.fromkeys(("reptile", "crustacean", "mollusk", "whale", "seal"), ("fish", 0.5)),
+    **dict.fromkeys(("insect", "bird of prey"), ("bird", 0.5)),
+    **dict.fromkeys(("wheeled vehicle", "public transport"), ("car", 0.5)),
+    "frog": ("rabbit", 0.5), "arachnid": ("cat", 0.5), "aircraft": ("rocket", 0.5), "tower": ("castle", 0.5),
+    "musical instrument": ("heart", 0.4), "food": ("apple", 0.44), "foodstuff": ("apple", 0.4), "furniture": ("house", 0.4),
+    "machine": ("robot", 0.4), "weapon": ("rocket", 0.4),
 }  # fmt: skip

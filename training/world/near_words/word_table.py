@@ -49,11 +49,14 @@ from training.world.near_words.word_lists import (
     NOT_TARGETS,
     PEOPLE,
     PERSONS,
+    SEEN_PEOPLE,
     SETTING_NAMES,
     SETTING_WORDS,
+    SHAPES,
     WIDE_PLACES,
 )
 from training.world.near_words.wordnet import WordNet, read_wordnet
+from training.world.phrases import SIZE_WORDS
 from training.world.scenes import WORLDS, World
 from training.world.vocabulary import COLOURS, OBJECTS
 
@@ -103,7 +106,8 @@ EMBEDDED_SHARE = 0.6
 SURE, LEAST = 0.5, 0.2
 RARE_SENSE_PENALTY = 0.06
 KIND_BONUS = 0.3  # for what is a kind of the other: a poodle is a dog, whatever the embeddings say
-STAND_IN_SIMILARITY = 0.3  # of a person and a robot, where no person can be drawn
+STAND_IN_SIMILARITY = 0.45  # of a person and a robot, where no person can be drawn
+SETTING_SIMILARITY = 0.6  # of what is drawn as a place, a time or a weather, at least
 MAX_WORDS = 20_000
 # Senses of a word that are looked at, and those of animals, which people mean when they ask for a picture.
 NUM_SENSES, NUM_ANIMAL_SENSES = 2, 4
@@ -120,7 +124,7 @@ class Target(NamedTuple):
 def targets_of(world: World, wordnet: WordNet) -> list[Target]:
     found = []
     for name in world.objects:
-        wanted = ("person",) if name in PERSONS else LEXICONS
+        wanted = ("person",) if name in PERSONS else ("body",) if name == "heart" else LEXICONS
         for word in OBJECTS[name].words:
             if word not in NOT_TARGETS and (senses := wordnet.senses.get(word)):
                 synset = min(
@@ -135,6 +139,9 @@ def targets_of(world: World, wordnet: WordNet) -> list[Target]:
         if word in wordnet.senses:
             found.append(Target(written, kind, kind, wordnet.senses[word][0], written))
     return found
+
+
+SIZES = frozenset(word for words in SIZE_WORDS.values() for word in words)
 
 
 def common_nouns(
@@ -152,7 +159,7 @@ def common_nouns(
             continue
         # One word may be met now and then; of a name of two, both are common words.
         is_common = max(map(num_pieces, parts)) <= 3 - len(parts)
-        if len(parts) == 2 and (not is_common or set(parts) & (STOP_WORDS | COLOURS.keys())):
+        if len(parts) == 2 and (not is_common or set(parts) & (STOP_WORDS | COLOURS.keys() | SIZES)):
             continue
         if word not in ANIMALS and is_never_noun(wordnet, word):
             continue
@@ -276,20 +283,35 @@ def nearest(
     """The nearest target of each word that has one, of the nearest words so many as the tables may have."""
     best: dict[str, tuple[float, str]] = {}
     people = [column for column, target in enumerate(targets) if target.word in PEOPLE]
-    is_person = {
-        word: wordnet.synsets[sense].lexicon == "person" and not wordnet.synsets[sense].is_proper
-        for word, sense in reversed(nouns)
+    kinds = np.array([target.kind == "object" for target in targets])
+    shapes = {
+        synset: (name, similarity)
+        for kind, (name, similarity) in SHAPES.items()
+        if name in world.objects
+        for synset in wordnet.senses.get(kind, [])[:1]
     }
     for (word, sense), row in zip(nouns, near, strict=True):
+        lexicons = [wordnet.synsets[each].lexicon for each in wordnet.senses[word][:NUM_SENSES]]
+        is_person = lexicons[0] == "person" and (word in SEEN_PEOPLE or "animal" not in lexicons)
+        if is_person and wordnet.synsets[sense].lexicon != "person":
+            continue  # a soldier is no ant
         # A sense that is meant less often must be so much nearer.
         penalty = RARE_SENSE_PENALTY * wordnet.senses[word].index(sense) * (word not in ANIMALS)
         found = [(float(row.max()) - penalty, targets[int(row.argmax())].word)]
-        if is_person[word] and wordnet.synsets[sense].lexicon == "person":
-            # A person who is no dancer and no king is a woman or a man, a girl or a boy.
+        if not kinds[row.argmax()] and row.max() < SETTING_SIMILARITY:
+            row = np.where(kinds, row, -1)
+            found = [(float(row.max()) - penalty, targets[int(row.argmax())].word)]
+        if is_person and not wordnet.synsets[sense].is_proper:
             if people:
+                # A person who is no dancer and no king is a woman or a man, a girl or a boy.
                 found.append((SURE, targets[max(people, key=lambda i: row[i])].word))
-            elif "robot" in world.objects:
-                found.append((STAND_IN_SIMILARITY, "robot"))
+            elif "robot" in world.objects and found[0][0] < SURE:
+                found = [(SURE if word in SEEN_PEOPLE else STAND_IN_SIMILARITY, "robot")]
+        elif found[0][0] < SURE + KIND_BONUS and not wordnet.synsets[sense].is_proper:
+            steps = {a: n for a, n in wordnet.ancestors(sense).items() if a in shapes}
+            if steps:
+                name, similarity = shapes[min(steps, key=steps.__getitem__)]
+                found = [(similarity - penalty, OBJECTS[name].words[0])]
         best[word] = max(best.get(word, (-1.0, "")), *found)
     things = {word for name in world.objects for word in OBJECTS[name].words}
     rows = sorted(((similarity, word, near) for word, (similarity, near) in best.items()), reverse=True)
@@ -316,7 +338,7 @@ def _add_lists(world: World, tables: Tables) -> None:
         )
 
     for name, word in CHARACTERS.items():
-        if name not in known and (entry := drawn_as(word)):
+        if name not in known and name != word and (entry := drawn_as(word)):
             replacements.pop(name, None)
             guesses.pop(name, None)
             is_sure = entry[1] >= SURE and name not in COLOURS
