@@ -1,15 +1,12 @@
 """Downloads an image's file in chunks, with resume, and checks its sha256."""
 
 import hashlib
-import os
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import grpc
 
+from triptych._files import replacing
 from triptych._reconnect import RetryState
 from triptych.errors import CallError, DamagedImage, ErrorDetails
 from triptych.v1.pipeline_pb2 import DownloadImageResponse
@@ -26,26 +23,8 @@ async def download(name: str, read_from: ReadFrom, persistence: RetryState) -> b
 
 async def download_to(name: str, read_from: ReadFrom, persistence: RetryState, path: Path) -> None:
     """As `download`, into a file; a chunk at a time is in memory. `path` appears when the file is complete."""
-    with _complete_file(path) as file:
+    with replacing(path) as file:
         await _copy(name, read_from, persistence, file.write)
-
-
-@contextmanager
-def _complete_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears at `path` when all of it is written, and not at all after an error."""
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-        # A temporary file is for its owner alone; this one is as any other that is written here.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(part, 0o666 & ~mask)
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(part)
-        raise
 
 
 async def _copy(

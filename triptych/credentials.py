@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from triptych._files import Stamp, stamp_of
 from triptych.addresses import check_address
 
 Stub = TypeVar("Stub")
@@ -64,12 +65,11 @@ class Credentials:
         )
         return grpc.ssl_channel_credentials(ca, key, cert)
 
-    def stamps(self, address: str) -> list[tuple[int, int, int]]:
+    def stamps(self, address: str) -> list[Stamp]:
         """Changes whenever a file does that a channel to the address is opened with; raises OSError without the file."""
         if not self.is_encrypted(address):
             return []
-        status = [Path(path).stat() for path in (self.ca, self.cert, self.key) if path is not None]
-        return [(one.st_ino, one.st_mtime_ns, one.st_size) for one in status]
+        return [stamp_of(Path(path).stat()) for path in (self.ca, self.cert, self.key) if path is not None]
 
     def authorize(self, stub: Stub) -> Stub:
         """Has every call of the stub bring the token, if there is one."""

@@ -5,7 +5,6 @@ not make it a stage.
 """
 
 import ipaddress
-import os
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from services.private_files import make_private_folder
+from triptych._files import replacing
 from triptych.terminal_text import echo
 
 SERVERS = ("generator", "refiner", "upscaler", "gateway")
@@ -148,17 +148,9 @@ def write(folder: Path, name: str, issued: Issued) -> None:
     cert, key = files_of(folder, name)
     pem = serialization.Encoding.PEM
     secret = issued.key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    _replace(key, secret, 0o600)
-    _replace(cert, issued.cert.public_bytes(pem), 0o644)
-
-
-def _replace(path: Path, data: bytes, mode: int) -> None:
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    for path, data, mode in ((key, secret, 0o600), (cert, issued.cert.public_bytes(pem), 0o644)):
+        with replacing(path, mode=mode) as file:
+            file.write(data)
 
 
 def _builder(

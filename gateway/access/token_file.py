@@ -7,7 +7,6 @@
 import fcntl
 import hashlib
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 from gateway.access.caller import Caller, CallerLimits
 from services.errors import TriptychError
+from triptych._files import Stamp, replacing, stamp_of
 
 # So that a token is recognised where it does not belong, by people and by scanners of repositories.
 TOKEN_PREFIX = "triptych_"  # noqa: S105 - no secret
@@ -95,17 +95,8 @@ def write_tokens(path: Path, entries: Sequence[TokenEntry]) -> None:
         if entry.expires is not None:
             token["expires"] = entry.expires.isoformat()
         callers.setdefault(entry.caller.name, item)["tokens"].append(token)
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    file = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(file, "w", encoding="utf-8") as output:
-            output.write(json.dumps({"callers": callers}, indent=2) + "\n")
-            output.flush()
-            os.fsync(output.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with replacing(path, mode=0o600) as file:
+        file.write((json.dumps({"callers": callers}, indent=2) + "\n").encode())
 
 
 @contextmanager
@@ -116,7 +107,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def stamp(path: Path) -> tuple[int, ...]:
+def stamp(path: Path) -> Stamp:
     """What changes when the file does; raises TokenFileError."""
     try:
         status = path.stat()
@@ -126,7 +117,7 @@ def stamp(path: Path) -> tuple[int, ...]:
         ) from None
     if not S_ISREG(status.st_mode):
         raise TokenFileError(f"expected a file of tokens, got {path}, which is something else")
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    return stamp_of(status)
 
 
 def _entries(name: str, item: Mapping[str, Any]) -> list[TokenEntry]:

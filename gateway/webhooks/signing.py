@@ -9,6 +9,7 @@ from pathlib import Path
 from standardwebhooks import Webhook
 
 from services.errors import TriptychError
+from triptych._files import Stamp, stamp_of
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,7 @@ class WebhookSigner:
     def headers(self, webhook_id: str, when: datetime, body: str) -> dict[str, str]:
         """The three headers of the scheme. A changed file is read again; one that cannot be used changes nothing."""
         try:
-            status = self._path.stat()
-            if (status.st_ino, status.st_mtime_ns, status.st_size) != self._stamp:
+            if stamp_of(self._path.stat()) != self._stamp:
                 self._stamp, self._secrets = _read(self._path)
         except (OSError, InvalidWebhookSecret) as error:
             log.error("the secrets of webhooks stay as they were: %s", error)  # noqa: TRY400 - a file's fault
@@ -45,7 +45,7 @@ class WebhookSigner:
         }
 
 
-def _read(path: Path) -> tuple[tuple[int, int, int], list[Webhook]]:
+def _read(path: Path) -> tuple[Stamp, list[Webhook]]:
     try:
         status = path.stat()
         if not path.is_file() or status.st_size > MAX_FILE_BYTES:
@@ -56,7 +56,7 @@ def _read(path: Path) -> tuple[tuple[int, int, int], list[Webhook]]:
     secrets = [line for line in lines if line and not line.startswith("#")]
     if not secrets:
         raise InvalidWebhookSecret(f"{path} has no secret; make one: echo whsec_$(openssl rand -base64 32)")
-    return (status.st_ino, status.st_mtime_ns, status.st_size), [_webhook(line, path) for line in secrets]
+    return stamp_of(status), [_webhook(line, path) for line in secrets]
 
 
 def _webhook(secret: str, path: Path) -> Webhook:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.stages import STAGES, Stage
+from triptych._files import stamp_of
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +116,7 @@ class WorkersFile:
 
     def _read(self) -> None:
         try:
-            status = os.stat(self._path)
-            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            stamp = stamp_of(os.stat(self._path))
             if stamp == self._stamp:
                 return
             self._targets = parse_workers(self._path.read_text("utf-8"))

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from services.errors import TriptychError
+from triptych._files import Stamp, stamp_of
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +56,15 @@ class CertificateFiles:
             self._complaint = str(error)
         return self._certificates
 
-    def _stamp(self) -> list[tuple[int, int, int]]:
+    def _stamp(self) -> list[Stamp]:
         stamps = []
         for path in (self.cert, self.key, self.ca):
             if path is None:
                 continue
             try:
-                status = path.stat()
+                stamps.append(stamp_of(path.stat()))
             except OSError as error:
                 raise CertificateError(f"cannot read {path}: {error.strerror}") from None
-            stamps.append((status.st_ino, status.st_mtime_ns, status.st_size))
         return stamps
 
     def _read(self) -> Certificates:

@@ -7,7 +7,6 @@ The manifest names every file with its sha256, so a truncated or swapped file is
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from services.errors import ModelError
 from services.weights.names import check_file_name, is_model_name
+from triptych._files import replacing
 
 MANIFEST = "manifest.json"
 PARTS = {
@@ -248,19 +248,10 @@ def check_names(
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Writes to a temporary name beside `path`, fsyncs, renames: readers see the old file or the new one."""
+    """Replaces a file, or makes it and its folder; readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(mode)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path, mode=mode) as file:
+        file.write(data)
 
 
 def _part_files(folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from gateway.pipeline import Pipeline
 from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
 from services.errors import NotFound, TriptychError
 from services.private_files import make_private_folder
+from triptych._files import replacing
 from triptych.v1.pipeline_pb2 import Image, Run, RunSpec, RunState
 from triptych.v1.stage_pb2 import ModelInfo
 from triptych.vocabulary import unknown_words
@@ -192,6 +193,5 @@ def _of(run: Run, stage: Any) -> list[Image]:
 
 def _write_file(path: Path, data: bytes) -> None:
     make_private_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.write(data)

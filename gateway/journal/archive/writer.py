@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import io
 import json
-import os
 import tarfile
 import tempfile
 import time
@@ -23,6 +22,7 @@ from gateway.journal.schema import runs
 from gateway.store.base import ImageCorrupted, Store
 from services.errors import NotFound
 from triptych import __version__
+from triptych._files import replacing
 
 RUNS_AT_ONCE = 500
 # Larger pictures go through a file.
@@ -50,17 +50,8 @@ async def export_runs(
     on_run: Callable[[str], None] = lambda name: None,
 ) -> Exported:
     """Writes the runs of these `names`, or all; those that are under way only `with_unfinished`. Raises OSError."""
-    descriptor, temporary = tempfile.mkstemp(dir=to.parent, prefix=f".{to.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            exported = await _write(file, reader, store, set(names), with_unfinished, on_run)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, to)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return exported
+    with replacing(to, mode=0o600) as file:
+        return await _write(file, reader, store, set(names), with_unfinished, on_run)
 
 
 async def _write(

@@ -5,7 +5,6 @@ so that a model larger than memory can be converted.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from services.errors import ModelError
 from services.weights.formats.safetensors_file import read_safetensors
 from services.weights.model_folder import check_names
+from triptych._files import replacing
 
 FILE_NAME = "model.safetensors"
 _SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16"}
@@ -87,19 +87,12 @@ def write_parameters(
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format aligns the data
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name, (shape, dtype) in specs.items():
-                array = tensor(name)
-                assert array.shape == shape, f"{name}: promised {shape}, got {array.shape}"  # noqa: S101 - our own bug
-                file.write(np.ascontiguousarray(array, dtype).data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, (shape, dtype) in specs.items():
+            array = tensor(name)
+            assert array.shape == shape, f"{name}: promised {shape}, got {array.shape}"  # noqa: S101 - our own bug
+            file.write(np.ascontiguousarray(array, dtype).data)
 
 
 def _lists(tree: Any) -> Any:
