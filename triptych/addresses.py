@@ -39,14 +39,14 @@ class Address:
         )
 
     def to_target(self) -> str:
-        """For gRPC, which takes several addresses as numbers only. Raises ValueError for names that are not known."""
+        """For gRPC, which takes several addresses as numbers only. Raises OSError for names that are not known."""
         if self.target:
             return self.target
         if len(self.hosts) == 1:
             return host_port(*self.hosts[0])
         numbers = [(number, port) for host, port in self.hosts for number in _numbers(host, port)]
         if not numbers:
-            raise ValueError(f"{self.text!r}: none of these names is known to this machine")
+            raise OSError(f"{self.text!r}: none of these names is known to this machine")
         # One scheme of gRPC's is for one family.
         four = [host_port(number, port) for number, port in numbers if ":" not in number]
         six = [host_port(number, port) for number, port in numbers if ":" in number]

@@ -24,7 +24,7 @@ REFUSALS = {"UNAUTHENTICATED", "PERMISSION_DENIED", "401", "403", "421"}
 OTHERS_RUN = "OTHERS_RUN"
 NOT_FOUND = {"NOT_FOUND", "404"}
 # Asked many times a minute: by probes, and by every gateway for what its workers serve.
-QUIET = re.compile(r"/grpc\.health\.|/health|/grpc\.reflection\.|/[\w.]+Service/GetModel$")
+QUIET = re.compile(r"/grpc\.health\.|(\w+ )?/health$|/grpc\.reflection\.|/[\w.]+Service/GetModel$")
 # Failures of ours; those of callers do not make a span failed.
 SERVER_ERRORS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 

@@ -104,6 +104,23 @@ async def test_a_run_over_http_has_a_line_by_its_route_and_without_its_prompt(li
     assert "secret" not in json.dumps(lines())
 
 
+@pytest.mark.parametrize(
+    ("method", "code", "num_lines"),
+    [
+        ("/triptych.v1.GeneratorService/GetModel", "OK", 0),
+        ("/grpc.health.v1.Health/Check", "OK", 0),
+        ("GET /health", "200", 0),
+        ("/triptych.v1.GeneratorService/GetModel", "UNAUTHENTICATED", 1),
+        ("/triptych.v1.GeneratorService/Generate", "OK", 1),
+        ("GET /healthy", "200", 1),
+    ],
+)
+def test_what_is_asked_many_times_a_minute_has_a_line_only_if_it_is_refused(lines, method, code, num_lines):
+    with RequestLog().recording(RequestRecord("grpc", method)) as record:
+        record.code = code
+    assert len(lines()) == num_lines
+
+
 def test_requests_are_counted_with_exemplars():
     registry = CollectorRegistry()
     with RequestLog(registry).recording(RequestRecord("grpc", "/m", traceparent=TRACEPARENT)) as record:

@@ -9,8 +9,21 @@ import (
 	"os"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/protobuf/proto"
 	"triptych/v1"
 )
+
+// Debian's grpc-go is older than the stubs of protoc-gen-go and cannot read them; newer ones need no codec.
+type codec struct{}
+
+func (codec) Name() string                              { return "proto" }
+func (codec) Marshal(value interface{}) ([]byte, error) { return proto.Marshal(value.(proto.Message)) }
+func (codec) Unmarshal(data []byte, to interface{}) error {
+	return proto.Unmarshal(data, to.(proto.Message))
+}
+
+func init() { encoding.RegisterCodec(codec{}) }
 
 func main() {
 	connection, err := grpc.Dial(os.Args[2], grpc.WithInsecure(),

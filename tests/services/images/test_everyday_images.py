@@ -1,6 +1,7 @@
 """Files as telephones, scanners and drawing programs write them, each against the value that is right for it."""
 
 import io
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -204,6 +205,15 @@ TABLE: list[tuple[str, Callable[[], bytes], Callable[[], np.ndarray], float]] = 
         lambda: COLOURS,
         6,
     ),
+    *(
+        (
+            f"EXIF that is none in {kind}",
+            lambda k=kind: _with_damaged_exif(k),
+            lambda: COLOURS,
+            0,
+        )
+        for kind in ("PNG", "WEBP")
+    ),
     (
         "progressive JPEG",
         lambda: as_file(Image.linear_gradient("L").convert("RGB"), "JPEG", progressive=True),
@@ -235,6 +245,20 @@ TABLE: list[tuple[str, Callable[[], bytes], Callable[[], np.ndarray], float]] = 
         1,
     ),
 ]
+
+
+def _with_damaged_exif(kind):
+    """Pillow refuses to write such a block, so that a whole one is damaged."""
+    more = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    data = as_file(Image.fromarray(COLOURS), kind, exif=_exif(1), **more)
+    place = data.index(b"eXIf" if kind == "PNG" else b"EXIF") + (4 if kind == "PNG" else 8)
+    chunk = bytearray(data)
+    length = int.from_bytes(chunk[place - 8 : place - 4], "big") if kind == "PNG" else 8
+    chunk[place : place + 4] = b"junk"
+    if kind == "PNG":
+        end = place + length
+        chunk[end : end + 4] = zlib.crc32(chunk[place - 4 : end]).to_bytes(4, "big")
+    return bytes(chunk)
 
 
 def _exif(turn: int) -> Image.Exif:

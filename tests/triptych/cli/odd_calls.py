@@ -132,6 +132,7 @@ def _addresses() -> Iterator[Call]:
         "[::1]:1",
         "unix:/nowhere",
         "127.0.0.1:1,127.0.0.1:2",
+        "one.invalid:1,two.invalid:1",
         "https://127.0.0.1:1",
     ):
         yield Call(f"nobody at {address}", ("models", "--gateway", address), (FAILED,))
