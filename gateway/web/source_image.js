@@ -1,7 +1,6 @@
 /** Pictures that the person brings: dropped, pasted, picked or photographed; made fit for the models. */
 
 import { byId, createElement } from "./dom.js";
-import { readPngText } from "./png_text.js";
 import { t } from "./texts.js";
 
 // What a request may carry, with room for base64; beyond it a picture is made smaller.
@@ -21,6 +20,7 @@ const MAX_BYTES = 8 * 2 ** 20;
 /** @param {Blob} file @returns {Promise<SourceImage>} rejects for what is no picture */
 export async function readSource(file) {
   const bytes = new Uint8Array(await file.arrayBuffer());
+  const { readPngText } = await import("./png_text.js");
   const text = readPngText(bytes);
   const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
   const scale = Math.min(1, MAX_SIDE_PX / Math.max(bitmap.width, bitmap.height));

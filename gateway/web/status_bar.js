@@ -9,16 +9,10 @@ export class StatusBar {
     this.light = createElement("span", { class: "light", "aria-hidden": true });
     this.text = createElement("span", { id: "server-state" });
     this.version = createElement("span", { id: "version" });
-    const help = createElement("button", { type: "button", class: "link", text: t("help.title"), onclick: () => byId("help").showModal() });
+    const help = createElement("button", { type: "button", class: "link", text: t("help.title"), onclick: showHelp });
     byId("foot").append(
       createElement("p", { role: "status" }, this.light, this.text),
       createElement("p", { class: "row" }, this.version, help, createElement("a", { href: "openapi.json", text: t("foot.api") }), createElement("span", { text: t("foot.licence") })),
-    );
-    byId("help").append(
-      createElement("header", {}, createElement("h2", { id: "help-title", text: t("help.title") }), createElement("button", { type: "button", text: t("viewer.close"), onclick: () => byId("help").close() })),
-      ...["prompt", "choose", "own", "settings", "runs"].map((topic) => createElement("p", { text: t(`help.text_${topic}`) })),
-      createElement("h3", { text: t("help.keys") }),
-      createElement("dl", { class: "keys" }, ...["enter", "up", "arrows", "viewer", "mask"].flatMap((key) => [createElement("dt", { text: t(`help.key_${key}`) }), createElement("dd", { text: t(`help.does_${key}`) })])),
     );
     addEventListener("gateway-version", (/** @type {any} */ event) => setProps(this.version, { text: t("foot.version", { version: event.detail }) }));
   }
@@ -39,4 +33,9 @@ export class StatusBar {
     this.light.className = state === "on" ? "light" : "light off";
     setProps(this.text, { text });
   }
+}
+
+/** Loaded when it is first needed. */
+async function showHelp() {
+  (await import("./help_dialog.js")).showHelp();
 }

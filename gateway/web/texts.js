@@ -118,13 +118,6 @@ const TEXTS = {
   "action.upscale_title": ["Make it larger", "放大图像"],
   "action.variations": ["New pictures like it", "同类新图"],
   "action.variations_title": ["Make {count} pictures with the same content and style, drawn anew", "重新画 {count} 张内容和风格相同的图"],
-  "mix.add": ["Mix with another picture", "与另一张图混合"],
-  "mix.drop": ["or drop it here", "或拖到这里"],
-  "mix.make": ["Make {count} mixtures", "生成 {count} 张混合图"],
-  "mix.weight": ["Share of the second picture", "第二张图的比例"],
-  "mix.value": ["{percent} percent of the second picture", "第二张图占 {percent}%"],
-  "mix.remove": ["Remove the second picture", "移除第二张图"],
-  "mix.second": ["the second picture", "第二张图"],
   "action.again": ["Make it again", "重新生成"],
   "action.again_title": ["Try this picture once more", "再试一次"],
   "action.view": ["Full size", "全屏"],
@@ -219,31 +212,7 @@ const TEXTS = {
   "setting.upscale.tile_overlap": ["Overlap", "重叠"],
   "help.upscale.tile_overlap": ["Pixels that tiles share, against seams.", "分块之间共享的像素，避免接缝。"],
 
-  "mask.title": ["Edit a part of the picture", "局部修改"],
-  "mask.canvas": ["Picture to paint on", "可涂抹的图片"],
-  "mask.help": ["Paint over what should change. With the keyboard: arrow keys move the brush, space paints, shift and arrow keys draw, [ and ] change its size.", "涂抹想要改变的部分。键盘：方向键移动画笔，空格涂抹，Shift+方向键连续涂抹，[ 和 ] 调整大小。"],
-  "mask.tools": ["Tools", "工具"],
-  "mask.brush": ["Brush", "画笔"],
-  "mask.eraser": ["Eraser", "橡皮"],
-  "mask.undo": ["Undo", "撤销"],
-  "mask.invert": ["Invert", "反选"],
-  "mask.clear": ["Clear", "清除"],
-  "mask.size": ["Brush size", "画笔大小"],
-  "mask.prompt": ["What the whole picture should show then", "修改后整张图应显示的内容"],
-  "mask.share": ["{percent} % of the picture will be made anew.", "将重新生成 {percent}% 的画面。"],
-  "mask.nothing": ["Nothing is painted yet.", "还没有涂抹任何部分。"],
-  "mask.apply": ["Make this part anew", "重新生成这部分"],
-  "mask.cancel": ["Cancel", "取消"],
-
-  "viewer.smaller": ["Smaller", "缩小"],
-  "viewer.larger": ["Larger", "放大"],
-  "viewer.fit": ["Fit", "适应"],
-  "viewer.fit_title": ["Fit to the window", "适应窗口"],
-  "viewer.pixels": ["One pixel for one pixel", "一比一显示"],
   "viewer.close": ["Close", "关闭"],
-  "viewer.previous": ["Previous picture", "上一张"],
-  "viewer.next": ["Next picture", "下一张"],
-  "viewer.help": ["The picture: arrow keys show the next one, plus and minus zoom, 0 fits it to the window", "图片：方向键切换，加减号缩放，0 适应窗口"],
 
   "queue.title": ["Up next ({count})", "等待队列（{count}）"],
   "queue.hint": ["These begin one after another while this page is open.", "页面打开期间会依次开始。"],
@@ -372,23 +341,12 @@ const TEXTS = {
   "foot.api": ["HTTP API", "HTTP API"],
   "foot.licence": ["Apache License 2.0", "Apache 2.0 许可证"],
   "help.title": ["Help", "帮助"],
-  "help.text_prompt": ["Write what the picture should show and press Enter. A small model knows a list of words; the page shows which of yours it does not know.", "写下想画的内容并按回车。小模型只认识一部分词，页面会提示它不认识的词。"],
-  "help.text_choose": ["A click on a picture shows it large and costs nothing. Refine, Vary, Edit a part and Upscale make new pictures from it.", "点击图片可放大查看，不消耗计算。细化、变化、局部修改和放大会由它生成新图。"],
-  "help.text_own": ["Drop, paste or pick a picture to start from it. A picture made by Triptych brings its prompt, seed and settings back.", "拖入、粘贴或选择图片即可从它开始。Triptych 生成的图片会恢复其提示词、种子和设置。"],
-  "help.text_settings": ["Settings apply to the next thing you make and are kept in this browser.", "设置用于下一次生成，并保存在此浏览器中。"],
-  "help.text_runs": ["Runs go on without the page. The view “Runs” has them all, to be searched, saved and deleted.", "关闭页面后生成仍会继续。“记录”中可以搜索、保存和删除。"],
-  "help.keys": ["Keys", "快捷键"],
-  "help.key_enter": ["Enter", "回车"],
-  "help.does_enter": ["makes pictures; with Shift it begins a new line", "生成图像；加 Shift 换行"],
-  "help.key_up": ["↑ ↓ in the prompt", "提示词中的 ↑ ↓"],
-  "help.does_up": ["earlier prompts", "以前的提示词"],
-  "help.key_arrows": ["Arrow keys in the gallery", "图库中的方向键"],
-  "help.does_arrows": ["move from picture to picture; Enter shows one large", "在图片间移动；回车放大显示"],
-  "help.key_viewer": ["← → + − 0 1 in full size", "全屏中的 ← → + − 0 1"],
-  "help.does_viewer": ["next picture, zoom, fit, one pixel for one pixel", "切换、缩放、适应、一比一"],
-  "help.key_mask": ["Space, [ ], B, E, I in the mask", "涂抹中的空格、[ ]、B、E、I"],
-  "help.does_mask": ["paint, brush size, brush, eraser, invert", "涂抹、大小、画笔、橡皮、反选"],
 };
+
+/** Texts of a part that is loaded when it is first needed. @param {Object<string, [string, string]>} texts */
+export function addTexts(texts) {
+  Object.assign(TEXTS, texts);
+}
 
 const code = load("language", "") || (navigator.language.startsWith("zh") ? "zh" : "en");
 const column = code === "zh" ? 1 : 0;

@@ -1,0 +1,36 @@
+/** Texts of the mask editor, the viewer and the mixture, which a first visit does without. English, Chinese. */
+
+import { addTexts } from "./texts.js";
+
+addTexts({
+  "mix.add": ["Mix with another picture", "与另一张图混合"],
+  "mix.drop": ["or drop it here", "或拖到这里"],
+  "mix.make": ["Make {count} mixtures", "生成 {count} 张混合图"],
+  "mix.weight": ["Share of the second picture", "第二张图的比例"],
+  "mix.value": ["{percent} percent of the second picture", "第二张图占 {percent}%"],
+  "mix.remove": ["Remove the second picture", "移除第二张图"],
+  "mix.second": ["the second picture", "第二张图"],
+  "mask.title": ["Edit a part of the picture", "局部修改"],
+  "mask.canvas": ["Picture to paint on", "可涂抹的图片"],
+  "mask.help": ["Paint over what should change. With the keyboard: arrow keys move the brush, space paints, shift and arrow keys draw, [ and ] change its size.", "涂抹想要改变的部分。键盘：方向键移动画笔，空格涂抹，Shift+方向键连续涂抹，[ 和 ] 调整大小。"],
+  "mask.tools": ["Tools", "工具"],
+  "mask.brush": ["Brush", "画笔"],
+  "mask.eraser": ["Eraser", "橡皮"],
+  "mask.undo": ["Undo", "撤销"],
+  "mask.invert": ["Invert", "反选"],
+  "mask.clear": ["Clear", "清除"],
+  "mask.size": ["Brush size", "画笔大小"],
+  "mask.prompt": ["What the whole picture should show then", "修改后整张图应显示的内容"],
+  "mask.share": ["{percent} % of the picture will be made anew.", "将重新生成 {percent}% 的画面。"],
+  "mask.nothing": ["Nothing is painted yet.", "还没有涂抹任何部分。"],
+  "mask.apply": ["Make this part anew", "重新生成这部分"],
+  "mask.cancel": ["Cancel", "取消"],
+  "viewer.smaller": ["Smaller", "缩小"],
+  "viewer.larger": ["Larger", "放大"],
+  "viewer.fit": ["Fit", "适应"],
+  "viewer.fit_title": ["Fit to the window", "适应窗口"],
+  "viewer.pixels": ["One pixel for one pixel", "一比一显示"],
+  "viewer.previous": ["Previous picture", "上一张"],
+  "viewer.next": ["Next picture", "下一张"],
+  "viewer.help": ["The picture: arrow keys show the next one, plus and minus zoom, 0 fits it to the window", "图片：方向键切换，加减号缩放，0 适应窗口"],
+});
