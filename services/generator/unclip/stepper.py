@@ -163,7 +163,13 @@ class UnclipStepper:
         }
 
     def warm_up(self) -> None:
-        """Touches all networks, with one slot and with all; on a GPU with every number of slots that is captured."""
+        """Touches all networks, with one slot and with all; on a GPU with every number of slots that is captured.
+
+        On a CPU nothing is compiled, and a step of Karlo's super-resolution takes minutes: the text tower alone.
+        """
+        if self._model.device.type == "cpu":
+            self._encode_prompt("warm up")
+            return
         size = self._model.decoder.config.image_size
         pictures = (ImagePrompt(np.zeros((size, size, 3), np.uint8)),) if self._model.image_encoder else ()
         job = GenerateJob(
