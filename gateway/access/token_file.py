@@ -21,7 +21,7 @@ from gateway.access.caller import Caller, CallerLimits
 from services.errors import TriptychError
 from triptych._files import Stamp, replacing, stamp_of
 
-# So that a token is recognised where it does not belong, by people and by scanners of repositories.
+# With a prefix, people and secret scanners recognize a token that leaked.
 TOKEN_PREFIX = "triptych_"  # noqa: S105 - no secret
 # 256 bits from the system's generator cannot be guessed, so one fast hash of them is safe to keep.
 TOKEN_BYTES = 32
@@ -35,7 +35,7 @@ class TokenFileError(TriptychError):
 
 @dataclass(frozen=True)
 class TokenEntry:
-    """What is kept of a token. `token_id` names it to people; it is no part of the token."""
+    """A token in the file: its hash, never the token itself. `token_id` names it in commands and logs."""
 
     token_id: str
     sha256: str
@@ -49,12 +49,12 @@ class TokenEntry:
 
 
 def hash_token(token: str) -> str:
-    """What is kept of a token, and compared."""
+    """The hash that is stored and compared."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def new_token(caller: Caller, lifetime: timedelta | None = None) -> tuple[str, TokenEntry]:
-    """A token that nobody can guess, and what to keep of it; raises ValueError for a name that cannot be used.
+    """A random token and its entry; raises ValueError for an invalid name of the caller.
 
     Without a `lifetime` it does not expire.
     """

@@ -14,21 +14,21 @@ from starlette.types import Receive, Scope, Send
 from gateway.http.disconnect import until_disconnect
 
 HEARTBEAT_S = 15.0
-# What a browser waits before it connects again.
+# The delay before a browser reconnects.
 RETRY_MS = 2_000
 
-COMMENT = b": still here\n\n"
+HEARTBEAT = b": still here\n\n"
 
 
 def message(data: bytes, *, event: str = "", sequence: int | None = None) -> bytes:
     """One event as it travels; `data` is JSON in one line."""
     name = f"event: {event}\n".encode() if event else b""
-    place = b"" if sequence is None else f"id: {sequence}\n".encode()
-    return b"".join((place, name, b"data: ", data, b"\n\n"))
+    event_id = b"" if sequence is None else f"id: {sequence}\n".encode()
+    return b"".join((event_id, name, b"data: ", data, b"\n\n"))
 
 
 class EventStream(Response):
-    """Sends messages until they end, the reader is gone, or `closing` is set; then closes their generator."""
+    """Sends messages until they end, the client disconnects, or `closing` is set; then closes their generator."""
 
     media_type = "text/event-stream"
 
@@ -40,15 +40,15 @@ class EventStream(Response):
         heartbeat_s: float = HEARTBEAT_S,
         resumable: bool = False,
     ) -> None:
-        """`resumable`: makes a browser reconnect, and sets the delay. The `openai` package would take that for an event."""
+        """`resumable`: sends `retry:`, with which browsers reconnect; the `openai` package would read it as an event."""
         self._messages = messages
         self._closing = closing
         self._heartbeat_s = heartbeat_s
-        self._can_come_back = resumable
+        self._resumable = resumable
         self._is_quiet = True
         self.status_code = 200
         self.background = None
-        # A proxy that collects an answer before it passes it on would hold events up.
+        # Keeps proxies from buffering the stream.
         self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,11 +80,11 @@ class EventStream(Response):
 
     async def _write_all(self, write: Callable[[bytes], Awaitable[None]]) -> None:
         async with aclosing(self._messages) as messages:
-            if self._can_come_back:
+            if self._resumable:
                 await write(f"retry: {RETRY_MS}\n\n".encode())
             async for one in messages:
                 await write(one)
-                # A reader of a long run that is over would otherwise have all of it before anybody else's turn.
+                # Lets other tasks run: all events of a finished run are ready at once.
                 await asyncio.sleep(0)
 
     async def _send_heartbeats(self, write: Callable[[bytes], Awaitable[None]]) -> None:
@@ -92,4 +92,4 @@ class EventStream(Response):
             self._is_quiet = True
             await asyncio.sleep(self._heartbeat_s)
             if self._is_quiet:
-                await write(COMMENT)
+                await write(HEARTBEAT)

@@ -1,7 +1,6 @@
-"""The SQLite file of a journal: held by one process, readable by its owner alone, and known by its inode, not by its path.
+"""The lock of a SQLite journal: one process at a time, by inode, so that links to the file are the same journal.
 
-A symbolic or a hard link to it is the same journal. A file that is removed or replaced while it is open would take what
-is written to nowhere, so every commit asks whether it is still there.
+What is written to a file after it was removed or replaced is lost, so every commit checks that the path still names it.
 """
 
 import fcntl
@@ -27,7 +26,7 @@ class JournalFile:
         self._held: list[int] = []
         try:
             make_private_folder(path.parent)
-            # Gateways of before held a file beside the journal; they are kept out by it, and it by them.
+            # Earlier releases lock FILE.lock. Both are locked, so that old and new gateways exclude each other.
             for name in (path.with_name(path.name + ".lock"), path):
                 self._held.append(_open(name))
             status = os.fstat(self._held[-1])
@@ -43,7 +42,7 @@ class JournalFile:
         self._identity = status.st_dev, status.st_ino
         try:
             for descriptor in self._held:
-                # SQLite's own locks are of another kind, and are not touched by this.
+                # SQLite uses POSIX locks, which do not interact with flock.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.close()
@@ -70,5 +69,5 @@ class JournalFile:
 
 
 def _open(path: Path) -> int:
-    # Not blocking: a named pipe would otherwise be waited for.
+    # Opening a named pipe would block.
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)

@@ -13,7 +13,7 @@ from triptych.v1.stage_pb2 import INPAINTING_UNSPECIFIED, ImageData, ModelInfo
 
 
 async def extract_mask(spec: RunSpec, models: Mapping[Stage, ModelInfo]) -> tuple[ImageData, ...]:
-    """The mask of a spec that has one, which from here on refers to it by its sha256. Raises as `check_mask`."""
+    """Takes the mask out of a spec, which then refers to it by sha256. Raises as `check_mask`."""
     if not spec.refine.HasField("mask"):
         return ()
     sizes = [(image.width, image.height) for image in spec.init_images]
@@ -33,9 +33,9 @@ async def extract_mask(spec: RunSpec, models: Mapping[Stage, ModelInfo]) -> tupl
 async def check_mask(
     refine: RefineStage, model: ModelInfo, sizes: Collection[tuple[int, int]], path: str
 ) -> None:
-    """Raises InvalidRequest where the stage has a mask and the model, or one of the pictures to repaint, does not fit it.
+    """Raises InvalidRequest for a mask that the model cannot use or that has another size than its pictures.
 
-    `sizes` are those of all pictures that it is for; (0, 0): not known yet. `path` is that of the stage.
+    `sizes` are of all pictures to repaint; (0, 0): not known yet. `path` is the field of the stage.
     """
     field = f"{path}.mask"
     if not refine.HasField("mask"):
@@ -53,6 +53,6 @@ async def check_mask(
 
 
 def replace_by_hash(refine: RefineStage) -> None:
-    """Replaces the file of a mask, as a caller sent it, by its sha256; a sha256 that the caller sent counts for nothing."""
+    """Replaces the file of a mask by its sha256; a sha256 that the caller sent is ignored."""
     if refine.HasField("mask"):
         refine.mask.CopyFrom(ImageData(sha256=hashlib.sha256(refine.mask.data).hexdigest()))

@@ -25,9 +25,9 @@ Result = TypeVar("Result")
 OWNER_FILE = "journal-id"
 
 NUM_THREADS = 8
-# Of a file that is read in parts.
+# Size of the parts that `read_parts` yields.
 PART_BYTES = 2**20
-# A disk that takes longer, such as a network folder whose server is gone, is an error and not a wait without end.
+# Longer calls fail: a network folder whose server is gone would block forever.
 TIMEOUT_S = 60.0
 
 
@@ -61,7 +61,7 @@ class InvalidStore(TriptychError):
 
 @dataclass(frozen=True)
 class StoredImage:
-    """A picture that is kept, without its bytes; `put_at` is the last time that it was put, in seconds since 1970."""
+    """An image in the store, without its bytes. `put_at`: when it was last put, in seconds since 1970."""
 
     sha256: str
     num_bytes: int
@@ -76,17 +76,17 @@ class Store(Protocol):
         ...
 
     async def read_owner(self) -> str | None:
-        """The id of the journal whose images these are; None where nobody has said so."""
+        """The id of the journal whose images these are; None if none was written."""
         ...
 
     async def write_owner(self, journal_id: str) -> None: ...
 
     async def put(self, data: bytes) -> str:
-        """Keeps the bytes, durably, and returns their sha256; a second time only renews their date. Raises StoreFull."""
+        """Stores the bytes durably and returns their sha256. If they are there, renews `put_at` only. Raises StoreFull."""
         ...
 
     async def put_file(self, path: Path) -> str:
-        """As `put`, of a file that is too large for the memory."""
+        """As `put`, for a file that is not loaded into memory."""
         ...
 
     async def size(self, sha256: str) -> int:
@@ -94,7 +94,7 @@ class Store(Protocol):
         ...
 
     def read_parts(self, sha256: str, start: int, stop: int) -> AsyncGenerator[bytes]:
-        """Its bytes from `start` to `stop`, in parts, not verified. Raises NotFound."""
+        """Yields the bytes from `start` to `stop` in parts, without verifying the hash. Raises NotFound."""
         ...
 
     async def get(self, sha256: str) -> bytes:
@@ -102,11 +102,11 @@ class Store(Protocol):
         ...
 
     async def delete(self, sha256: str, *, put_before: float | None = None) -> None:
-        """Forgets a picture, or none; with `put_before` only where it has not been put since then."""
+        """Deletes an image, if it is there; with `put_before`, only if `put_at` is earlier."""
         ...
 
     def iterate(self) -> AsyncGenerator[StoredImage]:
-        """Everything that is kept, in any order."""
+        """All images, in any order."""
         ...
 
     async def close(self) -> None: ...
@@ -121,7 +121,7 @@ class ThreadedCalls:
         self._executor = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="store")
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """Raises StoreUnavailable when the work takes too long; it is then left to end by itself."""
+        """Raises StoreUnavailable after the timeout. The thread cannot be interrupted and ends by itself."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await asyncio.get_running_loop().run_in_executor(self._executor, work)

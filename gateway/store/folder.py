@@ -31,7 +31,7 @@ from services.private_files import make_private_folder, warn_if_shared
 log = logging.getLogger(__name__)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# The last one is what a limit on the size of files answers with.
+# EFBIG: a limit on the size of files.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -42,7 +42,7 @@ class FolderStore:
         self._folder = folder
         self._incoming = folder / "incoming"
         self._threads = ThreadedCalls(f"the folder {folder}")
-        # Of the folder that `check` found: another one at its path has none of the pictures.
+        # Device and inode of the folder that `check` found. A folder that replaces it has none of the images.
         self._identity: tuple[int, int] | None = None
 
     def __str__(self) -> str:
@@ -83,9 +83,9 @@ class FolderStore:
     async def read_parts(self, sha256: str, start: int, stop: int) -> AsyncGenerator[bytes]:
         path = self._path(sha256)
         try:
-            for place in range(start, stop, PART_BYTES):
-                length = min(PART_BYTES, stop - place)
-                yield await self._threads.run(functools.partial(_read_part, path, place, length))
+            for offset in range(start, stop, PART_BYTES):
+                length = min(PART_BYTES, stop - offset)
+                yield await self._threads.run(functools.partial(_read_part, path, offset, length))
         except FileNotFoundError:
             raise not_found_error(sha256) from None
         except OSError as error:
@@ -113,8 +113,8 @@ class FolderStore:
         await self._threads.run(lambda: _delete(path, put_before))
 
     async def iterate(self) -> AsyncGenerator[StoredImage]:
-        for place in range(256):
-            folder = self._folder / f"{place:02x}"
+        for first_byte in range(256):
+            folder = self._folder / f"{first_byte:02x}"
             for stored in await self._threads.run(lambda folder=folder: list(_stored_in(folder))):  # type: ignore[misc]  # a lambda with a default
                 yield stored
         await self._threads.run(self._drop_unfinished)
@@ -129,7 +129,7 @@ class FolderStore:
 
     def _check(self) -> None:
         try:
-            # Not made anew: what was there may come back, such as a disk.
+            # A folder that vanished is not recreated: its disk may be mounted again.
             self._check_identity()
             make_private_folder(self._incoming)
             with tempfile.TemporaryFile(dir=self._incoming) as probe:
@@ -186,14 +186,14 @@ class FolderStore:
             raise
 
     def _drop_unfinished(self) -> None:
-        # What a process that was killed while it wrote has left; nobody writes one picture for an hour.
+        # Temporary files of processes that were killed: no write takes an hour.
         for stray in self._incoming.glob("*"):
             _delete(stray, time.time() - 3600)
 
 
-def _read_part(path: Path, place: int, length: int) -> bytes:
+def _read_part(path: Path, offset: int, length: int) -> bytes:
     with path.open("rb") as file:
-        file.seek(place)
+        file.seek(offset)
         return file.read(length)
 
 

@@ -1,4 +1,4 @@
-/** One picture of the gallery: a blur that sharpens, then something to look at and to choose. */
+/** One image of the grid: blurred previews while it is made, then a button that shows it large and a checkbox. */
 
 import { createElement, setProps } from "./dom.js";
 import { isFlat, show } from "./image_urls.js";
@@ -9,11 +9,11 @@ import { t } from "./texts.js";
 /** @typedef {import("./run_state.js").Picture} Picture */
 
 /**
- * @typedef {object} Look what a card needs to know beside its picture
+ * @typedef {object} Look what a card shows beside its picture
  * @property {string} prompt
- * @property {boolean} isCurrent it is the one that is shown large
- * @property {boolean} isOnPath what is shown large came from it
- * @property {boolean} isChosen one of several for a common action
+ * @property {boolean} isCurrent it is shown large
+ * @property {boolean} isOnPath it is an ancestor of the one that is shown large
+ * @property {boolean} isChosen it is selected for an action on several
  * @property {boolean} isBest
  * @property {Picture|undefined} parent
  * @property {number} numChildren
@@ -41,7 +41,7 @@ export class ImageCard {
     const done = progressOf(picture);
     this.element.dataset.state = picture.state;
     this.element.dataset.name = picture.name.split("/").at(-1);
-    // What it is made from stands in for it, under a thick fog, until there is a first preview.
+    // Until the first preview: the blurred parent.
     const showsParent = !isReady && !picture.preview && look.parent?.image;
     const hasGivenUp = picture.state === "failed" || picture.state === "cancelled";
     show(this.img, hasGivenUp ? undefined : showsParent ? look.parent : picture);
@@ -70,7 +70,7 @@ export class ImageCard {
     this.onFlat();
   }
 
-  /** Gives back what the browser holds for it. */
+  /** Frees the object URL of its image, too. */
   remove() {
     show(this.img, undefined);
     this.element.remove();

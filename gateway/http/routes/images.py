@@ -25,7 +25,7 @@ from triptych.png_text import HEADER_BYTES, with_text
 from triptych.v1.pipeline_pb2 import Image, Run
 
 SHA256 = re.compile("[0-9a-f]{64}")
-# Under this address there will never be anything else; private, for it may not be everybody's.
+# The address is the hash of the content. Private: shared caches must not serve it to other callers.
 FOR_EVER = "private, max-age=31536000, immutable"
 
 
@@ -51,7 +51,7 @@ async def read_image(request: Request) -> Response:
 async def _read_link(request: Request, sha256: str) -> Response:
     api = api_of(request)
     output_format, compression, size = api.links.check(sha256, request.query_params)
-    # A caller that got the link could see the image then.
+    # Links are given only to callers who may see the image.
     _, data = await api.pipeline.read_file(sha256, Caller("link", sees_all=True))
     data = await convert(data, output_format, compression, size)
     mime_type = MIME_TYPES[output_format]
@@ -96,7 +96,7 @@ async def _first_bytes(api: RequestContext, image: Image) -> bytes:
 async def _read_described(
     api: RequestContext, image: Image, head: bytes, start: int, stop: int
 ) -> AsyncGenerator[bytes]:
-    """Bytes of a large PNG that begins with `head` in place of its header."""
+    """Bytes `start` to `stop` of a large PNG whose header is replaced by `head`, which has the text chunks."""
     if start < len(head):
         yield head[start:stop]
     shift = HEADER_BYTES - len(head)
@@ -108,7 +108,7 @@ async def _read_described(
 
 
 def _name(sha256: str, mime_type: str) -> str:
-    """What `curl -OJ` and a browser's "save as" call a picture that nobody has named."""
+    """The Content-Disposition that names the file for `curl -OJ` and for a browser's "save as"."""
     return attachment(f"{sha256[:12]}.{mime_type.partition('/')[2]}", kind="inline")
 
 
@@ -123,9 +123,9 @@ async def _text_of(api: RequestContext, caller: Caller, run: Run, image: Image) 
 
 
 async def _settings_of(api: RequestContext, caller: Caller, run: Run, image: Image) -> dict[str, Any]:
-    """The settings of each stage of the run, by the stage's name; those of the picture's own as it was made with."""
+    """Settings by stage. Those of the image's own stage are of the selection that made it, if there was one."""
     named = {field.name: stage for field, stage in run.spec.ListFields()}
-    settings = {kind.name: _without_mask(named[kind.name]) for kind in STAGES if kind.name in named}
+    settings = {stage.name: _without_mask(named[stage.name]) for stage in STAGES if stage.name in named}
     if image.parent:
         events = api.pipeline.watch_run(run.name, caller, with_files=False)
         async with aclosing(events):
@@ -134,7 +134,7 @@ async def _settings_of(api: RequestContext, caller: Caller, run: Run, image: Ima
                     if choice.model.stage == image.stage and image.index in choice.indexes:
                         name = stage_of(image.stage).name
                         settings[name] = _without_mask(getattr(choice.selection, name))
-                # Whatever is still to come has not made this picture.
+                # Later events did not make this image.
                 if event.sequence >= run.last_sequence:
                     break
     return settings

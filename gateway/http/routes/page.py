@@ -1,7 +1,6 @@
-"""The page and its files, and the answer of its address to programs.
+"""Routes of the web page: index.html, scripts and styles.
 
-The files are those that were there when the process began: a module that is replaced while the page loads would be
-missing what the others ask of it, and then none of them runs.
+The files are read once, when the process starts, so that a page never loads modules of two versions.
 """
 
 import gzip
@@ -35,7 +34,7 @@ class PageFile:
     etag: str
 
     def answer(self, request: Request, vary: str = "") -> Response:
-        """The file, or that it has not changed. A browser asks every time: a new version of the gateway comes whole."""
+        """The file, or 304. `no-cache` makes browsers revalidate each file, so all of them are of one version."""
         headers = {
             "etag": self.etag,
             "cache-control": "no-cache",
