@@ -14,7 +14,21 @@ DTYPE_NAMES = ("auto", *DTYPES)
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """ "auto" is the first CUDA device, else the CPU; raises ModelError for one that is not there."""
+    """ "auto" is the first CUDA device, else the CPU; raises ModelError for one that is not there.
+
+    On a CUDA device float32 is float32 from here on: cuDNN would convolve with 10 bits of mantissa (TF32).
+    """
+    device = _find_device(name)
+    if device.type == "cuda":
+        # torch before 2.9 has another name for it.
+        if (convolutions := getattr(torch.backends.cudnn, "conv", None)) is not None:
+            convolutions.fp32_precision = "ieee"
+        else:
+            torch.backends.cudnn.allow_tf32 = False
+    return device
+
+
+def _find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

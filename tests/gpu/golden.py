@@ -60,11 +60,11 @@ def generator_errors(
 def refiner_errors(device: str, dtype: str) -> Iterator[tuple[str, float]]:
     import torch
 
-    from services.pytorch.device import find_dtype
+    from services.pytorch.device import find_device, find_dtype
     from services.refiner.conversion.convert import convert
     from services.refiner.model import load_part
 
-    place = torch.device(device), find_dtype(dtype)
+    place = find_device(device), find_dtype(dtype)
     recorded = GOLDEN / "refiner"
 
     def to(array: np.ndarray) -> torch.Tensor:
@@ -90,6 +90,7 @@ def refiner_errors(device: str, dtype: str) -> Iterator[tuple[str, float]]:
 def upscaler_errors(device: str, dtype: str) -> Iterator[tuple[str, float]]:
     import torch
 
+    from services.pytorch.device import find_device
     from services.upscaler.model import fill, place
     from services.upscaler.networks.swinir import SwinIRConfig
 
@@ -99,7 +100,7 @@ def upscaler_errors(device: str, dtype: str) -> Iterator[tuple[str, float]]:
         weights = load_file(folder / f"{name}.safetensors")
         weights = {key: w for key, w in weights.items() if not key.endswith(("attn_mask", "position_index"))}
         config = SwinIRConfig.from_json(described["config"])
-        network = place(fill(config, weights, name), torch.device(device), dtype)
+        network = place(fill(config, weights, name), find_device(device), dtype)
         vectors = load_file(folder / f"{name}.vectors.safetensors")
         case = next(
             one["case"] for one in facts["cases"] if one["config"] == name and one["kind"] == "forward"

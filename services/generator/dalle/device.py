@@ -35,7 +35,7 @@ def set_up_device(name: str, *, threads: int | None = None) -> str:
         "jax_platforms": None if name == "auto" else name,
         "jax_compilation_cache_dir": str(cache),
         # Small programs too: what counts is the first picture after a start.
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_persistent_cache_min_compile_time_secs": 0.01,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     for setting, value in settings.items():
@@ -68,7 +68,7 @@ def choose_dtype(name: str) -> str:
 def gpu_memory() -> tuple[float, float] | None:
     """Free and all bytes of the GPU that is set up; None on a CPU, and where NVIDIA's tool does not say."""
     device = jax.devices()[0]
-    if device.platform != "gpu":
+    if device.platform not in ("gpu", "cuda"):
         return None
     # JAX knows only what it has taken itself.
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
