@@ -21,6 +21,7 @@ from services.refiner.service import serve as serve_refiner
 from services.upscaler.service import serve as serve_upscaler
 from services.weights.catalog import KNOWN
 from tests.deploy.kustomized import build, containers_of, key_of, read_documents
+from triptych import __version__
 
 ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"
 OVERLAYS = ("cpu-tiny", "gpu")
@@ -85,7 +86,7 @@ def test_every_file_is_in_a_kustomization():
         folder / name
         for folder in (path.parent for path in ROOT.rglob("kustomization.yaml"))
         for asked in [yaml.safe_load((folder / "kustomization.yaml").read_text())]
-        for name in [*asked["resources"], *(patch["path"] for patch in asked.get("patches", ()))]
+        for name in [*asked.get("resources", ()), *(patch["path"] for patch in asked.get("patches", ()))]
     }
     files = {path for path in ROOT.rglob("*.yaml") if path.name != "kustomization.yaml"}
     assert files == {path for path in named if path.suffix == ".yaml"}
@@ -274,3 +275,61 @@ def test_every_stage_is_scaled_by_its_own_queue():
 def test_what_is_scaled_names_no_number_of_replicas(overlay):
     for name in WORKERS:
         assert "replicas" not in BUILT[overlay]["Deployment", name]["spec"]
+
+
+@pytest.fixture(scope="module")
+def with_components(tmp_path_factory):
+    """What kustomize makes of an overlay with every component."""
+    if not shutil.which("kubectl"):
+        pytest.skip("there is no kubectl here, which has kustomize built in")
+    folder = tmp_path_factory.mktemp("overlay")
+    components = [
+        path.parent for path in ROOT.rglob("kustomization.yaml") if "kind: Component" in path.read_text()
+    ]
+    asked = {
+        "resources": [os.path.relpath(ROOT / "overlays" / "cpu-tiny", folder)],
+        "components": [os.path.relpath(component, folder) for component in components],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(asked))
+    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {key_of(one): one for one in yaml.safe_load_all(done.stdout)}
+
+
+def test_an_overlay_with_every_component_is_valid(with_components):
+    for (kind, _), document in with_components.items():
+        # Those two are the operator's own.
+        if kind not in ("ServiceMonitor", "PrometheusRule"):
+            kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
+
+
+def test_every_process_exports_its_traces_and_may_reach_the_collector(with_components):
+    for name in COMMANDS:
+        (container,) = with_components["Deployment", name]["spec"]["template"]["spec"]["containers"]
+        endpoint = next(one for one in container["env"] if one["name"] == "OTEL_EXPORTER_OTLP_ENDPOINT")
+        assert endpoint["value"].endswith(":4317")
+    policy = with_components["NetworkPolicy", "traces"]["spec"]
+    assert policy["podSelector"]["matchExpressions"][0]["values"] == [*WORKERS]
+    assert {"protocol": "TCP", "port": 4317} in policy["egress"][0]["ports"]
+
+
+def test_gateways_on_postgresql_share_nothing_but_the_secret_and_the_bucket(with_components):
+    spec = with_components["Deployment", "gateway"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    variables = {one["name"]: one for one in container["env"]}
+    assert (spec["replicas"], spec["strategy"]["type"]) == (2, "RollingUpdate")
+    assert variables["TRIPTYCH_JOURNAL"] == {
+        "name": "TRIPTYCH_JOURNAL",
+        "valueFrom": {"secretKeyRef": {"name": "gateway-journal", "key": "url"}},
+    }
+    assert variables["TRIPTYCH_STORE"]["value"].startswith("s3://")
+    assert "runs" not in {one["name"] for one in spec["template"]["spec"]["volumes"]}
+    assert ("PersistentVolumeClaim", "runs") not in with_components
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_images_have_the_tag_of_this_release(overlay):
+    for name in COMMANDS:
+        for container in containers_of(BUILT[overlay]["Deployment", name]):
+            tag = container["image"].rpartition(":")[2]
+            assert tag.removesuffix("-cuda") == __version__
