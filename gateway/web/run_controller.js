@@ -387,6 +387,7 @@ export class RunController {
   /** @param {RunState} run */
   facts(run) {
     const facts = [stateInWords(run.state)];
+    if (run.drawnPrompt && run.drawnPrompt !== run.spec.prompt) facts.push(t("run.drawn", { prompt: run.drawnPrompt }));
     if (run.isBusy && run.queue) {
       facts.push(t("run.position", { position: run.queue.position }));
       if (run.queue.waitS) facts.push(t("run.turn", { time: duration(run.queue.waitS) }));

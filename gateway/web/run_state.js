@@ -39,6 +39,8 @@ export class RunState {
     /** @type {any} */
     this.spec = null;
     this.state = "QUEUED";
+    // What is drawn for the prompt, where that is something else.
+    this.drawnPrompt = "";
     /** @type {Map<string, Picture>} */
     this.pictures = new Map();
     /** @type {{stage: StageName|null, position: number, waitS: number|null}|null} */
@@ -137,6 +139,7 @@ export class RunState {
     this.spec = run.spec;
     this.knownSequence = Number(run.last_sequence);
     this.state = stateOf(run.state);
+    this.drawnPrompt = run.prompt_reading?.prompt ?? "";
     this.error = this.isFinished ? runError(run.error) : null;
     this.createTime = run.create_time ?? "";
     this.startTime = run.start_time ?? "";
@@ -170,6 +173,7 @@ export class RunState {
 
   onState(message, isNews) {
     if (message.spec) this.spec ??= message.spec;
+    if (message.prompt_reading) this.drawnPrompt = message.prompt_reading.prompt;
     this.expectInits();
     this.expectSketches();
     if (!isNews) return;

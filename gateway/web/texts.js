@@ -149,6 +149,7 @@ const TEXTS = {
   "run.own_pictures": ["Pictures of one's own", "自己的图片"],
   "run.position": ["place {position} in the queue", "排队第 {position} 位"],
   "run.turn": ["its turn in about {time}", "约 {time}后轮到"],
+  "run.drawn": ["drawn as “{prompt}”", "实际画的是“{prompt}”"],
   "run.compute": ["{time} of compute", "计算 {time}"],
   "choose.bar": ["With the chosen ones", "对所选项"],
   "choose.count": ["{count} chosen", "已选 {count} 项"],

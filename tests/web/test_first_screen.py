@@ -129,6 +129,17 @@ async def test_the_gateway_s_table_of_words_is_asked_while_typing(visitor, stage
     assert stages.generator.requests == []
 
 
+async def test_a_run_tells_what_is_drawn_for_its_prompt_also_after_a_reload(visitor, stages):
+    reading = PromptReading(prompt="a house", replacements=[WordReplacement(word="hut", replacement="house")])
+    stages.generator.readings["a hut"] = reading
+    await visitor.prompt.fill("a hut")
+    await visitor.prompt.press("Enter")
+    facts = visitor.page.locator("#run-facts")
+    await expect(facts).to_contain_text("drawn as “a house”")
+    await visitor.page.reload()
+    await expect(facts).to_contain_text("drawn as “a house”")
+
+
 PROMPTS = [
     "two red dragons by the sea",
     "Häuser, 3 RED houses; houses' pine-trees!",

@@ -52,7 +52,7 @@ SEED_BITS = 32
 @click.option(
     "--prompt-file",
     metavar="FILE",
-    type=click.File("r", encoding="utf-8", errors="strict"),
+    type=click.File("r", encoding="utf-8-sig", errors="strict"),
     help="A prompt from each line of a file; - reads standard input.",
 )
 @run_options
