@@ -57,17 +57,17 @@ def make_spec(
         return spec
     spec.automatic.SetInParent()
     if refines:
-        spec.automatic.top_k_after_generate = _choice(refine_top, candidates)
+        spec.automatic.top_k_after_generate = top_k(refine_top, candidates)
     if upscale_top > 0:
         if refines:
-            spec.automatic.top_k_after_refine = _choice(upscale_top, refine_top * variations)
+            spec.automatic.top_k_after_refine = top_k(upscale_top, refine_top * variations)
         elif prompt.strip():
-            spec.automatic.top_k_after_generate = _choice(upscale_top, candidates)
+            spec.automatic.top_k_after_generate = top_k(upscale_top, candidates)
         else:  # without words there is nothing to rank by
             spec.automatic.top_k_after_generate = 0
     return spec
 
 
-def _choice(top: int, num_images: int) -> int:
-    """A choice of all images is sent as 0, so that none waits for the others."""
+def top_k(top: int, num_images: int) -> int:
+    """The contract's `top_k` of the best `top`: 0 for all, so that no image waits for the others."""
     return 0 if top == num_images else top

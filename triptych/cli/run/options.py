@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from triptych.spec import top_k
 from triptych.v1.generator_pb2 import GenerateSettings
 from triptych.v1.pipeline_pb2 import (
     AutomaticMode,
@@ -328,11 +329,11 @@ def automatic_mode(options: RunOptions) -> AutomaticMode:
     mode = AutomaticMode()
     if options.refines:
         if not options.images:
-            mode.top_k_after_generate = choice(options.refine_top, options.candidates)
+            mode.top_k_after_generate = top_k(options.refine_top, options.candidates)
         if options.upscales:
-            mode.top_k_after_refine = choice(options.upscale_top, options.num_parents * options.variations)
+            mode.top_k_after_refine = top_k(options.upscale_top, options.num_parents * options.variations)
     elif options.upscales and not options.images:
-        mode.top_k_after_generate = choice(options.upscale_top, options.candidates)
+        mode.top_k_after_generate = top_k(options.upscale_top, options.candidates)
     return mode
 
 
@@ -353,7 +354,3 @@ def set_given(
     for name in names:
         if (value := getattr(options, name)) is not None:
             setattr(settings, name, value)
-
-
-def choice(top: int, num_images: int) -> int:
-    return 0 if top >= num_images else top
