@@ -100,7 +100,8 @@ tiny: $(VENV)/dev ## Train the built-in models from nothing (many hours; needs n
 	$(TEST_ENV) $(BIN)/python -m training.generator.train_dalle
 	$(TEST_ENV) $(BIN)/python -m training.generator.export
 	$(TEST_ENV) $(BIN)/python -m training.world.near_words.word_table
-	for recipe in refiner.train_autoencoder refiner.train_text_encoder refiner.train_unet refiner.train_clip upscaler.train_swinir; do \
+	for recipe in refiner.train_autoencoder refiner.train_text_encoder refiner.train_unet refiner.train_clip upscaler.train_swinir \
+		unclip.train_clip unclip.train_decoder unclip.train_prior unclip.train_super_res; do \
 		$(TEST_ENV) $(BIN)/python -m training.$$recipe --export || exit 1; \
 	done
 

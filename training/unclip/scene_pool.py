@@ -1,4 +1,4 @@
-"""Scenes as unCLIP sees them: small pictures, their CLIP embeddings, and some whole pictures for super-resolution.
+"""Scenes as the decoder and the prior see them: small pictures and their CLIP embeddings.
 
 Painting costs as much as a training step does, so the pool is made once and kept in a file that is bound to
 the CLIP it was made with.
@@ -19,23 +19,24 @@ from torch import Tensor
 from services.pytorch.clip import Clip, normalize_image
 from training import checkpoint
 from training.images import to_tensor
+from training.loop import OUTPUT_FOLDER, device_of
 from training.world.drawing import Painter
 from training.world.scenes import NARROW, Scene, sample_lesson, sample_scene
 
-SMALL_PX, LARGE_PX = 32, 128
+POOL = OUTPUT_FOLDER / "unclip" / "pool.pt"
+SMALL_PX = 32
 LOOKALIKE_SHARE = 0.1
 ENCODED_TOGETHER = 32
 
 
 @dataclass(frozen=True)
 class ScenePool:
-    """One row a scene; `large` of the first scenes alone."""
+    """One row a scene."""
 
     scenes: Sequence[Scene]
     small: UInt8[Tensor, "N 3 32 32"]
     object_mask: Float[Tensor, "N 1 32 32"]  # how much of each pixel is an object
     embeddings: Float[Tensor, "N K"]
-    large: UInt8[Tensor, "M 3 128 128"]
 
 
 def pool_scenes(count: int, seed: int, *, held_out: bool) -> list[Scene]:
@@ -46,39 +47,37 @@ def pool_scenes(count: int, seed: int, *, held_out: bool) -> list[Scene]:
 
 
 @torch.no_grad()
-def make_pool(scenes: Sequence[Scene], clip: Clip, painter: Painter, *, num_large: int) -> ScenePool:
-    small, masks, embeddings, large = [], [], [], []
+def make_pool(scenes: Sequence[Scene], clip: Clip, painter: Painter) -> ScenePool:
+    small, masks, embeddings = [], [], []
     for start in range(0, len(scenes), ENCODED_TOGETHER):
         pictures = [painter.paint(scene) for scene in scenes[start : start + ENCODED_TOGETHER]]
-        embeddings.append(clip.encode_image(normalize_image(to_tensor(pictures) / 2 + 0.5)))
-        small += [np.asarray(_reduced(Image.fromarray(picture))) for picture in pictures]
-        large += pictures[: max(0, num_large - start)]
+        images = normalize_image(to_tensor(pictures) / 2 + 0.5)
+        embeddings.append(clip.encode_image(images.to(device_of(clip))).cpu())
+        small += [np.asarray(reduced(Image.fromarray(picture))) for picture in pictures]
         for scene in scenes[start : start + ENCODED_TOGETHER]:
             mask = Image.fromarray(painter.object_mask(scene).astype(np.uint8) * 255)
-            masks.append(np.asarray(_reduced(mask)))
+            masks.append(np.asarray(reduced(mask)))
     return ScenePool(
         scenes,
         torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).contiguous(),
         torch.from_numpy(np.stack(masks))[:, None].float() / 255,
         torch.cat(embeddings),
-        torch.from_numpy(np.stack(large)).permute(0, 3, 1, 2).contiguous(),
     )
 
 
-def cached_pool(path: Path, count: int, clip: Clip, painter: Painter, *, num_large: int = 1000) -> ScenePool:
+def cached_pool(path: Path, count: int, clip: Clip, painter: Painter) -> ScenePool:
     """The pool in the file at `path`, if it was made with this CLIP; else makes it and writes it there."""
     scenes = pool_scenes(count, 0, held_out=False)
-    key = f"{count} {num_large} {LOOKALIKE_SHARE} {fingerprint(clip)}"
+    key = f"{count} {LOOKALIKE_SHARE} {fingerprint(clip)}"
     if state := checkpoint.load_if(path, key):
-        return ScenePool(scenes, state["small"], state["mask"].float(), state["embeddings"], state["large"])
-    pool = make_pool(scenes, clip, painter, num_large=num_large)
+        return ScenePool(scenes, state["small"], state["mask"].float(), state["embeddings"])
+    pool = make_pool(scenes, clip, painter)
     checkpoint.save(
         path,
         key=key,
         small=pool.small,
         mask=pool.object_mask.half(),
         embeddings=pool.embeddings,
-        large=pool.large,
     )
     return pool
 
@@ -86,9 +85,10 @@ def cached_pool(path: Path, count: int, clip: Clip, painter: Painter, *, num_lar
 def fingerprint(clip: Clip) -> str:
     digest = hashlib.sha256()
     for tensor in clip.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _reduced(picture: Image.Image) -> Image.Image:
+def reduced(picture: Image.Image) -> Image.Image:
+    """As the decoder draws it: means of squares of pixels."""
     return picture.resize((SMALL_PX, SMALL_PX), Image.Resampling.BOX)

@@ -10,43 +10,113 @@ Needs: the sprites, the refiner's exported CLIP, 1 GB of memory, about 0.8 CPU s
 import argparse
 import random
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor, nn
 
+from services.generator.unclip.schedule import NUM_TRAIN_TIMESTEPS
 from training.images import contact_sheet, to_pictures
 from training.loop import (
-    OUTPUT_FOLDER,
     Losses,
     Measures,
+    device_of,
     option_parser,
     options_from,
     rng_of_step,
     train,
 )
-from training.unclip.networks import Decoder, Reader, draw_timesteps, noisy, weighted_error
+from training.unclip.export import write_part
+from training.unclip.networks import (
+    DECODER,
+    TEXT_PROJECTION,
+    Decoder,
+    Reader,
+    noisy,
+    weighted_error,
+)
 from training.unclip.sampling import draw
-from training.unclip.scene_pool import ScenePool, cached_pool, make_pool, pool_scenes
+from training.unclip.scene_pool import POOL, ScenePool, cached_pool, make_pool, pool_scenes
+from training.unclip.train_clip import PatchProbe
 from training.world.captions import caption
 from training.world.drawing import Painter
 from training.world.sprites import SpriteSource, fluent_sprites
 
 TEXT_DROPOUT, EMBEDDING_DROPOUT, OBJECT_WEIGHT = 0.3, 0.1, 4.0
+# Of the embeddings' deviation: what the prior predicts is not quite what CLIP sees.
+EMBEDDING_NOISE = 0.15
+COARSE_WEIGHT, PATCH_WEIGHT = 0.3, 0.05
+DECIDING, DECIDING_SHARE = (700, 970), 0.6
 
 
-def losses_of_step(decoder: Decoder, pool: ScenePool, reader: Reader, batch_size: int, step: int) -> Losses:
+class ProbedDecoder(nn.Module):
+    """What is trained: the decoder, and what is asked of its coarsest pixels. The questions are not exported.
+
+    Each coarse pixel is asked for its part of the picture, and for what stands there in which colour: else the layout
+    and the shapes are learnt late, for they make up little of a picture's error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = Decoder()
+        config = DECODER.network
+        side = config.image_size >> (len(config.channels) - 1)
+        self.patches = PatchProbe(config.channels[-1], side)
+        self.norm = nn.LayerNorm(config.channels[-1])
+        self.pixels = nn.Linear(config.channels[-1], 3 * (config.image_size // side) ** 2)
+        self._side = side
+        self._coarse: list[Tensor] = []
+        # The attention behind the last residual block before the first doubling.
+        last: nn.Module = self.decoder.unet.output_blocks[config.num_res_blocks][1]
+        last.register_forward_hook(lambda _module, _inputs, output: self._coarse.append(output))
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, Float[Tensor, "B N C"], Tensor]:
+        """The decoder's guess, the coarse pixels, and the guess that can be read off them."""
+        self._coarse.clear()
+        guess = self.decoder(*arguments)
+        coarse = self.norm(rearrange(self._coarse.pop(), "b c h w -> b (h w) c").float())
+        pixels = rearrange(
+            self.pixels(coarse),
+            "b (h w) (c p q) -> b c (h p) (w q)",
+            h=self._side,
+            c=3,
+            p=guess.shape[-1] // self._side,
+        )
+        return guess.float(), coarse, pixels
+
+
+def shaping_timesteps(count: int) -> Tensor:
+    """Most of them where it is decided what stands where: left or right, but not half of it in both places."""
+    some, all_ = torch.randint(*DECIDING, (count,)), torch.randint(NUM_TRAIN_TIMESTEPS, (count,))
+    return torch.where(torch.rand(count) < DECIDING_SHARE, some, all_)
+
+
+def losses_of_step(
+    probed: ProbedDecoder, pool: ScenePool, reader: Reader, painter: Painter, batch_size: int, step: int
+) -> Losses:
+    decoder, device = probed.decoder, device_of(probed)
     rng = rng_of_step("decoder", step)
     rows = [rng.randrange(len(pool.scenes)) for _ in range(batch_size)]
     prompts = ["" if rng.random() < TEXT_DROPOUT else caption(pool.scenes[row], rng).text for row in rows]
-    is_told = torch.tensor([rng.random() >= EMBEDDING_DROPOUT for _ in rows])
-    x0 = pool.small[rows].float() / 127.5 - 1
-    timesteps = draw_timesteps(batch_size)
-    with torch.autocast("cpu", torch.bfloat16):
-        guess = decoder(
-            noisy(x0, timesteps), timesteps.float(), pool.embeddings[rows], is_told, reader.read(prompts)
+    is_told = torch.tensor([rng.random() >= EMBEDDING_DROPOUT for _ in rows], device=device)
+    x0 = pool.small[rows].to(device).float() / 127.5 - 1
+    timesteps = shaping_timesteps(batch_size).to(device)
+    embeddings = pool.embeddings[rows].to(device)
+    embeddings = embeddings + EMBEDDING_NOISE * decoder.deviation * torch.randn_like(embeddings)
+    with torch.autocast(device.type, torch.bfloat16):
+        guess, coarse, coarse_guess = probed(
+            noisy(x0, timesteps), timesteps.float(), embeddings, is_told, reader.read(prompts)
         )
-    return {"loss": weighted_error(guess.float(), x0, pool.object_mask[rows], OBJECT_WEIGHT)}
+    mask = pool.object_mask[rows].to(device)
+    error = weighted_error(guess, x0, timesteps, mask, OBJECT_WEIGHT)
+    coarse_error = weighted_error(coarse_guess, x0, timesteps, mask, OBJECT_WEIGHT)
+    asked = probed.patches.loss(coarse, [pool.scenes[row] for row in rows], painter)
+    loss = error + COARSE_WEIGHT * coarse_error + PATCH_WEIGHT * asked
+    return {"loss": loss, "error": error, "coarse_error": coarse_error, "patches": asked}
 
 
 class Exam:
@@ -60,45 +130,53 @@ class Exam:
         self._blank = reader.read([""] * len(pool.scenes))
 
     @torch.no_grad()
-    def measure(self, decoder: Decoder) -> Measures:
-        x0 = self._pool.small.float() / 127.5 - 1
-        told = torch.ones(len(x0), dtype=torch.bool)
+    def measure(self, probed: ProbedDecoder) -> Measures:
+        decoder = probed.decoder
+        device = device_of(decoder)
+        x0 = self._pool.small.to(device).float() / 127.5 - 1
+        told = torch.ones(len(x0), dtype=torch.bool, device=device)
         measures: Measures = {}
         for t in (500, 900):
             torch.manual_seed(0)
-            timesteps = torch.full((len(x0),), t)
-            guess = decoder(noisy(x0, timesteps), timesteps.float(), self._pool.embeddings, told, self._text)
+            timesteps = torch.full((len(x0),), t, device=device)
+            embeddings = self._pool.embeddings.to(device)
+            guess = decoder(noisy(x0, timesteps), timesteps.float(), embeddings, told, self._text)
             measures[f"loss_{t}"] = float(F.mse_loss(guess, x0))
         return measures
 
-    def sheet(self, decoder: Decoder) -> Image.Image:
+    def sheet(self, probed: ProbedDecoder) -> Image.Image:
         """Truth, and drawn from its embedding without guidance and with."""
         count = 12
+        embeddings = self._pool.embeddings.to(device_of(probed))
         truth = to_pictures(self._pool.small[:count].float() / 127.5 - 1)
         drawn = [
-            to_pictures(
-                draw(decoder, self._pool.embeddings, self._text, self._blank, count, guidance_scale=scale)
-            )
-            for scale in (1.0, 2.5)
+            draw(probed.decoder, embeddings, self._text, self._blank, count, guidance_scale=scale)
+            for scale in (1.0, DECODER.diffusion.guidance_scale)
         ]
-        return contact_sheet([truth, *drawn]).resize((12 * 34 * 3, 3 * 34 * 3), Image.Resampling.NEAREST)
+        rows = [truth, *(to_pictures(pictures.cpu()) for pictures in drawn)]
+        return contact_sheet(rows).resize((12 * 34 * 3, 3 * 34 * 3), Image.Resampling.NEAREST)
 
 
 def run(arguments: argparse.Namespace, sprites: SpriteSource) -> Decoder:
     options = options_from(arguments)
     torch.manual_seed(0)
-    reader, painter = Reader(), Painter(sprites)
-    pool = cached_pool(OUTPUT_FOLDER / "unclip" / "pool.pt", arguments.num_scenes, reader.clip, painter)
-    exam = Exam(make_pool(pool_scenes(32, 1, held_out=True), reader.clip, painter, num_large=1), reader)
-    decoder = Decoder()
-    return train(
+    reader, painter = Reader(device=options.device), Painter(sprites)
+    pool = cached_pool(POOL, arguments.num_scenes, reader.clip, painter)
+    exam = Exam(make_pool(pool_scenes(32, 1, held_out=True), reader.clip, painter), reader)
+    probed = ProbedDecoder()
+    probed.decoder.begin(pool.embeddings)
+    average = train(
         "unclip_decoder",
-        decoder,
-        partial(losses_of_step, decoder, pool, reader, options.batch_size),
+        probed,
+        partial(losses_of_step, probed, pool, reader, painter, options.batch_size),
         options,
         measure=exam.measure,
         sheet=exam.sheet,
-    )
+    ).decoder
+    if arguments.export:
+        write_part("decoder", average.unet, DECODER)
+        write_part("text_proj", average.text_projection, TEXT_PROJECTION)
+    return average
 
 
 def main() -> None:
@@ -111,7 +189,7 @@ def main() -> None:
         measure_every=200,
         log_every=20,
     )
-    parser.add_argument("--num-scenes", type=int, default=5000, help="training scenes, painted once")
+    parser.add_argument("--num-scenes", type=int, default=24000, help="training scenes, painted once")
     torch.set_num_threads(1)
     run(parser.parse_args(), fluent_sprites())
 

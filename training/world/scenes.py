@@ -144,6 +144,24 @@ def sample_lesson(
     return scene
 
 
+def laid_out_anew(scene: Scene, rng: random.Random, world: World) -> Scene:
+    """The same things at the same place and time, but elsewhere in the picture, in other sizes, on another background."""
+    count = len(scene.objects)
+    slots = {1: rng.choices(SLOTS, [0.2, 0.6, 0.2]), 2: ["left", "right"], 3: list(SLOTS)}[count]
+    largest = {1: 3 if slots == ["center"] else 2, 2: 2, 3: 1}[count]
+    size_of = {(o.name, o.colour): rng.choice(SIZES[:largest]) for o in scene.objects}
+    objects = rng.sample(scene.objects, count)
+    return replace(
+        scene,
+        variant=rng.randrange(world.num_variants),
+        sky_slot=rng.choice(("left", "right")),
+        objects=tuple(
+            replace(o, slot=slot, size=size_of[o.name, o.colour])
+            for o, slot in zip(objects, slots, strict=True)
+        ),
+    )
+
+
 def in_every_slot(scene: Scene) -> Scene:
     """Each of its objects in all slots: where they are, and where they might have been."""
     if any(o.slot in RELATIONS for o in scene.objects):
