@@ -14,6 +14,7 @@ from training.evaluation.final_report import (
     read_verdicts,
     sketch_sheets,
 )
+from training.evaluation.natural_prompts import NATURAL
 
 MODELS = ("aa", "bb", "cc")
 
@@ -49,3 +50,11 @@ def test_sheets_show_each_prompt_once():
     assert len(rows) == 3
     assert rows[0].width == 8 * 128
     assert rows[0].getpixel((3 * 128, 16)) == (255, 0, 0)
+
+
+def test_the_judged_prompts_are_those_of_the_list():
+    verdicts = read_verdicts().verdicts
+
+    assert {verdict.prompt for verdict in verdicts} <= {prompt for prompt, _ in NATURAL}
+    assert len({verdict.prompt for verdict in verdicts}) == len(verdicts) >= 100
+    assert all(verdict.why for verdict in verdicts if not verdict.is_right)
