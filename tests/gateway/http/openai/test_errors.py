@@ -219,8 +219,16 @@ async def test_a_body_that_is_not_declared_is_bounded_too(painter):
 
 
 async def test_an_upload_is_bounded(painter):
-    answer = await painter.http.post("/v1/images/edits", files={"image": bytes(36 * 2**20)})
-    assert answer.status_code == 413
+    address = painter.url.removeprefix("http://")
+    host, _, port = address.partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    # Of the body nothing is sent: a client that is still sending may lose the answer when the connection is closed.
+    headers = (
+        f"host: {address}\r\ncontent-type: multipart/form-data; boundary=b\r\ncontent-length: {36 * 2**20}"
+    )
+    writer.write(f"POST /v1/images/edits HTTP/1.1\r\n{headers}\r\n\r\n".encode())
+    assert (await reader.readline()).startswith(b"HTTP/1.1 413")
+    writer.close()
 
 
 async def test_a_form_with_too_many_fields_is_refused(painter):
