@@ -55,7 +55,7 @@ test-faults: $(VENV)/dev ## Kill, stop and cut off real processes in every place
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/faults $(ARGS)
 
 # The light half is in `make test`. WORD: only attempts with it in their names.
-test-attacks: $(VENV)/dev ## Attack a gateway of 1 GiB in 400 ways; print its memory and the delay of another caller (minutes)
+test-attacks: $(VENV)/dev ## Attack gateway, stages, files, disk and clock; print memory and the delay of another caller (an hour)
 	$(TEST_ENV) $(BIN)/python -m tests.attacks $(WORD)
 
 # MODELS: real-l, mini, glid-3-xl-finetuned, glid-3-xl, glid-3-xl-inpaint, mega, mega_full; but for the last all of them.

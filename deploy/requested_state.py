@@ -56,7 +56,7 @@ class RequestedState:
             )
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DeployError(f"cannot use {self._path}: {error}; delete it and run `up` again") from None
 
     def request_workers(self, workers: Mapping[str, int]) -> None:

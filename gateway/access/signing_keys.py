@@ -79,7 +79,15 @@ class SigningKeys:
                 url = self._url or await self._discover(http)
                 self._keys = parse_keys(await _get_json(http, url))
             self._fetched_at = self._clock()
-        except (httpx.HTTPError, ValueError, TypeError, KeyError, jwt.PyJWTError) as error:
+        except (
+            httpx.HTTPError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+            jwt.PyJWTError,
+        ) as error:
             log.warning(
                 "cannot fetch the keys of %s: %s",
                 self._issuer,

@@ -75,7 +75,7 @@ def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
         raise TokenFileError(
             f"cannot read the tokens in {path}: {error.strerror}; make it with `triptych tokens add`"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         cause = (
             f"{error.msg} in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else repr(error)
         )

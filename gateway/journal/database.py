@@ -191,6 +191,8 @@ class _Sqlite:
             with closing(
                 sqlite3.connect(f"{self._file.path.absolute().as_uri()}?mode=ro", uri=True)
             ) as fresh:
+                # An emptied file is a whole database, without tables.
+                fresh.execute("SELECT value FROM about").fetchone()
                 found = fresh.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.DatabaseError as error:
             # Another program that holds it for long is no damage.

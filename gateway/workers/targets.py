@@ -135,6 +135,8 @@ def parse_workers(text: str) -> dict[str, tuple[Target, ...]]:
         listed = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"expected JSON, got {error.msg} in line {error.lineno}") from None
+    except RecursionError:
+        raise ValueError("expected JSON of three levels, got one of too many") from None
     if not isinstance(listed, dict) or not set(listed) <= set(names):
         raise ValueError(f"expected an object with lists under {', '.join(names)}, got {text[:80]!r}")
     targets = {}

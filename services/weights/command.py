@@ -69,6 +69,8 @@ def convert(
 
     Nothing in SOURCE is executed. The part appears whole or not at all.
     """
+    if not source.is_file() and not source.is_dir():
+        raise ModelError(f"expected a file or a folder to convert, got {source}, which is neither")
     model = to.parent if to.name == part else to
     stage, architecture = STAGE_OF_PART[part], ARCHITECTURE_OF_PART[part]
     known = manifest_fields(model)

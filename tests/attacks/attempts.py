@@ -105,7 +105,7 @@ def attempts() -> Iterator[Attempt]:
                     "16 million empty submessages",
                 )
                 name = f"grpc {method.rpartition('/')[2]}: {kind}, {caller or 'no token'}"
-                yield Attempt(name, _calls(method, message, caller, 4), light)
+                yield Attempt(name, calls(method, message, caller, 4), light)
     for kind, body in BODIES.items():
         for verb, path in PATHS:
             for caller in ("", "attacker"):
@@ -117,11 +117,11 @@ def attempts() -> Iterator[Attempt]:
         for caller in ("", "attacker"):
             name = f"grpc {method}: 100 at once, {caller or 'no token'}"
             yield Attempt(
-                name, _calls(f"/triptych.v1.PipelineService/{method}", crowd, caller, 100), not caller
+                name, calls(f"/triptych.v1.PipelineService/{method}", crowd, caller, 100), not caller
             )
     yield Attempt(
         "grpc health check: 100 at once of 31 MiB",
-        _calls("/grpc.health.v1.Health/Check", crowd, "", 100),
+        calls("/grpc.health.v1.Health/Check", crowd, "", 100),
         True,
     )
     for where in ("http", "address"):
@@ -131,12 +131,12 @@ def attempts() -> Iterator[Attempt]:
             ("half TLS", b"\x16\x03\x01\x02"),
         ):
             yield Attempt(
-                f"1001 connections to {where}: {kind}", _connections(where, begin, 1001), kind == "silent"
+                f"1001 connections to {where}: {kind}", connections(where, begin, 1001), kind == "silent"
             )
     yield Attempt("500 slow bodies", _slow_bodies(500))
 
 
-def _calls(method: str, message: Callable[[], bytes], caller: str, count: int) -> Attack:
+def calls(method: str, message: Callable[[], bytes], caller: str, count: int) -> Attack:
     async def attack(victim: Victim) -> str:
         data = message()
         metadata = victim.metadata(caller) if caller else ()
@@ -188,7 +188,7 @@ def _requests(verb: str, path: str, body: Callable[[], bytes], caller: str, coun
     return attack
 
 
-def _connections(where: str, begin: bytes, count: int) -> Attack:
+def connections(where: str, begin: bytes, count: int) -> Attack:
     async def attack(victim: Victim) -> str:
         host, _, port = getattr(victim, where).rpartition(":")
         held = []

@@ -76,15 +76,15 @@ async def test_a_journal_that_was_replaced_is_reported(storage):
     assert "was replaced by another file" in await storage.look()
 
 
-@pytest.mark.parametrize("place", ["head", "middle", "end"])
+@pytest.mark.parametrize("place", ["head", "middle", "end", "all"])
 async def test_a_damaged_journal_is_reported_and_not_written(storage, place):
     path = storage.folder / "journal.db"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     size = path.stat().st_size
     with path.open("r+b") as file:
-        if place == "end":
-            file.truncate(size // 2)
+        if place in ("end", "all"):
+            file.truncate(0 if place == "all" else size // 2)
         else:
             file.seek(0 if place == "head" else 4096)
             file.write(b"\xa5" * (100 if place == "head" else 16_384))

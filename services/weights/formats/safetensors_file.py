@@ -137,7 +137,10 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         size = int.from_bytes(start, "little")
         if len(start) < 8 or size > MAX_HEADER_BYTES or 8 + size > path.stat().st_size:
             raise ValueError(f"its header cannot have {size} bytes")
-        return json.loads(file.read(size)), 8 + size
+        try:
+            return json.loads(file.read(size)), 8 + size
+        except RecursionError:
+            raise ValueError("its header is nested too deeply") from None
 
 
 def _described(path: Path) -> Iterator[tuple[str, LazyTensor]]:

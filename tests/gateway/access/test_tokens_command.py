@@ -152,6 +152,12 @@ def test_an_expiry_that_is_no_time_is_an_invalid_file(run, tmp_path, expires):
         read_tokens(tmp_path / "tokens.json")
 
 
+def test_a_file_that_is_nested_too_deeply_is_an_invalid_file(run, tmp_path):
+    (tmp_path / "tokens.json").write_text("[" * 100_000)
+    with pytest.raises(TokenFileError, match="is no file of tokens"):
+        read_tokens(tmp_path / "tokens.json")
+
+
 def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "tokens.json")
     with pytest.raises(TokenFileError, match="expected a file of tokens"):
