@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from services.errors import TriptychError
+
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
@@ -133,7 +135,7 @@ def span(
             yield made
     except BaseException as error:
         # Its text may quote a caller. A cancellation and the end of a generator are recorded, and go on.
-        made.fail(getattr(error, "reason", type(error).__name__))
+        made.fail(error.reason if isinstance(error, TriptychError) else type(error).__name__)
         raise
     finally:
         made.end()
