@@ -58,7 +58,7 @@ test-faults: $(VENV)/dev ## Kill, stop and cut off real processes in every place
 test-attacks: $(VENV)/dev ## Attack gateway, stages, files, disk and clock; print memory and the delay of another caller (an hour)
 	$(TEST_ENV) $(BIN)/python -m tests.attacks $(WORD)
 
-# MODELS: real-l, mini, glid-3-xl-finetuned, glid-3-xl, glid-3-xl-inpaint, mega, mega_full; but for the last all of them.
+# MODELS: real-l, mini, glid-3-xl-finetuned, glid-3-xl, glid-3-xl-inpaint, mega, karlo, mega_full; but for the last all of them.
 test-real-size: $(VENV)/dev ## Pull, convert and serve models of published size, and 2 GB through S3 (25 GB of disk, an hour)
 	$(TEST_ENV) $(BIN)/python -m tests.published.real_size $(MODELS)
 	$(TEST_ENV) $(BIN)/python -m tests.published.real_s3

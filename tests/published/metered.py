@@ -24,7 +24,8 @@ LIBRARIES = ("httpx", "filelock", "huggingface_hub", "boto3", "rich.progress")
 def main(folder: Path, commands: list[list[str]], stage: str) -> None:
     for library in LIBRARIES:
         importlib.import_module(library)
-    conversion_module(stage, "convert")
+    # unCLIP is an architecture of the generator.
+    conversion_module(*(("generator", "convert", "unclip") if stage == "unclip" else (stage, "convert")))
     load_what_is_loaded_late(stage)
     for command in commands:
         with suppress(PermissionError):
@@ -50,6 +51,16 @@ def load_what_is_loaded_late(stage: str) -> None:
 
         for part, config in TINY.items():
             empty_network(part, config, Path("tiny"))
+    if stage == "unclip":
+        from services.generator.unclip.conversion.random_weights import TINY
+        from services.generator.unclip.model import NETWORKS
+        from services.pytorch.parts import empty_network
+        from services.weights.command import random_makers
+
+        # It asks every stage for the families that it knows.
+        random_makers("karlo", None)
+        for part, config in TINY.items():
+            empty_network(NETWORKS[part][1], config, Path("tiny"), part)
     if stage == "upscaler":
         from services.upscaler.conversion.random_weights import CONFIGS
         from services.upscaler.model import shapes_of

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from PIL import Image
 
 from services.serving.channels import open_channel
 from services.weights.catalog import known_model
+from services.weights.formats.safetensors_file import read_safetensors
 from tests.published.layouts import write
 from tests.published.metered import used
 from tests.services.weights.web_server import serving
@@ -33,6 +35,10 @@ from triptych.v1.stage_pb2 import ImageData, ImageItem
 from triptych.v1.upscaler_pb2_grpc import UpscalerServiceStub
 
 MODELS = ("real-l", "mini", "glid-3-xl-finetuned", "glid-3-xl", "glid-3-xl-inpaint", "mega")
+# Written by `triptych weights random`, in float16: the published files and the model together would be 30 GB.
+RANDOM_MODELS = ("karlo",)
+# Of each phase as few as there can be; super-resolution has a network for the last one.
+KARLO_STEPS = {"prior_num_steps": 2, "decoder_num_steps": 2, "super_res_num_steps": 2}
 # What differs from the others of a family; these are fetched and served whole.
 ONLY_PARTS = {"glid-3-xl": ("unet",)}
 # Peak memory may be this many times the largest tensor, and as many bytes beside it: buffers, names, the network's plan.
@@ -50,7 +56,7 @@ MASK = np.repeat(np.uint8([[0] * 128 + [255] * 128]), 256, axis=0)
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("models", nargs="*", default=MODELS)
+    parser.add_argument("models", nargs="*", default=(*MODELS, *RANDOM_MODELS))
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     rows = []
@@ -63,6 +69,8 @@ def main() -> int:
 
 
 def try_model(model: str, folder: Path) -> dict:
+    if model in RANDOM_MODELS:
+        return try_random_model(model, folder)
     started = time.monotonic()
     parts = ONLY_PARTS.get(model, ())
     largest = max(write(model, folder / "published", parts=parts).values())
@@ -110,6 +118,28 @@ def try_model(model: str, folder: Path) -> dict:
     return row
 
 
+def try_random_model(model: str, folder: Path) -> dict:
+    """Writes it with random weights and serves it in bfloat16."""
+    written = folder / "cache" / model
+    report = metered("unclip", folder / "cache", ["random", str(written), "--like", model])
+    files = list(written.rglob("*.safetensors"))
+    num_bytes = sum(path.stat().st_size for path in files)
+    largest = max(tensor.num_bytes for path in files for tensor in read_safetensors(path).values())
+    picture = "" if report["error"] else picture_of(model, "generator", written, num_bytes)
+    within = report["memory"] < MEMORY_FACTOR * largest + MEMORY_CONSTANT
+    return {
+        "model": model,
+        "what": "all, random",
+        "bytes": num_bytes,
+        "published": num_bytes,
+        "largest": largest,
+        "wrote_s": report["seconds"],
+        **report,
+        "picture": picture,
+        "ok": within and not report["error"] and not picture.startswith("none"),
+    }
+
+
 def metered(stage: str, cache: Path, command: list[str]) -> dict:
     cache.mkdir()
     done = subprocess.run(
@@ -132,7 +162,7 @@ def picture_of(model: str, stage: str, folder: Path, num_bytes: int) -> str:
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "triptych", "serve", stage, "--model", str(folder), "--port", "0", "--slots", "1",
-         "--threads", "1", "--exit-with-parent"],
+         "--threads", "1", "--exit-with-parent", *(("--dtype", "bfloat16") if model in RANDOM_MODELS else ())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -142,26 +172,40 @@ def picture_of(model: str, stage: str, folder: Path, num_bytes: int) -> str:
         if "address" not in announced:
             return "none: the service did not start"
         loaded_s = time.monotonic() - started
-        data = asyncio.run(ask(stage, announced["address"], masked="inpaint" in model))
+        steps: list[float] = []
+        settings = KARLO_STEPS if model in RANDOM_MODELS else {}
+        data = asyncio.run(ask(stage, announced["address"], steps, settings, masked="inpaint" in model))
         if not data:
             return "none: the service made no picture"
         picture = np.asarray(Image.open(io.BytesIO(data)))
         made_s = time.monotonic() - started - loaded_s
         peak = peak_memory(process.pid)
         kept = f", {100 * share_kept(picture):.0f}% of the kept half as it was" if "inpaint" in model else ""
-        return f"{picture.shape[1]}x{picture.shape[0]}, spread {picture.std():.0f}{kept}; loaded {loaded_s:.0f} s, made {made_s:.0f} s, {peak / 2**30:.1f} GiB"
+        if settings:
+            kept += f", steps of {', '.join(f'{end - start:.1f}' for start, end in pairwise(steps))} s"
+        return f"{picture.shape[1]}x{picture.shape[0]}, spread {picture.std():.0f}{kept}; loaded {loaded_s:.0f} s, made {made_s:.0f} s, {peak / 2**30:.1f} GiB, {peak / num_bytes:.2f} of the files"
     finally:
         process.terminate()
         process.communicate()
 
 
-async def ask(stage: str, address: str, *, masked: bool) -> bytes:
-    """The picture that comes; with `masked`, the left half of one of noise is drawn anew and the right half kept."""
+async def ask(
+    stage: str, address: str, steps: list[float], settings: dict[str, int], *, masked: bool
+) -> bytes:
+    """The picture that comes, and when each of its steps was done.
+
+    With `masked`, the left half of one of noise is drawn anew and the right half kept.
+    """
     items = [ImageItem(index=0, seed=7)]
     async with open_channel(address) as channel:
         if stage == "generator":
             call = GeneratorServiceStub(channel).Generate(
-                generator_pb2.GenerateRequest(prompt="a red house", images=items), timeout=1800
+                generator_pb2.GenerateRequest(
+                    prompt="a red house",
+                    images=items,
+                    settings=generator_pb2.GenerateSettings(**settings),
+                ),
+                timeout=3600,
             )
         elif stage == "refiner":
             settings = refiner_pb2.RefineSettings(num_steps=4)
@@ -177,6 +221,8 @@ async def ask(stage: str, address: str, *, masked: bool) -> bytes:
             )
         found = b""
         async for response in call:
+            if response.event.HasField("progress"):
+                steps.append(time.monotonic())
             if response.event.HasField("image"):
                 found = response.event.image.image.data
         return found
