@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from tests.attacks.victim import MIB
 from tests.published.hostile import attacks, compress, infect, replace_pickle
 
@@ -107,6 +105,9 @@ MANIFESTS: dict[str, bytes] = {
 
 
 def _source(folder: Path) -> Path:
+    # Imported late: it takes seconds, and the light half needs none of it.
+    import torch
+
     source = folder / "source.pth"
     torch.save({"params_ema": {"weight": torch.zeros(4)}}, source)
     return source
