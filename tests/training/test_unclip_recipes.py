@@ -18,7 +18,7 @@ from training.export import read_files
 from training.loop import Options, train
 from training.refiner.train_clip import load_clip
 from training.unclip import train_clip, train_decoder, train_prior, train_super_res
-from training.unclip.export import read_clip, write_clip, write_part
+from training.unclip.export import read_clip, restore, write_clip, write_part
 from training.unclip.networks import (
     DECODER,
     EMBED_DIM,
@@ -116,6 +116,14 @@ def test_clip_takes_two_steps_and_its_towers_are_read_back(
     again, tokenizer = read_clip(folder)
     assert torch.equal(again.visual.proj, clip[0].visual.proj.half().float())
     assert np.array_equal(tokenizer.encode(["a red house"]), clip[1].encode(["a red house"]))
+
+
+def test_a_part_goes_on_from_its_exported_weights(tmp_path: Path):
+    written, restored = UNet(SUPER_RES.network), UNet(SUPER_RES.network)
+    write_part("super_res_first", written, SUPER_RES, folder=tmp_path)
+    restore(restored, "super_res_first", folder=tmp_path)
+    for one, other in zip(written.parameters(), restored.parameters(), strict=True):
+        assert torch.equal(one.half().float(), other)
 
 
 def test_twins_follow_one_another_and_none_is_held_out():

@@ -75,5 +75,11 @@ def read_clip(folder: Path = FOLDER) -> tuple[Clip, Tokenizer]:
     return clip, Tokenizer(clip_tokenizer(merges), config.context_length, clean=clean_clip_text)
 
 
+def restore(network: nn.Module, part: str, *, folder: Path = FOLDER) -> None:
+    """Gives the network the exported weights of a part, to go on from."""
+    weights = load_file(folder / part / "model.safetensors")
+    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+
+
 def _is_of_text(name: str) -> bool:
     return not name.startswith("visual.") and name != "logit_scale"

@@ -28,7 +28,7 @@ from training.export import read_files
 from training.images import Picture, to_tensor
 from training.loop import Losses, Measures, device_of, option_parser, options_from, rng_of_step, train
 from training.refiner.train_clip import MAX_LOGIT_SCALE, load_clip, near_miss
-from training.unclip.export import write_clip
+from training.unclip.export import read_clip, write_clip
 from training.world.captions import caption
 from training.world.drawing import Painter
 from training.world.scenes import (
@@ -290,7 +290,7 @@ def _long(embeds: Tensor) -> Tensor:
 def run(arguments: argparse.Namespace, sprites: SpriteSource) -> Clip:
     options = options_from(arguments)
     torch.manual_seed(0)
-    clip, tokenizer = load_clip()
+    clip, tokenizer = read_clip() if options.from_weights else load_clip()
     painter = Painter(sprites)
     probed = ProbedClip(clip)
     average = train(

@@ -4,7 +4,7 @@
 
 It predicts the picture, not its noise: a network this small gets there sooner. One picture in ten is drawn
 without its embedding and three in ten without their text, for guidance and for variations.
-Needs: the sprites, the refiner's exported CLIP, 1 GB of memory, about 0.8 CPU seconds a step on any CPU.
+Needs: the sprites, tiny-unclip's exported CLIP, 1 GB of memory, about 0.8 CPU seconds a step on any CPU.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from training.loop import (
     rng_of_step,
     train,
 )
-from training.unclip.export import write_part
+from training.unclip.export import restore, write_part
 from training.unclip.networks import (
     DECODER,
     TEXT_PROJECTION,
@@ -165,6 +165,9 @@ def run(arguments: argparse.Namespace, sprites: SpriteSource) -> Decoder:
     exam = Exam(make_pool(pool_scenes(32, 1, held_out=True), reader.clip, painter), reader)
     probed = ProbedDecoder()
     probed.decoder.begin(pool.embeddings)
+    if options.from_weights:
+        restore(probed.decoder.unet, "decoder")
+        restore(probed.decoder.text_projection, "text_proj")
     average = train(
         "unclip_decoder",
         probed,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from services.generator.unclip.networks.prior import Prior
 from training.loop import Losses, Measures, device_of, option_parser, options_from, rng_of_step, train
-from training.unclip.export import write_part
+from training.unclip.export import restore, write_part
 from training.unclip.networks import PRIOR, Reader, draw_timesteps, make_prior, noisy
 from training.unclip.sampling import predict_embeddings
 from training.unclip.scene_pool import POOL, ScenePool, cached_pool, make_pool, pool_scenes
@@ -71,6 +71,8 @@ def run(arguments: argparse.Namespace, sprites: SpriteSource) -> Prior:
     pool = cached_pool(POOL, arguments.num_scenes, reader.clip, painter)
     exam = Exam(make_pool(pool_scenes(64, 1, held_out=True), reader.clip, painter), reader)
     prior = make_prior(pool.embeddings)
+    if options.from_weights:
+        restore(prior, "prior")
     average = train(
         "unclip_prior",
         prior,

@@ -34,7 +34,7 @@ from training.loop import (
     rng_of_step,
     train,
 )
-from training.unclip.export import write_part
+from training.unclip.export import restore, write_part
 from training.unclip.networks import SUPER_RES, noisy, weighted_error
 from training.unclip.scene_pool import SMALL_PX, pool_scenes
 from training.world.drawing import Painter
@@ -151,6 +151,8 @@ def run(arguments: argparse.Namespace, sprites: SpriteSource) -> tuple[UNet, UNe
     exam = Exam(painter, pool_scenes(16, 1, held_out=True))
     common = (painter, options.batch_size, arguments.crop_px)
     network = UNet(SUPER_RES.network)
+    if options.from_weights:
+        restore(network, "super_res_first")
     first = train(
         "unclip_super_res_first",
         network,
