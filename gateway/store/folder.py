@@ -44,6 +44,8 @@ class FolderStore:
         self._threads = ThreadedCalls(f"the folder {folder}")
         # Device and inode of the folder that `check` found. A folder that replaces it has none of the images.
         self._identity: tuple[int, int] | None = None
+        # The owner's mark at that time: a new folder may get the inode of one that was removed.
+        self._owner: str | None = None
 
     def __str__(self) -> str:
         return str(self._folder)
@@ -52,18 +54,14 @@ class FolderStore:
         await self._threads.run(self._check)
 
     async def read_owner(self) -> str | None:
-        try:
-            return (await self._threads.run((self._folder / OWNER_FILE).read_text)).strip()
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidStore(f"cannot read {self._folder / OWNER_FILE}: {error}") from None
+        return await self._threads.run(self._read_owner)
 
     async def write_owner(self, journal_id: str) -> None:
         try:
             await self._threads.run(lambda: self._write(self._folder / OWNER_FILE, journal_id.encode()))
         except OSError as error:
             raise _translate_error(error, self._folder) from error
+        self._owner = journal_id
 
     async def put(self, data: bytes) -> str:
         return await self._threads.run(lambda: self._put(data))
@@ -138,7 +136,10 @@ class FolderStore:
             if self._identity is None:
                 warn_if_shared(self._folder, "pictures")
                 self._identity = status.st_dev, status.st_ino
+                self._owner = self._read_owner()
             self._check_identity()
+            if self._owner is not None and self._read_owner() != self._owner:
+                raise FileNotFoundError(errno.ENOENT, "the folder was replaced by another one")
         except OSError as error:
             raise InvalidStore(
                 f"pictures cannot be kept in {self._folder}: {error.strerror or error}; name a folder that this user "
@@ -159,6 +160,14 @@ class FolderStore:
         except OSError as error:
             raise _translate_error(error, path) from error
         return sha256
+
+    def _read_owner(self) -> str | None:
+        try:
+            return (self._folder / OWNER_FILE).read_text().strip()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidStore(f"cannot read {self._folder / OWNER_FILE}: {error}") from None
 
     def _check_identity(self) -> None:
         """Raises FileNotFoundError when the folder was removed, or replaced by another one."""

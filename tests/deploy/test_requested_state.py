@@ -134,7 +134,7 @@ def test_status_fails_while_the_gateway_does_not_serve(scene: Scene):
     done = scene.triptych("status")
     assert done.exit_code == 1
     assert "gateway 0 of 1  (it does not run)" in done.output
-    counts = [json.loads(line) for line in scene.triptych("status", "--json").output.splitlines()][-4:]
+    counts = [json.loads(line) for line in scene.triptych("status", "--json").stdout.splitlines()][-4:]
     assert counts[-1] == {"service": "gateway", "serving": 0, "requested": 1}
 
 

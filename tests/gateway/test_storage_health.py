@@ -14,7 +14,7 @@ from gateway.journal.journal import open_journal
 from gateway.journal.schema import metadata
 from gateway.runs.manager import StorageFailed
 from gateway.server import StorageLocations, open_storage
-from gateway.storage_health import StorageHealth
+from gateway.storage_health import StorageHealth, check_pair
 from gateway.store import open_store
 from gateway.store.base import InvalidStore
 from tests.gateway.http.conftest import web_gateway
@@ -44,7 +44,7 @@ async def opened(folder: Path, address: str = ""):
     store = open_store(str(folder / "pictures"))
     await store.check()
     async with open_journal(address or str(folder / "journal.db"), "here") as journal:
-        await journal.id()
+        await check_pair(journal, store, adopts=False, is_lasting=True)
         yield Opened(folder, journal, store)
     await store.close()
 
@@ -106,6 +106,13 @@ async def test_a_store_that_was_replaced_is_reported(storage):
     shutil.rmtree(storage.folder / "pictures")
     (storage.folder / "pictures").mkdir()
     assert "pictures cannot be kept" in await storage.look()
+
+
+async def test_a_store_that_lost_all_its_files_is_reported(storage):
+    """As if another folder had got the inode of the one that was removed."""
+    for path in (storage.folder / "pictures").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "was replaced by another one" in await storage.look()
 
 
 async def test_a_database_whose_tables_are_gone_or_others_is_reported(server, tmp_path):

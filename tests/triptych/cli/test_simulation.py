@@ -101,7 +101,7 @@ def test_json_has_the_replicas_that_were_chosen(times):
     done = CliRunner().invoke(
         bench, ["simulate", "--times", times, "--rate", "3600", "--hours", "1", "--json"]
     )
-    report = json.loads(done.output)
+    report = json.loads(done.stdout)
     assert report["is_stable"]
     assert report["replicas"]["refine"] > report["replicas"]["upscale"]
 
