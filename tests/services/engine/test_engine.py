@@ -389,7 +389,10 @@ async def test_several_steps_at_once_stop_where_an_image_is_done_or_a_preview_is
     assert outcome(events) == {0: "Finished", 1: "Finished"}
     # To 4, 8, the end of the first at 11, and that of the second.
     assert stepper.limits == [4, 4, 3, 1]
-    assert [event.step for event in events if isinstance(event, Progress) and event.index == 1] == [4, 8, 11]
+    # Of progress that a reader has not taken yet, only the latest is kept.
+    steps = [event.step for event in events if isinstance(event, Progress) and event.index == 1]
+    assert steps == sorted(set(steps))
+    assert set(steps) <= {4, 8, 11}
 
 
 async def test_an_image_of_a_batch_that_fails_fails_alone_with_several_steps_at_once():
