@@ -1,6 +1,6 @@
 """Finds words that the project does not use in its prose (CONTRIBUTING.md, Prose). A part of `make check`.
 
-It reads the docs, and the docstrings, comments, log lines and help texts of the code. Error messages are left alone.
+It reads the docs, the docstrings, comments, log lines and help texts of the code, and the comments of page and compose files. Error messages are left alone.
 """
 
 import argparse
@@ -29,6 +29,13 @@ BANNED = {
     r"knows? (?:no|neither|nothing)": "nothing: tests/test_layers.py holds what a module must not import",
 }
 PATTERN = re.compile(rf"\b({'|'.join(BANNED)})\b", re.IGNORECASE)
+# Lines that are a comment as a whole.
+COMMENTS = {
+    ".js": re.compile(r"\s*(?://|/?\*)(.*)"),
+    ".css": re.compile(r"\s*/?\*(.*)"),
+    ".yml": re.compile(r"\s*#(.*)"),
+    ".yaml": re.compile(r"\s*#(.*)"),
+}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 LOG_CALLS = ("debug", "info", "warning", "error", "exception", "critical")
 
@@ -59,6 +66,10 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
     source = path.read_text("utf-8")
     if path.suffix == ".py":
         yield from texts_of_code(source)
+    elif comment := COMMENTS.get(path.suffix):
+        for number, line in enumerate(source.splitlines(), 1):
+            if match := comment.match(line):
+                yield number, match[1]
     else:
         yield from enumerate(source.splitlines(), 1)
 
@@ -67,6 +78,10 @@ def files() -> Iterator[Path]:
     yield from ROOT.glob("*.md")
     yield from (ROOT / "docs").rglob("*.md")
     yield from (ROOT / "training").rglob("*.md")
+    yield from ROOT.glob("*.yml")
+    for suffix in COMMENTS:
+        yield from (ROOT / "deploy").rglob(f"*{suffix}")
+        yield from (ROOT / "gateway" / "web").rglob(f"*{suffix}")
     for folder in CODE:
         yield from (path for path in (ROOT / folder).rglob("*.py") if path.parent.name != "v1")
 

@@ -158,7 +158,7 @@ class ActiveRun:
             self._flow.selected()
 
     async def wait(self) -> None:
-        """Returns when the run is at rest, however that came, or suspended."""
+        """Returns when the run is idle or suspended."""
         while not self._is_idle and self._task is not None and not self._task.done():
             await asyncio.wait([self._task])
             # Its callback may begin another flow.

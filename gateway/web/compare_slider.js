@@ -1,4 +1,4 @@
-/** Two pictures on top of each other and a line to drag between them: what a picture was, and what became of it. */
+/** Two pictures on top of each other and a line to drag between them: a picture and its result. */
 
 import { createElement, setProps } from "./dom.js";
 import { show } from "./image_urls.js";

@@ -31,7 +31,7 @@ export class PromptForm {
     this.seed = byId("seed");
     // Where in the earlier prompts the arrow keys stand; what was being written before them.
     this.recall = { index: -1, draft: "" };
-    // What the gateway says that the model makes of a prompt, and of which.
+    // The reading of a prompt by the model, and that prompt.
     this.reading = { prompt: "", result: /** @type {any} */ (undefined) };
     this.askReading = debounce(() => this.read(), READ_AFTER_MS);
     this.listen(onSubmit);
@@ -218,7 +218,7 @@ export class PromptForm {
       this.reading = { prompt, result };
       this.showWords();
     } catch {
-      // The gateway is away: whoever sends the prompt is told.
+      // The gateway is away: sending the prompt reports it.
     }
   }
 

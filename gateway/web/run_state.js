@@ -1,4 +1,4 @@
-/** What is known of a run, from its events: its pictures, how far each is, and what came of what. No element, no fetch. */
+/** What is known of a run, from its events: its pictures, how far each is, and which was made from which. No element, no fetch. */
 
 import { ProgressRate } from "./eta.js";
 

@@ -1,4 +1,4 @@
-/** The whole run as a tree: each sketch that was taken further, what became of it, and of that. One click goes there. */
+/** The whole run as a tree: each sketch that was taken further, its results, and theirs. One click goes there. */
 
 import { syncChildren, byId, createElement, moveByArrows, setProps } from "./dom.js";
 import { show } from "./image_urls.js";
