@@ -1,8 +1,9 @@
-"""Times of log lines, for `triptych deploy logs --since`."""
+"""Lines that other programs and machines print, without terminal commands, and the times of those of logs (`--since`)."""
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import click
@@ -11,6 +12,9 @@ from triptych.cli.terminal.durations import parse_duration
 
 # As logging writes it: "2026-01-31 12:00:00,123".
 TEXT_TIME = re.compile(r"(\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2})[,.]?(\d{0,6})(Z|[+-]\d{2}:\d{2})?")
+
+# All that a terminal could take for a command.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Since(click.ParamType[datetime, str | datetime]):
@@ -55,3 +59,29 @@ def time_of(line: str) -> datetime | None:
     except (ValueError, KeyError, TypeError, OverflowError):
         pass
     return None
+
+
+def printable(text: str) -> str:
+    """The text without control characters; ends of lines and tabs stay."""
+    return _CONTROL.sub("", text.replace("\r\n", "\n"))
+
+
+def follow_lines(command: Sequence[str], *, stderr: int) -> Iterator[str]:
+    """Runs a command and yields each line that it prints, until it ends or the iterator is closed.
+
+    `stderr` is subprocess.STDOUT, for its lines too, or subprocess.DEVNULL.
+    """
+    with subprocess.Popen(  # noqa: S603 - the callers' own commands
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None  # noqa: S101 - for mypy
+        try:
+            for line in process.stdout:
+                yield printable(line).rstrip("\n")
+        finally:
+            process.terminate()

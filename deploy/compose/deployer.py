@@ -7,7 +7,6 @@ one of the services and finds workers by name, so there is no list.
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 from deploy.compose.build_context import compose_folder
 from deploy.deployer import STAGES, DeployError, Leftovers, Offer, State, Worker
 from deploy.gateway import GATEWAY, Started
+from deploy.log_lines import follow_lines, printable
 from deploy.owner import current_owner, foreign_error
 from deploy.requested_state import GatewayRequest
 
@@ -39,7 +39,6 @@ MAX_RESTARTS = 2
 STOP_TIMEOUT_S = 40
 START_TIMEOUT_S = 600.0
 ASK_EVERY_S = 0.5
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -146,20 +145,8 @@ class Engine:
     def follow_log(self, container: str, num_lines: int | None) -> Iterator[str]:
         """The last lines of a container's log (None: all), then each further one until it has ended."""
         tail = "all" if num_lines is None else str(num_lines)
-        with subprocess.Popen(  # noqa: S603 - an id that the engine gave
-            ["docker", "logs", "--follow", "--tail", tail, container],  # noqa: S607 - as everywhere here
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        ) as process:
-            assert process.stdout is not None  # noqa: S101 - for mypy
-            try:
-                for line in process.stdout:
-                    yield CONTROL.sub("", line).rstrip("\n")
-            finally:
-                process.terminate()
+        command = ["docker", "logs", "--follow", "--tail", tail, container]
+        return follow_lines(command, stderr=subprocess.STDOUT)
 
     def build(self) -> None:
         """Takes minutes the first time, so it shows what it does."""
@@ -267,7 +254,7 @@ class ComposeDeployer:
     def logs(self, worker_id: str, *, num_lines: int = 50) -> str:
         if not self._numbered(worker_id):
             raise DeployError(f"there is no log of {worker_id} in the project {self.engine.project}")
-        return CONTROL.sub("", self.engine.docker("logs", "--tail", str(num_lines), worker_id)).rstrip("\n")
+        return printable(self.engine.docker("logs", "--tail", str(num_lines), worker_id)).rstrip("\n")
 
     def follow_log(self, worker_id: str, *, num_lines: int | None = 50) -> Iterator[str]:
         if not self._numbered(worker_id):
@@ -354,7 +341,7 @@ class ComposeGateway:
 
     def logs(self, *, num_lines: int) -> str:
         said = self._engine.docker("logs", "--tail", str(num_lines), self._logged().id)
-        return CONTROL.sub("", said).rstrip("\n")
+        return printable(said).rstrip("\n")
 
     def stop(self) -> None:
         self._engine.check_owner()
@@ -390,7 +377,7 @@ def _compose_command() -> list[str]:
 
 
 def _explain(command: Sequence[str], said: str) -> str:
-    said = CONTROL.sub("", said).strip()
+    said = printable(said).strip()
     if "permission denied" in said.lower() and "sock" in said:
         return "the Docker engine lets this user do nothing: join the group `docker`, or use rootless Docker"
     if "Cannot connect to the Docker daemon" in said or "Couldn't connect to Docker daemon" in said:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deploy.deployer import DeployError
+from deploy.log_lines import follow_lines, printable
 from deploy.ssh.machine_list import Machine
 
 CONNECT_TIMEOUT_S = 10
@@ -26,8 +27,6 @@ FAILED = 255
 NO_TRIPTYCH = 90
 # Of our scripts: another user created the deployment, whose name they print.
 NOT_OWNER = 91
-# All that a terminal could take for a command.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 OPTIONS = {
     # Nobody is there to be asked.
@@ -116,20 +115,7 @@ class Connection:
 
     def follow(self, script: str, arguments: Sequence[str] = ()) -> Iterator[str]:
         """Runs a script there and yields each line that it prints, until it ends or the iterator is closed."""
-        with subprocess.Popen(  # noqa: S603 - ssh, for a machine that the user has listed
-            self._command_for(script, arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            errors="replace",
-        ) as process:
-            assert process.stdout is not None  # noqa: S101 - for mypy
-            try:
-                for line in process.stdout:
-                    yield printable(line).rstrip("\n")
-            finally:
-                process.terminate()
+        return follow_lines(self._command_for(script, arguments), stderr=subprocess.DEVNULL)
 
     def close(self) -> None:
         """Ends the connection, for good."""
@@ -151,11 +137,6 @@ class Connection:
             *(("-p", str(machine.port)) if machine.port else ()),
             *(("-i", os.path.expanduser(machine.key), "-o", "IdentitiesOnly=yes") if machine.key else ()),
         ]
-
-
-def printable(text: str) -> str:
-    """What a machine said, without what a terminal would obey."""
-    return CONTROL.sub("", text.replace("\r\n", "\n"))
 
 
 def explain(machine: Machine, said: str) -> str:
