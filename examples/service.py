@@ -42,7 +42,7 @@ DEADLINE_S = float(os.environ.get("CARDS_DEADLINE", "120"))
 
 
 def card(text: str) -> RunSpec:
-    """Four sketches; the best one is refined, and the best of those enlarged."""
+    """Four sketches; the best one is refined, and the best of those upscaled."""
     return make_spec(text, candidates=4, variations=4, preview_every=8)
 
 

@@ -219,7 +219,7 @@ class Client:
         timeout_s: float | None = None,
         show: bool | None = None,
     ) -> RunStream:
-        """Takes finished pictures of a run to one more stage: so many variations of each, or an enlargement.
+        """Takes finished pictures of a run to one more stage: so many variations of each, or an upscaled picture.
 
         To be iterated over or awaited as in `run`; its result has the new pictures. Nothing happens before that.
         """

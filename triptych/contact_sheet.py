@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from triptych.image_files import any_size
 
-# Pixels. A band whose few pictures are large, such as the enlarged one, gets wider cells.
+# Pixels. A band whose few pictures are large, such as the upscaled one, gets wider cells.
 CELL = 176
 MAX_CELL = 512
 # Larger ones take seconds and gigabytes to decode.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from triptych.contact_sheet import SheetRow
 
 
-STAGE_TITLES: Mapping[str, str] = {"generate": "sketches", "refine": "variations", "upscale": "enlarged"}
+STAGE_TITLES: Mapping[str, str] = {"generate": "sketches", "refine": "variations", "upscale": "upscaled"}
 
 
 FINISHED = {"succeeded", "partially_succeeded", "cancelled", "failed"}
@@ -141,8 +141,13 @@ class RunResult:
         return self.of_stage("refine")
 
     @property
-    def enlarged(self) -> list[Picture]:
+    def upscaled(self) -> list[Picture]:
         return self.of_stage("upscale")
+
+    @property
+    def enlarged(self) -> list[Picture]:
+        """The old name of `upscaled`; it goes with the next release."""
+        return self.upscaled
 
     @property
     def best(self) -> Picture | None:

@@ -21,7 +21,7 @@ def make_spec(
     image_prompts: Sequence[bytes | tuple[bytes, float]] = (),
     text_difference: tuple[str, str] | tuple[str, str, float] | None = None,
 ) -> RunSpec:
-    """As the options of `triptych run`: so many sketches, of the best so many variations each, the best enlarged.
+    """As the options of `triptych run`: so many sketches, of the best so many variations each, the best upscaled.
 
     0 leaves a stage out. With `manual` the run waits after each stage for images to be selected, and `refine_top` and
     `upscale_top` say no more than whether the stage is there. Nothing is checked here; the gateway refuses what it

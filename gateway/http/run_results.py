@@ -88,7 +88,7 @@ class RunResults:
         return index
 
     def score_of(self, image: Image) -> float | None:
-        """Its own, or that of the picture which it enlarges."""
+        """Its own, or that of the picture which it upscales."""
         return self.scores.get(image.name, self.scores.get(image.parent))
 
     def best_first(self) -> list[Image]:

@@ -234,7 +234,7 @@ def _check_start(spec: RunSpec) -> None:
         )
     starts_with_upscale = not spec.HasField("generate") and not spec.HasField("refine")
     if starts_with_upscale and not spec.init_images:
-        raise InvalidRequest("spec.init_images", "must hold the pictures to enlarge, got none")
+        raise InvalidRequest("spec.init_images", "must hold the pictures to upscale, got none")
     if len(spec.init_images) > MAX_INIT_IMAGES:
         raise InvalidRequest(
             "spec.init_images", f"must be at most {MAX_INIT_IMAGES}, got {len(spec.init_images)}"
@@ -343,5 +343,5 @@ def _count(spec: RunSpec, stage: Stage) -> int:
 
 
 def _top_k(spec: RunSpec, stage: Stage) -> int:
-    """How many of the stage's pictures go on, 0: all; what is enlarged goes nowhere."""
+    """How many of the stage's pictures go on, 0: all; what is upscaled goes nowhere."""
     return int(getattr(spec.automatic, f"top_k_after_{stage.name}", 0))

@@ -206,7 +206,7 @@ def _size_of_parent(name: str, stage: Stage, plan: Plan, run: RunState, field: s
             field, f"must be a finished image of {run.name}, got {name[:120]!r}, which {state}"
         )
     if stage is UPSCALE and image and image.stage == ProtoStage.STAGE_UPSCALE:
-        raise InvalidRequest(field, f"must not be enlarged already to be enlarged, got {name!r}")
+        raise InvalidRequest(field, f"must not be upscaled already to be upscaled, got {name!r}")
     return width, height
 
 

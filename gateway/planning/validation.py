@@ -144,7 +144,7 @@ def _lost_by_refining(picture: DecodedImage, fit: int) -> dict[str, str]:
     lost = {}
     if picture.alpha is not None:
         lost["TRANSPARENCY_FLATTENED"] = (
-            "transparent parts are put on white before the picture is refined; to enlarge it alone keeps them"
+            "transparent parts are put on white before the picture is refined; to upscale it alone keeps them"
         )
     if width != height:
         side = min(width, height)

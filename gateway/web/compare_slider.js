@@ -35,7 +35,7 @@ export class CompareSlider {
     show(this.before, canCompare ? parent : undefined);
     this.element.style.setProperty("--fog", String(isReady ? 0 : 1 - progressOf(picture)));
     this.element.classList.toggle("comparable", canCompare);
-    // Not larger than it is: what was enlarged is judged at its own pixels.
+    // Not larger than it is: what was upscaled is judged at its own pixels.
     const isLarge = isReady && picture.stage === "upscale";
     this.element.style.setProperty("--own-width", isLarge ? `${picture.image.width / devicePixelRatio}px` : "100%");
     setProps(this.after, { alt: prompt ? `${capital(nameOf(picture))}: ${prompt}` : capital(nameOf(picture)) });

@@ -106,7 +106,7 @@ export class ImageViewer {
     setProps(this.img, { alt: `${name}: ${this.prompt}`, width, height });
     setProps(this.stage, { "aria-label": t("viewer.help") });
     this.previous.hidden = this.next.hidden = this.pictures.length < 2;
-    // What was enlarged is shown pixel for pixel where that fits; all else as large as the window.
+    // What was upscaled is shown pixel for pixel where that fits; all else as large as the window.
     if (picture.stage === "upscale" && this.fitScale() >= 1 / devicePixelRatio) this.zoomTo(1 / devicePixelRatio, undefined, true);
     else this.fit();
     const address = await addressOf(picture);

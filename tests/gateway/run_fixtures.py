@@ -7,7 +7,7 @@ ALL = Caller("everybody", sees_all=True)
 
 
 def spec(**more) -> RunSpec:
-    """Two sketches, the best one -> two variations, the best one -> enlarged; seed 100."""
+    """Two sketches, the best one -> two variations, the best one -> upscaled; seed 100."""
     settings = {"generate": {"count": 2}, "refine": {"count": 2}, "upscale": {}}
     asked = RunSpec(prompt="a red house", seed=100)
     for stage, fields in {**settings, **more}.items():

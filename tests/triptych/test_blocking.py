@@ -41,7 +41,7 @@ def client(gateway_process):
 def test_a_run_gives_its_result(client):
     result = client.run(spec()).result()
     assert result.state == "succeeded"
-    assert [len(each) for each in (result.sketches, result.variations, result.enlarged)] == [2, 2, 1]
+    assert [len(each) for each in (result.sketches, result.variations, result.upscaled)] == [2, 2, 1]
 
 
 def test_a_run_can_be_followed_event_by_event(client):

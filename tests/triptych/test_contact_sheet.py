@@ -35,7 +35,7 @@ def test_large_pictures_that_are_few_are_shown_larger(panels, tmp_path):
     large = tmp_path / "large.png"
     Image.new("RGB", (512, 512), "#abcdef").save(large)
     sheet = draw_contact_sheet(
-        "a prompt", [SheetRow("sketches", panels), SheetRow("enlarged", [SheetCell(large, "4x")])]
+        "a prompt", [SheetRow("sketches", panels), SheetRow("upscaled", [SheetCell(large, "4x")])]
     )
     assert count(sheet, rgb("#abcdef")) == 512 * 512
 
@@ -56,6 +56,6 @@ def test_a_long_prompt_makes_the_sheet_higher_and_no_wider(panels):
 def test_a_stage_without_pictures_takes_no_room(panels):
     alone = draw_contact_sheet("house", [SheetRow("sketches", panels)])
     assert (
-        draw_contact_sheet("house", [SheetRow("sketches", panels), SheetRow("enlarged", [])]).size
+        draw_contact_sheet("house", [SheetRow("sketches", panels), SheetRow("upscaled", [])]).size
         == alone.size
     )

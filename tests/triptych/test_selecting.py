@@ -29,9 +29,9 @@ async def test_a_run_by_hand_goes_from_choice_to_choice(gateway):
     assert {each.parent for each in refined.pictures} == {sketched.sketches[2].name}
     assert (refined.name, refined.prompt, refined.seed) == (sketched.name, "a red house", 100)
 
-    enlarged = await gateway.client.select(refined.variations[1], upscale=True)
-    assert (enlarged.state, len(enlarged.enlarged)) == ("succeeded", 1)
-    assert enlarged.pictures[0].parent == refined.variations[1].name
+    upscaled = await gateway.client.select(refined.variations[1], upscale=True)
+    assert (upscaled.state, len(upscaled.upscaled)) == ("succeeded", 1)
+    assert upscaled.pictures[0].parent == refined.variations[1].name
 
 
 async def test_watching_a_run_by_hand_goes_past_the_choices_that_were_made(gateway):

@@ -161,7 +161,7 @@ COMMANDS = {
 @click.group(cls=LazyGroup, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(triptych.__version__, prog_name=PROGRAM)
 def cli() -> None:
-    """A prompt becomes pictures in three panels: sketch, refine, enlarge.
+    """A prompt becomes pictures in three panels: sketch, refine, upscale.
 
     Every option can also be set in the environment: --seed as TRIPTYCH_SEED, --gateway as TRIPTYCH_GATEWAY.
     """

@@ -188,7 +188,7 @@ async def watch(
 @click.argument("run")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("--refine", type=click.IntRange(1, 2**31 - 1), help="Make so many variations of each.")
-@click.option("--upscale", is_flag=True, help="Enlarge each.")
+@click.option("--upscale", is_flag=True, help="Upscale each.")
 @click.option("--no-wait", is_flag=True, help="Return when the gateway has accepted it.")
 @with_output_options
 @with_client
@@ -204,7 +204,7 @@ async def select(
     show: bool | None,
     as_json: bool,
 ) -> None:
-    """Take images of a run further, or back: to more variations, or to an enlargement."""
+    """Take images of a run further, or back: to more variations, or to an upscaled picture."""
     if (refine is None) != upscale:
         raise click.UsageError("expected one of --refine NUMBER and --upscale")
     found = await client.get_run(full_name(run))

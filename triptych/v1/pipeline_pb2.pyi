@@ -133,7 +133,7 @@ class AutomaticMode(_message.Message):
     top_k_after_generate: _builtins.int
     """How many sketches go on to the next stage, best first by CLIP; 0: all, each as soon as it is there."""
     top_k_after_refine: _builtins.int
-    """How many variations go on to be enlarged, best first by CLIP over all parents; 0: all."""
+    """How many variations go on to be upscaled, best first by CLIP over all parents; 0: all."""
     def __init__(
         self,
         *,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PipelineServiceStub:
-    """A prompt becomes pictures: sketch, refine, enlarge.
+    """A prompt becomes pictures: sketch, refine, upscale.
     """
 
     def __init__(self, channel):
@@ -93,7 +93,7 @@ class PipelineServiceStub:
 
 
 class PipelineServiceServicer:
-    """A prompt becomes pictures: sketch, refine, enlarge.
+    """A prompt becomes pictures: sketch, refine, upscale.
     """
 
     def CreateRun(self, request, context):
@@ -240,7 +240,7 @@ def add_PipelineServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PipelineService:
-    """A prompt becomes pictures: sketch, refine, enlarge.
+    """A prompt becomes pictures: sketch, refine, upscale.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PipelineServiceStub:
-    """A prompt becomes pictures: sketch, refine, enlarge."""
+    """A prompt becomes pictures: sketch, refine, upscale."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -59,7 +59,7 @@ class PipelineServiceStub:
 
 @_typing.type_check_only
 class PipelineServiceAsyncStub(PipelineServiceStub):
-    """A prompt becomes pictures: sketch, refine, enlarge."""
+    """A prompt becomes pictures: sketch, refine, upscale."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateRun: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.CreateRunRequest, _pipeline_pb2.CreateRunResponse]  # type: ignore[assignment]
@@ -87,7 +87,7 @@ class PipelineServiceAsyncStub(PipelineServiceStub):
     """What the generator would draw for a prompt, before anything is made."""
 
 class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
-    """A prompt becomes pictures: sketch, refine, enlarge."""
+    """A prompt becomes pictures: sketch, refine, upscale."""
 
     @_abc_1.abstractmethod
     def CreateRun(

@@ -51,7 +51,7 @@ class UpscaleRequest(_message.Message):
     """Whose turn it is; see GenerateRequest.caller."""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpscaleRequest.Input]:
-        """The pictures to enlarge, each with the index that the reply's events name."""
+        """The pictures to upscale, each with the index that the reply's events name."""
 
     @_builtins.property
     def settings(self) -> Global___UpscaleSettings: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class UpscalerServiceStub:
-    """Enlarges pictures of up to 25 megapixels, tile by tile (SwinIR). What is gray stays gray, and what is transparent stays so.
+    """Upscales pictures of up to 25 megapixels, tile by tile (SwinIR). What is gray stays gray, and what is transparent stays so.
     """
 
     def __init__(self, channel):
@@ -48,11 +48,11 @@ class UpscalerServiceStub:
 
 
 class UpscalerServiceServicer:
-    """Enlarges pictures of up to 25 megapixels, tile by tile (SwinIR). What is gray stays gray, and what is transparent stays so.
+    """Upscales pictures of up to 25 megapixels, tile by tile (SwinIR). What is gray stays gray, and what is transparent stays so.
     """
 
     def Upscale(self, request, context):
-        """Streams progress for each tile and the enlarged pictures.
+        """Streams progress for each tile and the upscaled pictures.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +87,7 @@ def add_UpscalerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UpscalerService:
-    """Enlarges pictures of up to 25 megapixels, tile by tile (SwinIR). What is gray stays gray, and what is transparent stays so.
+    """Upscales pictures of up to 25 megapixels, tile by tile (SwinIR). What is gray stays gray, and what is transparent stays so.
     """
 
     @staticmethod

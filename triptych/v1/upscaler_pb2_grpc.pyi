@@ -27,29 +27,29 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class UpscalerServiceStub:
-    """Enlarges pictures of up to 25 megapixels, tile by tile (SwinIR). What is gray stays gray, and what is transparent stays so."""
+    """Upscales pictures of up to 25 megapixels, tile by tile (SwinIR). What is gray stays gray, and what is transparent stays so."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> UpscalerServiceAsyncStub: ...
     Upscale: _grpc.UnaryStreamMultiCallable[_upscaler_pb2.UpscaleRequest, _upscaler_pb2.UpscaleResponse]
-    """Streams progress for each tile and the enlarged pictures."""
+    """Streams progress for each tile and the upscaled pictures."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_upscaler_pb2.UpscalerServiceGetModelRequest, _upscaler_pb2.UpscalerServiceGetModelResponse]
     """What is loaded here."""
 
 @_typing.type_check_only
 class UpscalerServiceAsyncStub(UpscalerServiceStub):
-    """Enlarges pictures of up to 25 megapixels, tile by tile (SwinIR). What is gray stays gray, and what is transparent stays so."""
+    """Upscales pictures of up to 25 megapixels, tile by tile (SwinIR). What is gray stays gray, and what is transparent stays so."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Upscale: _aio.UnaryStreamMultiCallable[_upscaler_pb2.UpscaleRequest, _upscaler_pb2.UpscaleResponse]  # type: ignore[assignment]
-    """Streams progress for each tile and the enlarged pictures."""
+    """Streams progress for each tile and the upscaled pictures."""
     GetModel: _aio.UnaryUnaryMultiCallable[_upscaler_pb2.UpscalerServiceGetModelRequest, _upscaler_pb2.UpscalerServiceGetModelResponse]  # type: ignore[assignment]
     """What is loaded here."""
 
 class UpscalerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Enlarges pictures of up to 25 megapixels, tile by tile (SwinIR). What is gray stays gray, and what is transparent stays so."""
+    """Upscales pictures of up to 25 megapixels, tile by tile (SwinIR). What is gray stays gray, and what is transparent stays so."""
 
     @_abc_1.abstractmethod
     def Upscale(
@@ -57,7 +57,7 @@ class UpscalerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _upscaler_pb2.UpscaleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_upscaler_pb2.UpscaleResponse], _abc.AsyncIterator[_upscaler_pb2.UpscaleResponse]]:
-        """Streams progress for each tile and the enlarged pictures."""
+        """Streams progress for each tile and the upscaled pictures."""
 
     @_abc_1.abstractmethod
     def GetModel(

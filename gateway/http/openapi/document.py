@@ -72,7 +72,7 @@ def build() -> dict[str, Any]:
         "info": {
             "title": "Triptych",
             "version": triptych.__version__,
-            "description": "A prompt becomes pictures in three panels: sketch, refine, enlarge. See docs/http.md.",
+            "description": "A prompt becomes pictures in three panels: sketch, refine, upscale. See docs/http.md.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],

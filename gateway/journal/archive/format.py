@@ -30,7 +30,7 @@ _MIME_TYPE = re.compile(r"image/[a-z0-9.+-]{1,40}")
 MAX_HEADER_BYTES = 64 * 2**10
 # A run of 32 images with 23 events each has 0.2 MB here.
 MAX_RUN_BYTES = 64 * 2**20
-# The largest enlarged picture, of 400 megapixels, as the PNG of noise.
+# The largest upscaled picture, of 400 megapixels, as the PNG of noise.
 MAX_PICTURE_BYTES = 2 * 2**30
 MAX_SUMS_BYTES = 256 * 2**20
 MAX_TEXT_CHARS = 1_000

@@ -59,7 +59,7 @@ async def web():
 
 @pytest.fixture
 async def painter():
-    """Stages with true previews and models with sizes: 8x8 sketches and variations, 32x32 enlarged."""
+    """Stages with true previews and models with sizes: 8x8 sketches and variations, 32x32 upscaled."""
     async with web_gateway() as running:
         await set_up(running.gateway)
         yield running

@@ -21,7 +21,7 @@ from triptych.v1.pipeline_pb2 import RunSpec, RunState
         ([], "selections", "must name at least one image"),
         ([("generate-0", {})], "selections[0]", "must say where the image goes: refine or upscale"),
         ([("generate-9", {"upscale": {}})], "selections[0].image", "must be a finished image of runs/"),
-        ([("upscale-0", {"upscale": {}})], "selections[0].image", "must not be enlarged already"),
+        ([("upscale-0", {"upscale": {}})], "selections[0].image", "must not be upscaled already"),
         ([("init-0", {"upscale": {}})], "selections[0].image", "must be a finished image of runs/"),
         (
             [("generate-0", {"upscale": {}}), ("generate-0", {"refine": {"count": 65}})],

@@ -86,7 +86,7 @@ async def refused(gateway, asked) -> tuple[str, str]:
             "below 1, got 1",
         ),
         ("prompt: 'x' refine {settings {skip_ratio: nan}}", "spec.refine.settings.skip_ratio", "got nan"),
-        ("prompt: 'x' upscale {}", "spec.init_images", "must hold the pictures to enlarge"),
+        ("prompt: 'x' upscale {}", "spec.init_images", "must hold the pictures to upscale"),
         (
             "prompt: 'x' upscale {settings {tile_size: -1}} init_images {data: 'x'}",
             "spec.upscale.settings.tile_size",

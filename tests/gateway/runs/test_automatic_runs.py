@@ -207,7 +207,7 @@ async def test_sketches_are_ranked_without_a_next_stage_where_that_is_asked_for(
 async def test_a_slow_stage_holds_back_the_one_before(gateway):
     asked = spec(generate={"count": 64}, refine=None, automatic={"top_k_after_generate": 0})
     gateway.upscaler.close_gates(*range(64))
-    held_back = 2 * CREDITS  # so many are being enlarged, and so many sketches wait for that
+    held_back = 2 * CREDITS  # so many are being upscaled, and so many sketches wait for that
     num_sketches, num_asked = 0, None
     async for event in gateway.client.stream_run(asked):
         if event.HasField("image_ready") and event.image_ready.image.stage == Stage.STAGE_GENERATE:

@@ -89,8 +89,8 @@ def test_a_run_that_waits_says_how_to_go_on(runs, waiting):
 def test_images_are_selected_until_the_run_is_done(runs, waiting, tmp_path):
     refined = runs("select", waiting, "generate-1", "--refine", "2", "--out", "pictures")
     assert "refine: 2 of 2" in refined.stdout
-    enlarged = runs("select", waiting, "refine-0", "--upscale", "--out", "pictures")
-    assert enlarged.returncode == 0, enlarged.stderr
+    upscaled = runs("select", waiting, "refine-0", "--upscale", "--out", "pictures")
+    assert upscaled.returncode == 0, upscaled.stderr
     names = {path.stem for path in (tmp_path / "pictures").glob("*.png")}
     assert names == {"refine-0", "refine-1", "upscale-0", "contact-sheet"}
 

@@ -1,4 +1,4 @@
-"""The whole of it: four real services with networks of random weights, from a prompt to an enlarged picture."""
+"""The whole of it: four real services with networks of random weights, from a prompt to an upscaled picture."""
 
 import json
 import signal

@@ -115,4 +115,4 @@ async def test_a_choice_goes_on_after_a_restart(gateway, client):
     await gateway.kill()
     selected = asyncio.create_task(client.select(first.variations, upscale=True).gather())
     await gateway.start()
-    assert len((await selected).enlarged) == 2
+    assert len((await selected).upscaled) == 2

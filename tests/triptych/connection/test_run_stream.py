@@ -80,7 +80,7 @@ async def test_awaiting_a_run_gives_its_pictures(gateway):
 
 async def test_a_prompt_alone_is_enough(gateway):
     result = await gateway.client.run("a red house")
-    assert (len(result.sketches), len(result.variations), len(result.enlarged)) == (8, 8, 1)
+    assert (len(result.sketches), len(result.variations), len(result.upscaled)) == (8, 8, 1)
 
 
 async def test_a_large_picture_is_downloaded_in_pieces_over_a_network_that_breaks(gateway):

@@ -55,8 +55,8 @@ def test_a_choice_leads_to_the_next_one(executed):
 
 def test_the_enlarged_picture_is_written(executed):
     _, folder = executed
-    (shown,) = pictures_in(outputs_of(executed, "enlarged.pictures[0]")[-1:])
-    assert (folder / "enlarged.png").read_bytes() == shown
+    (shown,) = pictures_in(outputs_of(executed, "upscaled.pictures[0]")[-1:])
+    assert (folder / "upscaled.png").read_bytes() == shown
 
 
 def test_the_words_that_the_model_knows_are_listed(executed):

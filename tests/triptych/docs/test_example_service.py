@@ -49,8 +49,8 @@ async def test_an_order_is_answered_with_its_best_picture(http, gateway):
     answer = await http.post("/cards", json=ORDER)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     run = await gateway.client.get_run(answer.headers["x-run"])
-    (enlarged,) = [image for image in run.images if image.name.endswith("upscale-0")]
-    assert answer.content == await gateway.client.download_image(enlarged.name)
+    (upscaled,) = [image for image in run.images if image.name.endswith("upscale-0")]
+    assert answer.content == await gateway.client.download_image(upscaled.name)
 
 
 async def test_an_order_that_is_sent_twice_is_made_once(http, gateway):

@@ -61,7 +61,7 @@ def names_of(run: RunResult) -> list[str]:
 
 
 def next_stage(stage: str, spec: RunSpec) -> str:
-    """Sketches go to be refined where the run refines, all else to be enlarged."""
+    """Sketches go to be refined where the run refines, all else to be upscaled."""
     return "refine" if stage == "generate" and spec.HasField("refine") else "upscale"
 
 

@@ -97,10 +97,10 @@ def run(
     seed: int | None,
     **settings: Any,
 ) -> None:
-    """Make pictures from PROMPT: sketches, variations of the best, an enlargement of the best of those.
+    """Make pictures from PROMPT: sketches, variations of the best, and the best of those upscaled.
 
     With --image-prompt, and a generator of the unCLIP family: sketches that take up pictures of yours.
-    With --image: variations of pictures of yours, and an enlargement of the best; with --no-refine as well, of each.
+    With --image: variations of pictures of yours, and the best upscaled; with --no-refine, each upscaled.
     Without --gateway the services are started for this call and stopped after it. Of several prompts each is a run.
     """
     has_images = settings["images"] or settings["image_prompts"]
@@ -160,7 +160,7 @@ def read_prompts(prompts: Sequence[str], file: TextIO | None, *, needs_one: bool
         if not asked:
             raise click.BadParameter("expected a prompt on each line, got none", param_hint="'--prompt-file'")
     if not asked and not needs_one:
-        # A picture is only enlarged: there is nothing to say.
+        # A picture is only upscaled: there is nothing to say.
         return [""]
     if not asked:
         raise click.UsageError(

@@ -12,7 +12,7 @@ Examples:
   triptych run "a red house" -n 4 --no-upscale -o house --format jpeg
   triptych run "a red house" "a blue boat" --seed 7
   cat prompts.txt | triptych run --prompt-file - -q
-  triptych run --image photo.jpg --no-refine              enlarges a picture of yours
+  triptych run --image photo.jpg --no-refine              upscales a picture of yours
   triptych run "oil painting" --image photo.jpg --skip-ratio 0.6
   triptych run --image-prompt cat.jpg --no-refine --generator-model karlo
   triptych run "a red house" --gateway 127.0.0.1:50050 --detach
@@ -43,7 +43,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "prior_guidance_scale",
     ),
     "Refine": ("num_steps", "skip_ratio", "refine_guidance_scale", "negative_prompt"),
-    "Enlarge": ("tile_size", "tile_overlap"),
+    "Upscale": ("tile_size", "tile_overlap"),
     "Where": (
         "gateway",
         "detach",

@@ -194,10 +194,10 @@ OPTIONS = (
     ),
     click.option("--variations", type=COUNT, default=8, help="Number of variations of each."),
     click.option(
-        "--upscale-top", type=COUNT, default=1, help="How many of the best variations are enlarged; 0: none."
+        "--upscale-top", type=COUNT, default=1, help="How many of the best variations are upscaled; 0: none."
     ),
-    click.option("--no-refine", is_flag=True, help="Do not refine; enlarge the best candidates."),
-    click.option("--no-upscale", is_flag=True, help="Do not enlarge."),
+    click.option("--no-refine", is_flag=True, help="Do not refine; upscale the best candidates."),
+    click.option("--no-upscale", is_flag=True, help="Do not upscale."),
     click.option("--manual", is_flag=True, help="Wait for your selection after each stage."),
     click.option(
         "--seed",
@@ -229,8 +229,8 @@ OPTIONS = (
     ),
     click.option("--refine-guidance-scale", type=NUMBER, help="Refine: how closely the prompt is followed."),
     click.option("--negative-prompt", help="Refine: what the picture should not show."),
-    click.option("--tile-size", type=WHOLE, help="Enlarge: side of a tile in pixels; 0: in one piece."),
-    click.option("--tile-overlap", type=WHOLE, help="Enlarge: pixels of context around a tile."),
+    click.option("--tile-size", type=WHOLE, help="Upscale: side of a tile in pixels; 0: in one piece."),
+    click.option("--tile-overlap", type=WHOLE, help="Upscale: pixels of context around a tile."),
 )
 
 

@@ -17,7 +17,7 @@ from triptych.progress import STAGE_NAMES
 from triptych.v1.pipeline_pb2 import Event, Image
 
 CONTACT_SHEET = "contact-sheet.png"
-TITLES = {"generate": "sketches", "refine": "variations", "upscale": "enlarged"}
+TITLES = {"generate": "sketches", "refine": "variations", "upscale": "upscaled"}
 MAX_SLUG = 48
 # Endings of the formats that pictures can be kept in.
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp", "avif": "avif"}

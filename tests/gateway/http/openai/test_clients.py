@@ -32,7 +32,7 @@ def data_url(data: bytes, kind: str = "image/png") -> str:
 
 @pytest.fixture(params=[(128, 8), (256, 4), (64, 2)], ids=["128/1024", "256/1024", "64/128"])
 async def ladder(request):
-    """Stages that make such sizes, native and enlarged."""
+    """Stages that make such sizes, native and upscaled."""
     side, scale = request.param
     async with web_gateway() as web:
         await set_up(web.gateway)
