@@ -38,6 +38,7 @@ class Connection:
         self._channels: list[grpc.aio.Channel] = []
         self._stamps = credentials.stamps(address)
         self._stub = self._open()
+        self._was_reached = False
 
     @property
     def stub(self) -> "PipelineServiceAsyncStub":
@@ -58,7 +59,13 @@ class Connection:
     async def answer(self, call: Awaitable[Answer]) -> Answer:
         """What the call answers; raises CallError."""
         with self.typed_errors():
-            return await call
+            answer = await call
+            self.reached()
+            return answer
+
+    def reached(self) -> None:
+        """Notes that the gateway has answered."""
+        self._was_reached = True
 
     @contextmanager
     def typed_errors(self) -> Iterator[None]:
@@ -66,7 +73,11 @@ class Connection:
         try:
             yield
         except grpc.aio.AioRpcError as error:
-            raise to_call_error(error, self.address) from None
+            typed = to_call_error(error, self.address)
+            # An error with a reason is an answer, too.
+            self._was_reached |= not typed.is_cut
+            typed.is_first_contact = not self._was_reached
+            raise typed from None
 
     def _open(self) -> "PipelineServiceAsyncStub":
         channel = self._credentials.open_channel(self.address, CHANNEL_OPTIONS)

@@ -27,6 +27,14 @@ class Backoff:
     longest_s: float = 5.0
     # Seconds in which nothing came; 0: a broken call is not repeated.
     give_up_after_s: float = 60.0
+    # The same until the gateway has answered for the first time: nothing is lost yet, and its address may be wrong.
+    connect_within_s: float = 10.0
+
+    def patience_s(self, error: CallError) -> float:
+        """How long to retry after this error."""
+        if error.is_first_contact:
+            return min(self.connect_within_s, self.give_up_after_s)
+        return self.give_up_after_s
 
     def pause_s(self, num_failures: int) -> float:
         """The pause after so many failures in a row, from 1."""
@@ -49,7 +57,7 @@ class RetryState:
 
     async def wait_after(self, error: CallError) -> None:
         """Pauses after a broken call; raises the error where it is of another kind or the patience is over."""
-        end_s = min(self._silent_since_s + self._backoff.give_up_after_s, self._deadline_s)
+        end_s = min(self._silent_since_s + self._backoff.patience_s(error), self._deadline_s)
         left_s = end_s - time.monotonic()
         if not error.is_broken_off or left_s <= 0:
             raise error

@@ -400,6 +400,7 @@ class Client:
         try:
             with self._connection.typed_errors():
                 async for response in call:
+                    self._connection.reached()
                     event = response.event
                     if event.HasField("image_ready") and not event.image_ready.image.data:
                         image = event.image_ready.image

@@ -55,6 +55,8 @@ class CallError(Exception):
         # Whether the connection broke; and whether, for this or another passing reason, the same call may succeed.
         self.is_cut = not details.reason and code in _BROKEN
         self.is_broken_off = self.is_cut or details.reason in _PASSING_REASONS
+        # Whether the gateway had never answered this client before.
+        self.is_first_contact = False
 
 
 class InvalidRequest(CallError):

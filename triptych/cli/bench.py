@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from triptych._run_stream import RunStream
-from triptych.cli.credential_options import ADDRESS, credential_options
+from triptych.cli.credential_options import ADDRESS, credential_options, patience
 from triptych.cli.simulation import (
     STAGES,
     Eviction,
@@ -90,7 +90,7 @@ async def measured(
     gateway: str, credentials: Credentials, *, report: Callable[[str], None] = lambda text: None
 ) -> dict[str, dict[str, float]]:
     """The service times of each stage, as `simulate` wants them; `report` gets what is being measured."""
-    async with Client(gateway, **vars(credentials)) as client:
+    async with Client(gateway, **vars(credentials), backoff=patience(gateway)) as client:
         slots = {
             STAGE_NAMES[entry.model.stage]: entry.model.limits.num_slots
             for entry in await client.list_models()

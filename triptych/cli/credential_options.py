@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from triptych._reconnect import Backoff
 from triptych.addresses import check_address
 from triptych.credentials import Credentials
 
@@ -21,6 +22,13 @@ class AddressType(click.ParamType[str, str]):
             return check_address(value).text
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+def patience(address: str) -> Backoff:
+    """How long a command retries: a port of this machine that nobody listens on is reported at once."""
+    if check_address(address).is_loopback:
+        return Backoff(connect_within_s=0)
+    return Backoff()
 
 
 ADDRESS = AddressType()

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from triptych._run_stream import RunStream
-from triptych.cli.credential_options import ADDRESS, credential_options
+from triptych.cli.credential_options import ADDRESS, credential_options, patience
 from triptych.cli.run.follow_run import (
     MAX_LOADED_PIXELS,
     Leaving,
@@ -53,7 +53,12 @@ def with_client(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[.
     @wraps(command)
     def run_it(*, gateway: str, credentials: Credentials, **values: Any) -> None:
         async def with_client() -> None:
-            async with Client(gateway, **vars(credentials), max_loaded_pixels=MAX_LOADED_PIXELS) as client:
+            async with Client(
+                gateway,
+                **vars(credentials),
+                backoff=patience(gateway),
+                max_loaded_pixels=MAX_LOADED_PIXELS,
+            ) as client:
                 try:
                     await command(client=client, **values)
                 except NotFound as error:

@@ -101,6 +101,17 @@ async def test_without_patience_the_first_break_is_raised():
         await sequences(Log([1], [2]), NEVER)
 
 
+async def test_a_gateway_that_never_answered_is_given_up_earlier():
+    never_reached = Unreachable("refused", grpc.StatusCode.UNAVAILABLE, ErrorDetails())
+    never_reached.is_first_contact = True
+    backoff = Backoff(first_s=0, longest_s=0, give_up_after_s=60, connect_within_s=0)
+    log = Log([], [6], error=never_reached)
+    with pytest.raises(Unreachable):
+        await sequences(log, backoff)
+    assert log.asked == [0]
+    assert await sequences(Log([], [6]), backoff) == [6]
+
+
 async def test_a_deadline_that_has_passed_ends_the_patience():
     with pytest.raises(Unreachable):
         await sequences(Log([1], [2]), deadline_s=0.0)

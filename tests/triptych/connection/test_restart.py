@@ -19,7 +19,7 @@ from triptych.client import Client
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SKETCHES = {"refine": None, "upscale": None}
-QUICK = Backoff(first_s=0.01, longest_s=0.1)
+QUICK = Backoff(first_s=0.01, longest_s=0.1, connect_within_s=60)
 
 
 class GatewayProcess:

@@ -196,6 +196,16 @@ async def test_a_run_that_is_not_there_is_not_waited_for(gateway):
         await gateway.client.watch("runs/none")
 
 
+async def test_only_a_gateway_that_never_answered_is_a_first_contact(gateway, unused_tcp_port):
+    with pytest.raises(NotFound) as refused:
+        await gateway.client.watch("runs/none")
+    assert not refused.value.is_first_contact
+    async with Client(f"127.0.0.1:{unused_tcp_port}") as client:
+        with pytest.raises(Unreachable) as missing:
+            await client.list_models()
+    assert missing.value.is_first_contact
+
+
 async def test_a_gateway_that_stays_away_is_given_up():
     async with Client("127.0.0.1:1", backoff=Backoff(first_s=0.01, give_up_after_s=0.05)) as client:
         with pytest.raises(Unreachable, match=r"no gateway answers at 127\.0\.0\.1:1"):

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import click
 
 from triptych._reconnect import Backoff
-from triptych.cli.credential_options import ADDRESS, credential_options
+from triptych.cli.credential_options import ADDRESS, credential_options, patience
 from triptych.cli.processes import Pipeline, running_pipeline
 from triptych.cli.run.choose_images import ask, can_ask
 from triptych.cli.run.follow_run import (
@@ -195,7 +195,13 @@ async def run_through(
         how = Leaving(address, goes_on=detach or spec.HasField("manual"))
         with output.display:
             result, progress = await make(
-                address, credentials, spec, output, detach=detach or None, leaving=how
+                address,
+                credentials,
+                spec,
+                output,
+                backoff=patience(address),
+                detach=detach or None,
+                leaving=how,
             )
         conclude(result, progress, output)
 
@@ -233,7 +239,7 @@ async def make(
     spec: RunSpec,
     output: Output,
     *,
-    backoff: Backoff | None = None,
+    backoff: Backoff,
     detach: bool | None = None,
     leaving: Leaving,
 ) -> tuple[RunResult, RunProgress]:
