@@ -4,12 +4,13 @@ import { byId, createElement, setProps } from "./dom.js";
 import { CompareSlider } from "./compare_slider.js";
 import { NUM_VARIATIONS } from "./settings.js";
 import { capital, duration, errorInWords, nameOf, scoreText } from "./labels.js";
+import { ACTIONS, DRAWS } from "./stages.js";
 import { t } from "./texts.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
 /** @typedef {import("./run_state.js").RunState} RunState */
 
-/** @typedef {"refine"|"vary"|"edit"|"upscale"|"variations"|"view"|"download"|"copy"|"again"|"seed"|"more"|"close"} ActionName */
+/** @typedef {import("./stages.js").Action|"variations"|"view"|"download"|"copy"|"again"|"seed"|"more"|"close"} ActionName */
 
 export class ImageDetail {
   /** @param {(action: ActionName, picture: Picture) => void} onAction */
@@ -31,7 +32,7 @@ export class ImageDetail {
       this.buttons[name] = createElement("button", { type: "button", class: kind, id: `action-${name}`, text: t(`action.${name}`), title: t(`action.${name}_title`), onclick: () => this.picture && onAction(name, this.picture) });
       return this.buttons[name];
     };
-    this.actions = createElement("div", { class: "actions", role: "group", "aria-label": t("action.group") }, button("refine", "primary"), button("vary"), button("edit"), button("upscale"), button("variations"), button("again", "primary"));
+    this.actions = createElement("div", { class: "actions", role: "group", "aria-label": t("action.group") }, ...ACTIONS.map((name, index) => button(name, index ? "" : "primary")), button("variations"), button("again", "primary"));
     // Filled when a generator that draws from pictures is there.
     this.mixing = createElement("div", { class: "mixing", hidden: true });
     setProps(this.buttons.variations, { title: t("action.variations_title", { count: NUM_VARIATIONS }) });
@@ -72,7 +73,7 @@ export class ImageDetail {
     setProps(this.note, { text: isReady ? look.note : "" });
     const canRepeat = picture.state === "failed" || picture.state === "cancelled";
     this.actions.hidden = !isReady && !canRepeat;
-    for (const name of ["refine", "vary", "edit", "upscale"]) this.buttons[name].hidden = !isReady;
+    for (const name of ACTIONS) this.buttons[name].hidden = !isReady;
     this.buttons.variations.hidden = this.mixing.hidden = !isReady || !look.canVary;
     this.buttons.again.hidden = !canRepeat;
     this.minor.hidden = !isReady;
@@ -99,7 +100,7 @@ function factsOf(picture) {
   if (!image) return "";
   const parts = [`${image.width} × ${image.height}`];
   if (picture.own?.name) parts.push(picture.own.name);
-  if (image.seed !== undefined && picture.stage !== "upscale" && picture.stage !== "init") parts.push(t("detail.seed", { seed: image.seed }));
+  if (image.seed !== undefined && DRAWS.has(picture.stage)) parts.push(t("detail.seed", { seed: image.seed }));
   if (image.model_name) parts.push(t("detail.model", { model: image.model_name }));
   return parts.join("  ·  ");
 }

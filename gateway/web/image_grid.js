@@ -3,6 +3,7 @@
 import { byId, createElement, moveByArrows, setProps, syncChildren } from "./dom.js";
 import { ImageCard } from "./image_card.js";
 import { nameOf } from "./labels.js";
+import { COMMON_ACTIONS } from "./stages.js";
 import { t } from "./texts.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
@@ -11,7 +12,7 @@ import { t } from "./texts.js";
 /**
  * @typedef {object} GridActions
  * @property {(name: string) => void} pick
- * @property {(names: string[], action: "refine"|"vary"|"upscale") => void} take
+ * @property {(names: string[], action: import("./stages.js").Action) => void} take
  * @property {(names: string[]) => void} download
  * @property {() => void} redraw
  */
@@ -28,15 +29,13 @@ export class ImageGrid {
     /** @type {Set<string>} */
     this.chosen = new Set();
     this.chosenText = createElement("span", {});
-    const take = (/** @type {"refine"|"vary"|"upscale"} */ action) =>
+    const take = (/** @type {import("./stages.js").Action} */ action) =>
       createElement("button", { type: "button", text: t(`action.${action}`), onclick: () => this.takeChosen((names) => actions.take(names, action)) });
     this.bar = createElement(
       "div",
       { class: "choice-bar", role: "group", "aria-label": t("choose.bar"), hidden: true },
       this.chosenText,
-      take("refine"),
-      take("vary"),
-      take("upscale"),
+      ...COMMON_ACTIONS.map(take),
       createElement("button", { type: "button", text: t("action.download"), onclick: () => actions.download([...this.chosen]) }),
       createElement("button", { type: "button", class: "link", text: t("choose.none"), onclick: () => this.takeChosen(() => {}) }),
     );

@@ -1,10 +1,9 @@
 /** What stages, states, errors, times and files are called, made of the page's texts. */
 
+import { STAGES, WORKERS } from "./stages.js";
 import { hasText, language, t } from "./texts.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
-
-export const WORKERS = { generate: "generator", refine: "refiner", upscale: "upscaler" };
 
 // As workers and hosts are named in messages: nothing that a visitor can use.
 const ADDRESSES = /(?:https?:\/\/)?(?:\[[0-9a-f:.]+\]|(?:\d{1,3}\.){3}\d{1,3}|localhost|[\w-]+(?:\.[\w-]+)*)(?::\d{2,5})\b(?:\/\S*)?|\b(?:\d{1,3}\.){3}\d{1,3}\b/gi;
@@ -34,7 +33,7 @@ function withoutAddresses(text) {
 /** @param {string} field a path in the request, such as "spec.refine.settings.num_steps" */
 function fieldInWords(field) {
   if (hasText(`field.${field}`)) return t(`field.${field}`);
-  const [stage, name] = [field.match(/generate|refine|upscale/)?.[0] ?? "", field.split(".").at(-1) ?? ""];
+  const [stage, name] = [STAGES.find((one) => field.includes(one)) ?? "", field.split(".").at(-1) ?? ""];
   if (hasText(`setting.${stage}.${name}`)) return t("field.setting", { stage: t(`stage.${stage}`), name: t(`setting.${stage}.${name}`) });
   return t("field.other", { name: field.replaceAll(/[._]/g, " ") });
 }

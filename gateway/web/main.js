@@ -13,8 +13,7 @@ import { VocabularyPanel } from "./vocabulary_panel.js";
 import { Welcome } from "./welcome.js";
 import { acceptFiles, readSource } from "./source_image.js";
 import { announce, clearError, showError, showNote, showWaiting } from "./notifications.js";
-import { STAGE_NAMES } from "./run_state.js";
-import { WORKERS } from "./labels.js";
+import { STAGES, STAGE_NAMES } from "./stages.js";
 import { LANGUAGES, language, setLanguage, t } from "./texts.js";
 
 const MODELS_EVERY_MS = 3_000;
@@ -233,7 +232,7 @@ async function loadModels() {
       for (const { model } of served) (models[STAGE_NAMES[model.stage]] ??= []).push(model);
       settings.setModels(models);
     }
-    isWhole = Object.keys(settings.models).length === Object.keys(WORKERS).length;
+    isWhole = Object.keys(settings.models).length === STAGES.length;
   } catch (error) {
     lastServed = "";
     statusBar.showAway();

@@ -4,28 +4,24 @@ import { GatewayError, createRun, newRequestId, selectImages, withRetry } from "
 import { fileOf } from "./image_urls.js";
 import { showWaiting } from "./notifications.js";
 import { cropSquare, toImageData } from "./source_image.js";
-import { WORKERS } from "./labels.js";
+import { DRAWS, STAGE_OF_ACTION, WORKERS } from "./stages.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
 /** @typedef {import("./run_state.js").RunState} RunState */
 
 /**
  * @typedef {object} Action
- * @property {"refine"|"vary"|"edit"|"upscale"} kind
+ * @property {import("./stages.js").Action} kind
  * @property {string} prompt
  * @property {any} [mask] ImageData in JSON
  * @property {string} [seed]
  */
 
-/** @param {Action["kind"]} kind @returns {"refine"|"upscale"} */
-export function stageOf(kind) {
-  return kind === "upscale" ? "upscale" : "refine";
-}
-
 /** Whether pictures have to leave their run for this. @param {RunState|null} run @param {Picture[]} pictures @param {Action} action */
 export function needsNewRun(run, pictures, action) {
   if (!run) return true;
-  if (action.kind === "upscale") return pictures.some((one) => one.stage === "upscale");
+  const stage = STAGE_OF_ACTION[action.kind];
+  if (!DRAWS.has(stage)) return pictures.some((one) => one.stage === stage);
   return action.prompt !== (run.spec?.prompt ?? "");
 }
 
@@ -38,13 +34,13 @@ export function needsNewRun(run, pictures, action) {
  * @returns {Promise<{run: any, isNew: boolean, requestId: string}>} the run as the gateway has it
  */
 export async function take(run, pictures, action, settings, requestId = newRequestId()) {
-  const stage = stageOf(action.kind);
+  const stage = STAGE_OF_ACTION[action.kind];
   const { models } = settings;
   if (!models[stage] && Object.keys(models).length) {
     throw new GatewayError(`no ${WORKERS[stage]} is here`, { status: 503, reason: "NO_WORKER" });
   }
-  if (stage === "refine" && !action.prompt) throw new GatewayError("no prompt", { status: 400, reason: "NO_PROMPT" });
-  const message = stage === "upscale" ? settings.upscaleStage() : settings.refineStage({ isVary: action.kind === "vary", mask: action.mask });
+  if (DRAWS.has(stage) && !action.prompt) throw new GatewayError("no prompt", { status: 400, reason: "NO_PROMPT" });
+  const message = settings.messageOf(action.kind, action.mask);
   if (run && !needsNewRun(run, pictures, action)) {
     const selections = pictures.map((one) => ({ image: one.name, [stage]: message }));
     const answer = await withRetry(() => selectImages(run.name, requestId, selections), showWaiting);

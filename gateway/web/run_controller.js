@@ -10,6 +10,7 @@ import { RunState } from "./run_state.js";
 import { RunTree } from "./run_tree.js";
 import { download } from "./image_urls.js";
 import { makeVariations, needsNewRun, take } from "./picture_actions.js";
+import { COMMON_ACTIONS, DRAWS, STAGES } from "./stages.js";
 import { announce, clearError, showConnection, showError, showWaiting } from "./notifications.js";
 import { duration, errorInWords, fileName, nameOf, stateInWords } from "./labels.js";
 import { t } from "./texts.js";
@@ -194,7 +195,8 @@ export class RunController {
 
   /** @param {import("./image_detail.js").ActionName} action @param {Picture} picture */
   onAction(action, picture) {
-    if (action === "refine" || action === "vary" || action === "upscale") this.take([picture], action);
+    const common = COMMON_ACTIONS.find((one) => one === action);
+    if (common) this.take([picture], common);
     else if (action === "variations") this.makeVariations(picture);
     else if (action === "edit") this.openEditor(picture);
     else if (action === "view") this.openViewer(picture);
@@ -265,12 +267,12 @@ export class RunController {
   makeAgain(picture) {
     const parent = this.run?.parentOf(picture.name);
     if (picture.stage === "generate" || !parent) this.page.onReuse(this.run?.spec, "more", picture);
-    else this.take([parent], picture.stage === "upscale" ? "upscale" : "refine");
+    else this.take([parent], /** @type {import("./stages.js").Action} */ (picture.stage));
   }
 
   /**
    * @param {Picture[]} pictures
-   * @param {"refine"|"vary"|"edit"|"upscale"} kind
+   * @param {import("./stages.js").Action} kind
    * @param {{prompt: string, mask: any}} [edit]
    * @param {string} [requestId]
    */
@@ -413,5 +415,7 @@ function pathTo(run, picture) {
 function initialSelection(run) {
   const ready = (/** @type {any} */ stage) => run.of(stage).filter((one) => one.state === "ready");
   const best = (/** @type {any} */ stage) => bestOf(ready(stage)) ?? ready(stage)[0];
-  return (ready("upscale").at(-1) ?? best("refine") ?? best("generate"))?.name ?? "";
+  const furthest = STAGES.findLast((stage) => ready(stage).length);
+  if (!furthest) return "";
+  return (DRAWS.has(furthest) ? best(furthest) : ready(furthest).at(-1))?.name ?? "";
 }

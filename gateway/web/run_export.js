@@ -2,7 +2,7 @@
 
 import { fetchFrom, getRun } from "./api.js";
 import { downloadPath, saveBlob } from "./image_urls.js";
-import { STAGE_NAMES } from "./run_state.js";
+import { STAGE_NAMES } from "./stages.js";
 import { fileName, slug } from "./labels.js";
 import { announce, showError } from "./notifications.js";
 import { makeZip } from "./zip_writer.js";

@@ -3,7 +3,8 @@
 import { byId, createElement, icon, ICONS, setProps, syncChildren } from "./dom.js";
 import { cancelRun, endAndDelete, listRuns } from "./api.js";
 import { addressOfPath, pathOf } from "./image_urls.js";
-import { STAGE_NAMES, stateOf } from "./run_state.js";
+import { stateOf } from "./run_state.js";
+import { STAGES, STAGE_NAMES } from "./stages.js";
 import { announce, showError, showNote } from "./notifications.js";
 import { ago, dateText, duration, stateInWords } from "./labels.js";
 import { copyText } from "./clipboard.js";
@@ -285,7 +286,6 @@ function costOf(run, price) {
 
 /** What stands for a run: the newest of its furthest stage, the best where there are scores. @param {any[]} images */
 function coverOf(images) {
-  const rank = ["generate", "refine", "upscale"];
-  const worth = (/** @type {any} */ image) => rank.indexOf(STAGE_NAMES[image.stage]) * 10 + (image.clip_score ?? 0);
+  const worth = (/** @type {any} */ image) => STAGES.indexOf(STAGE_NAMES[image.stage]) * 10 + (image.clip_score ?? 0);
   return images.reduce((best, image) => (!best || worth(image) >= worth(best) ? image : best), null);
 }

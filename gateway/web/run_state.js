@@ -1,9 +1,10 @@
 /** What is known of a run, from its events: its pictures, how far each is, and which was made from which. No element, no fetch. */
 
 import { ProgressRate } from "./eta.js";
+import { DRAWS, STAGES, STAGE_NAMES } from "./stages.js";
 
 /**
- * @typedef {"generate"|"refine"|"upscale"|"init"} StageName
+ * @typedef {import("./stages.js").Stage|"init"} StageName
  * @typedef {object} Picture
  * @property {string} name "runs/{id}/images/{stage}-{index}"
  * @property {StageName} stage
@@ -28,8 +29,6 @@ import { ProgressRate } from "./eta.js";
  * @property {Picture[]} pictures
  */
 
-/** @type {Object<string, StageName>} */
-export const STAGE_NAMES = { STAGE_GENERATE: "generate", STAGE_REFINE: "refine", STAGE_UPSCALE: "upscale" };
 const FINAL = new Set(["SUCCEEDED", "PARTIALLY_SUCCEEDED", "CANCELLED", "FAILED"]);
 
 export class RunState {
@@ -77,7 +76,7 @@ export class RunState {
     const groups = new Map();
     for (const picture of this.pictures.values()) {
       if (picture.stage === "init") continue;
-      const parent = picture.stage === "refine" ? picture.parent : "";
+      const parent = DRAWS.has(picture.stage) ? picture.parent : "";
       const key = `${picture.stage} ${parent}`;
       const group = groups.get(key) ?? { key, stage: picture.stage, parent, pictures: [] };
       group.pictures.push(picture);
@@ -114,7 +113,7 @@ export class RunState {
 
   /** @param {string} name @returns {Picture[]} what was made from it, oldest first */
   childrenOf(name) {
-    return [...this.of("refine", name), ...this.of("upscale", name)];
+    return STAGES.flatMap((stage) => this.of(stage, name));
   }
 
   /** @param {string} name @returns {Picture|undefined} */
@@ -226,7 +225,7 @@ export class RunState {
     /** @type {string[]} */
     const names = [];
     for (const { selection, indexes } of message.choices ?? []) {
-      const stage = selection.refine ? "refine" : "upscale";
+      const stage = STAGES.find((one) => selection[one]) ?? STAGES[0];
       for (const index of indexes ?? []) names.push(this.expect(stage, index, selection.image).name);
     }
     this.selected.set(message.request_id, names);

@@ -3,6 +3,7 @@
 import { syncChildren, byId, createElement, moveByArrows, setProps } from "./dom.js";
 import { show } from "./image_urls.js";
 import { capital, nameOf, scoreText } from "./labels.js";
+import { STAGES } from "./stages.js";
 import { t } from "./texts.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
@@ -68,5 +69,5 @@ export class RunTree {
 
 /** What was made from nothing, or from pictures that the caller brought. @param {RunState} run */
 function rootless(run) {
-  return [...run.of("refine"), ...run.of("upscale")].filter((one) => !run.pictures.has(one.parent));
+  return STAGES.slice(1).flatMap((stage) => run.of(stage)).filter((one) => !run.pictures.has(one.parent));
 }

@@ -1,5 +1,6 @@
 /** Settings of the stages: what there is, their true values, and the requests they become. No element. */
 
+import { STAGES, STAGE_OF_ACTION } from "./stages.js";
 import { load, save } from "./storage.js";
 
 /** @typedef {import("./run_state.js").StageName} StageName */
@@ -149,14 +150,14 @@ export class Settings {
 
   /** @param {string} [stage] none: all */
   reset(stage) {
-    for (const one of stage ? [stage] : ["generate", "refine", "upscale"]) delete this.changed[this.keyOf(one)];
+    for (const one of stage ? [stage] : STAGES) delete this.changed[this.keyOf(one)];
     save("settings", this.changed);
     this.notify();
   }
 
   /** @returns {Object<string, Object<string, number|string>>} as a preset keeps them, by stage */
   snapshot() {
-    return Object.fromEntries(["generate", "refine", "upscale"].map((stage) => [stage, { ...this.changed[this.keyOf(stage)] }]));
+    return Object.fromEntries(STAGES.map((stage) => [stage, { ...this.changed[this.keyOf(stage)] }]));
   }
 
   /** @param {Object<string, Object<string, number|string>>} values by stage */
@@ -173,7 +174,7 @@ export class Settings {
     if (spec.generate?.model) this.chooseGenerator(spec.generate.model);
     /** @type {Object<string, any>} */
     const values = {};
-    for (const stage of ["generate", "refine", "upscale"]) {
+    for (const stage of STAGES) {
       if (spec[stage]) values[stage] = { ...spec[stage].settings, count: spec[stage].count };
     }
     for (const { stage, name } of SETTINGS) {
@@ -232,6 +233,11 @@ export class Settings {
   /** @returns {any} UpscaleStage */
   upscaleStage() {
     return { settings: { ...this.ofStage("upscale"), preview_every: UPSCALE_PREVIEW_EVERY } };
+  }
+
+  /** @param {import("./stages.js").Action} action @param {any} [mask] ImageData in JSON @returns {any} the message of its stage */
+  messageOf(action, mask) {
+    return STAGE_OF_ACTION[action] === "upscale" ? this.upscaleStage() : this.refineStage({ isVary: action === "vary", mask });
   }
 
   /** A run from a prompt. @param {string} prompt @param {{seed?: string, isAutomatic?: boolean, model?: string}} more */

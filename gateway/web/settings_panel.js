@@ -2,6 +2,7 @@
 
 import { byId, createElement, setProps } from "./dom.js";
 import { PRESETS, SETTINGS } from "./settings.js";
+import { STAGES } from "./stages.js";
 import { announce } from "./notifications.js";
 import { load, save } from "./storage.js";
 import { t } from "./texts.js";
@@ -23,7 +24,7 @@ export class SettingsPanel {
   }
 
   build() {
-    const groups = ["generate", "refine", "upscale"].map((stage) => this.group(stage));
+    const groups = STAGES.map((stage) => this.group(stage));
     const resetAll = createElement("button", { type: "button", id: "reset-settings", text: t("settings.reset_all"), onclick: () => this.resetAll() });
     const keep = createElement("button", { type: "button", text: t("settings.keep_preset"), onclick: () => this.keepPreset() });
     this.forget = createElement("button", { type: "button", text: t("settings.forget_preset"), onclick: () => this.forgetPreset() });

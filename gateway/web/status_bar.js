@@ -1,7 +1,8 @@
 /** The foot of the page: what serves, its version, help and licence. */
 
 import { byId, createElement, setProps } from "./dom.js";
-import { WORKERS, listText } from "./labels.js";
+import { listText } from "./labels.js";
+import { WORKERS } from "./stages.js";
 import { t } from "./texts.js";
 
 export class StatusBar {
