@@ -6,28 +6,25 @@ Weights, what a step of eight slots needs beside them, and what a process with a
 from dataclasses import dataclass
 
 from services.errors import DeviceOutOfMemory
+from services.families import Family
 
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # A CUDA context with the kernels and workspaces of its libraries: an estimate.
 CONTEXT_BYTES = 0.6e9
-# Numbers that a step and the decoding of pictures hold at once, from the widths of the published networks: four pictures
-# in the VQGAN; 16 rows of GLID-3-xl's UNet and eight pictures in its autoencoder; a tile of SwinIR-L; eight rows of
-# Karlo's super-resolution.
-WORKING_NUMBERS = {"dalle": 0.13e9, "refiner": 0.4e9, "upscaler": 0.17e9, "unclip": 1.0e9}
 NUM_SLOTS = 8
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What the memory of a model follows from. `kind` is a key of WORKING_NUMBERS."""
+    """What the memory of a model follows from."""
 
-    kind: str
+    family: Family
     num_params: float
     # Keys and values of one picture.
     cache_numbers: float = 0
 
     def num_bytes(self, dtype: str, num_slots: int = NUM_SLOTS) -> float:
-        numbers = self.num_params + WORKING_NUMBERS[self.kind] + num_slots * self.cache_numbers
+        numbers = self.num_params + self.family.working_numbers + num_slots * self.cache_numbers
         return numbers * ITEMSIZES[dtype] + CONTEXT_BYTES
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from services.families import FAMILIES
+
 ROOT = Path(__file__).parent.parent
 RANKS = {
     "gateway": {
@@ -41,18 +43,18 @@ RANKS = {
         "upscaler": 5,
         "serving": 4,
         "engine": 3,
-        "pytorch": 3,
+        "pytorch": 4,
         "images": 2,
-        "weights": 2,
+        "weights": 3,
         "queues": 1,
-        "device_memory": 1,
+        "device_memory": 2,
+        "families": 1,
         "errors": 0,
         "private_files": 0,
     },
 }
 # Inside a family of a stage: each may import what stands after it, and conversion stands beside all of them.
 STAGE_RANKS = {"service": 4, "stepper": 3, "model": 2, "schedule": 1, "networks": 1, "text": 1}
-FAMILIES = ("generator.dalle", "generator.unclip", "refiner", "upscaler")
 TOP_MAY_IMPORT = {
     "triptych": set(),
     "services": {"triptych"},
@@ -62,12 +64,8 @@ TOP_MAY_IMPORT = {
 SHARED_WITH_GATEWAY = {"errors", "private_files", "queues", "images", "serving"}
 JAX, TORCH = {"jax", "jaxlib", "flax", "optax"}, {"torch", "torchvision"}
 FRAMEWORKS = JAX | TORCH
-FRAMEWORKS_OF = {
-    "generator.dalle": JAX,
-    "generator.unclip": TORCH,
-    "refiner": TORCH,
-    "upscaler": TORCH,
-    "pytorch": TORCH,
+FRAMEWORKS_OF = {"pytorch": TORCH} | {
+    family.package: {"jax": JAX, "torch": TORCH}[family.framework] for family in FAMILIES
 }
 OURS = {"triptych", "services", "gateway", "deploy", "training"}
 NOT_IN_NETWORKS = {"asyncio", "grpc", "triptych", "pathlib", "os"}
@@ -132,7 +130,7 @@ def test_a_framework_is_imported_only_by_its_own_packages(module):
     assert {name.partition(".")[0] for name in imports(module)} & (FRAMEWORKS - allowed) == set()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family.package for family in FAMILIES])
 def test_a_network_knows_neither_files_nor_the_contract_and_a_service_stands_above_its_stepper(family):
     for module in modules("services/" + family.replace(".", "/")):
         own = module.removeprefix(f"services.{family}").strip(".").partition(".")[0]

@@ -13,13 +13,13 @@ from typing import Any
 import click
 
 from services.errors import ModelError
+from services.families import find_family
 from services.generator.loaded import LoadedGenerator, read_prompt
 from services.serving.limits.call_gate import Context
 from services.serving.limits.request_checks import check_prompt
 from services.serving.stage_command import run_stage, stage_options
 from services.serving.stage_service import ServeOptions, StageService
 from services.weights.cache import open_model
-from services.weights.conversion import DEFAULT_ARCHITECTURE
 from triptych._installation import missing_library
 from triptych.v1.generator_pb2 import (
     GenerateRequest,
@@ -66,21 +66,21 @@ class GeneratorService(StageService[LoadedGenerator, Any], GeneratorServiceServi
 def load(options: ServeOptions, dtype: str = "auto") -> LoadedGenerator:
     """Raises ModelError when the device or a library is not there or the model is not whole."""
     folder, manifest = open_model(options.model, "generator")
-    architecture = manifest.architecture or DEFAULT_ARCHITECTURE
+    family = find_family("generator", manifest.architecture)
     try:
-        family = importlib.import_module(f"services.generator.{architecture}.service")
+        module = importlib.import_module(f"services.{family.package}.service")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "services":
             raise
         raise ModelError(
-            missing_library(error.name, f"a generator of the architecture {architecture}")
+            missing_library(error.name, f"a generator of the architecture {family.architecture}")
         ) from None
-    loaded: LoadedGenerator = family.load(options, folder, manifest, dtype=dtype)
+    loaded: LoadedGenerator = module.load(options, folder, manifest, dtype=dtype)
     return loaded
 
 
 @click.command()
-@stage_options(50051, slots=8)
+@stage_options("generator", slots=8)
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),

@@ -21,9 +21,10 @@ from services.weights import model_folder
 from services.weights.catalog import KNOWN, known_model
 from services.weights.download import ProgressMeter, Report, locked
 from services.weights.fetch import pull_model, pull_published, read_manifest_at
-from services.weights.model_folder import BUILT_IN_FOLDER, MANIFEST, PARTS, FileEntry, Manifest
+from services.weights.model_folder import BUILT_IN_FOLDER, MANIFEST, FileEntry, Manifest
 from services.weights.names import check_model_name, is_model_name
 from services.weights.remotes import NotThere, S3Remote, check_bucket, s3_client, s3_errors, split_s3
+from triptych.stages import WORKER_NAMES
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ def _is_there(location: str, client: Any, entry: FileEntry) -> bool:
 
 def local_models() -> Iterator[tuple[str, str, Path]]:
     """Stage, name and folder of every model that a service would find by name."""
-    for stage in PARTS:
+    for stage in WORKER_NAMES:
         roots = [BUILT_IN_FOLDER / stage / "models"]
         if own := os.environ.get("TRIPTYCH_MODELS"):
             roots.append(Path(own) / stage)
@@ -231,7 +232,7 @@ def models_in_s3(bucket: str) -> dict[tuple[str, str], int]:
         pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=name, Prefix=root)
         for entry in (entry for page in pages for entry in page.get("Contents", [])):
             match entry["Key"].removeprefix(root).split("/"):
-                case [stage, model, *rest] if stage in PARTS and rest and is_model_name(model):
+                case [stage, model, *rest] if stage in WORKER_NAMES and rest and is_model_name(model):
                     sizes[stage, model] = sizes.get((stage, model), 0) + entry["Size"]
                     if rest == [MANIFEST]:
                         whole.add((stage, model))

@@ -21,14 +21,15 @@ from services.errors import ModelError
 from services.weights import cache
 from services.weights.catalog import known_model
 from services.weights.download import Report
-from services.weights.model_folder import BUILT_IN_FOLDER, PARTS, read_manifest
+from services.weights.model_folder import BUILT_IN_FOLDER, read_manifest
+from triptych.stages import WORKER_NAMES
 from triptych.terminal_text import echo
 
 # More bytes at once than ever arrive or are sent in one piece.
 MAX_PIECE_BYTES = 12 * 2**20
 STAGE = click.option(
     "--stage",
-    type=click.Choice(list(PARTS)),
+    type=click.Choice(list(WORKER_NAMES)),
     help="Needed for a model of your own, or where several stages have the name.",
 )
 
@@ -93,14 +94,14 @@ def push(model: str, stage: str | None, bucket: str | None, *, force: bool) -> N
 
 @click.command()
 @click.argument("name")
-@click.option("--stage", type=click.Choice(list(PARTS)), help="Only this stage's; else every stage's.")
+@click.option("--stage", type=click.Choice(list(WORKER_NAMES)), help="Only this stage's; else every stage's.")
 @click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 def rm(name: str, stage: str | None, *, dry_run: bool) -> None:
     """Remove the model NAME from this machine's caches. Built-in models and the S3 cache stay.
 
     Only what `triptych weights pull` has made is removed: a path, a link or a folder of yours is refused.
     """
-    stages = [stage] if stage else list(PARTS)
+    stages = [stage] if stage else list(WORKER_NAMES)
     # All of it is found, and may be refused, before any is removed.
     found = [path for of in stages for path in cache.removable(name, of)]
     for path in found:
@@ -118,7 +119,7 @@ def rm(name: str, stage: str | None, *, dry_run: bool) -> None:
 
 
 def _stage_of(name: str) -> str:
-    for stage in PARTS:
+    for stage in WORKER_NAMES:
         if cache.find_cached(name, stage):
             return stage
         if (BUILT_IN_FOLDER / stage / "models" / name).is_dir():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from services.device_memory import ModelSize
 from services.errors import ModelError
-from services.weights.conversion import DEFAULT_ARCHITECTURE
+from services.families import Family, find_family
 from services.weights.formats.safetensors_file import read_safetensors
 from services.weights.model_folder import Manifest, read_config
 
@@ -38,7 +38,7 @@ class KnownModel:
     stage: str
     licence: str
     sources: tuple[Source, ...]
-    # Which networks of its stage it is for; "": the usual ones.
+    # Of a family in services/families.py; "": the stage's default.
     architecture: str = ""
     # What its users and operators must know.
     notices: str = ""
@@ -46,11 +46,15 @@ class KnownModel:
     cache_numbers: float = 0
 
     @property
+    def family(self) -> Family:
+        return find_family(self.stage, self.architecture)
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """What pip must have installed where it is pulled from where it was published."""
         from_wandb = any(source.location.startswith("wandb://") for source in self.sources)
         return (
-            f"triptych-server[{self.architecture or self.stage},weights]",
+            f"triptych-server[{self.family.extra},weights]",
             *(("wandb",) if from_wandb else ()),
         )
 
@@ -58,17 +62,12 @@ class KnownModel:
     def size(self) -> ModelSize:
         """What its memory on a GPU follows from."""
         num_params = sum(source.num_params for source in self.sources)
-        return ModelSize(memory_kind(self.stage, self.architecture), num_params, self.cache_numbers)
+        return ModelSize(self.family, num_params, self.cache_numbers)
 
     @property
     def num_bytes(self) -> int:
         """Of its weights as they were published: what is downloaded, and lies on the disk."""
         return round(sum(source.num_params * source.itemsize for source in self.sources))
-
-
-def memory_kind(stage: str, architecture: str) -> str:
-    """A key of WORKING_NUMBERS."""
-    return architecture or (DEFAULT_ARCHITECTURE if stage == "generator" else stage)
 
 
 # By which hashtags are split into words; the original code takes it from here for every model.
@@ -212,12 +211,12 @@ def model_size(folder: Path, manifest: Manifest) -> ModelSize:
         if name.endswith("/model.safetensors")
         for tensor in read_safetensors(folder / name).values()
     )
-    kind = memory_kind(manifest.stage, manifest.architecture)
-    if kind != DEFAULT_ARCHITECTURE:
-        return ModelSize(kind, num_params)
+    family = find_family(manifest.stage, manifest.architecture)
+    if family.architecture != "dalle":
+        return ModelSize(family, num_params)
     config = read_config(folder / "dalle")
     names = ("decoder_layers", "image_length", "d_model")
-    return ModelSize(kind, num_params, 4 * prod(int(config[name]) for name in names))
+    return ModelSize(family, num_params, 4 * prod(int(config[name]) for name in names))
 
 
 def known_model(name: str, stage: str | None = None) -> KnownModel:

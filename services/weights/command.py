@@ -20,23 +20,19 @@ import click
 
 from services.device_memory import ITEMSIZES, ModelSize
 from services.errors import ModelError
+from services.families import FAMILIES, FAMILY_OF_PART, Family, find_family
 from services.weights import cache_command, model_folder
 from services.weights.cache import local_models, models_in_s3, s3_cache
 from services.weights.catalog import KNOWN, model_size
 from services.weights.conversion import conversion_module
 from services.weights.formats.safetensors_file import halve_file
 from services.weights.model_folder import (
-    ARCHITECTURE_OF_PART,
     MANIFEST,
-    OTHER_ARCHITECTURES,
-    PARTS,
-    STAGE_OF_PART,
     GoldenDifference,
     Manifest,
-    all_parts,
-    needed_parts,
 )
 from triptych._installation import missing_library
+from triptych.stages import WORKER_NAMES
 from triptych.terminal_text import echo, escape_json
 
 
@@ -49,7 +45,7 @@ def weights() -> None:
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.argument("to", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
-    "--part", type=click.Choice(list(STAGE_OF_PART)), required=True, help="Which network SOURCE holds."
+    "--part", type=click.Choice(list(FAMILY_OF_PART)), required=True, help="Which network SOURCE holds."
 )
 @click.option("--name", help="The model's name; kept from an existing manifest, else TO's last component.")
 @click.option("--origin", help="Where the weights come from; kept, else the name of SOURCE.")
@@ -72,20 +68,22 @@ def convert(
     if not source.is_file() and not source.is_dir():
         raise ModelError(f"expected a file or a folder to convert, got {source}, which is neither")
     model = to.parent if to.name == part else to
-    stage, architecture = STAGE_OF_PART[part], ARCHITECTURE_OF_PART[part]
+    family = FAMILY_OF_PART[part]
+    stage = family.stage
     known = manifest_fields(model)
     if known.get("stage", stage) != stage:
         raise ModelError(
             f"{model} is a model of the {known['stage']}, {part} belongs to a {stage}; "
             "expected a folder of that stage or a new one"
         )
-    if known.get("architecture", architecture) != architecture:
+    there = find_family(stage, known.get("architecture", family.architecture))
+    if there is not family:
         raise ModelError(
-            f"{model} holds {', '.join(needed_parts(stage, known['architecture']))}, {part} belongs to another kind of "
+            f"{model} holds {', '.join(there.parts)}, {part} belongs to another kind of "
             f"{stage}; expected a folder of that kind or a new one"
         )
     with replacing(model / part) as temporary:
-        stage_module(stage, "convert", architecture).convert(source, temporary, part)
+        stage_module(stage, "convert", family.architecture).convert(source, temporary, part)
         if half:
             halve_file(temporary / "model.safetensors")
     given = {
@@ -93,15 +91,11 @@ def convert(
         "name": name or known.get("name") or model.resolve().name,
         "origin": origin or known.get("origin") or source.name,
         "licence": licence or known.get("licence", ""),
-        "architecture": architecture,
+        "architecture": family.written_architecture,
     }
     manifest = model_folder.write_manifest(model, **{**known, **given})
     echo(f"{model / part}: {len(of_part(manifest, part))} files, manifest {model / MANIFEST}")
-    missing = [
-        other
-        for other in needed_parts(stage, architecture)
-        if f"{other}/model.safetensors" not in manifest.files
-    ]
+    missing = [other for other in family.parts if f"{other}/model.safetensors" not in manifest.files]
     if missing:
         echo(f"{model} still lacks {', '.join(missing)}: convert them too before serving it", err=True)
 
@@ -109,7 +103,7 @@ def convert(
 @weights.command()
 @click.argument("to", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--like", required=True, help="The family whose shape they take, such as mini.")
-@click.option("--stage", type=click.Choice(list(PARTS)), help="Needed only to take one of several.")
+@click.option("--stage", type=click.Choice(list(WORKER_NAMES)), help="Needed only to take one of several.")
 @click.option("--seed", type=int, default=0, help="The same seed gives the same weights.")
 def random(to: Path, like: str, stage: str | None, seed: int) -> None:
     """Write a model folder of random weights in a known shape, to measure speed and memory with.
@@ -117,8 +111,8 @@ def random(to: Path, like: str, stage: str | None, seed: int) -> None:
     A name that several stages have, such as tiny, gives TO/<stage> for each of them.
     """
     makers = random_makers(like, stage)
-    for (found, architecture), module in makers.items():
-        folder = to if len(makers) == 1 else to / found
+    for family, module in makers.items():
+        folder = to if len(makers) == 1 else to / family.stage
         if folder.is_dir() and any(folder.iterdir()):
             raise ModelError(f"{folder} is not empty: expected a new or an empty folder; choose another")
         with replacing(folder) as temporary:
@@ -126,18 +120,18 @@ def random(to: Path, like: str, stage: str | None, seed: int) -> None:
             model_folder.write_manifest(
                 temporary,
                 name=f"random-{like}",
-                stage=found,
+                stage=family.stage,
                 origin=f"random weights in the shape of {like}, seed {seed}",
-                architecture=architecture,
+                architecture=family.written_architecture,
             )
-        echo(f"{folder}: {like}, a model of the {found}, with random weights")
+        echo(f"{folder}: {like}, a model of the {family.stage}, with random weights")
 
 
 @weights.command()
 @click.argument("model")
 @click.option(
     "--stage",
-    type=click.Choice(list(PARTS)),
+    type=click.Choice(list(WORKER_NAMES)),
     help="Needed only where several stages have a model of that name.",
 )
 @click.option(
@@ -156,7 +150,7 @@ def verify(ctx: click.Context, model: str, stage: str | None, golden: Path | Non
     root, wanted = model_and_parts(folder)
     manifest = model_folder.read_manifest(root)
     parts = tuple(part for part in wanted if of_part(manifest, part))
-    needed = needed_parts(manifest.stage, manifest.architecture, str(root)) if manifest.stage in PARTS else ()
+    needed = find_family(manifest.stage, manifest.architecture, str(root)).parts
     absent = [part for part in wanted if part not in parts and (part in needed or len(wanted) == 1)]
     if not parts:
         raise ModelError(
@@ -286,22 +280,22 @@ def stage_module(stage: str, role: str, architecture: str = "") -> ModuleType:
         ) from None
 
 
-def random_makers(like: str, stage: str | None) -> dict[tuple[str, str], ModuleType]:
-    """The modules that know the family `like`, by stage and architecture; raises ModelError listing the known names."""
-    makers: dict[tuple[str, str], ModuleType] = {}
+def random_makers(like: str, stage: str | None) -> dict[Family, ModuleType]:
+    """The modules that know the shape `like`, by family; raises ModelError listing the known names."""
+    makers: dict[Family, ModuleType] = {}
     known: list[str] = []
     absent: list[click.ClickException] = []
-    for candidate in [*((of, "") for of in PARTS), *OTHER_ARCHITECTURES]:
-        if stage not in (None, candidate[0]):
+    for family in FAMILIES:
+        if stage not in (None, family.stage):
             continue
         try:
-            module = stage_module(candidate[0], "random_weights", candidate[1])
+            module = stage_module(family.stage, "random_weights", family.architecture)
         except click.ClickException as error:
             absent.append(error)
             continue
-        known += [f"{name} ({candidate[0]})" for name in module.NAMES]
+        known += [f"{name} ({family.stage})" for name in module.NAMES]
         if like in module.NAMES:
-            makers[candidate] = module
+            makers[family] = module
     if makers:
         return makers
     if absent:
@@ -345,12 +339,12 @@ def model_and_parts(folder: Path) -> tuple[Path, tuple[str, ...]]:
     """Which model and which of its parts `folder` means: itself with all, or one part of the folder above."""
     if (folder / MANIFEST).exists():
         manifest = model_folder.read_manifest(folder)
-        return folder, all_parts(manifest.stage, manifest.architecture) if manifest.stage in PARTS else ()
-    if folder.resolve().name in STAGE_OF_PART:
+        return folder, find_family(manifest.stage, manifest.architecture).all_parts
+    if folder.resolve().name in FAMILY_OF_PART:
         return folder.resolve().parent, (folder.resolve().name,)
     raise ModelError(
         f"{folder} holds no {MANIFEST} and is no part of a model: expected MODEL or MODEL/PART, PART being one of "
-        + ", ".join(STAGE_OF_PART)
+        + ", ".join(FAMILY_OF_PART)
     )
 
 

@@ -1,16 +1,15 @@
-"""Imports the conversion code of a stage, by name, because it needs the libraries of that stage."""
+"""Imports the conversion code of a family, by name, because it needs the libraries of that family."""
 
 import importlib
 from types import ModuleType
 
-# The architecture of a generator whose manifest names none: every folder that was written before there were two.
-DEFAULT_ARCHITECTURE = "dalle"
+from services.families import find_family
 
 
 def conversion_module(stage: str, role: str, architecture: str = "") -> ModuleType:
-    """The module `convert`, `verify` or `random_weights` of a stage; a generator has one of each per architecture.
+    """The module `convert`, `verify` or `random_weights` of a family.
 
-    Raises ModuleNotFoundError when a library of the stage is not installed.
+    Raises ModelError for an unknown architecture, and ModuleNotFoundError when a library is not installed.
     """
-    family = f"generator.{architecture or DEFAULT_ARCHITECTURE}" if stage == "generator" else stage
-    return importlib.import_module(f"services.{family}.conversion.{role}")
+    family = find_family(stage, architecture)
+    return importlib.import_module(f"services.{family.package}.conversion.{role}")

@@ -13,39 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from services.errors import ModelError
+from services.families import FAMILY_OF_PART, find_family
 from services.weights.names import check_file_name, is_model_name
 from triptych._files import replacing
+from triptych.stages import WORKER_NAMES
 
 MANIFEST = "manifest.json"
-PARTS = {
-    "generator": ("dalle", "vqgan"),
-    "refiner": ("bert", "clip", "unet", "autoencoder"),
-    "upscaler": ("swinir",),
-}
-# Of each architecture that a manifest may name beside its stage's usual one: the parts it needs, and those it may have.
-OTHER_ARCHITECTURES: dict[tuple[str, str], tuple[tuple[str, ...], tuple[str, ...]]] = {
-    ("generator", "unclip"): (
-        ("text_encoder", "text_proj", "decoder"),
-        ("prior", "image_encoder", "super_res_first", "super_res_last"),
-    ),
-}
-STAGE_OF_PART = {
-    **{part: stage for stage, parts in PARTS.items() for part in parts},
-    **{
-        part: stage
-        for (stage, _), (needed, others) in OTHER_ARCHITECTURES.items()
-        for part in (*needed, *others)
-    },
-}
-# "" for a part of its stage's usual architecture.
-ARCHITECTURE_OF_PART = {
-    **dict.fromkeys(STAGE_OF_PART, ""),
-    **{
-        part: architecture
-        for (_, architecture), (needed, others) in OTHER_ARCHITECTURES.items()
-        for part in (*needed, *others)
-    },
-}
 # The family that ships with the project lies beside each stage's code.
 BUILT_IN_FOLDER = Path(__file__).parents[1]
 
@@ -82,7 +55,7 @@ class Manifest:
     # Words that the model knows, by kind, and prompts that show them: for people, not for the network.
     vocabulary: Mapping[str, list[str]] = field(default_factory=dict)
     example_prompts: tuple[str, ...] = ()
-    # Which networks of its stage it is for; "": the usual ones.
+    # Of a family in services/families.py; "": the stage's default.
     architecture: str = ""
 
     @property
@@ -90,24 +63,6 @@ class Manifest:
         """One sha256 over all the files: two models are the same if it is the same."""
         listing = json.dumps({path: entry.sha256 for path, entry in sorted(self.files.items())})
         return hashlib.sha256(listing.encode()).hexdigest()
-
-
-def needed_parts(stage: str, architecture: str = "", where: str = "the manifest") -> tuple[str, ...]:
-    """The parts that a model must have; raises ModelError for an architecture that the stage does not have."""
-    if not architecture:
-        return PARTS[stage]
-    if (stage, architecture) not in OTHER_ARCHITECTURES:
-        known = ", ".join(f"'{name}'" for of, name in OTHER_ARCHITECTURES if of == stage)
-        raise ModelError(
-            f"{where} is of the architecture '{architecture}': expected {known or 'none'} or '', of a {stage}"
-        )
-    return OTHER_ARCHITECTURES[stage, architecture][0]
-
-
-def all_parts(stage: str, architecture: str = "") -> tuple[str, ...]:
-    """The parts that a model may have, those that it needs first."""
-    optional = OTHER_ARCHITECTURES[stage, architecture][1] if architecture else ()
-    return (*needed_parts(stage, architecture), *optional)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -136,9 +91,9 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         manifest = Manifest(files=files, **raw)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{where} is not a model's manifest: {error!r}") from None
-    if not isinstance(raw["name"], str) or raw["stage"] not in PARTS:
+    if not isinstance(raw["name"], str) or raw["stage"] not in WORKER_NAMES:
         raise ModelError(
-            f"{where} is not a model's manifest: expected a name, and a stage of {', '.join(PARTS)}"
+            f"{where} is not a model's manifest: expected a name, and a stage of {', '.join(WORKER_NAMES)}"
         )
     for name in files:
         check_file_name(name, where)
@@ -185,7 +140,7 @@ def open_model(name_or_folder: str, stage: str) -> tuple[Path, Manifest]:
     manifest = read_manifest(folder)
     if manifest.stage != stage:
         raise ModelError(f"{folder} is a model of the {manifest.stage}; expected one of the {stage}")
-    needed = needed_parts(stage, manifest.architecture, str(folder))
+    needed = find_family(stage, manifest.architecture, str(folder)).parts
     for part in needed:
         if f"{part}/model.safetensors" not in manifest.files:
             raise ModelError(
@@ -255,7 +210,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def _part_files(folder: Path) -> list[Path]:
-    parts = [folder / part for part in STAGE_OF_PART if (folder / part).is_dir()]
+    parts = [folder / part for part in FAMILY_OF_PART if (folder / part).is_dir()]
     return sorted(path for part in parts for path in part.iterdir() if not path.name.startswith("."))
 
 

@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 
 from services.errors import ModelError
+from services.families import find_family
 from services.weights import cache
-from services.weights.model_folder import PARTS, check_files, read_manifest, write_manifest
+from services.weights.model_folder import check_files, read_manifest, write_manifest
 from tests.services.weights.cutting_proxy import cutting_proxy
 
 SERVER = (
@@ -113,7 +114,7 @@ def said_of_a_changed_object(folder: Path, model: Path) -> str:
 
 def write_model(folder: Path, megabytes: int) -> Path:
     """A refiner's files of random bytes; moto reads a whole object for each range, so they are not one large file."""
-    for number, part in enumerate(PARTS["refiner"]):
+    for number, part in enumerate(find_family("refiner").parts):
         (folder / part).mkdir(parents=True)
         rng = random.Random(number)
         with (folder / part / "model.safetensors").open("wb") as file:

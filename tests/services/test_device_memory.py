@@ -4,6 +4,7 @@ import pytest
 
 from services.device_memory import ModelSize, check_free
 from services.errors import DeviceOutOfMemory
+from services.families import find_family
 from services.weights.cache import open_model
 from services.weights.catalog import known_model, model_size
 
@@ -11,7 +12,7 @@ GB = 1e9
 
 
 def test_half_precision_takes_half_of_all_but_what_the_process_takes():
-    size = ModelSize("refiner", 1.9e9)
+    size = ModelSize(find_family("refiner"), 1.9e9)
     assert size.num_bytes("float32") - size.num_bytes("bfloat16") == pytest.approx(2 * (1.9e9 + 0.4e9))
 
 

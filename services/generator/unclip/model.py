@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from services.errors import ModelError
+from services.families import find_family
 from services.generator.unclip.networks.prior import Prior, PriorConfig
 from services.generator.unclip.networks.text_projection import (
     Conditioning,
@@ -32,7 +33,6 @@ from services.pytorch.clip import ClipConfig, TextTower, VisionTower, normalize_
 from services.pytorch.clip_tokenizer import Tokenizer, read_clip_tokenizer
 from services.pytorch.device import find_device, find_dtype
 from services.pytorch.device_program import RowNetwork
-from services.weights.model_folder import OTHER_ARCHITECTURES
 
 DECODER_DIFFUSION = DiffusionConfig(
     num_steps=25, guidance_scale=8.0, predicts="epsilon", variance="learned_range", clip_range=1.0
@@ -76,7 +76,7 @@ NETWORKS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "super_res_last": (SuperResPart, _network_of(UNet)),
 }
 # Without a prior or an image tower it draws from pictures or from text alone; without super-resolution, small ones.
-OPTIONAL_PARTS = OTHER_ARCHITECTURES["generator", "unclip"][1]
+OPTIONAL_PARTS = find_family("generator", "unclip").optional_parts
 
 
 class EncodedPrompt(NamedTuple):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from services.errors import ModelError
+from services.families import find_family
 from services.pytorch import clip_conversion
 from services.pytorch.clip import ClipConfig
 from services.pytorch.clip_tokenizer import clip_tokenizer_files
@@ -33,7 +34,7 @@ from services.weights.model_folder import check_names
 
 log = logging.getLogger(__name__)
 
-PARTS = ("bert", "clip", "unet", "autoencoder")
+PARTS = find_family("refiner").parts
 # Tensors that files hold and no network needs.
 UNUSED = {
     "bert": r"transformer\.to_logits\.",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from services.errors import ModelError
+from services.families import find_family
 from services.upscaler.model import BUFFERS, shapes_of
 from services.upscaler.networks.swinir import SwinIRConfig
 from services.weights.formats.safetensors_file import (
@@ -30,7 +31,7 @@ from services.weights.formats.safetensors_file import (
 from services.weights.formats.torch_checkpoint import is_zip, read_tensors
 from services.weights.model_folder import check_names, read_config, write_atomically
 
-PARTS = ("swinir",)
+PARTS = find_family("upscaler").parts
 SUFFIXES = (".pth", ".pt", ".safetensors")
 # Under which key the published training code saves; the averaged weights are the ones that it releases.
 WEIGHTS_KEYS = ("params_ema", "params")

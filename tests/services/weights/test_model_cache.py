@@ -13,7 +13,7 @@ from services.weights import download as download_module
 from services.weights.cache import fetch, find_cached, open_model, push, remove
 from services.weights.catalog import KNOWN
 from services.weights.download import ConnectionLost
-from services.weights.model_folder import all_parts, check_files, read_manifest
+from services.weights.model_folder import check_files, read_manifest
 from services.weights.remotes import S3Remote
 from tests.services.weights.web_server import serving
 
@@ -174,7 +174,7 @@ def test_a_known_model_says_its_size_its_licence_and_what_it_needs(known):
     assert known.licence in ("Apache-2.0", "MIT", "CreativeML Open RAIL-M")
     assert known.needs[0] == f"triptych-server[{known.architecture or known.stage},weights]"
     parts = tuple(source.part for source in known.sources)
-    assert parts == all_parts(known.stage, known.architecture)
+    assert parts == known.family.all_parts
 
 
 def test_removing_a_model_removes_what_was_fetched_and_nothing_else(published, cache):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.errors import ModelError
+from services.families import find_family
 from services.generator.dalle.conversion import min_dalle
 from services.generator.dalle.conversion.flax_file import FlaxArray, read_flax_file
 from services.generator.dalle.networks import dalle_parameters, vqgan
@@ -23,7 +24,7 @@ from services.generator.dalle.parameters import FILE_NAME, TensorSpec, write_par
 from services.generator.dalle.text.normalizer import WORD_LIST_NAME
 from services.weights.model_folder import check_names, read_config, write_atomically
 
-PARTS = ("dalle", "vqgan")
+PARTS = find_family("generator", "dalle").parts
 # As min-dalle publishes mini's, beside mega's.
 MINI_TEXT_FILES = {"vocab.json": "vocab_mini.json", "merges.txt": "merges_mini.txt"}
 FLAX_FILE_NAME = "flax_model.msgpack"
