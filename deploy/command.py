@@ -8,10 +8,12 @@ that the gateway reads, and may be lost.
 import json
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -113,10 +115,17 @@ def plan(place: Place) -> None:
         echo(f"{offer.machine:<40} {offer.price_per_hour:>8.4g} an hour, {spot}{evictions}{note}")
 
 
+def count_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--generators, --refiners and so on."""
+    for stage in reversed(STAGES):
+        command = click.option(f"--{stage}s", type=click.IntRange(1), default=1, help="How many of them.")(
+            command
+        )
+    return command
+
+
 @click.command()
-@click.option("--generators", type=click.IntRange(1), default=1, help="How many of them.")
-@click.option("--refiners", type=click.IntRange(1), default=1, help="How many of them.")
-@click.option("--upscalers", type=click.IntRange(1), default=1, help="How many of them.")
+@count_options
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=50050, help="Port of the gateway; 0: any free port."
 )
@@ -130,21 +139,13 @@ def plan(place: Place) -> None:
     help="A host name that HTTP accepts; as of `triptych serve gateway`.",
 )
 @click.pass_obj
-def up(
-    place: Place,
-    generators: int,
-    refiners: int,
-    upscalers: int,
-    port: int,
-    http_port: int,
-    http_hosts: tuple[str, ...],
-) -> None:
+def up(place: Place, /, port: int, http_port: int, http_hosts: tuple[str, ...], **counts: int) -> None:
     """Start what is missing: the workers, and a gateway in front of them."""
     place.deployment.check_owner()
     place.prepare()
     place.state.request_gateway(GatewayRequest(port, http_port, http_hosts))
     with place.watched("waiting for workers") as deployment:
-        deployment.scale(dict(zip(STAGES, (generators, refiners, upscalers), strict=True)))
+        deployment.scale({stage: counts[f"{stage}s"] for stage in STAGES})
     with spinning("waiting for the gateway"):
         started = place.gateway.start(GatewayRequest(port, http_port, http_hosts))
     # A gateway that is started again must be where its clients know it.

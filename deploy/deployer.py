@@ -11,8 +11,9 @@ from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 from services.errors import TriptychError
+from triptych.stages import WORKER_NAMES
 
-STAGES = ("generator", "refiner", "upscaler")
+STAGES = WORKER_NAMES
 # Of deployments: part of paths, of labels and of projects' names.
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 

@@ -92,7 +92,7 @@ _WORK_OPTIONS = (
     click.option(
         "--workers-file",
         type=click.Path(dir_okay=False, path_type=Path),
-        help='More workers, as JSON: {"generator": ["HOST:PORT"], "refiner": [], "upscaler": []}; read again when it changes.',
+        help='More workers of each stage, as JSON: {"generator": ["HOST:PORT"], ...}; read again when it changes.',
     ),
     click.option(
         "--max-runs", type=click.IntRange(1), default=64, show_default=True, help="Concurrent runs."
@@ -198,6 +198,25 @@ def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--generator and the like, one for each stage."""
+    for stage in reversed(STAGES):
+        help_text = (
+            "as above."
+            if stage is not STAGES[0]
+            else "repeat it for more. dns:NAME:PORT: one at every address of the name."
+        )
+        command = click.option(
+            f"--{stage.worker_name}",
+            type=TargetType(),
+            multiple=True,
+            default=[f"127.0.0.1:{stage.port}"],
+            show_default=True,
+            help=f"Address of a {stage.worker_name}; {help_text}",
+        )(command)
+    return command
+
+
 @click.command("gateway")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -207,30 +226,7 @@ def work_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="Port to listen on; 0: any free port.",
 )
-@click.option(
-    "--generator",
-    type=TargetType(),
-    multiple=True,
-    default=["127.0.0.1:50051"],
-    show_default=True,
-    help="A generator; repeat it for more. dns:NAME:PORT: one at every address of the name.",
-)
-@click.option(
-    "--refiner",
-    type=TargetType(),
-    multiple=True,
-    default=["127.0.0.1:50052"],
-    show_default=True,
-    help="A refiner, as above.",
-)
-@click.option(
-    "--upscaler",
-    type=TargetType(),
-    multiple=True,
-    default=["127.0.0.1:50053"],
-    show_default=True,
-    help="An upscaler, as above.",
-)
+@worker_options
 @click.option(
     "--http-port",
     type=click.IntRange(0, 65535),

@@ -1,6 +1,6 @@
-"""The three stages as the gateway calls them: names, services, and one picture's work as a request.
+"""The stages as the gateway calls them: the stub of each, and one image's job as its request.
 
-It knows the stages' protos and nothing of workers, runs or networks.
+Names, ports and what a stage makes are in `triptych/stages.py`.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,8 @@ import grpc
 
 from gateway.spool import Spool
 from services.serving.limits.call_gate import IMAGE_METADATA
+from triptych import stages
+from triptych.stages import StageInfo
 from triptych.v1.generator_pb2 import GenerateRequest, GeneratorServiceGetModelRequest
 from triptych.v1.generator_pb2_grpc import GeneratorServiceStub
 from triptych.v1.refiner_pb2 import RefineRequest, RefinerServiceGetModelRequest
@@ -50,22 +52,18 @@ class Job:
     text_difference: TextDifference | None = None
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What differs between the stages, seen from here."""
+@dataclass(frozen=True, kw_only=True)
+class Stage(StageInfo):
+    """A stage as the gateway calls it."""
 
-    # In the contract.
     number: ProtoStage.ValueType
-    name: str
-    # Of the process: `triptych serve WORKER_NAME`.
-    worker_name: str
-    service: str
     make_stub: Callable[[grpc.aio.Channel], Any]
-    method: str
     request: Callable[[Job], Any]
     get_model_request: Callable[[], Any]
-    # Whether it draws, from a prompt and a seed, as many images of a parent as are asked for; otherwise it makes one.
-    draws: bool = True
+
+    @property
+    def method(self) -> str:
+        return self.name.capitalize()
 
     def start(
         self, channel: grpc.aio.Channel, job: Job, timeout_s: float, traceparent: str = ""
@@ -132,36 +130,24 @@ def _item(job: Job) -> ImageItem:
     return ImageItem(index=job.index, seed=job.seed)
 
 
+_INFO = {info.name: info for info in stages.STAGES}
 GENERATE = Stage(
-    ProtoStage.STAGE_GENERATE,
-    "generate",
-    "generator",
-    "triptych.v1.GeneratorService",
-    GeneratorServiceStub,
-    "Generate",
-    _generate,
-    GeneratorServiceGetModelRequest,
+    **vars(_INFO["generate"]),
+    make_stub=GeneratorServiceStub,
+    request=_generate,
+    get_model_request=GeneratorServiceGetModelRequest,
 )
 REFINE = Stage(
-    ProtoStage.STAGE_REFINE,
-    "refine",
-    "refiner",
-    "triptych.v1.RefinerService",
-    RefinerServiceStub,
-    "Refine",
-    _refine,
-    RefinerServiceGetModelRequest,
+    **vars(_INFO["refine"]),
+    make_stub=RefinerServiceStub,
+    request=_refine,
+    get_model_request=RefinerServiceGetModelRequest,
 )
 UPSCALE = Stage(
-    ProtoStage.STAGE_UPSCALE,
-    "upscale",
-    "upscaler",
-    "triptych.v1.UpscalerService",
-    UpscalerServiceStub,
-    "Upscale",
-    _upscale,
-    UpscalerServiceGetModelRequest,
-    draws=False,
+    **vars(_INFO["upscale"]),
+    make_stub=UpscalerServiceStub,
+    request=_upscale,
+    get_model_request=UpscalerServiceGetModelRequest,
 )
 STAGES = (GENERATE, REFINE, UPSCALE)
 

@@ -7,14 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from triptych.stages import STAGES, StageInfo
 from triptych.v1 import stage_pb2
 from triptych.v1.pipeline_pb2 import Event, RunSpec
 
-STAGE_NAMES: Mapping[int, str] = {
-    stage_pb2.STAGE_GENERATE: "generate",
-    stage_pb2.STAGE_REFINE: "refine",
-    stage_pb2.STAGE_UPSCALE: "upscale",
-}
+STAGE_NAMES: Mapping[int, str] = {stage.number: stage.name for stage in STAGES}
 
 
 @dataclass(frozen=True)
@@ -100,19 +97,19 @@ class RunProgress:
 def expected_counts(spec: RunSpec) -> dict[str, int]:
     """How many pictures each stage of the spec makes when nothing fails."""
     counts: dict[str, int] = {}
-    num_images = len(spec.init_images)
-    if spec.HasField("generate"):
-        num_images = counts["generate"] = spec.generate.count
-    if spec.HasField("manual"):
-        # What is made of them is decided on the way.
-        return counts
-    if spec.HasField("refine"):
-        parents = best(num_images, spec.automatic.top_k_after_generate)
-        num_images = counts["refine"] = parents * spec.refine.count
-    if spec.HasField("upscale"):
-        follows_refine = spec.HasField("refine")
-        top_k = spec.automatic.top_k_after_refine if follows_refine else spec.automatic.top_k_after_generate
-        counts["upscale"] = best(num_images, top_k)
+    num_images = len(spec.init_images) or 1
+    before: StageInfo | None = None
+    for stage in STAGES:
+        if not spec.HasField(stage.name):  # type: ignore[arg-type]  # fields of the message by name
+            continue
+        if spec.HasField("manual") and stage is not STAGES[0]:
+            # What is made of them is decided on the way.
+            break
+        if before is not None:
+            num_images = best(num_images, getattr(spec.automatic, f"top_k_after_{before.name}", 0))
+        num_images *= getattr(spec, stage.name).count if stage.draws else 1
+        counts[stage.name] = num_images
+        before = stage
     return counts
 
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from triptych.progress import STAGE_NAMES
+from triptych.stages import STAGES
 from triptych.v1.pipeline_pb2 import Event, Image, RunError, RunState
 from triptych.vocabulary import describe_reading
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from triptych.contact_sheet import SheetRow
 
 
-STAGE_TITLES: Mapping[str, str] = {"generate": "sketches", "refine": "variations", "upscale": "upscaled"}
+STAGE_TITLES: Mapping[str, str] = {stage.name: stage.title for stage in STAGES}
 
 
 FINISHED = {"succeeded", "partially_succeeded", "cancelled", "failed"}

@@ -1,7 +1,9 @@
 """`triptych deploy meadowrun`: the options for machines, and the setup of an AWS account."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,9 +12,16 @@ from deploy.meadowrun.bridge_client import Bridge
 from deploy.meadowrun.deployer import MeadowrunDeployer, bridge_of
 from deploy.meadowrun.jobs import Needs, Settings
 from deploy.place import FOLDER, Place, folder_of, local_gateway, name_option, requested_state
-from services.weights.model_folder import PARTS
 from triptych.cli.terminal.spinner import spinning
+from triptych.stages import WORKER_NAMES
 from triptych.terminal_text import echo
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--generator-model and the like."""
+    for stage in reversed(STAGES):
+        command = click.option(f"--{stage}-model", default="tiny", show_default=True)(command)
+    return command
 
 
 @click.group(no_args_is_help=True)
@@ -45,9 +54,7 @@ from triptych.terminal_text import echo
     show_default=True,
     help="Percent of such machines that are taken away in a month; 0: none, so no spot machines.",
 )
-@click.option("--generator-model", default="tiny", show_default=True)
-@click.option("--refiner-model", default="tiny", show_default=True)
-@click.option("--upscaler-model", default="tiny", show_default=True)
+@model_options
 @click.option(
     "--s3-cache", envvar="TRIPTYCH_S3_CACHE", default="", help="s3://BUCKET/PREFIX with the models."
 )
@@ -58,6 +65,7 @@ from triptych.terminal_text import echo
 @click.pass_context
 def meadowrun(
     ctx: click.Context,
+    /,
     name: str,
     region: str,
     image: str,
@@ -67,18 +75,15 @@ def meadowrun(
     memory: float,
     gpu_memory: float,
     max_eviction: float,
-    generator_model: str,
-    refiner_model: str,
-    upscaler_model: str,
     s3_cache: str,
     certificates: Path | None,
     insecure: bool,
+    **models: str,
 ) -> None:
     """On EC2 spot machines, by Meadowrun; the gateway runs here.
 
     `install` and `grant` first, once for an account.
     """
-    models = zip(STAGES, (generator_model, refiner_model, upscaler_model), strict=True)
     needs = Needs(
         cpus,
         memory,
@@ -93,7 +98,7 @@ def meadowrun(
         interpreter=interpreter,
         ami=ami,
         needs=dict.fromkeys(STAGES, needs),
-        options={stage: ["--model", model] for stage, model in models},
+        options={stage: ["--model", models[f"{stage}_model"]] for stage in STAGES},
         environment={"TRIPTYCH_S3_CACHE": s3_cache} if s3_cache else {},
         certificates=certificates,
         insecure=insecure,
@@ -132,7 +137,7 @@ def grant(ctx: click.Context, bucket: str) -> None:
 
 @meadowrun.command("cache")
 @click.argument("model")
-@click.option("--stage", type=click.Choice(list(PARTS)), required=True)
+@click.option("--stage", type=click.Choice(list(WORKER_NAMES)), required=True)
 @click.option("--from", "origin", metavar="PLACE", default="", help="As of `triptych weights pull`.")
 @click.pass_obj
 def cache_weights(place: Place, model: str, stage: str, origin: str) -> None:

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.deployer import STAGES, DeployError
+from deploy.deployer import DeployError
 from services.serving.spot_notices import EC2_METADATA
+from triptych.stages import STAGES
 
 # One value for all of them: Meadowrun opens ports to machines that were given the same.
-PORTS = "50051-50053"
-PORT = dict(zip(STAGES, (50051, 50052, 50053), strict=True))
+PORT = {stage.worker_name: stage.port for stage in STAGES}
+PORTS = f"{min(PORT.values())}-{max(PORT.values())}"
 # Meadowrun's: on the machine, and at the same path in containers; all jobs of a machine share it.
 MACHINE_CACHE = "/var/meadowrun/machine_cache"
 # Of the two minutes between a notice and its machine's end.

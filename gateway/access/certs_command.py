@@ -19,9 +19,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from services.private_files import make_private_folder
 from triptych._files import replacing
+from triptych.stages import WORKER_NAMES
 from triptych.terminal_text import echo
 
-SERVERS = ("generator", "refiner", "upscaler", "gateway")
+SERVERS = (*WORKER_NAMES, "gateway")
 CLIENT = "gateway-client"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 AUTHORITY_DAYS = 3650
@@ -54,10 +55,9 @@ class Issued:
 )
 @click.option("--if-missing", is_flag=True, help="Do nothing if FOLDER has them.")
 def certs(folder: Path, hosts: tuple[str, ...], days: int, renew: bool, if_missing: bool) -> None:
-    """Make certificates in FOLDER: for the four servers, and for the gateway as the stages' caller.
+    """Make certificates in FOLDER: for the stages and the gateway, and for the gateway as the stages' caller.
 
-    Each is NAME.crt with NAME.key: generator, refiner, upscaler, gateway and gateway-client. ca.crt is whom all of them
-    trust. ca.key makes further ones; keep it away from the machines that serve.
+    Each is NAME.crt with NAME.key: a stage's name, gateway or gateway-client. ca.crt is whom all of them trust. ca.key makes further ones; keep it away from the machines that serve.
     """
     names = [*SERVERS, CLIENT]
     there = [path for name in ("ca", *names) for path in files_of(folder, name) if path.exists()]

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 
+from google.protobuf.message import Message
+
 from triptych.progress import STAGE_NAMES
 from triptych.v1.pipeline_pb2 import (
     Event,
-    GenerateStage,
     Image,
     RefineStage,
     Run,
     RunError,
     RunState as ProtoRunState,
-    UpscaleStage,
 )
 from triptych.v1.stage_pb2 import Stage
 
@@ -183,7 +183,7 @@ def without_data(image: Image) -> Image:
     return copy
 
 
-def mask_of(stage: RefineStage | UpscaleStage | GenerateStage) -> str:
+def mask_of(stage: Message) -> str:
     """The sha256 of a stage's mask; "" for none."""
     return stage.mask.sha256 if isinstance(stage, RefineStage) else ""
 

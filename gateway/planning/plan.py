@@ -27,10 +27,7 @@ from triptych.v1.pipeline_pb2 import ChosenModel, Event, GenerateStage, RunSpec
 from triptych.v1.stage_pb2 import ImageData, ImagePrompt, ModelInfo, PromptReading, TextDifference
 
 # The article's flow, for what a spec leaves out: 8 candidates, the best one -> 8 variations, the best one -> x4.
-DEFAULT_CANDIDATES = 8
-DEFAULT_TOP_K_AFTER_GENERATE = 1
-DEFAULT_VARIATIONS = 8
-DEFAULT_TOP_K_AFTER_REFINE = 1
+DEFAULT_TOP_K = 1
 
 # Of one stage of one run, over all parents.
 MAX_IMAGES = 64
@@ -201,47 +198,43 @@ def with_defaults(asked: RunSpec) -> RunSpec:
             getattr(spec, stage.name).SetInParent()
     if not spec.HasField("seed"):
         spec.seed = secrets.randbits(DRAWN_SEED_BITS)
-    if spec.HasField("generate") and not spec.generate.HasField("count"):
-        spec.generate.count = DEFAULT_CANDIDATES
-    if spec.HasField("refine") and not spec.refine.HasField("count"):
-        spec.refine.count = DEFAULT_VARIATIONS
+    stages = _stages(spec)
+    for stage in stages:
+        if stage.draws and not getattr(spec, stage.name).HasField("count"):
+            getattr(spec, stage.name).count = stage.default_count
     if not spec.HasField("manual"):
-        _set_default_top_k(spec)
-    _check_start(spec)
+        _set_default_top_k(spec, stages)
+    _check_start(spec, stages)
     return spec
 
 
-def _set_default_top_k(spec: RunSpec) -> None:
+def _set_default_top_k(spec: RunSpec, stages: Sequence[Stage]) -> None:
+    """The best image of a stage goes on, if another stage follows and there is a prompt to rank by; else all."""
     mode = spec.automatic
     mode.SetInParent()
-    has_next = spec.HasField("refine") or spec.HasField("upscale")
-    if not mode.HasField("top_k_after_generate"):
-        mode.top_k_after_generate = (
-            DEFAULT_TOP_K_AFTER_GENERATE
-            if spec.HasField("generate") and has_next and spec.prompt.strip()
-            else 0
-        )
-    if not mode.HasField("top_k_after_refine"):
-        both = spec.HasField("refine") and spec.HasField("upscale")
-        mode.top_k_after_refine = DEFAULT_TOP_K_AFTER_REFINE if both else 0
+    for stage in STAGES:
+        name = f"top_k_after_{stage.name}"
+        if name in mode.DESCRIPTOR.fields_by_name and not mode.HasField(name):  # type: ignore[arg-type]  # fields by name
+            has_next = stage in stages and stage is not stages[-1]
+            setattr(mode, name, DEFAULT_TOP_K if has_next and spec.prompt.strip() else 0)
 
 
-def _check_start(spec: RunSpec) -> None:
+def _check_start(spec: RunSpec, stages: Sequence[Stage]) -> None:
     """Whether the first stage has what it starts from."""
     if spec.HasField("generate") and spec.init_images:
         raise InvalidRequest(
             "spec.init_images", "must be empty with spec.generate: sketches start from nothing"
         )
-    starts_with_upscale = not spec.HasField("generate") and not spec.HasField("refine")
-    if starts_with_upscale and not spec.init_images:
-        raise InvalidRequest("spec.init_images", "must hold the pictures to upscale, got none")
+    draws = any(stage.draws for stage in stages)
+    if not draws and not spec.init_images:
+        raise InvalidRequest("spec.init_images", f"must hold the pictures to {stages[0].name}, got none")
     if len(spec.init_images) > MAX_INIT_IMAGES:
         raise InvalidRequest(
             "spec.init_images", f"must be at most {MAX_INIT_IMAGES}, got {len(spec.init_images)}"
         )
     # Image prompts say what to draw, too; refining and ranking need words.
     needs_prompt = spec.HasField("refine") or not spec.generate.image_prompts
-    if (needs_prompt and not starts_with_upscale) or spec.prompt:
+    if (needs_prompt and draws) or spec.prompt:
         check_prompt(spec.prompt, MAX_PROMPT_BYTES, "spec.prompt")
 
 
@@ -334,8 +327,7 @@ async def _choose_ranker(pools: Mapping[str, Pool]) -> ModelInfo:
 
 def _stages(spec: RunSpec) -> list[Stage]:
     """The stages that a spec names, in order."""
-    named = (spec.HasField("generate"), spec.HasField("refine"), spec.HasField("upscale"))
-    return [stage for stage, is_named in zip(STAGES, named, strict=True) if is_named]
+    return [stage for stage in STAGES if spec.HasField(stage.name)]  # type: ignore[arg-type]  # fields by name
 
 
 def _count(spec: RunSpec, stage: Stage) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 from gateway.events.run_state import RunState, image_name
 from gateway.planning.masks import check_mask, replace_by_hash
 from gateway.planning.plan import (
-    DEFAULT_VARIATIONS,
     MAX_IMAGES,
     MAX_REQUEST_ID_CHARS,
     Plan,
@@ -23,17 +22,19 @@ from gateway.planning.validation import (
     check_parent_size,
     check_remaining_steps,
 )
-from gateway.stages import REFINE, UPSCALE, Stage
+from gateway.stages import REFINE, STAGES, Stage
 from gateway.workers.pool import Pool
 from services.errors import AlreadyExists, InvalidRequest
 from services.serving.limits.request_checks import check_count
 from triptych.v1.pipeline_pb2 import ChosenModel, Event, RefineStage, SelectImagesRequest
-from triptych.v1.stage_pb2 import ModelInfo, Stage as ProtoStage
+from triptych.v1.stage_pb2 import ModelInfo
 
 Selection = SelectImagesRequest.Selection
 
 # Of one stage of one run, over all its selections: what a list of a run's images can still hold.
 MAX_IMAGES_IN_ALL = 1024
+# The stages that an image can be taken to.
+SELECTABLE = STAGES[1:]
 
 
 def find_existing_selection(
@@ -64,14 +65,14 @@ async def make_selection(
     if not asked:
         raise InvalidRequest("selections", "must name at least one image, got none")
     choices = []
-    totals = dict.fromkeys((REFINE, UPSCALE), 0)
+    totals = dict.fromkeys(SELECTABLE, 0)
     for index, one in enumerate(asked):
         path = f"selections[{index}]"
         stage = _stage_of(one, path)
         selection = _with_defaults(one, plan)
         stage_path = f"{path}.{stage.name}"
-        if stage is REFINE:
-            check_count(selection.refine.count, MAX_IMAGES, f"{stage_path}.count")
+        if stage.draws:
+            check_count(_count(selection), MAX_IMAGES, f"{stage_path}.count")
             if not plan.spec.prompt.strip():
                 raise InvalidRequest(stage_path, "needs a prompt, and this run has none: begin another run")
         totals[stage] += _count(selection)
@@ -129,9 +130,7 @@ def num_images(plan: Plan, run: RunState) -> int:
 def assign_indexes(selected: Event.Selected, plan: Plan, run: RunState) -> None:
     """Gives the pictures of a selection the next indexes of their stages. Nothing may be awaited from here to the
     record, or two selections would have the same."""
-    next_index = {
-        stage.number: run.next_index(stage.number, plan.max_images(stage)) for stage in (REFINE, UPSCALE)
-    }
+    next_index = {stage.number: run.next_index(stage.number, plan.max_images(stage)) for stage in SELECTABLE}
     for choice in selected.choices:
         first = next_index[choice.model.stage]
         next_index[choice.model.stage] += _count(choice.selection)
@@ -150,13 +149,12 @@ def changed_models(selected: Event.Selected, plan: Plan) -> list[ChosenModel]:
 
 
 def _stage_of(asked: Selection, path: str) -> Stage:
-    match asked.WhichOneof("stage"):
-        case "refine":
-            return REFINE
-        case "upscale":
-            return UPSCALE
-        case _:
-            raise InvalidRequest(path, "must say where the image goes: refine or upscale")
+    name = asked.WhichOneof("stage")
+    for stage in SELECTABLE:
+        if stage.name == name:
+            return stage
+    names = " or ".join(stage.name for stage in SELECTABLE)
+    raise InvalidRequest(path, f"must say where the image goes: {names}")
 
 
 def _with_defaults(asked: Selection, plan: Plan) -> Selection:
@@ -174,13 +172,15 @@ def _with_defaults(asked: Selection, plan: Plan) -> Selection:
     if isinstance(stage, RefineStage):
         replace_by_hash(stage)
     stage.SetInParent()
-    if name == REFINE.name and not selection.refine.HasField("count"):
-        selection.refine.count = DEFAULT_VARIATIONS
+    for one in SELECTABLE:
+        if one.name == name and one.draws and not stage.HasField("count"):
+            stage.count = one.default_count
     return selection
 
 
 def _count(selection: Selection) -> int:
-    return selection.refine.count if selection.HasField("refine") else 1
+    stage: Any = getattr(selection, str(selection.WhichOneof("stage")))
+    return int(getattr(stage, "count", 1))
 
 
 async def _choose_model(plan: Plan, stage: Stage, selection: Selection, path: str, pool: Pool) -> ModelInfo:
@@ -205,7 +205,7 @@ def _size_of_parent(name: str, stage: Stage, plan: Plan, run: RunState, field: s
         raise InvalidRequest(
             field, f"must be a finished image of {run.name}, got {name[:120]!r}, which {state}"
         )
-    if stage is UPSCALE and image and image.stage == ProtoStage.STAGE_UPSCALE:
+    if not stage.draws and image and image.stage == stage.number:
         raise InvalidRequest(field, f"must not be upscaled already to be upscaled, got {name!r}")
     return width, height
 

@@ -221,7 +221,7 @@ def load(options: ServeOptions, dtype: str) -> LoadedRefiner:
 
 
 @click.command()
-@stage_options(50052, slots=8)
+@stage_options("refiner", slots=8)
 @click.option(
     "--dtype",
     type=click.Choice(DTYPE_NAMES),

@@ -30,18 +30,20 @@ from services.serving.stage_service import Job, Loaded, ServeOptions, StageServi
 from services.serving.tls import CertificateFiles
 from services.serving.tracing.setup import start_tracing, stop_tracing
 from triptych import __version__
+from triptych.stages import STAGES
 
 log = logging.getLogger(__name__)
 
 
 def stage_options(
-    default_port: int, *, slots: int, devices: str = "cpu or cuda"
+    worker_name: str, *, slots: int, devices: str = "cpu or cuda"
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The click options of a stage's command; they arrive as one `options: ServeOptions` beside the stage's own."""
+    ports = {stage.worker_name: stage.port for stage in STAGES}
     decorators = [
         click.option("--model", default="tiny", show_default=True, envvar="TRIPTYCH_MODEL", help="A model folder, or the name of a known model."),
         click.option("--host", default="127.0.0.1", show_default=True, envvar="TRIPTYCH_HOST", help="Address to listen on."),
-        click.option("--port", type=click.IntRange(0, 65535), default=default_port, show_default=True, envvar="TRIPTYCH_PORT", help="Port to listen on; 0: any free port."),
+        click.option("--port", type=click.IntRange(0, 65535), default=ports[worker_name], show_default=True, envvar="TRIPTYCH_PORT", help="Port to listen on; 0: any free port."),
         click.option("--slots", type=click.IntRange(1, 256), default=slots, show_default=True, envvar="TRIPTYCH_SLOTS", help="Images that one step computes together."),
         click.option("--max-queue", type=click.IntRange(0), default=128, show_default=True, envvar="TRIPTYCH_MAX_QUEUE", help="Images that wait for a slot; more are refused with QUEUE_FULL."),
         click.option("--threads", type=click.IntRange(1), default=None, envvar="TRIPTYCH_THREADS", help="CPU threads of the network.  [default: all cores]"),
@@ -109,9 +111,7 @@ async def _run_stage(
     files: CertificateFiles | None,
 ) -> None:
     async with AsyncExitStack() as stack:
-        stop = await stack.enter_async_context(
-            stop_signal(grace_s=options.grace, with_parent=options.exit_with_parent, ends_process=True)
-        )
+        stop = await stack.enter_async_context(stop_signal(with_parent=options.exit_with_parent))
         name = _name_of(service_name)
         metrics = StageMetrics(name)
         server = serving(
@@ -119,7 +119,7 @@ async def _run_stage(
             services=[service_name],
             host=options.host,
             port=options.port,
-            grace_s=stop.left_s,
+            grace_s=options.grace,
             certificate=files,
             health_port=options.health_port,
             options=STAGE_SERVER_OPTIONS,

@@ -127,7 +127,7 @@ def load(options: ServeOptions, dtype: str) -> LoadedUpscaler:
 
 
 @click.command()
-@stage_options(50053, slots=2)
+@stage_options("upscaler", slots=2)
 @click.option(
     "--dtype",
     type=click.Choice(DTYPE_NAMES),

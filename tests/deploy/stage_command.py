@@ -38,7 +38,7 @@ def write_command(path: Path) -> Path:
 @click.command()
 @click.argument("serve", type=click.Choice(["serve"]))
 @click.argument("stage", type=click.Choice(list(STAGES)))
-@stage_options(0, slots=4)
+@stage_options("generator", slots=4)
 def main(options: ServeOptions, serve: str, stage: str) -> None:
     service, add_to_server, kind, name = STAGES[stage]
     open_model(options.model, stage)

@@ -14,7 +14,7 @@ from playwright.async_api import expect
 
 from tests.web.visitor import open_page
 from triptych.cli.processes import running_pipeline
-from triptych.cli.run.options import STAGES
+from triptych.stages import WORKER_NAMES
 
 PROMPT = "a green tent in the desert at sunset"
 SEED = 3
@@ -28,7 +28,7 @@ async def whole_gateway(tmp_path):
     keeping = ["--journal", str(tmp_path / "journal.db"), "--store", str(tmp_path / "pictures")]
     options = ["--port", "0", "--http-port", "0", *keeping]
     async with running_pipeline(
-        {name: ["--port", "0"] for name in STAGES}, gateway_options=options
+        {name: ["--port", "0"] for name in WORKER_NAMES}, gateway_options=options
     ) as running:
         yield f"http://{running.gateway.http}/"
 

@@ -19,6 +19,7 @@ from click.shell_completion import CompletionItem
 import triptych
 from triptych import _installation
 from triptych.cli.terminal.streams import set_up_streams
+from triptych.stages import STAGES
 from triptych.terminal_text import echo, escape
 
 PROGRAM = "triptych"
@@ -116,19 +117,9 @@ def require_server() -> None:
 
 
 SERVICES = {
-    "generator": LazyCommand(
-        "services.generator.service",
-        "serve",
-        "Candidates from a prompt (DALL·E Mini in JAX, or unCLIP in PyTorch).",
-    ),
-    "refiner": LazyCommand(
-        "services.refiner.service", "serve", "Variations of a candidate (GLID-3-xl, PyTorch)."
-    ),
-    "upscaler": LazyCommand(
-        "services.upscaler.service", "serve", "Images four times as large (SwinIR, PyTorch)."
-    ),
-    "gateway": LazyCommand("gateway.command", "serve", "The pipeline over the three stages."),
-}
+    stage.worker_name: LazyCommand(f"services.{stage.worker_name}.service", "serve", stage.summary)
+    for stage in STAGES
+} | {"gateway": LazyCommand("gateway.command", "serve", "The pipeline over the three stages.")}
 
 serve = with_environment(
     LazyGroup("serve", lazy=SERVICES, help="Run one service in this process.", no_args_is_help=True)

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-STAGES = ("generate", "refine", "upscale")
+from triptych import stages
+
+STAGES = tuple(stage.name for stage in stages.STAGES)
 HOUR_S = 3600.0
 # So much of the simulated time passes before anything counts: an empty system flatters.
 WARM_UP_SHARE = 0.1

@@ -12,8 +12,8 @@ from triptych import _installation
 from triptych.addresses import host_port
 from triptych.cli.credential_options import FILE
 from triptych.cli.processes import ServiceReady, running_pipeline
-from triptych.cli.run.options import STAGES
 from triptych.cli.terminal.signals import run_in_foreground
+from triptych.stages import WORKER_NAMES
 from triptych.terminal_text import echo, escape
 
 GATEWAY_PORT = 50050
@@ -21,7 +21,7 @@ HTTP_PORT = 8080
 # Options of `triptych serve gateway` that are its own matter here, or have no meaning: the stages are this command's.
 OWN = (
     *("host", "port", "http_port", "tokens", "tls_cert", "tls_key", "insecure"),
-    *("generator", "refiner", "upscaler", "workers_file", "stage_ca", "stage_cert", "stage_key"),
+    *(*WORKER_NAMES, "workers_file", "stage_ca", "stage_cert", "stage_key"),
     "exit_with_parent",
     # Given by the process that starts this one.
     "grace",
@@ -41,13 +41,13 @@ def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command --generator-model, --refiner-model and --upscaler-model, each once for every model served."""
-    for stage in reversed(STAGES):
+    """Gives a command --generator-model and the like, each once for every model served."""
+    for name in reversed(WORKER_NAMES):
         command = click.option(
-            f"--{stage}-model",
+            f"--{name}-model",
             metavar="NAME|FOLDER",
             multiple=True,
-            help=f"What the {stage} loads; repeat it to serve several, the first by default.  [default: tiny]",
+            help=f"What the {name} loads; repeat it to serve several, the first by default.  [default: tiny]",
         )(command)
     return command
 
@@ -90,7 +90,7 @@ def up(
     """
     stages = {
         name if place == 1 else f"{name} {place}": ["--port", "0", *(["--model", model] if model else [])]
-        for name in STAGES
+        for name in WORKER_NAMES
         for place, model in enumerate(settings.pop(f"{name}_model") or [None], 1)
     }
     options = ["--host", host, "--port", str(port), "--http-port", str(http_port)]

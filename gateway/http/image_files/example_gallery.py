@@ -17,7 +17,7 @@ from typing import Any, Final
 from gateway.access.caller import Caller
 from gateway.http.image_files.image_formats import convert
 from gateway.pipeline import Pipeline
-from gateway.stages import GENERATE, REFINE, STAGES, UPSCALE
+from gateway.stages import GENERATE, REFINE, STAGES
 from services.errors import NotFound, TriptychError
 from services.private_files import make_private_folder
 from triptych._files import replacing
@@ -110,19 +110,20 @@ class ExampleGallery:
         spec = RunSpec(prompt=prompt, seed=SEED)
         spec.generate.count = NUM_SKETCHES
         spec.refine.count = NUM_VARIATIONS
-        spec.upscale.SetInParent()
+        for stage in STAGES:
+            getattr(spec, stage.name).SetInParent()
         run, files = await self._run(spec)
         parents = {image.parent for image in run.images}
         stages = []
-        for kind in STAGES:
+        for stage in STAGES:
             shown = []
-            for image in sorted(_of(run, kind.number), key=lambda image: image.index):
-                path = await self._keep(key, f"tour-{kind.name}-{image.index}", files[image.name])
+            for image in sorted(_of(run, stage.number), key=lambda image: image.index):
+                path = await self._keep(key, f"tour-{stage.name}-{image.index}", files[image.name])
                 entry: dict[str, Any] = {"image": path, "is_chosen": image.name in parents}
                 if image.HasField("clip_score"):
                     entry["score"] = round(image.clip_score, 4)
                 shown.append(entry)
-            stages.append({"stage": kind.name, "images": shown})
+            stages.append({"stage": stage.name, "images": shown})
         return {"prompt": prompt, "seed": str(SEED), "stages": stages}
 
     async def _make_example(self, key: str, number: int, prompt: str) -> dict[str, str]:
@@ -131,7 +132,7 @@ class ExampleGallery:
         spec.refine.count = 1
         spec.automatic.top_k_after_generate = 1
         run, files = await self._run(spec)
-        picture = (_of(run, REFINE.number) or _of(run, UPSCALE.number) or _of(run, GENERATE.number))[0]
+        picture = _of(run, REFINE.number)[0]
         path = await self._keep(key, f"example-{number}", files[picture.name])
         return {"prompt": prompt, "seed": str(SEED), "image": path}
 

@@ -15,6 +15,7 @@ from starlette.routing import Route
 import triptych
 from gateway.http.openapi.openai_paths import IMAGE_PATHS, IMAGE_SCHEMAS
 from gateway.http.openapi.schemas import answer, body, error, path_parameter, query, ref
+from gateway.stages import STAGES
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
     Event,
@@ -303,7 +304,7 @@ _PAGE_PATHS: dict[str, Any] = {
         }
     },
     "/health": {
-        "parameters": [query("stage", {"enum": ["generate", "refine", "upscale"]}, "of this one alone")],
+        "parameters": [query("stage", {"enum": [stage.name for stage in STAGES]}, "of this one alone")],
         "get": {
             "summary": "Whether each stage has a worker that can be given work",
             "security": [{}],

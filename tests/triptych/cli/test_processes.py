@@ -15,7 +15,7 @@ from services.upscaler.conversion.random_weights import write_random
 from services.weights.model_folder import write_manifest
 from tests.triptych.cli.command_line import Marked, command
 from triptych.cli.processes import running_pipeline
-from triptych.cli.run.options import STAGES
+from triptych.stages import WORKER_NAMES
 
 # What `triptych up` does, with two services: the upscaler is the stage that starts quickest.
 PARENT = """
@@ -108,7 +108,9 @@ def test_a_port_in_use_is_told_in_one_line(gateway, triptych):
 
 
 def test_a_worker_that_is_not_there_fails_the_run_in_one_line(triptych):
-    services = [f"--{stage}={address}" for stage, address in zip(STAGES, ["127.0.0.1:1"] * 3, strict=True)]
+    services = [
+        f"--{stage}={address}" for stage, address in zip(WORKER_NAMES, ["127.0.0.1:1"] * 3, strict=True)
+    ]
     alone = Marked(command("serve", "gateway", "--port", "0", *services))
     try:
         assert alone.process.stdout is not None

@@ -12,7 +12,7 @@ from PIL import Image
 from services.weights.conversion import conversion_module
 from services.weights.model_folder import write_manifest
 from tests.triptych.cli.command_line import Marked, command
-from triptych.cli.run.options import STAGES
+from triptych.stages import WORKER_NAMES
 
 # Few pictures and few steps: what counts is that everything fits together.
 SMALL = ["--candidates=2", "--variations=1", "--num-steps=6", "--skip-ratio=0", "--seed=7", "--out=pictures"]
@@ -22,7 +22,7 @@ SMALL = ["--candidates=2", "--variations=1", "--num-steps=6", "--skip-ratio=0", 
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Options that name a random model of the tiny shape for each stage."""
     options = []
-    for stage in STAGES:
+    for stage in WORKER_NAMES:
         folder = tmp_path_factory.mktemp("models") / stage
         conversion_module(stage, "random_weights").write_random("tiny", folder)
         write_manifest(folder, name="random-tiny", stage=stage)

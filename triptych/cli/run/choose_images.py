@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 
 from triptych.result import Picture, RunResult
+from triptych.stages import STAGES
 from triptych.terminal_text import echo
 from triptych.v1.pipeline_pb2 import RunSpec
 
@@ -61,8 +62,10 @@ def names_of(run: RunResult) -> list[str]:
 
 
 def next_stage(stage: str, spec: RunSpec) -> str:
-    """Sketches go to be refined where the run refines, all else to be upscaled."""
-    return "refine" if stage == "generate" and spec.HasField("refine") else "upscale"
+    """The next one that the spec has, else the last."""
+    names = [one.name for one in STAGES]
+    later = names[names.index(stage) + 1 :]
+    return next((name for name in later if spec.HasField(name)), names[-1])  # type: ignore[arg-type]  # fields by name
 
 
 async def read_line(question: str) -> str:

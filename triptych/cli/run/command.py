@@ -39,6 +39,7 @@ from triptych.credentials import Credentials
 from triptych.errors import CallError
 from triptych.progress import RunProgress
 from triptych.result import RunResult
+from triptych.stages import STAGES
 from triptych.terminal_text import echo, escape
 from triptych.v1.pipeline_pb2 import RefineStage, RunSpec
 from triptych.vocabulary import describe_reading
@@ -131,7 +132,7 @@ def run(
         outputs.append(Output(display, as_json, album, shows_pictures, is_quiet=quiet))
     stages = {
         name: ["--port", "0", *(["--model", models[name]] if name in models else [])]
-        for name in needed_stages(options, specs[0])
+        for name in needed_workers(specs[0])
     }
     jobs = list(zip(specs, outputs, strict=True))
     on_log = show_log if verbose else None
@@ -176,15 +177,14 @@ def show_log(name: str, line: str) -> None:
     echo(f"[{name}] {escape(line)}", err=True)
 
 
-def needed_stages(options: RunOptions, spec: RunSpec) -> list[str]:
+def needed_workers(spec: RunSpec) -> list[str]:
     """The services that a run cannot do without; to choose some pictures before others takes the refiner's CLIP."""
-    ranks = bool(spec.automatic.top_k_after_generate or spec.automatic.top_k_after_refine)
-    needs = {
-        "generator": not options.images,
-        "refiner": options.refines or ranks,
-        "upscaler": options.upscales,
-    }
-    return [name for name, is_needed in needs.items() if is_needed]
+    is_ranked = any(top_k for _, top_k in spec.automatic.ListFields())
+    return [
+        stage.worker_name
+        for stage in STAGES
+        if spec.HasField(stage.name) or (is_ranked and stage.name == "refine")  # type: ignore[arg-type]  # fields by name
+    ]
 
 
 async def run_through(

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 import click
 
+from triptych.cli.run.options import SETTINGS
 from triptych.errors import CallError
+from triptych.stages import STAGES, WORKER_NAMES
 
 EXAMPLES = """\b
 Examples:
@@ -32,18 +34,9 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "manual",
     ),
     "What goes on": ("refine_top", "variations", "upscale_top", "no_refine", "no_upscale"),
-    "Sketch": (
-        "guidance_scale",
-        "temperature",
-        "top_k",
-        "top_p",
-        "prior_num_steps",
-        "decoder_num_steps",
-        "super_res_num_steps",
-        "prior_guidance_scale",
-    ),
-    "Refine": ("num_steps", "skip_ratio", "refine_guidance_scale", "negative_prompt"),
-    "Upscale": ("tile_size", "tile_overlap"),
+    "Sketch": SETTINGS["generate"],
+    "Refine": SETTINGS["refine"],
+    "Upscale": SETTINGS["upscale"],
     "Where": (
         "gateway",
         "detach",
@@ -51,9 +44,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "ca",
         "cert",
         "key",
-        "generator_model",
-        "refiner_model",
-        "upscaler_model",
+        *(f"{worker}_model" for worker in WORKER_NAMES),
     ),
     "Output": ("out", "file_format", "preview_every", "show", "quiet", "verbose", "as_json"),
 }
@@ -64,22 +55,19 @@ OPTIONS_OF_FIELDS = {
     "spec.seed": "--seed",
     "spec.init_images": "--image",
     "spec.generate.count": "--candidates",
-    "spec.generate.model": "--generator-model",
     "spec.generate.image_prompts": "--image-prompt",
     "spec.generate.text_difference": "--text-difference",
     "spec.generate.text_difference.weight": "--text-difference-weight",
     "spec.generate.settings.guidance_scale": "--guidance-scale",
-    "spec.generate.settings": "",
     "spec.refine.count": "--variations",
     "spec.refine.mask": "--mask",
-    "spec.refine.model": "--refiner-model",
-    "spec.upscale.model": "--upscaler-model",
     "spec.refine.settings.guidance_scale": "--refine-guidance-scale",
-    "spec.refine.settings": "",
-    "spec.upscale.settings": "",
     "spec.upscale": "--image",
     "spec.automatic.top_k_after_generate": "--refine-top or --upscale-top",
     "spec.automatic.top_k_after_refine": "--upscale-top",
+    **{f"spec.{stage.name}.model": f"--{stage.worker_name}-model" for stage in STAGES},
+    # Each setting has an option of its name.
+    **{f"spec.{stage.name}.settings": "" for stage in STAGES},
 }
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from google.protobuf.message import Message
 
 from triptych.spec import top_k
+from triptych.stages import STAGES, WORKER_NAMES
 from triptych.v1.generator_pb2 import GenerateSettings
 from triptych.v1.pipeline_pb2 import (
     AutomaticMode,
@@ -27,11 +29,19 @@ from triptych.v1.stage_pb2 import FIT_CROP, FIT_PAD, ImageData, ImagePrompt, Tex
 from triptych.v1.upscaler_pb2 import UpscaleSettings
 
 MAX_SEED = 2**64 - 1
-STAGES = ("generator", "refiner", "upscaler")
 # Of the contract's whole numbers.
 MAX_INT32 = 2**31 - 1
 MAX_FLOAT32 = 3.4e38
-UNCLIP_SETTINGS = ("prior_num_steps", "decoder_num_steps", "super_res_num_steps", "prior_guidance_scale")
+# Options that are settings of a stage, in the order of `--help`.
+SETTINGS = {
+    "generate": (
+        *("guidance_scale", "temperature", "top_k", "top_p"),
+        # Of unCLIP.
+        *("prior_num_steps", "decoder_num_steps", "super_res_num_steps", "prior_guidance_scale"),
+    ),
+    "refine": ("num_steps", "skip_ratio", "refine_guidance_scale", "negative_prompt"),
+    "upscale": ("tile_size", "tile_overlap"),
+}
 FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 BEGINNINGS = {
     "image/png": rb"\x89PNG\r\n\x1a\n",
@@ -242,17 +252,17 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command --generator-model, --refiner-model and --upscaler-model."""
-    for stage in reversed(STAGES):
-        help_text = f"What the {stage} loads; with --gateway, which of its models.  [default: tiny]"
-        command = click.option(f"--{stage}-model", metavar="NAME|FOLDER", help=help_text)(command)
+    """Gives a command --generator-model and the like."""
+    for worker in reversed(WORKER_NAMES):
+        help_text = f"What the {worker} loads; with --gateway, which of its models.  [default: tiny]"
+        command = click.option(f"--{worker}-model", metavar="NAME|FOLDER", help=help_text)(command)
     return command
 
 
 def models_of(settings: dict[str, Any]) -> dict[str, str]:
-    """Takes the models out of a command's settings, by the stage that one was named for."""
-    models = {stage: settings.pop(f"{stage}_model") for stage in STAGES}
-    return {stage: model for stage, model in models.items() if model is not None}
+    """Takes the models out of a command's settings, by the worker that one was named for."""
+    models = {worker: settings.pop(f"{worker}_model") for worker in WORKER_NAMES}
+    return {worker: model for worker, model in models.items() if model is not None}
 
 
 def check_options(options: RunOptions) -> None:
@@ -285,7 +295,7 @@ def to_spec(prompt: str, options: RunOptions) -> RunSpec:
         spec.init_images.extend(read_image(path, "--image") for path in options.images)
     else:
         generate = GenerateSettings(preview_every=options.preview_every)
-        set_given(generate, options, "guidance_scale", "temperature", "top_k", "top_p", *UNCLIP_SETTINGS)
+        set_given(generate, options, "generate")
         spec.generate.CopyFrom(GenerateStage(count=options.candidates, settings=generate))
         for path, weight in options.image_prompts:
             image = read_image(path, "--image-prompt")
@@ -296,9 +306,7 @@ def to_spec(prompt: str, options: RunOptions) -> RunSpec:
             spec.generate.text_difference.CopyFrom(difference)
     if options.refines:
         refine = RefineSettings(preview_every=options.preview_every)
-        set_given(refine, options, "num_steps", "skip_ratio", "negative_prompt")
-        if options.refine_guidance_scale is not None:
-            refine.guidance_scale = options.refine_guidance_scale
+        set_given(refine, options, "refine")
         if options.fit is not None:
             refine.fit = FIT_PAD if options.fit == "pad" else FIT_CROP
         spec.refine.CopyFrom(RefineStage(count=options.variations, settings=refine))
@@ -306,7 +314,7 @@ def to_spec(prompt: str, options: RunOptions) -> RunSpec:
             spec.refine.mask.CopyFrom(read_image(options.mask, "--mask"))
     if options.upscales:
         upscale = UpscaleSettings(preview_every=0)
-        set_given(upscale, options, "tile_size", "tile_overlap")
+        set_given(upscale, options, "upscale")
         spec.upscale.CopyFrom(UpscaleStage(settings=upscale))
     if options.manual:
         spec.manual.CopyFrom(ManualMode())
@@ -320,9 +328,9 @@ def to_spec(prompt: str, options: RunOptions) -> RunSpec:
 
 def name_models(spec: RunSpec, models: Mapping[str, str]) -> None:
     """Has the stages of a spec made with these models, of those that a gateway serves; by the service's name."""
-    for service, stage in zip(STAGES, ("generate", "refine", "upscale"), strict=True):
-        if service in models and spec.HasField(stage):  # type: ignore[arg-type] # the names of three fields
-            getattr(spec, stage).model = models[service]
+    for stage in STAGES:
+        if stage.worker_name in models and spec.HasField(stage.name):  # type: ignore[arg-type]  # fields by name
+            getattr(spec, stage.name).model = models[stage.worker_name]
 
 
 def automatic_mode(options: RunOptions) -> AutomaticMode:
@@ -348,9 +356,8 @@ def read_image(path: Path, option: str) -> ImageData:
     )
 
 
-def set_given(
-    settings: GenerateSettings | RefineSettings | UpscaleSettings, options: RunOptions, *names: str
-) -> None:
-    for name in names:
+def set_given(settings: Message, options: RunOptions, stage: str) -> None:
+    """Copies the settings that were given; an option's name may begin with the stage's where two stages have the setting."""
+    for name in SETTINGS[stage]:
         if (value := getattr(options, name)) is not None:
-            setattr(settings, name, value)
+            setattr(settings, name.removeprefix(f"{stage}_"), value)

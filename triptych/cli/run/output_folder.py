@@ -14,14 +14,14 @@ import triptych
 from triptych.contact_sheet import SheetCell, SheetRow, draw_contact_sheet
 from triptych.image_files import IMAGE_DESCRIPTION, encode_as, write_as
 from triptych.progress import STAGE_NAMES
+from triptych.result import STAGE_TITLES
 from triptych.v1.pipeline_pb2 import Event, Image
 
 CONTACT_SHEET = "contact-sheet.png"
-TITLES = {"generate": "sketches", "refine": "variations", "upscale": "upscaled"}
 MAX_SLUG = 48
 # Endings of the formats that pictures can be kept in.
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp", "avif": "avif"}
-OUR_NAMES = re.compile(rf"(generate|refine|upscale|other)-\d+\.({'|'.join(SUFFIXES.values())})")
+OUR_NAMES = re.compile(rf"({'|'.join(STAGE_TITLES)}|other)-\d+\.({'|'.join(SUFFIXES.values())})")
 
 
 class OutputFolder:
@@ -113,8 +113,8 @@ class OutputFolder:
     def write_contact_sheet(self) -> Path:
         """All pictures so far on one sheet."""
         bands = [
-            SheetRow(TITLES[stage], [self.panel(image, path) for image, path in self.of_stage(stage)])
-            for stage in TITLES
+            SheetRow(STAGE_TITLES[stage], [self.panel(image, path) for image, path in self.of_stage(stage)])
+            for stage in STAGE_TITLES
         ]
         path = self.out / CONTACT_SHEET
         draw_contact_sheet(self.prompt, bands).save(path)
