@@ -143,7 +143,10 @@ async def run_gateway(options: GatewayOptions) -> None:
     """Serves until SIGTERM or Ctrl-C. Runs then have `grace_s` to finish; the rest continues at the next start."""
     workers = options.workers_file
     async with AsyncExitStack() as stack:
-        stop = await stack.enter_async_context(stop_signal(with_parent=options.exit_with_parent))
+        stop = await stack.enter_async_context(
+            stop_signal(grace_s=options.grace_s, with_parent=options.exit_with_parent, ends_process=True)
+        )
+        stop.starting = asyncio.current_task()
         pools = {
             stage.name: await stack.enter_async_context(
                 Pool(
@@ -198,7 +201,7 @@ async def run_gateway(options: GatewayOptions) -> None:
                     ),
                     host=options.host,
                     port=options.http_port,
-                    grace_s=options.grace_s,
+                    grace_s=stop.left_s,
                     hosts=options.http_allowed_hosts,
                     proxies=options.http_trusted_proxies,
                     certificate=options.certificate,
@@ -215,7 +218,7 @@ async def run_gateway(options: GatewayOptions) -> None:
                 health_port=options.health_port,
                 host=options.host,
                 port=options.port,
-                grace_s=options.grace_s,
+                grace_s=stop.left_s,
             )
         )
         # Before the server ends its calls, whichever way it comes to that: they must not take their runs along.
@@ -256,10 +259,11 @@ async def run_gateway(options: GatewayOptions) -> None:
             },
         )
         announce("gateway", running.address, **({"http": web.address} if web else {}))
+        stop.starting = None
         await stop.wait()
         watching.cancel()
         log.info("stopping; runs have %.0f s to finish", options.grace_s)
         await running.set_serving(False)
-        await runs.close(options.grace_s)
+        await runs.close(stop.left_s())
         if web:
             web.stop()

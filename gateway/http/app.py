@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Scope
 
 from gateway.http.context import RequestContext
 from gateway.http.errors import HttpError, to_response
+from gateway.http.middleware.closing import ClosingMiddleware
 from gateway.http.middleware.compression import compressing
 from gateway.http.middleware.request_logging import RequestLogMiddleware
 from gateway.http.middleware.security import SecurityMiddleware, is_openai, path_of
@@ -53,7 +54,7 @@ def make_app(api: RequestContext, *, hosts: Collection[str] | None = None) -> AS
     app.state.api = api
     wrapped = compressing(ReservationMiddleware(SigningKeysMiddleware(app, api.authentication)))
     answered = SecurityMiddleware(wrapped, hosts=hosts, allowed=allowed_methods)
-    return RequestLogMiddleware(answered, api.request_log)
+    return RequestLogMiddleware(ClosingMiddleware(answered, api), api.request_log)
 
 
 def allowed_methods(scope: Scope) -> list[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import uvicorn
 
 from gateway.http.app import make_app
 from gateway.http.context import RequestContext
+from gateway.http.middleware.closing import is_no_cut_answer
 from gateway.http.middleware.connections import BoundedProtocol
 from gateway.http.middleware.proxies import ANY, ProxyHeadersMiddleware, TrustedProxies
 from gateway.workers.targets import join
@@ -59,12 +61,13 @@ async def serving_http(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
-    grace_s: float = 30.0,
+    grace_s: float | Callable[[], float] = 30.0,
     hosts: Collection[str] = (),
     certificate: CertificateFiles | None = None,
     proxies: TrustedProxies = TrustedProxies(()),  # noqa: B008 - frozen
 ) -> AsyncIterator[ServingHttp]:
-    """Answers inside the block; on exit event streams end at once, and other calls have `grace_s`. Raises AddressInUse.
+    """Answers inside the block; on exit event streams end at once, and other calls have `grace_s`, or what is left of it by
+    then if it is a function. Raises AddressInUse.
 
     `hosts`: names under which it may be asked, beside "localhost" and addresses, where everybody may call: without a
     token to ask for, a page whose name resolves to us would be let in; "*": any. With a `certificate` it is HTTPS.
@@ -86,10 +89,11 @@ async def serving_http(
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(grace_s)),
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ssl_context_factory=(lambda _config, _default: server_context(certificate)) if certificate else None,
     )
+    # Adding the same filter again changes nothing.
+    logging.getLogger("uvicorn.error").addFilter(is_no_cut_answer)
     server = _Server(config)
     running = asyncio.create_task(server.serve(sockets=[listening]), name="http")
     ready = asyncio.create_task(server.ready.wait())
@@ -100,6 +104,10 @@ async def serving_http(
     def stop() -> None:
         """Begins the end without waiting for it."""
         api.closing.set()
+        if not server.should_exit:
+            # uvicorn takes fractions of seconds, too; its type does not say so. None would be no end.
+            left_s = grace_s() if callable(grace_s) else grace_s
+            config.timeout_graceful_shutdown = max(0.1, left_s)  # type: ignore[assignment]
         server.should_exit = True
 
     try:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from services.serving.request_log import RequestLog
 from services.serving.tls import CertificateFiles, server_credentials
 
 log = logging.getLogger(__name__)
+
+# After the grace: what a process has to end in by itself, and to be ended in otherwise, is below two seconds.
+END_TIMEOUT_S = 1.5
 
 
 class AddressInUse(TriptychError):
@@ -57,7 +61,7 @@ async def serving(
     services: Sequence[str],
     host: str = "127.0.0.1",
     port: int = 0,
-    grace_s: float = 30.0,
+    grace_s: float | Callable[[], float] = 30.0,
     authenticate: Authenticate | None = None,
     budget: RequestBudget | None = None,
     request_log: RequestLog | None = None,
@@ -69,7 +73,8 @@ async def serving(
 
     `authenticate` names the caller of each call before its request is read. Without a `certificate` nothing is
     encrypted; see listen_options.py for where that may be. `health_port` answers health checks without it, and nothing else.
-    On exit the server reports NOT_SERVING, takes no new call and waits `grace_s` for those that run.
+    On exit the server reports NOT_SERVING, takes no new call and waits `grace_s` for those that run, or what is left of it
+    by then if it is a function.
     Raises AddressInUse.
     """
     calls = CallGate(authenticate=authenticate, budget=budget, request_log=request_log)
@@ -93,7 +98,8 @@ async def serving(
             yield running
     finally:
         await checks.enter_graceful_shutdown()
-        stopping = asyncio.create_task(server.stop(grace_s or None))
+        left_s = grace_s() if callable(grace_s) else grace_s
+        stopping = asyncio.create_task(server.stop(left_s or None))
         idle = asyncio.create_task(calls.idle.wait())
         await asyncio.wait([stopping, idle], return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
@@ -123,13 +129,46 @@ def _in_brackets(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+class StopSignal(asyncio.Event):
+    """Set by SIGINT, SIGTERM and others who want the process to stop; from then on its grace runs out.
+
+    With `ends_process` the process ends END_TIMEOUT_S after the grace, whatever it waits for then: a disk, a database.
+    `starting` is cancelled instead where there is nothing yet that could finish.
+    """
+
+    def __init__(self, grace_s: float, *, ends_process: bool = False) -> None:
+        super().__init__()
+        self.starting: asyncio.Task[object] | None = None
+        self._grace_s = grace_s
+        self._ends_process = ends_process
+        self._ends_at = 0.0
+
+    def set(self) -> None:
+        """The first call counts."""
+        if self.is_set():
+            return
+        super().set()
+        if self.starting is not None:
+            self._grace_s = 0.0
+            self.starting.cancel()
+        self._ends_at = time.monotonic() + self._grace_s
+        if self._ends_process:
+            threading.Thread(target=_end_process, args=(self._grace_s,), name="end", daemon=True).start()
+
+    def left_s(self) -> float:
+        """Of the grace: all of it until this is set."""
+        return max(0.0, self._ends_at - time.monotonic()) if self.is_set() else self._grace_s
+
+
 @asynccontextmanager
-async def stop_signal(*, with_parent: bool = False) -> AsyncIterator[asyncio.Event]:
-    """An event that SIGINT and SIGTERM set; and, `with_parent`, the end of our standard input.
+async def stop_signal(
+    *, grace_s: float = 0.0, with_parent: bool = False, ends_process: bool = False
+) -> AsyncIterator[StopSignal]:
+    """Is set by SIGINT and SIGTERM; and, `with_parent`, by the end of our standard input.
 
     A parent that is killed outright closes the pipe that it held, so its children notice even then.
     """
-    stop = asyncio.Event()
+    stop = StopSignal(grace_s, ends_process=ends_process)
     loop = asyncio.get_running_loop()
     signals = (signal.SIGINT, signal.SIGTERM)
     for number in signals:
@@ -138,9 +177,25 @@ async def stop_signal(*, with_parent: bool = False) -> AsyncIterator[asyncio.Eve
         threading.Thread(target=_watch_stdin, args=(loop, stop), daemon=True).start()
     try:
         yield stop
+    except asyncio.CancelledError:
+        # By `set`, which is a stop and no error.
+        if stop.starting is None or not stop.is_set():
+            raise
+        stop.starting.uncancel()
+        log.info("stopped while starting")
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
+
+
+def _end_process(grace_s: float) -> None:
+    """Ends the process in time. What is committed is on the disk, as after a kill."""
+    time.sleep(grace_s + END_TIMEOUT_S)
+    log.error(
+        "something does not end: stopped without waiting for it any longer", extra={"event": "stop_timed_out"}
+    )
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -111,7 +111,9 @@ async def _run_stage(
     files: CertificateFiles | None,
 ) -> None:
     async with AsyncExitStack() as stack:
-        stop = await stack.enter_async_context(stop_signal(with_parent=options.exit_with_parent))
+        stop = await stack.enter_async_context(
+            stop_signal(grace_s=options.grace, with_parent=options.exit_with_parent, ends_process=True)
+        )
         name = _name_of(service_name)
         metrics = StageMetrics(name)
         server = serving(
@@ -119,7 +121,7 @@ async def _run_stage(
             services=[service_name],
             host=options.host,
             port=options.port,
-            grace_s=options.grace,
+            grace_s=stop.left_s,
             certificate=files,
             health_port=options.health_port,
             options=STAGE_SERVER_OPTIONS,

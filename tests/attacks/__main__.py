@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 
 from tests.attacks.attempts import Attempt, attempts
+from tests.attacks.disk_attempts import DiskAttempt, disk_attempts
 from tests.attacks.file_attempts import file_attempts
 from tests.attacks.stage_attempts import MEMORY_BYTES, stage_attempts
 from tests.attacks.storage_attempts import clock_attempts, storage_attempts
@@ -42,6 +43,13 @@ async def attack_stage(stage: str, chosen: Sequence[Attempt]) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         victim = stage_victim(Path(folder), stage, MEMORY_BYTES[stage])
         return await _attack(victim, chosen, judges_delays=True)
+
+
+async def attack_disk(attempt: DiskAttempt) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        result, problems = await attempt.run(Path(folder))
+    sys.stdout.write(f"{attempt.name}: {result}\n")
+    return [f"{attempt.name}: {one}" for one in problems]
 
 
 async def attack_storage(attempt: Attempt) -> list[str]:
@@ -138,6 +146,10 @@ async def attack_processes(word: str) -> tuple[int, list[str]]:
     for attempt in storage_attempts():
         if word in attempt.name:
             problems += await attack_storage(attempt)
+            num_attempts += 1
+    for full in disk_attempts():
+        if word in full.name:
+            problems += await attack_disk(full)
             num_attempts += 1
     for stage in STAGES:
         if some := [one for one in stage_attempts(stage) if word in one.name]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MIB = 2**20
+START_TIMEOUT_S = 120.0
 
 
 @dataclass
@@ -73,15 +74,19 @@ async def gateway_victim(
     *arguments: str,
     memory_bytes: int = 1024 * MIB,
     callers: Sequence[str] = ("bystander", "attacker"),
+    prefix: Sequence[str] = (),
 ) -> AsyncIterator[Victim]:
-    """`triptych serve gateway` with tokens and both APIs; it is ended when it takes more than `memory_bytes`."""
+    """`triptych serve gateway` with tokens and both APIs; it is ended when it takes more than `memory_bytes`.
+
+    `prefix` starts it in another way; `arguments` may name another journal and store than those in the folder.
+    """
     tokens = {name: _token(folder / "tokens.json", name) for name in callers}
     command = [
         *("serve", "gateway", "--port", "0", "--http-port", "0", "--tokens", str(folder / "tokens.json")),
         *("--journal", str(folder / "journal.db"), "--store", str(folder / "pictures"), "--grace", "1"),
         *arguments,
     ]
-    async with _victim(folder, command, memory_bytes, tokens) as victim:
+    async with _victim(folder, command, memory_bytes, tokens, prefix) as victim:
         yield victim
 
 
@@ -95,13 +100,18 @@ async def stage_victim(folder: Path, stage: str, memory_bytes: int) -> AsyncIter
 
 @asynccontextmanager
 async def _victim(
-    folder: Path, command: Sequence[str], memory_bytes: int, tokens: dict[str, str]
+    folder: Path,
+    command: Sequence[str],
+    memory_bytes: int,
+    tokens: dict[str, str],
+    prefix: Sequence[str] = (),
 ) -> AsyncIterator[Victim]:
     log = folder / "victim.log"
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: ASYNC220 - once, before anything is served
-            [sys.executable, "-m", "triptych", *command], stdout=subprocess.PIPE, stderr=output, text=True
-        )
+            [*prefix, sys.executable, "-m", "triptych", *command],
+            stdout=subprocess.PIPE, stderr=output, text=True,
+        )  # fmt: skip
     assert process.stdout is not None
     line = await asyncio.to_thread(process.stdout.readline)
     assert line, log.read_text()
@@ -143,7 +153,9 @@ class Bystander:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(b"\n")
-        served = json.loads(await self._process.stdout.readline())
+        line = await self._process.stdout.readline()
+        assert line, "the other caller's process ended"
+        served = json.loads(line)
         observed = Observed(self._victim.peak(), **served)
         if not self._victim.is_alive:
             observed.failures.insert(0, f"the process ended with {self._victim.process.returncode}")
@@ -164,8 +176,9 @@ async def serving_bystander(victim: Victim) -> AsyncIterator[Bystander]:
     bystander = Bystander(victim, process)
     try:
         # Its start takes longer than any of its calls.
-        while not (await bystander.observe()).num_calls:  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.1)
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while not (await bystander.observe()).num_calls:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.1)
         yield bystander
     finally:
         process.kill()

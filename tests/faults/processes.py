@@ -27,11 +27,20 @@ def free_port() -> int:
 class Process:
     """One that says in lines of JSON what it does, the first being where it listens; it can be started again there."""
 
-    def __init__(self, name: str, command: Sequence[str], *, prefix: Sequence[str] = (), log: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        prefix: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+        log: Path,
+    ) -> None:
         self.name = name
         self.address = ""
         self.command = list(command)
         self.prefix = list(prefix)
+        self.variables = dict(variables or {})
         self.log = log
         self.said: list[dict] = []
         self._process: asyncio.subprocess.Process | None = None
@@ -51,7 +60,7 @@ class Process:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         return int(children[0])
 
-    async def start(self) -> None:
+    async def start(self, *, until_serving: bool = True) -> None:
         self.said.clear()
         variables = {key: value for key, value in os.environ.items() if not key.startswith("TRIPTYCH_")}
         with self.log.open("ab") as log:
@@ -59,13 +68,14 @@ class Process:
                 *self.prefix,
                 *self.command,
                 cwd=ROOT,
-                env=variables | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                env=variables | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | self.variables,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
             )
         self._reading = asyncio.create_task(self._read())
-        self.address = (await self.heard("address"))["address"]
+        if until_serving:
+            self.address = (await self.heard("address"))["address"]
 
     async def heard(self, key: str, matches: Callable[[dict], bool] = lambda _: True) -> dict:
         """The first line with this key that the process says, or has said, since it was started."""

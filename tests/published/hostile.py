@@ -73,7 +73,7 @@ def compress(source: Path, target: Path, member: str, num_bytes: int) -> None:
                 continue
             made = zipfile.ZipInfo(info.filename)
             made.compress_type = zipfile.ZIP_DEFLATED
-            with copy.open(made, "w") as file:
+            with copy.open(made, "w", force_zip64=True) as file:
                 for _ in range(num_bytes // 2**20):
                     file.write(bytes(2**20))
 

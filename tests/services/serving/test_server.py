@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 
 from services.errors import InvalidRequest, QueueFull
 from services.serving.channels import open_channel
-from services.serving.server import AddressInUse, serving, stop_signal
+from services.serving.server import AddressInUse, StopSignal, serving, stop_signal
 from tests.waiting import underway
 from triptych.v1 import generator_pb2, generator_pb2_grpc, stage_pb2
 
@@ -172,6 +172,36 @@ async def test_sigterm_sets_the_stop_event():
     async with stop_signal() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(stop.wait(), 120)
+
+
+async def test_a_stop_cancels_what_is_still_starting():
+    async with stop_signal(grace_s=600) as stop:
+        stop.starting = asyncio.current_task()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(120)
+        pytest.fail("it was not cancelled")
+    assert stop.left_s() == 0
+
+
+async def test_the_grace_begins_with_the_first_signal():
+    async with stop_signal(grace_s=600) as stop:
+        assert stop.left_s() == 600
+        stop.set()
+        left_s = stop.left_s()
+        stop.set()
+        assert stop.left_s() <= left_s < 600
+
+
+async def test_calls_have_what_is_left_of_the_grace():
+    stop = StopSignal(0)
+    async with open_channel_to(Scripted(), grace_s=stop.left_s) as (channel, stop_server):
+        call = generator_pb2_grpc.GeneratorServiceStub(channel).Generate(
+            generator_pb2.GenerateRequest(prompt="a red house")
+        )
+        await call.read()
+        stop.set()
+        await asyncio.wait_for(stop_server(), 120)
+        assert await call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 class open_channel_to:  # noqa: N801 - reads as a function, and the stop in the middle wants the two halves apart
