@@ -1,10 +1,10 @@
 """Checks the image prompts of specs, and replaces each by its sha256."""
 
-import asyncio
 import hashlib
 from collections.abc import Mapping
 
 from gateway.events.run_state import MIME_TYPE
+from gateway.planning.picture_decoding import decode
 from gateway.planning.validation import MAX_PROMPT_BYTES
 from gateway.stages import GENERATE, Stage
 from services.errors import InvalidRequest
@@ -42,7 +42,7 @@ async def extract_image_prompts(spec: RunSpec, models: Mapping[Stage, ModelInfo]
         path = f"{PATH}.image_prompts[{place}]"
         number(one, "weight", 1, high=MAX_WEIGHT, path=path)
         # Beside the event loop, as pictures are.
-        picture = await asyncio.to_thread(decode_image, one.image.data, limits, f"{path}.image.data")
+        picture = await decode(decode_image, one.image.data, limits, f"{path}.image.data")
         file = ImageData(mime_type=one.image.mime_type or MIME_TYPE, data=one.image.data)
         file.height, file.width = picture.shape[:2]
         files.append(file)

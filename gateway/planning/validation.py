@@ -3,10 +3,10 @@
 Everything is refused before anything is begun, by the path of the field.
 """
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from gateway.planning.picture_decoding import decode
 from gateway.stages import GENERATE, REFINE, UPSCALE, Stage
 from services.errors import ImageTooLarge, InvalidRequest
 from services.images.codec import DecodedImage, ImageLimits, decode_with_alpha
@@ -129,7 +129,7 @@ async def check_init_images(
     for place, image in enumerate(spec.init_images):
         # Decoding takes tens of milliseconds, in which every other run's events would wait.
         field = f"spec.init_images[{place}].data"
-        picture = await asyncio.to_thread(decode_with_alpha, image.data, limits, field)
+        picture = await decode(decode_with_alpha, image.data, limits, field)
         image.height, image.width = picture.rgb.shape[:2]
         if stages and stages[0] is REFINE:
             lost |= _lost_by_refining(picture, spec.refine.settings.fit)

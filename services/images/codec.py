@@ -5,6 +5,7 @@ Every file becomes 8 bits a channel in sRGB, rotated by its EXIF orientation. A 
 
 import importlib
 import io
+import re
 import warnings
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -25,10 +26,18 @@ FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 if features.check("avif"):
     FORMATS["AVIF"] = "image/avif"
 with suppress(ImportError):
-    # Photos of telephones; an extra of its own, since it comes with libheif.
+    # Photos of telephones; an extra of its own, since it comes with libheif and x265.
     importlib.import_module("pillow_heif").register_heif_opener()
     FORMATS["HEIF"] = "image/heic"
 NAMES = {"WEBP": "WebP", "HEIF": "HEIC"}
+
+ROWS_AT_ONCE = 256
+# How a HEIC file begins (ISO 14496-12: the box ftyp and its major brand).
+HEIC_BEGINNING = re.compile(rb"....ftyp(heic|heix|heim|heis|hevc|mif1|msf1)", re.DOTALL)
+NO_HEIC = (
+    "is a HEIC file, which this server cannot read; save it as JPEG, or have its operator install pillow-heif "
+    "(the extra `heic`)"
+)
 
 # Of a caller's picture: what telephones and most cameras make.
 MAX_PIXELS = 25 * 2**20
@@ -76,12 +85,21 @@ def decode_with_alpha(data: bytes, limits: ImageLimits, field: str) -> DecodedIm
         plain = to_srgb(to_8_bits(upright(image)))
         is_gray = plain.mode in ("1", "L", "LA")
         if "A" not in plain.getbands():
-            return DecodedImage(np.asarray(plain.convert("RGB")).copy(), is_gray=is_gray)
-        channels = np.asarray(plain.convert("RGBA"))
-        alpha = channels[..., 3].copy()
+            return DecodedImage(_pixels(plain, "RGB"), is_gray=is_gray)
+        alpha = _pixels(plain.getchannel("A"), "L")
         # An alpha that hides nothing is none.
         is_opaque = alpha.min(initial=255) == 255
-        return DecodedImage(channels[..., :3].copy(), None if is_opaque else alpha, is_gray)
+        return DecodedImage(_pixels(plain, "RGB"), None if is_opaque else alpha, is_gray)
+
+
+def _pixels(image: Image.Image, mode: str) -> UInt8[np.ndarray, "*shape"]:
+    """An array of the picture in that mode, made strip by strip: Pillow would make three copies of a photo."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3) if mode == "RGB" else (height, width), np.uint8)
+    for top in range(0, height, ROWS_AT_ONCE):
+        rows = image.crop((0, top, width, min(height, top + ROWS_AT_ONCE)))
+        pixels[top : top + ROWS_AT_ONCE] = np.asarray(rows.convert(mode))
+    return pixels
 
 
 def format_names(formats: Collection[str] = tuple(FORMATS)) -> str:
@@ -119,6 +137,8 @@ def opened(data: bytes, limits: ImageLimits, field: str, formats: Collection[str
     except Image.DecompressionBombError:
         raise ImageTooLarge(field, f"must have at most {limits.max_pixels} pixels, got far more") from None
     except UnidentifiedImageError:
+        if "HEIF" not in FORMATS and HEIC_BEGINNING.match(data):
+            raise InvalidRequest(field, NO_HEIC) from None
         raise InvalidRequest(field, f"must be {expected}") from None
     # Pillow's decoders report a damaged file by any of these, depending on the format and the damage.
     except (

@@ -18,15 +18,19 @@ _PROBE = Image.fromarray(
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """In mode L, LA, RGB or RGBA and sRGB, by its profile where it has one; `image` has 8 bits a channel."""
+    """In mode L, LA, RGB or RGBA and sRGB, by its profile where it has one. `image` has 8 bits a channel and may change."""
     alpha = image.getchannel("A") if "A" in image.getbands() else None
     colours = image.convert(image.mode.rstrip("Aa")) if alpha is not None else image
     transform = _transform(image.info.get("icc_profile"), colours.mode)
     if transform is not None:
-        is_gray = colours.mode == "L"
-        colours = transform.apply(colours)
-        if is_gray:
-            colours = colours.convert("L")
+        if colours.mode == "RGB":
+            # A photo has a hundred megabytes.
+            transform.apply_in_place(colours)
+        else:
+            is_gray = colours.mode == "L"
+            colours = transform.apply(colours)
+            if is_gray:
+                colours = colours.convert("L")
     if colours.mode not in ("L", "RGB"):
         colours = colours.convert("RGB")
     if alpha is not None:

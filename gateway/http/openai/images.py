@@ -4,7 +4,6 @@ A request is a run that lives for its caller; an Idempotency-Key is its request_
 openai_request.py, what events say in results.py.
 """
 
-import asyncio
 import base64
 import json
 import time
@@ -40,6 +39,7 @@ from gateway.http.request_body import read_json
 from gateway.http.routes.images import file_of
 from gateway.http.run_results import PartialImage, RunResults
 from gateway.http.sse import EventStream, message
+from gateway.planning.picture_decoding import decode
 from services.errors import InvalidRequest, TriptychError
 from services.images.masks import mask_of_transparency
 from triptych.v1.pipeline_pb2 import Event, Image, Run, RunState
@@ -60,7 +60,7 @@ async def edits(request: Request) -> Response:
     caller, upload = caller_of(request), await read_upload(request)
     transparency = None
     if upload.images and not upload.masks:
-        transparency = await asyncio.to_thread(mask_of_transparency, upload.images[0].data)
+        transparency = await decode(mask_of_transparency, upload.images[0].data)
     own_mask = ImageData(mime_type="image/png", data=transparency) if transparency else None
     plan = partial(edit, images=upload.images, masks=upload.masks, own_mask=own_mask)
     return await _answer(request, caller, upload.fields, EDIT_FIELDS, plan, "image_edit")

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from services.images.codec import MAX_PIXELS, DecodedImage, ImageLimits, decode_image, decode_with_alpha
+from services.errors import InvalidRequest
+from services.images.codec import (
+    FORMATS,
+    MAX_PIXELS,
+    DecodedImage,
+    ImageLimits,
+    decode_image,
+    decode_with_alpha,
+)
 from services.images.fit import fit, fit_mask, fit_picture
 from services.images.masks import decode_mask, mask_of_transparency
 
@@ -279,6 +287,34 @@ def test_the_right_value(make, right, most):
     got = decode_image(make(), LIMITS, "image")
     assert got.shape == right().shape
     assert distance(got, right()) <= most
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_photo_of_an_iphone_is_upright_and_in_srgb(turn):
+    """HEIC with a Display P3 profile; libheif stores the rotation in the container."""
+    pixels = np.full((48, 64, 3), (200, 80, 60), np.uint8)
+    pixels[:8] = (60, 80, 200)
+    photo = Image.fromarray(pixels)
+    # The encoder takes the rotation from here.
+    photo.info["exif"] = _exif(turn).tobytes()
+    got = decoded(photo, "HEIF", icc_profile=_p3(), quality=95).rgb
+    right = decoded(Image.fromarray(_turned(pixels, turn)), icc_profile=_p3()).rgb
+    assert got.shape == right.shape
+    # Off the edge, which a lossy format blurs.
+    assert distance(got[12:-4, 4:-12].mean((0, 1)), right[12:-4, 4:-12].mean((0, 1))) <= 6
+
+
+def test_heic_keeps_its_alpha():
+    got = decoded(Image.new("RGBA", (64, 64), (200, 80, 60, 100)), "HEIF", quality=95)
+    assert got.alpha is not None
+    assert distance(got.alpha, np.full((64, 64), 100)) <= 3
+
+
+def test_heic_where_nothing_reads_it_is_explained(monkeypatch):
+    data = as_file(Image.fromarray(COLOURS), "HEIF")
+    monkeypatch.delitem(FORMATS, "HEIF")
+    with pytest.raises(InvalidRequest, match="is a HEIC file"):
+        decode_image(data, LIMITS, "image")
 
 
 def test_the_table_has_forty_pictures():
