@@ -8,7 +8,7 @@ PROMPT ?= a red house under a full moon
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up wheels test test-page test-matrices test-wheels test-clients test-proxies test-faults test-attacks test-real-size test-compose test-meadowrun test-gpu bench-gpu gpu-wheels fuzz parity tiny quality bench bench-full check fix protos release-protos clean
+.PHONY: help setup run up wheels test test-page test-matrices test-wheels test-clients test-proxies test-faults test-attacks test-real-size test-compose test-meadowrun test-gpu bench-gpu gpu-wheels fuzz parity tiny quality bench bench-full check fix manifests protos release-protos clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -130,6 +130,7 @@ check: $(VENV)/dev ## Lint, types, protos, stubs, plain words
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/python packages/check_words.py
+	$(BIN)/python packages/write_manifests.py --check
 
 fix: $(VENV)/dev ## Format, and repair what the linter can
 	$(BIN)/ruff check --fix .
@@ -155,6 +156,9 @@ bench-gpu: $(VENV)/dev ## Time every stage on a GPU beside its computed limit an
 
 gpu-wheels: $(VENV)/dev ## Download what a machine with CUDA, torch and JAX lacks, for one without network
 	$(BIN)/python -m tests.gpu.wheels
+
+manifests: $(VENV)/dev ## Write what compose, Kubernetes and the monitoring have for each stage
+	$(BIN)/python packages/write_manifests.py
 
 protos: $(VENV)/dev ## Generate triptych/v1 from protos/
 	$(BIN)/python protos/generate.py

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from services.families import FAMILIES
+from triptych.stages import WORKER_NAMES
 
 ROOT = Path(__file__).parent.parent
 RANKS = {
@@ -38,9 +39,7 @@ RANKS = {
         "web": 0,
     },
     "services": {
-        "generator": 5,
-        "refiner": 5,
-        "upscaler": 5,
+        **dict.fromkeys(WORKER_NAMES, 5),
         "serving": 4,
         "engine": 3,
         "pytorch": 4,

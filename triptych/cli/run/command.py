@@ -41,7 +41,7 @@ from triptych.progress import RunProgress
 from triptych.result import RunResult
 from triptych.stages import STAGES
 from triptych.terminal_text import echo, escape
-from triptych.v1.pipeline_pb2 import RefineStage, RunSpec
+from triptych.v1.pipeline_pb2 import RunSpec, SelectImagesRequest
 from triptych.vocabulary import describe_reading
 
 # Short enough for a folder's name; `--seed` takes all of uint64.
@@ -269,8 +269,8 @@ async def choose(
         if choice is None:
             break
         # Their settings are those of the run.
-        to_refine = RefineStage() if choice.stage == "refine" else None
-        selected = client.select(choice.names, refine=to_refine, upscale=choice.stage == "upscale")
+        stage: Any = getattr(SelectImagesRequest.Selection(), choice.stage)
+        selected = client.select(choice.names, **{choice.stage: stage})
         await follow(client, selected, progress, output, Leaving(client.address, goes_on=True))
         result.merge(selected.result)
     return result

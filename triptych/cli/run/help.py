@@ -33,10 +33,12 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "seed",
         "manual",
     ),
-    "What goes on": ("refine_top", "variations", "upscale_top", "no_refine", "no_upscale"),
-    "Sketch": SETTINGS["generate"],
-    "Refine": SETTINGS["refine"],
-    "Upscale": SETTINGS["upscale"],
+    "What goes on": (
+        *("refine_top", "variations"),
+        *(f"{stage.name}_top" for stage in STAGES[2:]),
+        *(f"no_{stage.name}" for stage in STAGES[1:]),
+    ),
+    **{"Sketch" if name == "generate" else name.capitalize(): names for name, names in SETTINGS.items()},
     "Where": (
         "gateway",
         "detach",
@@ -62,10 +64,14 @@ OPTIONS_OF_FIELDS = {
     "spec.refine.count": "--variations",
     "spec.refine.mask": "--mask",
     "spec.refine.settings.guidance_scale": "--refine-guidance-scale",
-    "spec.upscale": "--image",
-    "spec.automatic.top_k_after_generate": "--refine-top or --upscale-top",
-    "spec.automatic.top_k_after_refine": "--upscale-top",
     **{f"spec.{stage.name}.model": f"--{stage.worker_name}-model" for stage in STAGES},
+    **{f"spec.{stage.name}": "--image" for stage in STAGES if not stage.draws},
+    **{
+        f"spec.automatic.top_k_after_{stage.name}": " or ".join(
+            f"--{later.name}-top" for later in STAGES[index:]
+        )
+        for index, stage in enumerate(STAGES[:-1], 1)
+    },
     # Each setting has an option of its name.
     **{f"spec.{stage.name}.settings": "" for stage in STAGES},
 }
