@@ -16,10 +16,11 @@ HEAD_TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 75.0
 MAX_CONNECTIONS = 1_000
 MAX_CONNECTIONS_PER_ADDRESS = 500
-
-
-# A body that nobody wants is thrown away for so long, so that its sender can read why; then the connection ends.
-LINGER_S = 2.0
+# A body that nobody wants is thrown away for so long, so that its sender can read why; then the connection ends. Many
+# programs read the answer only after they have sent all, and a reset would take it from them (RFC 9112, 9.6).
+LINGER_S = 30.0
+# Ended earlier where nothing comes.
+LINGER_SILENCE_S = 10.0
 
 
 class _LingeringTransport:
@@ -46,6 +47,7 @@ class BoundedProtocol(H11Protocol):
         self._is_in_body = False
         self._is_refused = False
         self._is_lingering = False
+        self._lingers_until = 0.0
         self.since = self.loop.time()
         self.app = self._refusing(self.app)
 
@@ -66,13 +68,16 @@ class BoundedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._is_lingering:
             super().data_received(data)
+        elif (left_s := self._lingers_until - self.loop.time()) > 0:
+            self._expect(min(LINGER_SILENCE_S, left_s))
 
     def linger(self) -> bool:
         """Whether the connection ends later, since its peer is about to get an answer that ends it."""
         if not self._is_refused or self._is_lingering:
             return self._is_lingering
         self._is_lingering = True
-        self._expect(LINGER_S)
+        self._lingers_until = self.loop.time() + LINGER_S
+        self._expect(LINGER_SILENCE_S)
         self.transport.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
