@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from services.errors import ModelError
 from services.generator.prompt_words import (
@@ -125,9 +125,8 @@ class Vocabulary:
             reading = self._read(prompt, words, (*near, self._misspelt(words)))
         if not reading.nouns:
             return self._another(prompt)
-        text = self._relations.list_things(reading.text) if self._relations else reading.text
         return Replaced(
-            text + self._setting(prompt, reading.nouns), tuple(dict.fromkeys(reading.replacements))
+            self._say_things(reading.text) + self._setting(prompt, reading.nouns), tuple(dict.fromkeys(reading.replacements))
         )
 
     def _read(self, prompt: str, words: list[Word], tables: Sequence[Table]) -> _Reading:
@@ -262,12 +261,16 @@ class Vocabulary:
         choices = next((self._settings[noun] for noun in nouns if noun in self._settings), self._settings[""])
         return " " + choices[zlib.crc32(prompt.encode()) % len(choices)]
 
+    def _say_things(self, text: str) -> str:
+        return self._relations.say_things(text) if self._relations else text
+
     def _another(self, prompt: str) -> Replaced:
         """The same other prompt for the same prompt, always."""
         examples = self.example_prompts
         first = zlib.crc32(prompt.encode()) % len(examples)
         rest = [examples[(first + i) % len(examples)] for i in range(1, len(examples))]
-        return Replaced(examples[first], (), known=False, suggestions=tuple(rest[:NUM_SUGGESTIONS]))
+        drawn = self._say_things(examples[first])
+        return Replaced(drawn, (), known=False, suggestions=tuple(rest[:NUM_SUGGESTIONS]))
 
 
 def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary | None:
@@ -288,7 +291,7 @@ def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary | None:
             correct_words=raw.get("correct_words", ()),
             places=raw.get("places", ()),
             settings=raw.get("settings"),
-            relations=Relations(raw["things"], raw["relations"]) if raw.get("relations") else None,
+            relations=_relations(raw) if raw.get("relations") else None,
         )
     except (
         UnicodeDecodeError,
@@ -301,6 +304,20 @@ def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary | None:
         raise ModelError(
             f"{path} is not a table of words: {error!r}; expected what `python -m training.world.near_words.word_table` writes"
         ) from None
+
+
+def _relations(raw: Mapping[str, Any]) -> Relations:
+    return Relations(
+        raw["things"],
+        raw["relations"],
+        colours=raw.get("colours", ()),
+        numbers=raw.get("numbers", ()),
+        sizes=raw.get("sizes", ()),
+        usual_sizes=raw.get("usual_sizes"),
+        usual_colours=raw.get("usual_colours"),
+        lone_position=raw.get("lone_position", ""),
+        settings={*raw["known"], *raw["known"].values()} - {*raw["things"], *raw["things"].values()},
+    )
 
 
 def _table(raw: Mapping[str, Sequence[object]]) -> Table:

@@ -2,7 +2,7 @@
 
 from itertools import chain
 
-from training.world.near_words.word_lists import MANY, NOT_SETTINGS, PAIRS, SETTING_WORDS
+from training.world.near_words.word_lists import MANY, NOT_SETTINGS, PAIRS, SETTING_WORDS, SIZE_NAMES
 from training.world.phrases import (
     ADJECTIVES,
     COLOUR_WORDS,
@@ -12,7 +12,9 @@ from training.world.phrases import (
     NUMBER_WORDS,
     OPENINGS,
     PLACE_PHRASES,
+    SIZE_WORDS,
     SKY_PHRASES,
+    SLOT_PHRASES,
     TIME_PHRASES,
     WEATHER_PHRASES,
     plural,
@@ -66,11 +68,17 @@ def settings_of(world: World) -> dict[str, list[str]]:
         for noun in (word, plural(word))
     }
     anywhere = [
-        PLACE_PHRASES[place][0] for place in ("meadow", "beach", "mountains", "forest", "snow", "city")
+        # Not among mountains and houses, where shapes are lost, nor in the snow, where white ones are.
+        PLACE_PHRASES[place][0]
+        for place in ("meadow", "beach", "forest")
     ]
     return {**{noun: phrases for noun, phrases in homes.items() if phrases}, "": anywhere}
 
 
+# A model whose captions say "small" and "big" alone draws a mixture of sizes where neither is said. That has no shape,
+# except of these; and a blue fish is not seen in the sea.
+ANY_SIZE = frozenset(("house", "car", "tent", "cactus", "ghost", "palm"))
+USUAL_COLOURS = {"fish": "orange"}
 # What becomes "and" for a model that learnt no relation: places where one of two things can be.
 RELATIONS = (
     "in front of", "on top of", "next to", "with", "near", "by", "beside", "behind", "on", "above", "over", "under",
@@ -81,7 +89,22 @@ RELATIONS = (
 
 def grammar_of(world: World) -> dict[str, object]:
     """What a model needs whose captions all named a place, and knew no relation but "and" and sides."""
-    return {"settings": settings_of(world), "relations": RELATIONS}
+    return {
+        "settings": settings_of(world),
+        "relations": RELATIONS,
+        "colours": sorted({*COLOURS, *chain(*COLOUR_WORDS.values())}),
+        "sizes": sorted({*chain(*SIZE_WORDS.values()), *SIZE_NAMES}),
+        "usual_sizes": {
+            word: SIZE_WORDS["small"][0]
+            for name in world.objects
+            if name not in ANY_SIZE
+            for word in OBJECTS[name].words
+        },
+        "usual_colours": {
+            word: USUAL_COLOURS[name] for name in USUAL_COLOURS for word in OBJECTS[name].words
+        },
+        "lone_position": SLOT_PHRASES["center"][0],
+    }
 
 
 def things_of(world: World) -> dict[str, str]:

@@ -28,6 +28,8 @@ COLOUR_NAMES = {
     "gray": "black", "grey": "black", "silver": "white", "gold": "yellow", "blonde": "yellow", "amber": "orange",
     "tan": "brown", "bronze": "brown", "emerald": "green", "lime": "green", "olive": "green", "ginger": "orange",
 }  # fmt: skip
+# Other words for sizes. They are kept, since a thing is no small one then.
+SIZE_NAMES = _words("massive enormous gigantic colossal tall long mini miniature minuscule")
 # Where the first meaning in WordNet is not the one that is drawn.
 LEXICONS = (
     "animal",
@@ -121,8 +123,33 @@ CHARACTERS = {
     "tesla": "car", "porsche": "car", "rocketship": "rocket", "treehouse": "house", "firetruck": "truck",
     "santa claus": "man", "santa": "man", "jesus": "man", "buddha": "man", "christmas": "pine tree", "xmas": "pine tree",
     "snow globe": "snowman", "teddy bear": "bear", "teddy": "bear", "hot dog": "sandwich", "hotdog": "sandwich",
-    "taco": "sandwich", "sushi": "fish", "donut": "cake", "cupcake": "cake", "smartphone": "telephone", "iphone": "telephone",
+    "taco": "sandwich", "sushi": "fish", "donut": "apple", "cupcake": "cake", "cake": "mushroom", "smartphone": "telephone", "iphone": "telephone",
+    # Things that people ask for, and that WordNet has as something else first, or MiniLM near to something of another shape.
+    "cheeseburger": "sandwich", "burger": "sandwich", "croissant": "bread", "icecream": "bread", "chocolate": "candy",
+    "lollipop": "balloon", "raspberry": "strawberry", "watermelon": "apple", "kiwi": "apple", "avocado": "apple",
+    "broccoli": "tree", "cucumber": "cactus", "corn": "cactus", "dandelion": "flower", "potato": "apple", "lobster": "fish",
+    "shrimp": "fish", "octopus": "fish", "squid": "fish", "snail": "rabbit", "slug": "fish", "worm": "fish",
+    "king": "man", "queen": "woman", "skeleton": "man", "orc": "man", "baby": "child",
+    "pegasus": "horse", "alpaca": "llama", "cheetah": "leopard", "hyena": "wolf", "raccoon": "cat", "badger": "dog",
+    "beaver": "hamster", "chipmunk": "squirrel", "porcupine": "hedgehog", "chimpanzee": "monkey", "orangutan": "monkey",
+    "gorilla": "monkey", "koala": "rabbit", "sloth": "monkey", "armadillo": "hedgehog", "anteater": "dog", "platypus": "duck",
+    "hippo": "elephant", "walrus": "seal", "otter": "cat", "skunk": "cat", "canary": "bird", "ostrich": "bird",
+    "chameleon": "lizard", "iguana": "lizard", "tortoise": "turtle", "salamander": "lizard", "triceratops": "dinosaur",
+    "clownfish": "fish", "koi": "fish", "caterpillar": "fish", "scorpion": "spider", "drone": "rocket",
+    "van": "truck", "bulldozer": "tractor", "motorbike": "motorcycle", "unicycle": "bicycle", "blimp": "balloon",
+    "shuttle": "rocket", "ferry": "ship", "scooter": "motorcycle", "tram": "bus", "subway": "bus", "train": "bus",
+    "igloo": "tent", "building": "house", "villa": "house", "pagoda": "castle", "mosque": "castle", "church": "house",
+    "teepee": "tent", "wigwam": "tent", "television": "robot", "tv": "robot", "radio": "robot", "camera": "robot",
     "coffee": "tea", "cheese": "bread", "egg": "bread", "orange": "apple", "oranges": "apples",
+}  # fmt: skip
+# What people hold, wear or kick: drawn as a thing of that shape only where nothing else would be.
+GUESSED_SHAPES = {
+    "television": "robot", "tv": "robot", "radio": "robot", "camera": "robot", "bookshelf": "house", "football": "balloon",
+    "basketball": "balloon", "soccer ball": "balloon", "kite": "balloon", "gift": "balloon", "present": "balloon",
+    "treasure": "house", "crown": "castle", "diamond": "heart", "ring": "heart", "gem": "heart", "necklace": "heart",
+    "dress": "tent", "cup": "apple", "mug": "apple", "bowl": "apple", "plate": "apple", "bottle": "rocket", "vase": "tulip",
+    "book": "house", "chair": "house", "table": "house", "bed": "house", "desk": "house",
+    "statue": "snowman", "planet": "balloon", "saturn": "balloon", "mars": "balloon", "star": "heart", "bouquet": "tulip",
 }  # fmt: skip
 # People whom a prompt asks to see; of others it may only speak. Without people in its world a model draws robots.
 SEEN_PEOPLE = _words(

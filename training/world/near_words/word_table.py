@@ -42,6 +42,7 @@ from training.world.near_words.word_lists import (
     CHARACTERS,
     COLOUR_NAMES,
     COMPATIBLE,
+    GUESSED_SHAPES,
     IRREGULAR,
     LEXICONS,
     NARROW_NAMES,
@@ -107,6 +108,7 @@ SURE, LEAST = 0.5, 0.2
 RARE_SENSE_PENALTY = 0.06
 KIND_BONUS = 0.3  # for what is a kind of the other: a poodle is a dog, whatever the embeddings say
 STAND_IN_SIMILARITY = 0.45  # of a person and a robot, where no person can be drawn
+GUESSED_SIMILARITY = 0.42  # of what is drawn for its shape where nothing else would be
 SETTING_SIMILARITY = 0.6  # of what is drawn as a place, a time or a weather, at least
 MAX_WORDS = 20_000
 # Senses of a word that are looked at, and those of animals, which people mean when they ask for a picture.
@@ -324,6 +326,10 @@ def nearest(
         elif similarity >= LEAST and near_word in things:
             tables.guesses[word] = entry
     _add_lists(world, tables)
+    return _sorted(tables)
+
+
+def _sorted(tables: Tables) -> Tables:
     return Tables(*(dict(sorted(table.items())) for table in tables))
 
 
@@ -343,6 +349,10 @@ def _add_lists(world: World, tables: Tables) -> None:
             guesses.pop(name, None)
             is_sure = entry[1] >= SURE and name not in COLOURS
             (replacements if is_sure else guesses)[name] = (entry[0], min(entry[1], 0.8))
+    for name, word in GUESSED_SHAPES.items():
+        if name not in known and word in known:
+            replacements.pop(name, None)
+            guesses[name] = (word, GUESSED_SIMILARITY)
     replacements |= {word: (near_word, 0.9) for word, near_word in COLOUR_NAMES.items()}
     settings = {
         **{word: (near_word, 0.9) for word, near_word in SETTING_NAMES.items() if near_word in known},
@@ -403,19 +413,41 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--own-grammar", action="store_true", help="for a model whose captions name a place, and no relation"
     )
+    parser.add_argument(
+        "--lists-only",
+        action="store_true",
+        help="keep what WordNet and the embeddings gave, and apply the lists by hand and the grammar anew (seconds)",
+    )
     parser.add_argument("--output", type=Path, default=FILE)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    world, wordnet = WORLDS[options.world], read_wordnet()
-    tables = make_tables(world, wordnet, SentenceEncoder())
-    write_table(options.output, said_of(world, wordnet, tables, own_grammar=options.own_grammar), tables)
+    world = WORLDS[options.world]
+    if options.lists_only:
+        tables, correct = read_table(options.output)
+        _add_lists(world, tables)
+        tables = _sorted(tables)
+    else:
+        wordnet = read_wordnet()
+        tables = make_tables(world, wordnet, SentenceEncoder())
+        correct = correct_words(wordnet, world, tables.replacements)
+    write_table(options.output, said_of(world, correct, own_grammar=options.own_grammar), tables)
     if (options.output.parents[1] / MANIFEST).exists():
         refresh_manifest(options.output.parents[1])
     count = len(tables.replacements) + len(tables.guesses)
     print(f"{options.output}: {count} words, {options.output.stat().st_size / 1e3:.0f} kB")
 
 
-def said_of(world: World, wordnet: WordNet, tables: Tables, *, own_grammar: bool) -> dict[str, object]:
+def read_table(path: Path) -> tuple[Tables, list[str]]:
+    """The tables of a file that `write_table` wrote, and its words that are no misspelt ones."""
+    raw = json.loads(path.read_text("utf-8"))
+    tables = (
+        {word: (near, similarity) for word, (near, similarity) in raw[name].items()}
+        for name in Tables._fields
+    )
+    return Tables(*tables), raw["correct_words"]
+
+
+def said_of(world: World, correct: Sequence[str], *, own_grammar: bool) -> dict[str, object]:
     """All of the model's words but the tables, by the names that the generator reads."""
     said: dict[str, object] = {
         "known": known_nouns(world),
@@ -423,7 +455,7 @@ def said_of(world: World, wordnet: WordNet, tables: Tables, *, own_grammar: bool
         "places": place_nouns(world),
         "numbers": numbers_of(world),
         "quantities": quantities_of(world),
-        "correct_words": correct_words(wordnet, world, tables.replacements),
+        "correct_words": correct,
     }
     return said | (grammar_of(world) if own_grammar else {})
 

@@ -277,7 +277,7 @@ async def choose(
 
 
 async def note_replaced_words(client: Client, spec: RunSpec, display: Display) -> None:
-    """Prints which words of the prompt the model replaces, before the run starts. Errors are ignored."""
+    """Prints what the model draws in place of the prompt and its words, before the run starts. Errors are ignored."""
     if not spec.prompt:
         return
     try:
@@ -286,6 +286,8 @@ async def note_replaced_words(client: Client, spec: RunSpec, display: Display) -
         return
     for line in describe_reading(reading):
         display.note(f"Note: {line}")
+    if not reading.is_unknown and reading.prompt not in ("", spec.prompt):
+        display.note(f"Note: the prompt is drawn as {reading.prompt!r}")
 
 
 async def why_it_broke(pipeline: Pipeline, otherwise: str) -> str:

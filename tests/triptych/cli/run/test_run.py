@@ -156,9 +156,9 @@ def test_options_come_from_the_environment_too(triptych, gateway):
 
 def test_words_that_are_drawn_as_others_are_named(triptych, gateway):
     replaced = [WordReplacement(word="kitten", replacement="cat", similarity=0.8)]
-    gateway.readings["a kitten"] = PromptReading(prompt="a cat", replacements=replaced)
+    gateway.readings["a kitten"] = PromptReading(prompt="a small cat", replacements=replaced)
     done = triptych("run", "a kitten", "--gateway", gateway.address)
-    assert "Note: kitten: drawn as cat" in done.stderr
+    assert "Note: kitten: drawn as cat\nNote: the prompt is drawn as 'a small cat'" in done.stderr
     assert done.returncode == 0
 
 
