@@ -1,4 +1,4 @@
-"""Says the things of a prompt in the words that a small model learnt: one after another, with a number and a size.
+"""Puts the things of a prompt into the words that a small model learnt: one after another, with a number and a size.
 
 "A dog in front of a house" becomes "a dog and a house", "a rabbit between two trees" "a tree, a rabbit and a tree", "two
 trees and a red house" "a tree, a tree and a red house". "Red tulips" become "two red tulips", and "a cat" "a small cat".
@@ -26,27 +26,8 @@ _TWO = frozenset(("two", "2"))
 _SIDE_NAMES = frozenset(("left", "right", "middle", "center", "side"))
 _SIDES = _SIDE_NAMES | {"and", "of"}
 # What parts a noun from the words before it.
-_PREPOSITIONS = frozenset(
-    (
-        "in",
-        "at",
-        "of",
-        "to",
-        "from",
-        "for",
-        "into",
-        "onto",
-        "over",
-        "under",
-        "by",
-        "between",
-        "among",
-        "is",
-        "are",
-        "or",
-        "has",
-    )
-)
+_PREPOSITIONS = frozenset(("in", "at", "of", "to", "from", "for", "into", "onto", "over",
+                           "under", "by", "between", "among", "is", "are", "or", "has"))  # fmt: skip
 
 
 class _Word(NamedTuple):
@@ -119,7 +100,7 @@ class Relations:
         return self._described(prompt, plurals[0], number=self._plural_number)
 
     def describe_things(self, prompt: str) -> str:
-        """The prompt with what this model must be told of its things, and without what else describes them.
+        """The prompt with the size, colour and side that this model needs, and without what else describes its things.
 
         "A pink princess castle" becomes "a pink castle in the middle", "a dog and a house" "a small dog and a house".
         """
@@ -136,11 +117,10 @@ class Relations:
         """The prompt with a thing's article, number, size and colour in this order, and its position behind it."""
         said = [prompt[word.start : word.end] for word in thing.words]
         articles = [word for word in said if self._is_article(word.casefold())]
-        if (
-            position
-            and not articles
-            and prompt[: thing.start].strip().casefold().rpartition(" ")[2] in ("", "of")
-        ):
+        if number:
+            articles = [word for word in articles if word.casefold() != "some"]
+        word_before = prompt[: thing.start].strip().casefold().rpartition(" ")[2]
+        if position and not articles and word_before in ("", "of"):
             articles = ["a"]
         sizes = [word for word in said if word.casefold() in self._sizes]
         colours = [word for word in said if word.casefold() in self._colours]

@@ -126,7 +126,8 @@ class Vocabulary:
         if not reading.nouns:
             return self._another(prompt)
         return Replaced(
-            self._say_things(reading.text) + self._setting(prompt, reading.nouns), tuple(dict.fromkeys(reading.replacements))
+            self._say_things(reading.text) + self._setting(prompt, reading.nouns),
+            tuple(dict.fromkeys(reading.replacements)),
         )
 
     def _read(self, prompt: str, words: list[Word], tables: Sequence[Table]) -> _Reading:

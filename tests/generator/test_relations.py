@@ -105,6 +105,7 @@ def test_a_thing_is_described_by_size_and_colour_and_alone_it_is_in_the_middle(
     ("prompt", "expected"),
     [
         ("cats", "two small cats"),
+        ("some houses", "two houses"),
         ("red palm trees on the beach", "two red palm trees on the beach"),
         ("a house with trees", "a house, a tree and a tree"),
         ("two cats", "two small cats"),

@@ -68,9 +68,9 @@ def settings_of(world: World) -> dict[str, list[str]]:
         for noun in (word, plural(word))
     }
     anywhere = [
-        # Not among mountains and houses, where shapes are lost, nor in the snow, where white ones are.
+        # Among mountains, houses and trees shapes are lost, and white ones in the snow.
         PLACE_PHRASES[place][0]
-        for place in ("meadow", "beach", "forest")
+        for place in ("meadow", "beach")
     ]
     return {**{noun: phrases for noun, phrases in homes.items() if phrases}, "": anywhere}
 
