@@ -23,6 +23,8 @@ from triptych.v1.pipeline_pb2 import (
     ListModelsResponse,
     ListRunsRequest,
     ListRunsResponse,
+    MoveRunRequest,
+    MoveRunResponse,
     ReadPromptRequest,
     ReadPromptResponse,
     RunState,
@@ -47,7 +49,11 @@ class PipelineService(PipelineServiceServicer):
 
     async def CreateRun(self, request: CreateRunRequest, context: Context) -> CreateRunResponse:
         run = await self._pipeline.create_run(
-            request.request_id, request.spec, current_caller(), webhook_url=request.webhook_url
+            request.request_id,
+            request.spec,
+            current_caller(),
+            webhook_url=request.webhook_url,
+            in_turn=request.in_turn,
         )
         return CreateRunResponse(run=run)
 
@@ -62,6 +68,7 @@ class PipelineService(PipelineServiceServicer):
             detach=request.detach,
             timeout_s=context.time_remaining(),
             webhook_url=request.webhook_url,
+            in_turn=request.in_turn,
         )
         self._attach(name, context)
         last = Event()
@@ -86,6 +93,9 @@ class PipelineService(PipelineServiceServicer):
         )
         return SelectImagesResponse(run=run)
 
+    async def MoveRun(self, request: MoveRunRequest, context: Context) -> MoveRunResponse:
+        return MoveRunResponse(run=await self._pipeline.move_run(request, current_caller()))
+
     async def CancelRun(self, request: CancelRunRequest, context: Context) -> CancelRunResponse:
         run = await self._pipeline.cancel_run(request.name, current_caller(), request.images)
         return CancelRunResponse(run=run)
@@ -95,7 +105,10 @@ class PipelineService(PipelineServiceServicer):
 
     async def ListRuns(self, request: ListRunsRequest, context: Context) -> ListRunsResponse:
         runs, next_page_token = await self._pipeline.list_runs(
-            current_caller(), page_size=request.page_size, page_token=request.page_token
+            current_caller(),
+            page_size=request.page_size,
+            page_token=request.page_token,
+            states=request.states,
         )
         return ListRunsResponse(runs=runs, next_page_token=next_page_token)
 

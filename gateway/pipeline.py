@@ -26,13 +26,22 @@ from gateway.store.base import TIMEOUT_S as STORE_TIMEOUT_S
 from gateway.webhooks.policy import WebhookPolicy
 from gateway.workers.errors import as_recorded
 from gateway.workers.pool import Pool, models_of
-from services.errors import AlreadyExists, InvalidRequest, NotFound, NotReady, RunUnderWay, TriptychError
+from services.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    RunNotQueued,
+    RunUnderWay,
+    TriptychError,
+)
 from services.serving.limits.request_checks import check_prompt
 from services.serving.request_log import current_request
 from triptych.v1.pipeline_pb2 import (
     Event,
     Image,
     ListModelsResponse,
+    MoveRunRequest,
     Run,
     RunSpec,
     RunState,
@@ -77,11 +86,18 @@ class Pipeline:
         detach: bool = True,
         timeout_s: float | None = None,
         webhook_url: str = "",
+        in_turn: bool = False,
     ) -> Run:
         """As `begin_run`, and the run as it stands then."""
         return await self._load(
             await self.begin_run(
-                request_id, spec, caller, detach=detach, timeout_s=timeout_s, webhook_url=webhook_url
+                request_id,
+                spec,
+                caller,
+                detach=detach,
+                timeout_s=timeout_s,
+                webhook_url=webhook_url,
+                in_turn=in_turn,
             )
         )
 
@@ -94,9 +110,11 @@ class Pipeline:
         detach: bool = True,
         timeout_s: float | None = None,
         webhook_url: str = "",
+        in_turn: bool = False,
     ) -> str:
         """Begins a run, or finds the one that the request_id has made; returns its name. `timeout_s`: the caller's
-        own, if not detached. `webhook_url`: where its end is reported.
+        own, if not detached. `webhook_url`: where its end is reported. `in_turn`: whether it waits until no other run of
+        the caller is under way.
 
         Raises InvalidRequest, AlreadyExists, NoWorker, QueueFull or JournalUnavailable; then there is no run.
         """
@@ -109,7 +127,7 @@ class Pipeline:
         row = await self._journal.reader.find_request(caller.name, request_id) if request_id else None
         if row is None:
             self._webhooks.check(webhook_url)
-            self._runs.check_room(caller)
+            self._runs.check_room(caller, is_in_turn=in_turn)
             plan = await make_plan(spec, self._pools)
             check_size(plan, caller.limits.max_images_per_run)
             row = await self._runs.begin(
@@ -120,6 +138,7 @@ class Pipeline:
                 is_detached=detach,
                 timeout_s=None if detach else timeout_s,
                 webhook_url=webhook_url,
+                in_turn=in_turn,
             )
         if row.asked != digest_of(spec, webhook_url):
             raise AlreadyExists(
@@ -201,19 +220,37 @@ class Pipeline:
             await asyncio.shield(self._runs.cancel(name, images))
         return await self._load(name)
 
+    async def move_run(self, request: MoveRunRequest, caller: Caller) -> Run:
+        """Gives a waiting run another place among its caller's. Raises NotFound, RunNotQueued, InvalidRequest."""
+        await self.require_access(request.name, caller)
+        if request.HasField("now") and not request.now:
+            raise InvalidRequest("now", "must be true, or left out")
+        if (await self._load(request.name)).state != RunState.RUN_STATE_QUEUED:
+            raise RunNotQueued(f"{request.name} does not wait to begin")
+        await asyncio.shield(self._runs.move(request))
+        return await self._load(request.name)
+
     async def get_run(self, name: str, caller: Caller) -> Run:
         """The run as it stands. Raises NotFound."""
         await self.require_access(name, caller)
         return await self._load(name)
 
     async def list_runs(
-        self, caller: Caller, *, page_size: int = 0, page_token: str = ""
+        self,
+        caller: Caller,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        states: Sequence[RunState.ValueType] = (),
     ) -> tuple[list[Run], str]:
-        """The runs that the caller may see, newest first, and a token for those after them; "" at the end."""
+        """The runs that the caller may see, newest first, and a token for those after them; "" at the end.
+
+        `states`: only runs in one of them; none: all.
+        """
         size = check_page_size(page_size)
         before = read_page_token(page_token)
         owner = None if caller.sees_all else caller.name
-        rows = await self._journal.reader.list_runs(owner, before, size + 1)
+        rows = await self._journal.reader.list_runs(owner, before, size + 1, states)
         token = (
             write_page_token(rows[size - 1].create_time_ns, rows[size - 1].name) if len(rows) > size else ""
         )
@@ -328,12 +365,17 @@ class Pipeline:
     async def _load(self, name: str, row: RunRow | None = None) -> Run:
         if (live := self._runs.live(name)) is not None:
             run = live.record.run.to_proto()
+            if live.ticket is not None and live.ticket.is_waiting and run.state == RunState.RUN_STATE_QUEUED:
+                run.queue_order = live.ticket.order
             await self._runs.flush(live)
             return run
         row = row or await self._journal.reader.find_run(name)
         if row is None:
             raise NotFound(f"there is no run {name[:80]!r} here")
-        return await self._journal.reader.view(row)
+        run = await self._journal.reader.view(row)
+        if run.state == RunState.RUN_STATE_QUEUED:
+            run.queue_order = row.place
+        return run
 
     async def _poll_shared(self, name: str, after_sequence: int) -> tuple[RunRow | None, list[Event]]:
         """As `_poll`, once for all who ask for the same at a time: two hundred may wait for one run."""

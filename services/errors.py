@@ -13,6 +13,7 @@ TriptychError
 ├── NotFound            NOT_FOUND
 ├── AlreadyExists       ALREADY_EXISTS      a request_id used before with another body
 ├── RunUnderWay         FAILED_PRECONDITION a run that must have finished first
+├── RunNotQueued        FAILED_PRECONDITION a run that does not wait to begin
 └── ModelError          FAILED_PRECONDITION a model folder or checkpoint that cannot be used
 """
 
@@ -115,6 +116,11 @@ class AlreadyExists(TriptychError):
 class RunUnderWay(TriptychError):
     status = grpc.StatusCode.FAILED_PRECONDITION
     reason = "RUN_UNDER_WAY"
+
+
+class RunNotQueued(TriptychError):
+    status = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "RUN_NOT_QUEUED"
 
 
 class ModelError(TriptychError):

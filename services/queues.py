@@ -53,6 +53,23 @@ class FairQueue(Generic[Item]):
                 return self.pop()
         return None
 
+    def pop_item(self, may_have: Callable[[Item], bool]) -> Item | None:
+        """The first item for which that is true, of the first caller in turn who has one; None where nobody has."""
+        for caller, queue in self._by_caller.items():
+            for index, item in enumerate(queue):
+                if may_have(item):
+                    del queue[index]
+                    self._by_caller.move_to_end(caller)
+                    if not queue:
+                        del self._by_caller[caller]
+                    return item
+        return None
+
+    def sort(self, caller: str, key: Callable[[Item], int]) -> None:
+        """Gives the items of a caller another order among themselves."""
+        if caller in self._by_caller:
+            self._by_caller[caller] = deque(sorted(self._by_caller[caller], key=key))
+
     def remove(self, unwanted: Callable[[Item], bool]) -> list[Item]:
         """Takes out and returns the items for which `unwanted` is true."""
         removed: list[Item] = []
@@ -104,6 +121,10 @@ class WaitingQueue(Generic[Item]):
     def __len__(self) -> int:
         return len(self._items)
 
+    def __iter__(self) -> Iterator[Item]:
+        """In the order in which they would go on if all might."""
+        return iter(self._items)
+
     def enter(self, item: Item, caller: str) -> None:
         self._items.push(item, caller)
 
@@ -114,6 +135,14 @@ class WaitingQueue(Generic[Item]):
     def next(self, may_go: Callable[[str], bool]) -> Item | None:
         """Takes out the next item of the first caller in turn for whom `may_go` is true."""
         return self._items.pop_for(may_go)
+
+    def next_item(self, may_go: Callable[[Item], bool]) -> Item | None:
+        """Takes out the first item for which `may_go` is true, of the first caller in turn who has one."""
+        return self._items.pop_item(may_go)
+
+    def sort(self, caller: str, key: Callable[[Item], int]) -> None:
+        """Gives the items of a caller another order among themselves."""
+        self._items.sort(caller, key)
 
     def count_move(self) -> None:
         """An item that waited has gone on: the time since the one before is the queue's rate."""
@@ -130,6 +159,10 @@ class WaitingQueue(Generic[Item]):
         self._report_one(next(n for n, one in enumerate(self._items, 1) if one is item), item)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(REPORT_EVERY_S, self._report_all)
+
+    def report_positions(self) -> None:
+        self.close()
+        self._report_all()
 
     def close(self) -> None:
         if self._timer is not None:

@@ -15,7 +15,15 @@ from typing import Any, Self, TypeVar
 from triptych import _run_stream, client
 from triptych._reconnect import Backoff
 from triptych.result import Picture, RunResult
-from triptych.v1.pipeline_pb2 import Event, ListModelsResponse, RefineStage, Run, RunSpec, UpscaleStage
+from triptych.v1.pipeline_pb2 import (
+    Event,
+    ListModelsResponse,
+    RefineStage,
+    Run,
+    RunSpec,
+    RunState,
+    UpscaleStage,
+)
 from triptych.v1.stage_pb2 import PromptReading
 
 Answer = TypeVar("Answer")
@@ -102,8 +110,15 @@ class Client:
         )
         return RunStream(stream, self._loop)
 
-    def create_run(self, spec: RunSpec, *, request_id: str = "", webhook_url: str = "") -> Run:
-        return self._loop.wait(self._client.create_run(spec, request_id=request_id, webhook_url=webhook_url))
+    def create_run(
+        self, spec: RunSpec, *, request_id: str = "", webhook_url: str = "", in_turn: bool = False
+    ) -> Run:
+        return self._loop.wait(
+            self._client.create_run(spec, request_id=request_id, webhook_url=webhook_url, in_turn=in_turn)
+        )
+
+    def move_run(self, name: str, *, before: str = "", after: str = "", now: bool = False) -> Run:
+        return self._loop.wait(self._client.move_run(name, before=before, after=after, now=now))
 
     def cancel_run(self, name: str, images: Sequence[str] = ()) -> Run:
         return self._loop.wait(self._client.cancel_run(name, images))
@@ -111,8 +126,8 @@ class Client:
     def get_run(self, name: str) -> Run:
         return self._loop.wait(self._client.get_run(name))
 
-    def list_runs(self) -> Iterator[Run]:
-        return self._loop.iterate(self._client.list_runs())
+    def list_runs(self, states: Sequence[RunState.ValueType] = ()) -> Iterator[Run]:
+        return self._loop.iterate(self._client.list_runs(states))
 
     def delete_run(self, name: str) -> None:
         self._loop.wait(self._client.delete_run(name))

@@ -51,10 +51,12 @@ from triptych.v1.pipeline_pb2 import (
     ListModelsRequest,
     ListModelsResponse,
     ListRunsRequest,
+    MoveRunRequest,
     ReadPromptRequest,
     RefineStage,
     Run,
     RunSpec,
+    RunState,
     SelectImagesRequest,
     StreamRunRequest,
     StreamRunResponse,
@@ -247,10 +249,15 @@ class Client:
             show=show,
         )
 
-    async def create_run(self, spec: RunSpec, *, request_id: str = "", webhook_url: str = "") -> Run:
-        """Begins a run that goes on by itself; begun once, over however many connections."""
+    async def create_run(
+        self, spec: RunSpec, *, request_id: str = "", webhook_url: str = "", in_turn: bool = False
+    ) -> Run:
+        """Begins a run that goes on by itself; begun once, over however many connections.
+
+        With `in_turn` it waits until no other run of the caller is under way; `move_run` changes its place.
+        """
         request = CreateRunRequest(
-            request_id=request_id or uuid.uuid4().hex, spec=spec, webhook_url=webhook_url
+            request_id=request_id or uuid.uuid4().hex, spec=spec, webhook_url=webhook_url, in_turn=in_turn
         )
         answer = await repeated(
             lambda: self._answer(self._stub.CreateRun(request, timeout=UNARY_TIMEOUT_S)),
@@ -289,6 +296,20 @@ class Client:
         )
         return answer.run
 
+    async def move_run(self, name: str, *, before: str = "", after: str = "", now: bool = False) -> Run:
+        """Moves a run that waits to begin: before or after another one of its caller's, or to begin `now`; with none of
+        them it is the next. Raises CallError with RUN_NOT_QUEUED for one that does not wait."""
+        if bool(before) + bool(after) + now > 1:
+            raise ValueError("expected one of before, after and now")
+        request = MoveRunRequest(name=name)
+        if before:
+            request.before = before
+        elif after:
+            request.after = after
+        elif now:
+            request.now = True
+        return (await self._answer(self._stub.MoveRun(request, timeout=UNARY_TIMEOUT_S))).run
+
     async def cancel_run(self, name: str, images: Sequence[str] = ()) -> Run:
         """Stops a run, or only the images named; a second time changes nothing."""
         request = CancelRunRequest(name=name, images=images)
@@ -298,9 +319,9 @@ class Client:
         """The run as it stands; its images without their data."""
         return (await self._answer(self._stub.GetRun(GetRunRequest(name=name), timeout=UNARY_TIMEOUT_S))).run
 
-    async def list_runs(self) -> AsyncGenerator[Run]:
-        """The caller's runs, newest first, page by page as they are read."""
-        request = ListRunsRequest(page_size=PAGE_SIZE)
+    async def list_runs(self, states: Sequence[RunState.ValueType] = ()) -> AsyncGenerator[Run]:
+        """The caller's runs, newest first, page by page as they are read; with `states` only those in one of them."""
+        request = ListRunsRequest(page_size=PAGE_SIZE, states=states)
         while True:
             page = await self._answer(self._stub.ListRuns(request, timeout=UNARY_TIMEOUT_S))
             for run in page.runs:

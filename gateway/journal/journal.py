@@ -72,6 +72,8 @@ class NewRun:
     deadline_ns: int | None
     webhook_url: str = ""
     traceparent: str = ""
+    queue_order: int | None = None
+    in_turn: bool = False
 
 
 @asynccontextmanager
@@ -254,6 +256,8 @@ class Journal:
                 "deadline_ns": new.deadline_ns,
                 "owner": self.gateway,
                 "traceparent": new.traceparent or None,
+                "queue_order": new.queue_order,
+                "in_turn": new.in_turn,
             }
             if not connection.execute(self._add[runs], row).rowcount:
                 same = sa.and_(runs.c.caller == new.caller, runs.c.request_id == new.request_id)
@@ -277,6 +281,8 @@ class Journal:
                 self.gateway,
                 None,
                 new.traceparent or None,
+                new.queue_order,
+                new.in_turn,
             )
 
         with spans.span("journal add run", {"db.system.name": self.database.kind}):
@@ -311,6 +317,17 @@ class Journal:
     async def has_runs(self) -> bool:
         query = sa.select(runs.c.name).limit(1)
         return await self.database.read(lambda connection: connection.execute(query).first()) is not None
+
+    async def move_run(self, name: str, orders: Mapping[str, int], *, in_turn: bool) -> None:
+        """Writes the order of waiting runs of this gateway, by name, and whether the run `name` waits in turn."""
+
+        def move(connection: sa.Connection) -> None:
+            for run, order in orders.items():
+                mine = runs.c.name == run, runs.c.owner == self.gateway
+                connection.execute(sa.update(runs).where(*mine).values(queue_order=order))
+            connection.execute(sa.update(runs).where(runs.c.name == name).values(in_turn=in_turn))
+
+        await self.database.write(move)
 
     async def detach(self, name: str) -> None:
         """The run continues without a connected client."""

@@ -27,7 +27,7 @@ _OPEN = (RunState.RUN_STATE_QUEUED, RunState.RUN_STATE_RUNNING)
 
 @dataclass(frozen=True)
 class PeerCommand:
-    """What a caller asked another gateway: "cancel" or "select", with the request's message.
+    """What a caller asked another gateway: "cancel", "move" or "select", with the request's message.
 
     `max_images` is what the caller may have of one run, which only the gateway that it asked knows.
     """
@@ -62,7 +62,8 @@ class Leases:
         return bool(await self._claim(runs.c.name == name, runs.c.owner == self._me))
 
     async def claim_open(self) -> list[str]:
-        """Takes all runs with something left to do that no living gateway has; returns their names."""
+        """Takes all runs with something left to do that no living gateway has; returns their names, in the order in
+        which they begin: what has begun before, then as they waited."""
         return await self._claim(runs.c.state.in_(_OPEN), sa.false())
 
     async def release(self, names: Collection[str]) -> None:
@@ -162,14 +163,19 @@ class Leases:
                 sa.update(runs)
                 .where(which, sa.or_(runs.c.owner.is_(None), ~alive, or_where))
                 .values(owner=self._me)
-                .returning(runs.c.name)
+                .returning(runs.c.name, runs.c.state, runs.c.queue_order, runs.c.create_time_ns)
             )
-            return list(connection.scalars(claimed))
+            return [row.name for row in sorted(connection.execute(claimed), key=_begins)]
 
         return await self._database.write(claim)
 
     async def _execute(self, statement: sa.Executable) -> None:
         await self._database.write(lambda connection: connection.execute(statement))
+
+
+def _begins(row: sa.Row[Any]) -> tuple[bool, int]:
+    order = row.create_time_ns if row.queue_order is None else row.queue_order
+    return row.state == RunState.RUN_STATE_QUEUED, order
 
 
 def write_error(error: TriptychError) -> str:

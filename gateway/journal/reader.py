@@ -3,7 +3,7 @@
 It knows rows and messages; how they come to be written is in journal.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,13 @@ class RunRow:
     owner: str | None
     at_rest: bytes | None
     traceparent: str | None
+    queue_order: int | None
+    in_turn: bool | None
+
+    @property
+    def place(self) -> int:
+        """Its order among its caller's runs that wait to begin."""
+        return self.create_time_ns if self.queue_order is None else self.queue_order
 
 
 class JournalReader:
@@ -46,11 +53,22 @@ class JournalReader:
         """The run that a caller has made with this request_id."""
         return await self._find(sa.and_(runs.c.caller == caller, runs.c.request_id == request_id))
 
-    async def list_runs(self, caller: str | None, before: tuple[int, str] | None, limit: int) -> list[RunRow]:
-        """Runs of a caller, or of all (None), newest first, from after that creation time and name on."""
+    async def list_runs(
+        self,
+        caller: str | None,
+        before: tuple[int, str] | None,
+        limit: int,
+        states: Collection[ProtoRunState.ValueType] = (),
+    ) -> list[RunRow]:
+        """Runs of a caller, or of all (None), newest first, from after that creation time and name on.
+
+        `states`: only runs in one of them; none: all.
+        """
         query = SELECT_RUN.order_by(runs.c.create_time_ns.desc(), runs.c.name.desc()).limit(limit)
         if caller is not None:
             query = query.where(runs.c.caller == caller)
+        if states:
+            query = query.where(runs.c.state.in_(states))
         if before is not None:
             query = query.where(sa.tuple_(runs.c.create_time_ns, runs.c.name) < sa.tuple_(*before))
         return [RunRow(*row) for row in await self.rows(query)]
@@ -146,4 +164,6 @@ SELECT_RUN: sa.Select[Any] = sa.select(
     runs.c.owner,
     runs.c.at_rest,
     runs.c.traceparent,
+    runs.c.queue_order,
+    runs.c.in_turn,
 )

@@ -5,7 +5,7 @@ import sqlalchemy as sa
 # Raised by one by a revision that older gateways cannot use; they then refuse the journal.
 VERSION = 1
 # Those in migrations/versions, in order; the last one has the tables below.
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 
 metadata = sa.MetaData()
 
@@ -43,6 +43,10 @@ runs = sa.Table(
     sa.Column("at_rest", sa.LargeBinary),
     # The W3C trace context of the work on it, where there is one.
     sa.Column("traceparent", sa.Text),
+    # Of its caller's runs that wait to begin, the one with the lowest begins first; NULL: by the time of creation.
+    sa.Column("queue_order", sa.BigInteger),
+    # Whether it waits until no other run of its caller is under way.
+    sa.Column("in_turn", sa.Boolean),
     sa.UniqueConstraint("caller", "request_id", name="one_run_for_a_request"),
     sa.Index("runs_of_a_caller", "caller", "create_time_ns"),
     sa.Index("runs_by_time", "create_time_ns", "name"),

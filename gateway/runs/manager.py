@@ -30,13 +30,14 @@ from gateway.runs.run import ActiveRun
 from gateway.store.base import Store
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
-from services.errors import NotFound, NotReady, TriptychError
+from services.errors import NotFound, NotReady, RunNotQueued, TriptychError
 from services.serving.request_log import current_traceparent
 from services.serving.tracing.log_fields import logging_with
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
     Event,
     Image,
+    MoveRunRequest,
     RunSpec,
     RunState,
     SelectImagesRequest,
@@ -102,6 +103,8 @@ class RunManager:
             grace_s=bounds.abandon_grace_s,
         )
         self._peers = PeerCoordinator(self._leases, self._execute, self._on_heartbeat)
+        # Held from the planning of a new order of waiting runs until it is applied.
+        self._moving = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._heartbeats: asyncio.Task[None] | None = None
 
@@ -132,7 +135,7 @@ class RunManager:
         """Runs that wait for their ticket."""
         return self._admission.num_waiting
 
-    def check_room(self, caller: Caller) -> None:
+    def check_room(self, caller: Caller, *, is_in_turn: bool = False) -> None:
         """Raises QueueFull or RateLimited, or NotReady while the gateway stops."""
         if self.is_stopping:
             raise NotReady("this gateway is going away; call another one, or come back")
@@ -141,7 +144,7 @@ class RunManager:
             raise StorageFailed(
                 "this gateway's journal or store cannot be used now, so nothing is accepted; come back"
             )
-        self._admission.check(caller.name, caller.limits)
+        self._admission.check(caller.name, caller.limits, is_in_turn=is_in_turn)
 
     async def begin(
         self,
@@ -153,18 +156,27 @@ class RunManager:
         is_detached: bool,
         timeout_s: float | None = None,
         webhook_url: str = "",
+        in_turn: bool = False,
     ) -> RunRow:
-        """Accepts the run, which begins when it is its ticket, or gives the one that the request_id has made meanwhile.
+        """Accepts the run, which begins at its turn, or gives the one that the request_id has made meanwhile.
 
         Raises QueueFull, RateLimited, NotReady, JournalUnavailable or what the store raises, and then there is no run.
         """
-        self.check_room(caller)
-        ticket = self._admission.enter(caller.name, caller.limits)
+        self.check_room(caller, is_in_turn=in_turn)
         name = f"runs/{secrets.token_hex(8)}"
+        ticket = self._admission.enter(caller.name, caller.limits, run=name, is_in_turn=in_turn)
         deadline_ns = None if timeout_s is None else time.time_ns() + int(timeout_s * 1e9)
         digest = digest_of(asked, webhook_url)
         new = NewRun(
-            caller.name, request_id, digest, is_detached, deadline_ns, webhook_url, current_traceparent()
+            caller.name,
+            request_id,
+            digest,
+            is_detached,
+            deadline_ns,
+            webhook_url,
+            current_traceparent(),
+            ticket.order,
+            in_turn,
         )
         # Not to be left half done when the caller goes away: an accepted run is begun.
         return await asyncio.shield(self._start(self._accept(name, new, plan, ticket)))
@@ -258,6 +270,32 @@ class RunManager:
             # Another gateway has taken it over before this could be written.
             await self.cancel(name, images)
 
+    async def move(self, request: MoveRunRequest) -> None:
+        """Moves a run that waits to begin, here or where it is carried out. Raises RunNotQueued, InvalidRequest."""
+        async with self._lock_of(request.name):
+            live = await self._claim_or_load(request.name)
+        if live is None:
+            await self._peers.send(request.name, "move", request.SerializeToString())
+            return
+        try:
+            await self._move(live, request)
+        finally:
+            if live.is_finished:
+                self._start(self.evict(live))
+
+    async def _move(self, live: ActiveRun, request: MoveRunRequest) -> None:
+        async with self._moving:
+            ticket = live.ticket
+            if ticket is None or not ticket.is_waiting:
+                raise RunNotQueued(f"{live.name} does not wait to begin")
+            to = request.WhichOneof("to")
+            anchor = {to: getattr(request, to)} if to in ("before", "after") else {}
+            orders = self._admission.plan_move(ticket, **anchor)
+            in_turn = ticket.is_in_turn and not request.now
+            # Written first, as everything that a caller sees.
+            await self.journal.move_run(live.name, orders, in_turn=in_turn)
+            self._admission.move(ticket, orders, is_in_turn=in_turn)
+
     async def select(
         self,
         request_id: str,
@@ -350,6 +388,8 @@ class RunManager:
         """Does what another gateway asks of a run of this one."""
         if command.kind == "cancel":
             await self.cancel(command.run, CancelRunRequest.FromString(command.payload).images)
+        elif command.kind == "move":
+            await self.move(MoveRunRequest.FromString(command.payload))
         else:
             asked = SelectImagesRequest.FromString(command.payload)
             most = command.max_images
@@ -385,7 +425,18 @@ class RunManager:
         began = events[0].state
         reading = began.prompt_reading if began.HasField("prompt_reading") else None
         plan = restore_plan(began.spec, began.models, (), reading)
-        return self._carry_out(record, plan, row)
+        ticket = None
+        if record.run.has_work:
+            # Only what has not begun yet waits for other runs of its caller.
+            is_new = record.run.state == RunState.RUN_STATE_QUEUED and not record.run.is_plan_done
+            ticket = self._admission.enter(
+                row.caller,
+                run=name,
+                is_in_turn=is_new and bool(row.in_turn),
+                order=row.place,
+                was_accepted=True,
+            )
+        return self._carry_out(record, plan, row, ticket)
 
     def _on_idle(self, live: ActiveRun) -> None:
         if live.error is not None:

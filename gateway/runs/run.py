@@ -56,7 +56,8 @@ class ActiveRun:
         # A detached run continues without clients.
         self.is_detached = is_detached
         self._context = context
-        self._ticket = ticket
+        # Its place in the queue, while it has work.
+        self.ticket = ticket
         self._deadline_ns = deadline_ns
         self._on_idle = on_idle
         self._is_cancelled = False
@@ -168,8 +169,9 @@ class ActiveRun:
         """Starts with what the record lacks."""
         self._is_cancelled = False
         self._is_idle = False
-        ticket = self._ticket or self._context.admission.enter(self.caller, was_accepted=True)
-        self._ticket = None
+        if self.ticket is None or self.ticket.has_left:
+            self.ticket = self._context.admission.enter(self.caller, run=self.name, was_accepted=True)
+        ticket = self.ticket
         self._span = self._start_span()
         self.record.traceparent = self._span.traceparent or current_traceparent() or self.record.traceparent
         ticket.listen(self.record.queued_run)

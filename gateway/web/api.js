@@ -85,9 +85,14 @@ export async function readPrompt(prompt, model) {
   return (await post("prompts/read", { prompt, model })).reading;
 }
 
-/** @param {string} requestId @param {object} spec */
-export function createRun(requestId, spec) {
-  return post("runs", { request_id: requestId, spec, detach: true });
+/** @param {string} requestId @param {object} spec @param {boolean} [inTurn] it waits until no other run of the caller is under way */
+export function createRun(requestId, spec, inTurn = false) {
+  return post("runs", { request_id: requestId, spec, detach: true, in_turn: inTurn });
+}
+
+/** Gives a run that waits another place; with nothing it is the next. @param {string} name @param {{before?: string, after?: string, now?: boolean}} to */
+export function moveRun(name, to = {}) {
+  return post(`${name}/move`, to);
 }
 
 /** @param {string} name "runs/{id}" */
@@ -98,6 +103,11 @@ export function getRun(name) {
 /** @param {number} pageSize @param {string} pageToken */
 export function listRuns(pageSize, pageToken) {
   return getJson(`runs?${new URLSearchParams({ page_size: String(pageSize), page_token: pageToken })}`);
+}
+
+/** @returns {Promise<any[]>} the runs that are queued or running */
+export async function listBusyRuns() {
+  return (await getJson("runs?states=RUN_STATE_QUEUED&states=RUN_STATE_RUNNING&page_size=200", { cache: "no-store" })).runs ?? [];
 }
 
 /** @param {string} name */

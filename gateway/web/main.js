@@ -49,19 +49,22 @@ settings.onChange(() => {
   vocabulary.setModel(generate);
   welcome.setModel(generate);
 });
-const queue = new RunQueue((run) => {
-  showNote(t("queue.begun", { prompt: run.spec.prompt }));
-  refreshRuns();
+const queue = new RunQueue({
+  onBegun: (run) => showNote(t("queue.begun", { prompt: run.spec.prompt })),
+  onChange: (numBusy) => {
+    setProps(byId("nav-busy"), { text: numBusy ? String(numBusy) : "" });
+    refreshRuns();
+  },
 });
 const controller = new RunController({
   settings,
   prompt: () => form.text,
   onShow: (run, image) => history.replaceState(null, "", `#/${run}/${image}`),
   onNewRun: (run) => show(run),
+  onOpen: (name) => queue.show(name),
   onReuse,
   onChange: () => {
-    const { run } = controller;
-    if (run && !run.isBusy) queue.ended(run.name);
+    refreshBusy();
     refreshRuns();
   },
   onZip: saveRuns,
@@ -73,6 +76,7 @@ const runs = new RunHistory({
   onZip: saveRuns,
 });
 const refreshRuns = debounce(() => runs.load());
+const refreshBusy = debounce(() => queue.poll(), 50);
 
 /** The parts that stand there from the beginning. Their texts are in the person's language. */
 function buildFrame() {
@@ -94,23 +98,23 @@ function buildFrame() {
 /** @param {import("./prompt_form.js").Request} request */
 function submit(request) {
   const spec = settings.promptSpec(request.prompt, request);
-  if (queue.isBusy) {
-    queue.add(spec);
-    showNote(t("queue.note", { prompt: request.prompt }));
-  } else begin(spec);
+  begin(spec, queue.isBusy);
 }
 
-/** @param {any} spec @param {string} [requestId] kept by repeated attempts: they make no second run */
-async function begin(spec, requestId = newRequestId()) {
+/** @param {any} spec @param {boolean} [inTurn] after what was begun here before @param {string} [requestId] kept by repeated attempts: they make no second run */
+async function begin(spec, inTurn = false, requestId = newRequestId()) {
   clearError();
   byId("begin").disabled = true;
   announce(t("announce.begin"));
   try {
-    const run = await withRetry(() => createRun(requestId, spec), showWaiting);
+    const run = await withRetry(() => createRun(requestId, spec, inTurn), showWaiting);
     clearError();
-    show(run);
+    if (inTurn && Number(run.queue_order)) {
+      queue.add(run);
+      showNote(t("queue.note", { prompt: spec.prompt }));
+    } else show(run);
   } catch (error) {
-    showError(error, () => begin(spec, requestId));
+    showError(error, () => begin(spec, inTurn, requestId));
   } finally {
     byId("begin").disabled = false;
   }

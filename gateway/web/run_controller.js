@@ -23,6 +23,7 @@ import { t } from "./texts.js";
  * @property {() => string} prompt what is in the prompt's field
  * @property {(name: string, picture: string) => void} onShow the address follows what is looked at
  * @property {(run: any) => void} onNewRun
+ * @property {(name: string) => void} onOpen a run is open, or ("") none
  * @property {(spec: any, action: "again"|"more"|"seed"|"restore", picture?: Picture) => void} onReuse
  * @property {() => void} onChange a run has begun or ended
  * @property {(names: string[]) => void} onZip
@@ -92,6 +93,7 @@ export class RunController {
     this.close();
     const run = new RunState(name);
     this.run = run;
+    this.page.onOpen(name);
     this.selected = image && `${name}/images/${image}`;
     this.draw();
     try {
@@ -128,6 +130,7 @@ export class RunController {
     this.selected = this.awaited = "";
     this.lastSequence = 0;
     this.mixPanel?.clear();
+    this.page.onOpen("");
     showConnection("ended");
     this.draw();
   }

@@ -14,6 +14,7 @@ import { t } from "./texts.js";
 const PAGE_SIZE = 48;
 // Of runs that are looked through for a word.
 const MAX_SEARCHED = 1_000;
+const MIN_NAME_CHARS = 6;
 
 export class RunHistory {
   /** @param {{onDeleted: (name: string) => void, onZip: (names: string[]) => void}} page */
@@ -116,7 +117,9 @@ export class RunHistory {
       if (this.starred.checked && !starred.has(run.name)) return false;
       if (this.state.value === "busy" ? !isBusy(state) : this.state.value && state !== this.state.value) return false;
       if (this.model.value && !(run.models ?? []).some((/** @type {any} */ one) => one.name === this.model.value)) return false;
-      return !query || `${run.spec?.prompt ?? ""} ${run.spec?.seed ?? ""} ${run.name}`.toLowerCase().includes(query);
+      // A short word is in many names by chance.
+      const isNamed = query.length >= MIN_NAME_CHARS && run.name.includes(query);
+      return !query || isNamed || `${run.spec?.prompt ?? ""} ${run.spec?.seed ?? ""}`.toLowerCase().includes(query);
     });
   }
 
@@ -140,8 +143,6 @@ export class RunHistory {
     this.bar.hidden = !shown.length;
     this.chosenParts.hidden = !this.chosen.size;
     setProps(this.chosenText, { text: t("choose.count", { count: this.chosen.size }) });
-    const busy = this.runs.filter((run) => isBusy(stateOf(run.state))).length;
-    setProps(byId("nav-busy"), { text: busy ? String(busy) : "" });
   }
 
   /** @param {any} run @param {Set<string>} starred */

@@ -1,4 +1,4 @@
-/** What the page remembers in this browser: draft, earlier prompts, presets, favourites, the queue. */
+/** What the page remembers in this browser: draft, earlier prompts, presets, favourites, runs begun here. */
 
 const PREFIX = "triptych-";
 

@@ -80,6 +80,7 @@ BODIES: dict[str, Callable[[], bytes]] = {
 PATHS = [
     ("POST", "/runs"),
     ("POST", "/runs/x/cancel"),
+    ("POST", "/runs/x/move"),
     ("POST", "/runs/x/selections"),
     ("POST", "/v1/images/generations"),
     ("POST", "/v1/images/edits"),

@@ -20,6 +20,7 @@ GETS = sorted({route.path or "/" for route in ROUTES if "GET" in (getattr(route,
 REQUESTS = {
     "/runs": pipeline_pb2.StreamRunRequest,
     "/runs/{id}/cancel": pipeline_pb2.CancelRunRequest,
+    "/runs/{id}/move": pipeline_pb2.MoveRunRequest,
     "/runs/{id}/selections": pipeline_pb2.SelectImagesRequest,
 }
 # JSON may hold halves of surrogate pairs, which no text can.

@@ -85,7 +85,7 @@ async def test_runs_are_saved_as_a_zip_file_with_what_is_known_of_them(visitor):
             assert image.text["prompt"] == "a red house"
 
 
-async def test_prompts_wait_their_turn_in_an_order_of_one_s_own(visitor, stages):
+async def test_prompts_wait_their_turn_in_an_order_of_one_s_own(visitor, stages, gateway):
     stages.hold(stages.generator, 0)
     await visitor.begin("a red house", count=1)
     await expect(visitor.page.get_by_role("heading", name="a red house")).to_be_visible()
@@ -100,16 +100,55 @@ async def test_prompts_wait_their_turn_in_an_order_of_one_s_own(visitor, stages)
     await expect(up).to_be_focused()
     await visitor.page.keyboard.press("Enter")
     await expect(waiting).to_have_text(["a full moon", "a blue house", "a pine tree"])
+    await visitor.button("Move “a blue house” down").click()
+    await expect(waiting).to_have_text(["a full moon", "a pine tree", "a blue house"])
+    await visitor.button("Take “a pine tree” out").click()
+    await expect(waiting).to_have_text(["a full moon", "a blue house"])
+    await visitor.button("Undo").click()
+    await expect(waiting).to_have_text(["a full moon", "a pine tree", "a blue house"])
     await visitor.button("Take “a blue house” out").click()
     await expect(waiting).to_have_text(["a full moon", "a pine tree"])
-    await visitor.page.reload()
-    await expect(waiting).to_have_text(["a full moon", "a pine tree"])
+    await expect(visitor.page.get_by_role("link", name="Runs 3")).to_be_visible()
+    # The gateway keeps them, and their order: also without the page, and after it was killed.
+    await visitor.page.goto("about:blank")
+    await gateway.kill()
+    await gateway.start()
+    await visitor.arrive()
+    await expect(waiting).to_have_text(["a red house", "a full moon", "a pine tree"])
     stages.let_go(stages.generator)
     await expect(visitor.page.locator("#queue")).to_be_hidden()
-    await visitor.shows_runs()
-    await expect(visitor.runs.locator(".run-prompt")).to_have_text(
-        ["a pine tree", "a full moon", "a red house"]
-    )
+    await expect(visitor.page.get_by_role("link", name="Runs", exact=True)).to_be_visible()
+    async with httpx.AsyncClient(base_url=gateway.url) as http:
+        runs = (await http.get("/runs")).json()["runs"]
+    begun = sorted(runs, key=lambda run: run["start_time"])
+    assert [run["spec"]["prompt"] for run in begun] == ["a red house", "a full moon", "a pine tree"]
+
+
+async def test_a_prompt_that_waits_can_begin_at_once(visitor, stages):
+    stages.hold(stages.generator, 0)
+    await visitor.begin("a red house", count=1)
+    await expect(visitor.page.get_by_role("heading", name="a red house")).to_be_visible()
+    await visitor.prompt.fill("a blue house")
+    await visitor.button("Make pictures").click()
+    await visitor.button("Begin now: “a blue house”").click()
+    await expect(visitor.page.get_by_text("“a blue house” has begun.")).to_be_visible()
+    await expect(visitor.page.get_by_role("heading", name="Under way")).to_be_visible()
+    await visitor.page.get_by_role("link", name="a blue house").first.click()
+    await expect(visitor.page.get_by_role("heading", name="a blue house")).to_be_visible()
+    stages.let_go(stages.generator)
+    await visitor.sees_sketches(1)
+
+
+async def test_the_badge_counts_runs_that_others_begin_and_end(visitor, gateway, stages):
+    badge = visitor.page.locator("#nav-busy")
+    await expect(badge).to_be_empty()
+    stages.hold(stages.generator, 0)
+    async with httpx.AsyncClient(base_url=gateway.url) as http:
+        spec = {"prompt": "a red house", "generate": {"count": 1}}
+        run = (await http.post("/runs", json={"spec": spec})).json()["name"]
+        await expect(badge).to_have_text("1")
+        await http.post(f"/{run}/cancel", json={})
+    await expect(badge).to_be_empty()
 
 
 async def test_a_run_under_way_is_cancelled_from_the_list(visitor, stages):

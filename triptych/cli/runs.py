@@ -1,4 +1,4 @@
-"""`triptych runs`: list, show, watch, select, cancel and delete runs."""
+"""`triptych runs`: list, show, watch, select, move, cancel and delete runs."""
 
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
@@ -41,7 +41,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.group(no_args_is_help=True)
 def runs() -> None:
-    """List, show, watch, go on with, cancel and delete the runs of a gateway.
+    """List, show, watch, go on with, move, cancel and delete the runs of a gateway.
 
     RUN is a run's name as `list` has it; IMAGE is an image's, such as generate-2 or refine-0.
     """
@@ -238,6 +238,22 @@ async def cancel(client: Client, run: str, images: tuple[str, ...], as_json: boo
     cancelled = await client.cancel_run(full_name(run), [full_image_name(run, image) for image in images])
     if as_json:
         print_json(cancelled)
+
+
+@runs.command()
+@click.argument("run")
+@click.option("--before", metavar="RUN", default="", help="It begins before this waiting run of yours.")
+@click.option("--after", metavar="RUN", default="", help="It begins after this one.")
+@click.option("--now", is_flag=True, help="It begins without waiting for your other runs.")
+@with_client
+async def move(client: Client, run: str, before: str, after: str, now: bool, as_json: bool) -> None:
+    """Move a run that waits to begin; without an option it is the next."""
+    if bool(before) + bool(after) + now > 1:
+        raise click.UsageError("expected one of --before, --after and --now")
+    anchors = {name: full_name(other) for name, other in (("before", before), ("after", after)) if other}
+    moved = await client.move_run(full_name(run), **anchors, now=now)
+    if as_json:
+        print_json(moved)
 
 
 @runs.command()

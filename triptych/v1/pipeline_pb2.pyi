@@ -291,11 +291,14 @@ class Run(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     PROMPT_READING_FIELD_NUMBER: _builtins.int
+    QUEUE_ORDER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"runs/{id}"."""
     state: Global___RunState.ValueType
     last_sequence: _builtins.int
     """Of the newest event."""
+    queue_order: _builtins.int
+    """Of a run that waits to begin: of its caller's, the one with the lowest begins first. 0 for other runs."""
     @_builtins.property
     def spec(self) -> Global___RunSpec:
         """As asked for, with the seed filled in."""
@@ -337,10 +340,11 @@ class Run(_message.Message):
         error: Global___RunError | None = ...,
         models: _abc.Iterable[Global___ChosenModel] | None = ...,
         prompt_reading: _stage_pb2.PromptReading | None = ...,
+        queue_order: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "prompt_reading", b"prompt_reading", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "images", b"images", "last_sequence", b"last_sequence", "models", b"models", "name", b"name", "prompt_reading", b"prompt_reading", "spec", b"spec", "start_time", b"start_time", "state", b"state", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "images", b"images", "last_sequence", b"last_sequence", "models", b"models", "name", b"name", "prompt_reading", b"prompt_reading", "queue_order", b"queue_order", "spec", b"spec", "start_time", b"start_time", "state", b"state", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -944,10 +948,13 @@ class CreateRunRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     WEBHOOK_URL_FIELD_NUMBER: _builtins.int
+    IN_TURN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The caller's own name for the request, up to 128 characters: retries with it make no second run."""
     webhook_url: _builtins.str
     """Where the end of the run is reported, with a signed POST. The gateway's operator must allow the address."""
+    in_turn: _builtins.bool
+    """Whether the run waits until no other run of the caller is under way at the gateway; MoveRun changes its place."""
     @_builtins.property
     def spec(self) -> Global___RunSpec: ...
     def __init__(
@@ -956,10 +963,11 @@ class CreateRunRequest(_message.Message):
         request_id: _builtins.str = ...,
         spec: Global___RunSpec | None = ...,
         webhook_url: _builtins.str = ...,
+        in_turn: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec", "webhook_url", b"webhook_url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_turn", b"in_turn", "request_id", b"request_id", "spec", b"spec", "webhook_url", b"webhook_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1037,12 +1045,15 @@ class StreamRunRequest(_message.Message):
     DETACH_FIELD_NUMBER: _builtins.int
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
     WEBHOOK_URL_FIELD_NUMBER: _builtins.int
+    IN_TURN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     detach: _builtins.bool
     """Whether the run goes on when the caller goes away; otherwise it is cancelled."""
     after_sequence: _builtins.int
     """For a caller who comes back with the same request_id: replays events after this one; 0: all."""
     webhook_url: _builtins.str
+    """As in CreateRunRequest."""
+    in_turn: _builtins.bool
     """As in CreateRunRequest."""
     @_builtins.property
     def spec(self) -> Global___RunSpec: ...
@@ -1054,10 +1065,11 @@ class StreamRunRequest(_message.Message):
         detach: _builtins.bool = ...,
         after_sequence: _builtins.int = ...,
         webhook_url: _builtins.str = ...,
+        in_turn: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "detach", b"detach", "request_id", b"request_id", "spec", b"spec", "webhook_url", b"webhook_url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "detach", b"detach", "in_turn", b"in_turn", "request_id", b"request_id", "spec", b"spec", "webhook_url", b"webhook_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1158,6 +1170,59 @@ class SelectImagesResponse(_message.Message):
 Global___SelectImagesResponse: _TypeAlias = SelectImagesResponse  # noqa: Y015
 
 @_typing.final
+class MoveRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    NOW_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    before: _builtins.str
+    """Name of another waiting run of its caller, at the same gateway, that it begins before."""
+    after: _builtins.str
+    """Likewise, of one that it begins after."""
+    now: _builtins.bool
+    """It begins without waiting for its caller's other runs, as soon as the gateway has room."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        before: _builtins.str = ...,
+        after: _builtins.str = ...,
+        now: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "now", b"now", "to", b"to"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "name", b"name", "now", b"now", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_to: _TypeAlias = _typing.Literal["before", "after", "now"]  # noqa: Y015
+    _WhichOneofArgType_to: _TypeAlias = _typing.Literal["to", b"to"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_to) -> _WhichOneofReturnType_to | None: ...
+
+Global___MoveRunRequest: _TypeAlias = MoveRunRequest  # noqa: Y015
+
+@_typing.final
+class MoveRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___Run: ...
+    def __init__(
+        self,
+        *,
+        run: Global___Run | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveRunResponse: _TypeAlias = MoveRunResponse  # noqa: Y015
+
+@_typing.final
 class CancelRunRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1247,17 +1312,23 @@ class ListRunsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___RunState.ValueType]:
+        """Only runs in one of these states; none: all."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        states: _abc.Iterable[Global___RunState.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -55,6 +55,11 @@ class PipelineServiceStub:
                 request_serializer=triptych_dot_v1_dot_pipeline__pb2.SelectImagesRequest.SerializeToString,
                 response_deserializer=triptych_dot_v1_dot_pipeline__pb2.SelectImagesResponse.FromString,
                 _registered_method=True)
+        self.MoveRun = channel.unary_unary(
+                '/triptych.v1.PipelineService/MoveRun',
+                request_serializer=triptych_dot_v1_dot_pipeline__pb2.MoveRunRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_pipeline__pb2.MoveRunResponse.FromString,
+                _registered_method=True)
         self.CancelRun = channel.unary_unary(
                 '/triptych.v1.PipelineService/CancelRun',
                 request_serializer=triptych_dot_v1_dot_pipeline__pb2.CancelRunRequest.SerializeToString,
@@ -120,6 +125,13 @@ class PipelineServiceServicer:
 
     def SelectImages(self, request, context):
         """Takes images of a run to a stage with settings of one's choice, forwards or back, at any time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveRun(self, request, context):
+        """Gives a run that waits to begin another place among its caller's waiting runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,6 +207,11 @@ def add_PipelineServiceServicer_to_server(servicer, server):
                     servicer.SelectImages,
                     request_deserializer=triptych_dot_v1_dot_pipeline__pb2.SelectImagesRequest.FromString,
                     response_serializer=triptych_dot_v1_dot_pipeline__pb2.SelectImagesResponse.SerializeToString,
+            ),
+            'MoveRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveRun,
+                    request_deserializer=triptych_dot_v1_dot_pipeline__pb2.MoveRunRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_pipeline__pb2.MoveRunResponse.SerializeToString,
             ),
             'CancelRun': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelRun,
@@ -341,6 +358,33 @@ class PipelineService:
             '/triptych.v1.PipelineService/SelectImages',
             triptych_dot_v1_dot_pipeline__pb2.SelectImagesRequest.SerializeToString,
             triptych_dot_v1_dot_pipeline__pb2.SelectImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.PipelineService/MoveRun',
+            triptych_dot_v1_dot_pipeline__pb2.MoveRunRequest.SerializeToString,
+            triptych_dot_v1_dot_pipeline__pb2.MoveRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,8 @@ class PipelineServiceStub:
     """CreateRun and WatchRun in one call, and again after a broken connection."""
     SelectImages: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.SelectImagesRequest, _pipeline_pb2.SelectImagesResponse]
     """Takes images of a run to a stage with settings of one's choice, forwards or back, at any time."""
+    MoveRun: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.MoveRunRequest, _pipeline_pb2.MoveRunResponse]
+    """Gives a run that waits to begin another place among its caller's waiting runs."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.CancelRunRequest, _pipeline_pb2.CancelRunResponse]
     """Stops a run, or some of its images. Idempotent."""
     GetRun: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.GetRunRequest, _pipeline_pb2.GetRunResponse]
@@ -72,6 +74,8 @@ class PipelineServiceAsyncStub(PipelineServiceStub):
     """CreateRun and WatchRun in one call, and again after a broken connection."""
     SelectImages: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.SelectImagesRequest, _pipeline_pb2.SelectImagesResponse]  # type: ignore[assignment]
     """Takes images of a run to a stage with settings of one's choice, forwards or back, at any time."""
+    MoveRun: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.MoveRunRequest, _pipeline_pb2.MoveRunResponse]  # type: ignore[assignment]
+    """Gives a run that waits to begin another place among its caller's waiting runs."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.CancelRunRequest, _pipeline_pb2.CancelRunResponse]  # type: ignore[assignment]
     """Stops a run, or some of its images. Idempotent."""
     GetRun: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.GetRunRequest, _pipeline_pb2.GetRunResponse]  # type: ignore[assignment]
@@ -122,6 +126,14 @@ class PipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pipeline_pb2.SelectImagesResponse, _abc.Awaitable[_pipeline_pb2.SelectImagesResponse]]:
         """Takes images of a run to a stage with settings of one's choice, forwards or back, at any time."""
+
+    @_abc_1.abstractmethod
+    def MoveRun(
+        self,
+        request: _pipeline_pb2.MoveRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pipeline_pb2.MoveRunResponse, _abc.Awaitable[_pipeline_pb2.MoveRunResponse]]:
+        """Gives a run that waits to begin another place among its caller's waiting runs."""
 
     @_abc_1.abstractmethod
     def CancelRun(

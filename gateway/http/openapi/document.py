@@ -21,6 +21,7 @@ from triptych.v1.pipeline_pb2 import (
     Event,
     ListModelsResponse,
     ListRunsResponse,
+    MoveRunRequest,
     ReadPromptRequest,
     ReadPromptResponse,
     Run,
@@ -38,6 +39,7 @@ MESSAGES = (
     StreamRunRequest,
     SelectImagesRequest,
     CancelRunRequest,
+    MoveRunRequest,
 )
 
 _STRING = {"type": "string"}
@@ -183,6 +185,7 @@ _RUN_PATHS: dict[str, Any] = {
             "parameters": [
                 query("page_size", {"type": "integer", "minimum": 0, "maximum": 1000}, "0: 50"),
                 query("page_token", _STRING, "next_page_token of the page before"),
+                query("states", ref("RunState"), "only runs in this state; repeat it for more"),
             ],
             "responses": answer("ListRunsResponse", "200", *error(400)),
         },
@@ -201,6 +204,14 @@ _RUN_PATHS: dict[str, Any] = {
             "summary": "Stop the run, or some of its images",
             "requestBody": body("CancelRunRequest"),
             "responses": answer("Run", "200", *error(400, 404, 408, 413, 415)),
+        },
+    },
+    "/runs/{id}/move": {
+        "parameters": [_RUN_ID],
+        "post": {
+            "summary": "Give a run that waits to begin another place among its caller's",
+            "requestBody": body("MoveRunRequest"),
+            "responses": answer("Run", "200", *error(400, 404, 408, 409, 413, 415, 503)),
         },
     },
     "/runs/{id}/selections": {

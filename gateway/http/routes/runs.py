@@ -23,6 +23,7 @@ from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
     ListModelsResponse,
     ListRunsResponse,
+    MoveRunRequest,
     ReadPromptRequest,
     ReadPromptResponse,
     RunState,
@@ -53,7 +54,12 @@ async def create_run(request: Request) -> Response:
     # What begins with a request that has an answer at once goes on without it by default.
     detach = asked.detach or "detach" not in body
     run = await api.pipeline.create_run(
-        asked.request_id, asked.spec, caller, detach=detach, webhook_url=asked.webhook_url
+        asked.request_id,
+        asked.spec,
+        caller,
+        detach=detach,
+        webhook_url=asked.webhook_url,
+        in_turn=asked.in_turn,
     )
     return JSONResponse(to_dict(run), 201, {"location": f"/{run.name}"})
 
@@ -64,6 +70,7 @@ async def list_runs(request: Request) -> Response:
         caller,
         page_size=query_integer(request, "page_size"),
         page_token=request.query_params.get("page_token", ""),
+        states=_states(request),
     )
     answer = to_dict(ListRunsResponse(next_page_token=token))
     examples = api_of(request).examples
@@ -92,6 +99,13 @@ async def cancel_run(request: Request) -> Response:
     body = await read_json(request, api.limits.max_body_bytes)
     asked = from_dict(body, CancelRunRequest)
     return JSONResponse(to_dict(await api.pipeline.cancel_run(_name(request), caller, asked.images)))
+
+
+async def move_run(request: Request) -> Response:
+    api, caller = api_of(request), caller_of(request)
+    asked = from_dict(await read_json(request, api.limits.max_body_bytes), MoveRunRequest)
+    asked.name = _name(request)
+    return JSONResponse(to_dict(await api.pipeline.move_run(asked, caller)))
 
 
 async def select_images(request: Request) -> Response:
@@ -140,6 +154,17 @@ def _last_event_id(request: Request) -> int:
     return int(text)
 
 
+def _states(request: Request) -> list[RunState.ValueType]:
+    """`?states=RUN_STATE_QUEUED`, once for each state."""
+    names = request.query_params.getlist("states")
+    for name in names:
+        if name not in dict(RunState.items()):
+            raise InvalidRequest(
+                "states", f"must be one of {', '.join(RunState.keys()[1:])}, got {name[:40]!r}"
+            )
+    return [RunState.Value(name) for name in names]
+
+
 def _name(request: Request) -> str:
     return f"runs/{request.path_params['id']}"
 
@@ -152,6 +177,7 @@ routes = [
     Route("/runs/{id}", get_run, methods=["GET"]),
     Route("/runs/{id}", delete_run, methods=["DELETE"]),
     Route("/runs/{id}/cancel", cancel_run, methods=["POST"]),
+    Route("/runs/{id}/move", move_run, methods=["POST"]),
     Route("/runs/{id}/selections", select_images, methods=["POST"]),
     Route("/runs/{id}/events", watch_run, methods=["GET"]),
 ]

@@ -14,7 +14,7 @@ from tests.gateway.fake_stage import gateway_over, scripted_stages
 from tests.gateway.postgresql import new_database
 from tests.gateway.run_fixtures import ALL, finished, lasting, ready, run_finished, spec
 from tests.waiting import underway
-from triptych.v1.pipeline_pb2 import RunState, SelectImagesRequest
+from triptych.v1.pipeline_pb2 import MoveRunRequest, RunState, SelectImagesRequest
 
 SKETCHES = {"refine": None, "upscale": None}
 BOUNDS = RunLimits(abandon_grace_s=0)
@@ -342,3 +342,28 @@ async def test_pages_of_runs_are_those_of_both(gateways):
     page, token = await gateways[0].facade.list_runs(ALL, page_size=3)
     rest, _ = await gateways[1].facade.list_runs(ALL, page_size=3, page_token=token)
     assert [run.name for run in (*page, *rest)] == names[::-1]
+
+
+async def test_a_waiting_run_is_moved_at_either_gateway_and_a_survivor_keeps_the_order(stages, gateways):
+    first, second = gateways
+    stages.generators[0].close_gates(0)
+    names = [(await first.facade.create_run("", spec(**SKETCHES), ALL, in_turn=True)).name for _ in range(4)]
+    _, a, b, c = names
+
+    async def waiting(gateway):
+        runs, _ = await gateway.facade.list_runs(ALL, states=[RunState.RUN_STATE_QUEUED])
+        return [run.name for run in sorted(runs, key=lambda run: run.queue_order)]
+
+    await second.facade.move_run(MoveRunRequest(name=c, before=a), ALL)
+    assert await waiting(first) == await waiting(second) == [c, a, b]
+    await die(first)
+    await second.runs.recover_all()
+    assert await waiting(second) == [c, a, b]
+    stages.generators[0].gates[0].set()
+    runs = [await run_finished(second, name) for name in names]
+    assert [run.name for run in sorted(runs, key=lambda run: run.start_time.ToNanoseconds())] == [
+        names[0],
+        c,
+        a,
+        b,
+    ]

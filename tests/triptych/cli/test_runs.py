@@ -108,6 +108,27 @@ def test_a_selection_names_one_stage(runs, waiting, stages):
     assert "expected one of --refine NUMBER and --upscale" in done.stderr
 
 
+def test_a_waiting_run_is_moved_and_begun(runs, client):
+    spec = make_spec("endless", candidates=1)
+    first, a, b = [client.create_run(spec, in_turn=True).name for _ in range(3)]
+
+    def waiting():
+        found = client.list_runs([RunState.RUN_STATE_QUEUED])
+        return [run.name for run in sorted(found, key=lambda run: run.queue_order)]
+
+    assert waiting() == [a, b]
+    assert runs("move", b, "--before", a.removeprefix("runs/")).returncode == 0
+    assert waiting() == [b, a]
+    assert runs("move", a).returncode == 0
+    assert waiting() == [a, b]
+    assert runs("move", b, "--now").returncode == 0
+    assert waiting() == [a]
+    refused = runs("move", first)
+    assert (refused.returncode, "does not wait to begin" in refused.stderr) == (1, True)
+    for name in (first, b, a):
+        client.cancel_run(name)
+
+
 def test_a_run_is_cancelled_also_twice(runs, client):
     spec = make_spec("endless", **SMALL)
     name = client.create_run(spec).name

@@ -62,6 +62,28 @@ async def test_a_run_is_cancelled(web):
     assert answer.json()["state"] == "RUN_STATE_CANCELLED"
 
 
+async def test_runs_that_wait_are_listed_by_state_and_moved(web):
+    web.gateway.generator.close_gates(0)
+    body = {"request_id": "", "spec": SKETCHES, "in_turn": True}
+    names = [(await web.http.post("/runs", json=body)).json()["name"] for _ in range(3)]
+
+    async def waiting():
+        runs = (await web.http.get("/runs", params={"states": "RUN_STATE_QUEUED"})).json()["runs"]
+        return [run["name"] for run in sorted(runs, key=lambda run: int(run["queue_order"]))]
+
+    assert await waiting() == names[1:]
+    moved = await web.http.post(f"/{names[2]}/move", json={"before": names[1]})
+    assert moved.json()["name"] == names[2]
+    assert await waiting() == [names[2], names[1]]
+    refused = await web.http.post(f"/{names[0]}/move", json={})
+    assert (refused.status_code, refused.json()["error"]["reason"]) == (409, "RUN_NOT_QUEUED")
+    unknown = await web.http.get("/runs", params={"states": "SLEEPING"})
+    assert unknown.status_code == 400
+    web.gateway.generator.gates[0].set()
+    for name in names:
+        await finish(web, name)
+
+
 async def test_an_image_is_cancelled(web):
     web.gateway.generator.close_gates(0, 1)
     name = (await create(web)).json()["name"]
