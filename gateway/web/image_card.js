@@ -20,7 +20,7 @@ import { t } from "./texts.js";
  */
 
 export class ImageCard {
-  /** @param {string} name @param {{onPick: (name: string) => void, onChoose: (name: string, isChosen: boolean) => void, onFlat: () => void}} actions */
+  /** @param {string} name @param {{onPick: (name: string) => void, onChoose: (name: string, isChosen: boolean, isRange: boolean) => void, onFlat: () => void}} actions */
   constructor(name, actions) {
     this.onFlat = actions.onFlat;
     this.img = createElement("img", { alt: "", hidden: true, draggable: false });
@@ -30,7 +30,8 @@ export class ImageCard {
     this.button = createElement("button", { type: "button", class: "face" }, this.img, this.note, this.bar);
     this.button.addEventListener("click", () => actions.onPick(name));
     this.choose = createElement("input", { type: "checkbox", class: "choose" });
-    this.choose.addEventListener("change", () => actions.onChoose(name, this.choose.checked));
+    // A click, not a change: that does not know of the shift key. The space key clicks, too.
+    this.choose.addEventListener("click", (/** @type {MouseEvent} */ event) => actions.onChoose(name, this.choose.checked, event.shiftKey));
     this.label = createElement("span", { class: "card-name", "aria-hidden": true });
     this.element = createElement("li", { class: "card" }, this.button, createElement("label", { class: "choose-box" }, this.choose), createElement("span", { class: "card-line" }, this.label, this.badge));
   }

@@ -2,7 +2,8 @@
 
 import { byId, createElement, setProps } from "./dom.js";
 import { CompareSlider } from "./compare_slider.js";
-import { NUM_VARIATIONS } from "./settings.js";
+import { NUM_VARIATIONS, SETTINGS } from "./settings.js";
+import { choiceText } from "./settings_panel.js";
 import { capital, duration, errorInWords, nameOf, scoreText } from "./labels.js";
 import { ACTIONS, DRAWS } from "./stages.js";
 import { t } from "./texts.js";
@@ -13,8 +14,9 @@ import { t } from "./texts.js";
 /** @typedef {import("./stages.js").Action|"variations"|"view"|"download"|"copy"|"again"|"seed"|"more"|"close"} ActionName */
 
 export class ImageDetail {
-  /** @param {(action: ActionName, picture: Picture) => void} onAction */
-  constructor(onAction) {
+  /** @param {import("./settings.js").Settings} settings @param {(action: ActionName, picture: Picture) => void} onAction */
+  constructor(settings, onAction) {
+    this.settings = settings;
     this.root = byId("detail");
     this.onAction = onAction;
     /** @type {Picture|null} */
@@ -35,14 +37,19 @@ export class ImageDetail {
     this.actions = createElement("div", { class: "actions", role: "group", "aria-label": t("action.group") }, ...ACTIONS.map((name, index) => button(name, index ? "" : "primary")), button("variations"), button("again", "primary"));
     // Filled when a generator that draws from pictures is there.
     this.mixing = createElement("div", { class: "mixing", hidden: true });
+    this.fit = createElement("select", { id: "picture-fit", onchange: () => settings.set("refine", "fit", this.fit.value) });
+    this.fitRow = createElement("p", { class: "row hint", hidden: true }, createElement("label", { for: "picture-fit", text: t("note.square") }), this.fit);
     setProps(this.buttons.variations, { title: t("action.variations_title", { count: NUM_VARIATIONS }) });
     this.minor = createElement("div", { class: "actions minor", role: "group", "aria-label": t("action.minor") }, button("view"), button("download"), button("copy"), button("more"), button("seed"), button("close"));
+    const fit = /** @type {import("./settings.js").Setting} */ (SETTINGS.find((one) => one.name === "fit"));
+    this.fit.append(...(fit.options ?? []).map((value) => createElement("option", { value, text: choiceText(settings, fit, value) })));
     this.root.append(
       createElement("figure", {}, this.compare.element),
       createElement("div", { class: "detail-head" }, this.title, this.best, this.score),
       this.text,
       this.actions,
       this.mixing,
+      this.fitRow,
       this.note,
       this.minor,
       this.facts,
@@ -71,6 +78,8 @@ export class ImageDetail {
     if (picture.score !== null) setProps(this.score.firstElementChild, { text: t("score.long", { score: scoreText(picture.score) }) });
     setProps(this.text, { text: textFor(run, picture) });
     setProps(this.note, { text: isReady ? look.note : "" });
+    this.fitRow.hidden = !isReady || picture.image.width === picture.image.height;
+    this.fit.value = String(this.settings.valueOf("refine", "fit"));
     const canRepeat = picture.state === "failed" || picture.state === "cancelled";
     this.actions.hidden = !isReady && !canRepeat;
     for (const name of ACTIONS) this.buttons[name].hidden = !isReady;

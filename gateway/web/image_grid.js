@@ -28,6 +28,10 @@ export class ImageGrid {
     this.sections = new Map();
     /** @type {Set<string>} */
     this.chosen = new Set();
+    // A tick with the shift key reaches from here.
+    this.lastChosen = "";
+    /** @type {RunState|null} */
+    this.run = null;
     this.chosenText = createElement("span", {});
     const take = (/** @type {import("./stages.js").Action} */ action) =>
       createElement("button", { type: "button", text: t(`action.${action}`), onclick: () => this.takeChosen((names) => actions.take(names, action)) });
@@ -59,6 +63,7 @@ export class ImageGrid {
       this.cards.delete(name);
       this.chosen.delete(name);
     }
+    this.run = run;
     const groups = run?.groups ?? [];
     for (const key of this.sections.keys()) if (!groups.some((one) => one.key === key)) this.sections.delete(key);
     syncChildren(this.groups, groups.map((group) => this.section(/** @type {RunState} */ (run), group, path, current)));
@@ -74,7 +79,7 @@ export class ImageGrid {
     const cards = group.pictures.map((picture) => {
       let card = this.cards.get(picture.name);
       if (!card) {
-        card = new ImageCard(picture.name, { onPick: this.actions.pick, onChoose: (name, isChosen) => this.onChoose(name, isChosen), onFlat: this.actions.redraw });
+        card = new ImageCard(picture.name, { onPick: this.actions.pick, onChoose: (name, isChosen, isRange) => this.onChoose(name, isChosen, isRange), onFlat: this.actions.redraw });
         this.cards.set(picture.name, card);
       }
       card.update(picture, {
@@ -109,12 +114,22 @@ export class ImageGrid {
     return parts;
   }
 
-  /** @param {string} name @param {boolean} isChosen */
-  onChoose(name, isChosen) {
-    if (isChosen) this.chosen.add(name);
-    else this.chosen.delete(name);
+  /** @param {string} name @param {boolean} isChosen @param {boolean} isRange with the shift key: so are all from the last one that was ticked on */
+  onChoose(name, isChosen, isRange) {
+    const shown = [...this.groups.querySelectorAll(".card[data-state=ready]")].map((card) => this.run?.pictures.get(`${this.run.name}/images/${card.dataset.name}`)?.name ?? "");
+    for (const one of isRange ? between(shown, this.lastChosen, name) : [name]) {
+      if (isChosen) this.chosen.add(one);
+      else this.chosen.delete(one);
+    }
+    this.lastChosen = name;
     this.actions.redraw();
   }
+}
+
+/** @param {string[]} names @param {string} first @param {string} last @returns {string[]} those from one to the other; only `last` where `first` is not there */
+export function between(names, first, last) {
+  const [from, to] = [names.indexOf(first), names.indexOf(last)].sort((a, b) => a - b);
+  return from < 0 ? [last] : names.slice(from, to + 1);
 }
 
 /** @param {Picture[]} pictures @returns {Picture|undefined} the one of the highest score, where there are several to compare */

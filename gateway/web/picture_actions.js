@@ -3,7 +3,7 @@
 import { GatewayError, createRun, newRequestId, selectImages, withRetry } from "./api.js";
 import { fileOf } from "./image_urls.js";
 import { showWaiting } from "./notifications.js";
-import { cropSquare, toImageData } from "./source_image.js";
+import { makeSquare, toImageData } from "./source_image.js";
 import { DRAWS, STAGE_OF_ACTION, WORKERS } from "./stages.js";
 
 /** @typedef {import("./run_state.js").Picture} Picture */
@@ -48,7 +48,8 @@ export async function take(run, pictures, action, settings, requestId = newReque
   }
   // In turn: each may be of some megabytes.
   const images = [];
-  for (const picture of pictures) images.push(await asImageData(picture, stage === "refine" && !action.mask));
+  const fit = stage === "refine" && !action.mask ? String(settings.valueOf("refine", "fit")) : "";
+  for (const picture of pictures) images.push(await asImageData(picture, fit));
   const spec = { prompt: action.prompt, init_images: images, [stage]: message, manual: {}, ...(action.seed && { seed: action.seed }) };
   return { run: await withRetry(() => createRun(requestId, spec), showWaiting), isNew: true, requestId };
 }
@@ -63,7 +64,7 @@ export async function take(run, pictures, action, settings, requestId = newReque
  * @returns {Promise<any>} the run as the gateway has it
  */
 export async function makeVariations(picture, mixture, prompt, settings, requestId) {
-  const imagePrompts = [{ image: await asImageData(picture, false), weight: mixture ? 1 - mixture.share : 1 }];
+  const imagePrompts = [{ image: await asImageData(picture, ""), weight: mixture ? 1 - mixture.share : 1 }];
   if (mixture) {
     const { blob, width, height } = mixture.source;
     imagePrompts.push({ image: await toImageData(blob, width, height), weight: mixture.share });
@@ -72,12 +73,11 @@ export async function makeVariations(picture, mixture, prompt, settings, request
   return withRetry(() => createRun(requestId, spec), showWaiting);
 }
 
-/** @param {Picture} picture @param {boolean} isSquare whether the models would stretch it otherwise */
-async function asImageData(picture, isSquare) {
+/** @param {Picture} picture @param {string} fit how it is made square, where the models would stretch it; "": it stays as it is */
+async function asImageData(picture, fit) {
   const blob = await fileOf(picture);
   const { width, height } = picture.image;
-  if (!isSquare || width === height) return toImageData(blob, width, height);
-  const source = await cropSquare({ blob, url: "", width, height, name: "", text: {} });
-  URL.revokeObjectURL(source.url);
-  return toImageData(source.blob, source.width, source.height);
+  if (!fit || width === height) return toImageData(blob, width, height);
+  const square = await makeSquare(blob, fit);
+  return toImageData(square.blob, square.side, square.side);
 }

@@ -50,7 +50,7 @@ export class RunController {
       download: (names) => names.forEach((name) => this.download(this.named([name])[0])),
       redraw: () => this.draw(),
     });
-    this.detail = new ImageDetail((action, picture) => this.onAction(action, picture));
+    this.detail = new ImageDetail(page.settings, (action, picture) => this.onAction(action, picture));
     this.tree = new RunTree((name) => this.pick(name, true));
     /** @type {import("./image_viewer.js").ImageViewer|null} */
     this.viewer = null;
@@ -370,7 +370,6 @@ export class RunController {
     if (prompt && needsNewRun(this.run, [picture], { kind: "refine", prompt })) notes.push(t(this.run ? "note.new_prompt" : "note.own_prompt", { prompt }));
     const { variationModel } = this.page.settings;
     if (variationModel) notes.push(t("note.variations", { model: variationModel.name }));
-    if (picture.image && picture.image.width !== picture.image.height) notes.push(t("note.square"));
     return notes.join(" ");
   }
 

@@ -3,6 +3,7 @@
 import { byId, createElement, icon, ICONS, setProps, syncChildren } from "./dom.js";
 import { cancelRun, endAndDelete, listRuns } from "./api.js";
 import { addressOfPath, pathOf } from "./image_urls.js";
+import { between } from "./image_grid.js";
 import { stateOf } from "./run_state.js";
 import { STAGES, STAGE_NAMES } from "./stages.js";
 import { announce, showError, showNote } from "./notifications.js";
@@ -30,6 +31,7 @@ export class RunHistory {
     /** @type {Set<string>} deleted, unless it is undone */
     this.hidden = new Set();
     this.current = "";
+    this.lastChosen = "";
     // An answer that a newer question has overtaken is not shown.
     this.numLoads = 0;
     this.isLoaded = false;
@@ -141,6 +143,7 @@ export class RunHistory {
     const isEmpty = this.isLoaded && !this.runs.length;
     setProps(this.summary, { text: isEmpty ? t("runs.empty") : shown.length || !this.isLoaded ? t("runs.count", { count: shown.length }) : t("runs.nothing") });
     this.bar.hidden = !shown.length;
+    this.bar.classList.toggle("idle", !this.chosen.size);
     this.chosenParts.hidden = !this.chosen.size;
     setProps(this.chosenText, { text: t("choose.count", { count: this.chosen.size }) });
   }
@@ -188,7 +191,7 @@ export class RunHistory {
     const cancel = small("cancel", () => this.cancel(name));
     const star = createElement("button", { type: "button", class: "icon-button star", "aria-label": t("runs.star_of", { prompt }), onclick: () => this.star(name) }, icon(ICONS.star));
     const choose = createElement("input", { type: "checkbox", class: "choose", "aria-label": t("choose.one", { name: prompt }) });
-    choose.addEventListener("change", () => this.choose(name, choose.checked));
+    choose.addEventListener("click", (/** @type {MouseEvent} */ event) => this.choose(name, choose.checked, event.shiftKey));
     const element = createElement(
       "li",
       { class: "run-item", "data-run": name },
@@ -200,10 +203,13 @@ export class RunHistory {
     return { element, parts: { img, facts, seed, link, star, choose, cancel } };
   }
 
-  /** @param {string} name @param {boolean} isChosen */
-  choose(name, isChosen) {
-    if (isChosen) this.chosen.add(name);
-    else this.chosen.delete(name);
+  /** @param {string} name @param {boolean} isChosen @param {boolean} isRange with the shift key: so are all from the last one that was ticked on */
+  choose(name, isChosen, isRange) {
+    for (const one of isRange ? between(this.shown.map((run) => run.name), this.lastChosen, name) : [name]) {
+      if (isChosen) this.chosen.add(one);
+      else this.chosen.delete(one);
+    }
+    this.lastChosen = name;
     this.render();
   }
 

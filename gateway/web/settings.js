@@ -8,9 +8,10 @@ import { load, save } from "./storage.js";
 /**
  * @typedef {object} Setting
  * @property {StageName} stage
- * @property {string} name as the contract has it; `count` and `vary_keep` are the page's own
+ * @property {string} name as the contract has it; those in PAGE_OWN are the page's own
  * @property {"basic"|"advanced"} group
- * @property {"number"|"text"} kind
+ * @property {"number"|"text"|"choice"} kind
+ * @property {string[]} [options] of a choice
  * @property {number} [min] of the page's own; others have the range that the model reports
  * @property {number} [max]
  * @property {number|"any"} [step]
@@ -33,12 +34,15 @@ export const SETTINGS = [
   { stage: "refine", name: "negative_prompt", group: "basic", kind: "text", fallback: "" },
   { stage: "refine", name: "skip_ratio", group: "basic", kind: "number", step: "any" },
   { stage: "refine", name: "vary_keep", group: "basic", kind: "number", step: "any" },
+  // What the square models are given of a picture of another shape.
+  { stage: "refine", name: "fit", group: "basic", kind: "choice", options: ["middle", "start", "end", "whole"], fallback: "middle" },
   { stage: "refine", name: "num_steps", group: "advanced", kind: "number", step: 1 },
   { stage: "refine", name: "guidance_scale", group: "advanced", kind: "number", step: "any" },
+  { stage: "upscale", name: "final", group: "basic", kind: "choice", options: ["upscaled", "refined"], fallback: "upscaled" },
   { stage: "upscale", name: "tile_size", group: "advanced", kind: "number", step: 1 },
   { stage: "upscale", name: "tile_overlap", group: "advanced", kind: "number", step: 1 },
 ];
-const PAGE_OWN = new Set(["count", "vary_keep"]);
+const PAGE_OWN = new Set(["count", "vary_keep", "fit", "final"]);
 // So many previews of a picture are worth their decoding.
 const NUM_PREVIEWS = 8;
 const SKETCH_PREVIEW_EVERY = 32;
@@ -135,6 +139,12 @@ export class Settings {
     }
     if (name === "count" && model?.limits?.max_images) return { min, max: Math.min(64, model.limits.max_images) };
     return { min, max };
+  }
+
+  /** The side in pixels of what a finished run ends with, as the models fix it; 0: not known. @param {boolean} isEnlarged */
+  finalSize(isEnlarged) {
+    const side = Number((this.models.refine ?? this.models.generate)?.image_size ?? 0);
+    return side * (isEnlarged ? Number(this.models.upscale?.scale || 4) : 1);
   }
 
   /** @param {string} stage @param {string} name @param {number|string|undefined} value undefined: the model's default */
@@ -246,7 +256,8 @@ export class Settings {
     const spec = { prompt, model, generate: this.generateStage(), [isAutomatic ? "automatic" : "manual"]: {} };
     // Without its worker a stage cannot be planned; it can be chosen later, when one has come.
     if (this.models.refine) spec.refine = this.refineStage();
-    if (this.models.upscale) spec.upscale = this.upscaleStage();
+    const isEnlarged = !isAutomatic || this.valueOf("upscale", "final") === "upscaled";
+    if (this.models.upscale && isEnlarged) spec.upscale = this.upscaleStage();
     if (seed) spec.seed = seed;
     return spec;
   }

@@ -56,12 +56,11 @@ export class SettingsPanel {
     const { stage, name, kind } = setting;
     const id = `${stage}-${name}`;
     const label = t(`setting.${stage}.${name}`);
-    const input = createElement("input", {
-      id,
-      type: kind,
-      "aria-describedby": `${id}-help`,
-      ...(kind === "number" ? { step: setting.step, inputmode: "decimal" } : { maxlength: 500 }),
-    });
+    const described = { id, "aria-describedby": `${id}-help` };
+    const input =
+      kind === "choice"
+        ? createElement("select", described, ...(setting.options ?? []).map((value) => createElement("option", { value })))
+        : createElement("input", { ...described, type: kind, ...(kind === "number" ? { step: setting.step, inputmode: "decimal" } : { maxlength: 500 }) });
     input.addEventListener("change", () => this.read(setting, input));
     const reset = createElement("button", {
       type: "button",
@@ -76,7 +75,7 @@ export class SettingsPanel {
     });
     const row = createElement(
       "div",
-      { class: `setting ${kind}` },
+      { class: `setting ${kind === "number" ? "number" : "text"}` },
       createElement("label", { for: id, text: label }),
       input,
       createElement("span", { class: "help", id: `${id}-help`, text: t(`help.${stage}.${name}`) }),
@@ -103,6 +102,7 @@ export class SettingsPanel {
       const value = this.settings.valueOf(stage, name);
       // Nothing is touched that somebody is typing into.
       if (document.activeElement !== input || input.checkValidity()) input.value = value ?? "";
+      if (setting.kind === "choice") for (const option of input.options) setProps(option, { text: choiceText(this.settings, setting, option.value) });
       setProps(input, setting.kind === "number" ? this.settings.rangeOf(setting) : {});
       const isChanged = this.settings.isChanged(stage, name);
       reset.hidden = !isChanged;
@@ -110,7 +110,7 @@ export class SettingsPanel {
       // Without a model that has it there is nothing to set.
       row.hidden = value === undefined;
     }
-    for (const [stage, box] of Object.entries(this.sizes)) setProps(box, { text: sizeText(stage, this.settings.models[stage]) });
+    for (const [stage, box] of Object.entries(this.sizes)) setProps(box, { text: sizeText(stage, this.settings) });
     const count = this.settings.numChanged;
     setProps(byId("settings-button-count"), { text: count ? String(count) : "" });
     setProps(byId("settings-button"), { "aria-label": count ? t("settings.button_changed", { count }) : null });
@@ -156,8 +156,15 @@ export class SettingsPanel {
   }
 }
 
-/** @param {string} stage @param {any} model */
-function sizeText(stage, model) {
+/** @param {import("./settings.js").Settings} settings @param {Setting} setting @param {string} value */
+export function choiceText(settings, { stage, name }, value) {
+  const side = name === "final" ? settings.finalSize(value === "upscaled") : 0;
+  return t(`choice.${stage}.${name}.${value}`) + (side ? ` (${side} × ${side})` : "");
+}
+
+/** @param {string} stage @param {import("./settings.js").Settings} settings */
+function sizeText(stage, settings) {
+  const model = settings.models[stage];
   if (!model) return t("settings.no_worker");
   if (stage === "upscale") return t("settings.scale", { scale: model.scale || 4, model: model.name });
   if (!model.image_size) return t("settings.model", { model: model.name });

@@ -6,6 +6,8 @@ import { t } from "./texts.js";
 // What a request may carry, with room for base64; beyond it a picture is made smaller.
 const MAX_SIDE_PX = 2048;
 const MAX_BYTES = 8 * 2 ** 20;
+// Of each side of the few pixels that the borders are made of.
+const BORDER_COLOURS = 8;
 
 /**
  * @typedef {object} SourceImage
@@ -32,15 +34,32 @@ export async function readSource(file) {
   return { blob, url: URL.createObjectURL(blob), width, height, name: /** @type {File} */ (file).name ?? "", text };
 }
 
-/** The middle square: the models draw squares. @param {SourceImage} source @returns {Promise<SourceImage>} */
-export async function cropSquare(source) {
-  if (source.width === source.height) return source;
-  const bitmap = await createImageBitmap(source.blob);
-  const side = Math.min(bitmap.width, bitmap.height);
-  const blob = await drawn(bitmap, [(bitmap.width - side) / 2, (bitmap.height - side) / 2, side, side], side, side);
+/**
+ * A square of a picture: the models draw squares.
+ * @param {Blob} blob
+ * @param {string} fit "middle", "start" or "end" crop it; "whole" keeps all of it, between blurred borders
+ */
+export async function makeSquare(blob, fit) {
+  const bitmap = await createImageBitmap(blob);
+  const { width, height } = bitmap;
+  const side = fit === "whole" ? Math.max(width, height) : Math.min(width, height);
+  const share = fit === "start" ? 0 : fit === "end" ? 1 : 0.5;
+  const square = fit === "whole" ? await bordered(bitmap, side) : await drawn(bitmap, [(width - side) * share, (height - side) * share, side, side], side, side);
   bitmap.close();
-  URL.revokeObjectURL(source.url);
-  return { ...source, blob, url: URL.createObjectURL(blob), width: side, height: side };
+  return { blob: square, side };
+}
+
+/** The picture in the middle of a square of its own colours. @param {ImageBitmap} bitmap @param {number} side */
+async function bordered(bitmap, side) {
+  const { width, height } = bitmap;
+  const colours = createElement("canvas", { width: BORDER_COLOURS, height: BORDER_COLOURS });
+  colours.getContext("2d").drawImage(bitmap, 0, 0, BORDER_COLOURS, BORDER_COLOURS);
+  const canvas = createElement("canvas", { width: side, height: side });
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(colours, 0, 0, side, side);
+  context.drawImage(bitmap, (side - width) / 2, (side - height) / 2);
+  return encoded(canvas);
 }
 
 /** @param {ImageBitmap} bitmap @param {[number, number, number, number]} part @param {number} width @param {number} height @returns {Promise<Blob>} */
@@ -49,6 +68,11 @@ async function drawn(bitmap, part, width, height) {
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, ...part, 0, 0, width, height);
+  return encoded(canvas);
+}
+
+/** @param {any} canvas @returns {Promise<Blob>} */
+async function encoded(canvas) {
   const png = await toBlob(canvas, "image/png");
   return png.size <= MAX_BYTES ? png : toBlob(canvas, "image/jpeg", 0.92);
 }

@@ -100,22 +100,3 @@ async def test_the_first_screen_is_small_and_compressed(browser, gateway):
     assert sum(sizes) < 100_000
     loaded = await visitor.page.request.get(gateway.url + "web/texts.js")
     assert loaded.headers["content-encoding"] == "gzip"
-
-
-async def test_a_page_that_stays_open_for_many_runs_does_not_grow(visitor):
-    session = await visitor.page.context.new_cdp_session(visitor.page)
-
-    async def heap_bytes() -> int:
-        await session.send("HeapProfiler.collectGarbage")
-        return (await session.send("Runtime.getHeapUsage"))["usedSize"]
-
-    await visitor.begin(count=4)
-    await visitor.sees_sketches(4)
-    before = await heap_bytes()
-    for _ in range(20):
-        address = visitor.page.url
-        await visitor.button("New seed, same prompt").click()
-        await expect(visitor.page).not_to_have_url(address)
-        await visitor.sees_sketches(4)
-        await expect(visitor.facts).to_contain_text("Ready")
-    assert await heap_bytes() - before < 50 * 2**20

@@ -71,6 +71,30 @@ async def test_a_picture_is_brought_and_refined(visitor, stages, way):
     await visitor.sees("refine", 8)
 
 
+@pytest.mark.parametrize(
+    ("choice", "side"), [("Crop the bottom or right", 48), ("All of it, with borders", 64)]
+)
+async def test_a_picture_of_another_shape_is_cropped_or_bordered_as_chosen(visitor, stages, choice, side):
+    await bring(visitor, photo(48, 64))
+    await visitor.page.get_by_label("The models draw squares").select_option(choice)
+    await visitor.prompt.fill("a blue house")
+    await visitor.act("Vary")
+    await visitor.sees("refine", 4)
+    with Image.open(io.BytesIO(stages.refiner.requests[0].init_image.data)) as sent:
+        assert sent.size == (side, side)
+        pixels = np.asarray(sent.convert("RGB"), np.int16)
+    sky, ground = (90, 140, 230), (60, 120, 40)
+    # Cropped: the lower 48 of 64 rows. With borders: everything, and the borders have its colours.
+    horizon = 32 if side == 64 else 16
+    assert (pixels[: horizon - 1, side // 2] == sky).all()
+    assert (pixels[horizon:, side // 2] == ground).all()
+    assert np.abs(pixels[0, 0] - sky).max() <= 2
+    assert np.abs(pixels[-1, 0] - ground).max() <= 2
+    # The setting is kept, and is the same one as in the settings.
+    await visitor.button("Settings").click()
+    await expect(visitor.page.locator("#refine-fit option:checked")).to_have_text(choice)
+
+
 async def test_a_picture_needs_no_prompt_to_be_upscaled_and_one_to_be_refined(visitor, stages):
     await bring(visitor, photo(40, 30))
     await visitor.act("Refine")

@@ -100,6 +100,20 @@ async def test_prompt_and_settings_survive_a_reload_and_the_address_names_the_ru
     await expect(visitor.detail.get_by_role("heading", name="Sketch 2")).to_be_visible()
 
 
+async def test_a_finished_picture_ends_at_the_size_that_is_chosen(visitor, stages):
+    await visitor.button("Settings").click()
+    size = visitor.page.get_by_label("Size of a finished picture")
+    await expect(size.locator("option")).to_have_text(["Upscaled (128 × 128)", "Not upscaled (32 × 32)"])
+    await expect(visitor.page.get_by_text("can draw no other size or shape").first).to_be_visible()
+    await size.select_option("Not upscaled (32 × 32)")
+    await visitor.button("Settings").click()
+    await visitor.page.get_by_label("A finished picture").check()
+    await visitor.begin(count=1)
+    await expect(visitor.facts).to_contain_text("Done")
+    await expect(visitor.detail.locator(".facts")).to_contain_text("32 × 32")
+    assert stages.upscaler.requests == []
+
+
 async def test_the_arrow_keys_recall_earlier_prompts(visitor):
     for prompt in ("a red house", "a blue house"):
         await visitor.begin(prompt, count=1)

@@ -211,7 +211,7 @@ _RUN_PATHS: dict[str, Any] = {
         "post": {
             "summary": "Give a run that waits to begin another place among its caller's",
             "requestBody": body("MoveRunRequest"),
-            "responses": answer("Run", "200", *error(400, 404, 408, 409, 413, 415, 503)),
+            "responses": answer("Run", "200", *error(400, 404, 408, 413, 415, 503)),
         },
     },
     "/runs/{id}/selections": {

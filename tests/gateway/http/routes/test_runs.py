@@ -76,7 +76,7 @@ async def test_runs_that_wait_are_listed_by_state_and_moved(web):
     assert moved.json()["name"] == names[2]
     assert await waiting() == [names[2], names[1]]
     refused = await web.http.post(f"/{names[0]}/move", json={})
-    assert (refused.status_code, refused.json()["error"]["reason"]) == (409, "RUN_NOT_QUEUED")
+    assert (refused.status_code, refused.json()["error"]["reason"]) == (400, "RUN_NOT_QUEUED")
     unknown = await web.http.get("/runs", params={"states": "SLEEPING"})
     assert unknown.status_code == 400
     web.gateway.generator.gates[0].set()
