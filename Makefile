@@ -101,7 +101,7 @@ tiny: $(VENV)/dev ## Train the built-in models from nothing (many hours; needs n
 	$(TEST_ENV) $(BIN)/python -m training.generator.export
 	$(TEST_ENV) $(BIN)/python -m training.world.near_words.word_table
 	for recipe in refiner.train_autoencoder refiner.train_text_encoder refiner.train_unet refiner.train_clip upscaler.train_swinir \
-		unclip.train_clip unclip.train_decoder unclip.train_prior unclip.train_super_res; do \
+		unclip.train_clip unclip.train_text unclip.train_decoder unclip.train_prior unclip.train_super_res; do \
 		$(TEST_ENV) $(BIN)/python -m training.$$recipe --export || exit 1; \
 	done
 
@@ -110,6 +110,7 @@ quality: $(VENV)/dev ## Measure the built-in models on held-out and natural prom
 	$(TEST_ENV) $(BIN)/python -m training.evaluation.natural_report
 	$(TEST_ENV) $(BIN)/python -m training.evaluation.final_report
 	$(TEST_ENV) $(BIN)/python -m training.evaluation.ladder_report
+	$(TEST_ENV) $(BIN)/python -m training.evaluation.unclip_report $(ARGS)
 
 .PHONY: pictures
 pictures: $(VENV)/dev ## Draw the pictures of README and docs again, with the built-in models

@@ -19,7 +19,7 @@ from training.loop import device_of
 from training.unclip.export import FOLDER, read_clip
 
 EMBED_DIM = 128
-LARGEST_ROW_WEIGHT = 5.0
+LARGEST_ROW_WEIGHT = 8.0
 # All predict the picture or the embedding, not its noise: networks this small get there sooner.
 PRIOR = PriorPart(
     PriorConfig(embed_dim=EMBED_DIM, context_length=32, num_layers=4, num_heads=6, head_dim=32),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.pytorch.clip import Clip, normalize_image
 from training import checkpoint
@@ -68,7 +68,7 @@ def make_pool(scenes: Sequence[Scene], clip: Clip, painter: Painter) -> ScenePoo
 def cached_pool(path: Path, count: int, clip: Clip, painter: Painter) -> ScenePool:
     """The pool in the file at `path`, if it was made with this CLIP; else makes it and writes it there."""
     scenes = pool_scenes(count, 0, held_out=False)
-    key = f"{count} {LOOKALIKE_SHARE} {fingerprint(clip)}"
+    key = f"{count} {LOOKALIKE_SHARE} {fingerprint(clip.visual)}"
     if state := checkpoint.load_if(path, key):
         return ScenePool(scenes, state["small"], state["mask"].float(), state["embeddings"])
     pool = make_pool(scenes, clip, painter)
@@ -82,9 +82,9 @@ def cached_pool(path: Path, count: int, clip: Clip, painter: Painter) -> ScenePo
     return pool
 
 
-def fingerprint(clip: Clip) -> str:
+def fingerprint(network: nn.Module) -> str:
     digest = hashlib.sha256()
-    for tensor in clip.state_dict().values():
+    for tensor in network.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
 
