@@ -1,6 +1,7 @@
 """Finds words that the project does not use in its prose (CONTRIBUTING.md, Prose). A part of `make check`.
 
-It reads the docs, the docstrings, comments, log lines and help texts of the code, and the comments of page and compose files. Error messages are left alone.
+It reads the docs; the docstrings, comments, log lines and help texts of the code; names, docstrings and comments of tests;
+and the comments of page and compose files. Error messages are left alone, and so are the texts that tests compare.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CODE = ("triptych", "services", "gateway", "deploy", "training", "packages", "examples")
+CODE = ("triptych", "services", "gateway", "deploy", "training", "packages", "examples", "tests")
 # What to write instead.
 BANNED = {
     r"whoever": "a caller, a client, everybody who",
@@ -41,13 +42,15 @@ LOG_CALLS = ("debug", "info", "warning", "error", "exception", "critical")
 
 
 def texts_of_code(source: str) -> Iterator[tuple[int, str]]:
-    """The line and text of every comment, docstring, log line and help text."""
+    """The line and text of every comment, docstring, log line and help text, and the sentence that a test's name is."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
             yield from _lines(node.body[0].value)  # type: ignore[attr-defined]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            yield node.lineno, node.name.replace("_", " ")
         if isinstance(node, ast.Call):
             if isinstance(node.func, ast.Attribute) and node.func.attr in LOG_CALLS and node.args:
                 yield from _lines(node.args[0])

@@ -1,4 +1,4 @@
-"""The type check that the tests run on our code: beartype's, where an int will do for a float as PEP 484 says."""
+"""The type check that the tests run on our code: beartype's, where an int will do for a float as PEP 484 states."""
 
 from beartype import BeartypeConf, beartype
 

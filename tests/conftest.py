@@ -1,11 +1,11 @@
-"""What holds for all tests: nothing is kept in the folders of whoever runs them. And something that speaks S3."""
+"""What holds for all tests: nothing is kept in the user's own folders. And something that speaks S3."""
 
 import os
 import uuid
 
 import pytest
 
-# Gateways that tests start as processes keep their runs only where a test says so.
+# Gateways that tests start as processes keep their runs only where a test sets it.
 os.environ["TRIPTYCH_JOURNAL"] = "none"
 # What a stage computes must not depend on how fast this machine is at the moment.
 os.environ["TRIPTYCH_CPU_CHOICES"] = "off"

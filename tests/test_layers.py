@@ -130,7 +130,7 @@ def test_a_framework_is_imported_only_by_its_own_packages(module):
 
 
 @pytest.mark.parametrize("family", [family.package for family in FAMILIES])
-def test_a_network_knows_neither_files_nor_the_contract_and_a_service_stands_above_its_stepper(family):
+def test_a_network_uses_neither_files_nor_the_contract_and_a_service_stands_above_its_stepper(family):
     for module in modules("services/" + family.replace(".", "/")):
         own = module.removeprefix(f"services.{family}").strip(".").partition(".")[0]
         for name in imports(module):

@@ -12,7 +12,7 @@ async def underway(work: Awaitable[Result]) -> asyncio.Task[Result]:
     begun = asyncio.Event()
 
     async def run() -> Result:
-        # Whoever waits for this goes on when the work next gives way, and not before.
+        # A task that waits for this goes on when the work next gives way, and not before.
         begun.set()
         return await work
 

@@ -1,6 +1,6 @@
 """What is tried with disks that are full: of the journal, the store and the log of a gateway, and of a command.
 
-What is refused, and what works, is what docs/operations/storage.md says. Disks need the right to mount; without it, the
+What is refused, and what works, is what docs/operations/storage.md states. Disks need the right to mount; without it, the
 gateway's attempts are left out.
 """
 

@@ -69,7 +69,7 @@ async def serve_stage() -> None:
 
 @asynccontextmanager
 async def process(*command: str):
-    """A process that says where it serves, and ends with its input."""
+    """A process that reports where it serves, and ends with its input."""
     started = await asyncio.create_subprocess_exec(
         sys.executable, "-m", *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )

@@ -35,7 +35,7 @@ class Reader:
     num_events: int = 0
     num_previews: int = 0
     is_finished: bool = False
-    # Set when all has come of a run that waits for somebody to choose.
+    # Set when a run has sent all events before the selection that it waits for.
     waits: asyncio.Event = field(default_factory=asyncio.Event)
 
 

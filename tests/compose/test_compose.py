@@ -54,7 +54,7 @@ class Deployed:
         return [one for one in self.engine.containers() if one.service == service and one.lives]
 
     def num_healthy(self, stage: str) -> int:
-        """As the gateway tells Prometheus."""
+        """As the gateway reports to Prometheus."""
         (gateway,) = self.of("gateway")
         host = gateway.address.partition(":")[0]
         with urllib.request.urlopen(f"http://{host}:50070/metrics", timeout=5) as answer:

@@ -10,7 +10,7 @@ import yaml
 
 Document = dict[str, Any]
 
-# What the items of a list are told apart by; every other list is replaced as a whole.
+# What the items of a list are distinguished by; every other list is replaced as a whole.
 MERGE_KEYS = {
     "containers": "name",
     "initContainers": "name",

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class NoOrders(Orders):
-    """Nobody tells it anything: its standard input is at its end."""
+    """Its standard input is at its end."""
 
     def __init__(self) -> None:
         self.hold_at = 0

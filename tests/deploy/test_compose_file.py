@@ -1,4 +1,4 @@
-"""docker-compose.yml: valid, as safe as it says, and watched by a dashboard that asks for numbers that there are."""
+"""docker-compose.yml: valid, as safe as it claims, and watched by a dashboard that asks for numbers that there are."""
 
 import json
 import re
@@ -80,7 +80,7 @@ def test_the_dashboard_asks_the_source_that_is_provided():
     assert source["url"] == "http://prometheus:9090"
 
 
-async def test_every_number_that_is_asked_for_is_told_by_a_process():
+async def test_every_number_that_is_asked_for_is_reported_by_a_process():
     async with pipeline() as gateway:
         said = generate_latest(GatewayMetrics(gateway.pools, gateway.runs).registry)
     told = set(re.findall(r"^(triptych_\w+)", (said + stage_says()).decode(), re.MULTILINE))

@@ -1,4 +1,4 @@
-"""What `triptych deploy compose` says where there is no engine to deploy to. The rest needs one: tests/compose."""
+"""What `triptych deploy compose` prints where there is no engine to deploy to. The rest needs one: tests/compose."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def says(path: Path, words: str) -> None:
     path.chmod(0o755)
 
 
-def test_without_docker_it_says_what_to_install(programs: Path):
+def test_without_docker_it_explains_what_to_install(programs: Path):
     with pytest.raises(DeployError, match="there is no `docker` here: install Docker Engine"):
         ComposeDeployer("tested").plan()
 
@@ -53,7 +53,7 @@ def test_other_words_of_the_engine_are_passed_on_without_what_a_terminal_would_o
         ComposeDeployer("tested").endpoints()
 
 
-def test_without_compose_it_says_what_to_install(programs: Path):
+def test_without_compose_it_explains_what_to_install(programs: Path):
     (programs / "docker").write_text('#!/bin/sh\n[ "$1" != compose ]\n')
     (programs / "docker").chmod(0o755)
     with pytest.raises(DeployError, match="neither `docker compose` nor `docker-compose`"):

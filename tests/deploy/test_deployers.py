@@ -155,7 +155,7 @@ def test_a_stage_that_there_is_not_is_refused(make: Make, list_path: Path):
         Deployment(make(), list_path).scale({"dreamer": 1})
 
 
-def test_a_plan_says_what_a_worker_would_cost(make: Make):
+def test_a_plan_lists_what_a_worker_would_cost(make: Make):
     assert all(offer.price_per_hour >= 0 and offer.machine for offer in make().plan())
 
 

@@ -155,7 +155,7 @@ def test_every_container_has_few_rights(overlay, name):
 
 
 @pytest.mark.parametrize(("overlay", "name"), PROCESSES)
-def test_every_container_says_what_it_needs(overlay, name):
+def test_every_container_states_what_it_needs(overlay, name):
     for container in containers_of(BUILT[overlay]["Deployment", name]):
         assert {"cpu", "memory"} <= set(container["resources"]["requests"])
         assert "memory" in container["resources"]["limits"]

@@ -25,7 +25,7 @@ from deploy.tagged_processes import TAG, TaggedProcesses
 
 @dataclass
 class ScriptedTarget:
-    """A target whose workers serve at once and end when a test says so; both a deployer and a gateway."""
+    """A target whose workers serve at once and end when a test asks for it; both a deployer and a gateway."""
 
     name: str = "tested"
     owner: str = ""
@@ -113,7 +113,7 @@ def scene(tmp_path: Path) -> Scene:
     )
 
 
-def test_status_says_what_is_missing_of_what_was_requested_and_fails(scene: Scene):
+def test_status_lists_what_is_missing_of_what_was_requested_and_fails(scene: Scene):
     assert scene.triptych("up", "--refiners", "2").exit_code == 0
     assert scene.triptych("status").exit_code == 0
 

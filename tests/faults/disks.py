@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class SmallDisk:
-    """A file system of its own, of so many bytes, at `path` for whoever is started with `prefix`."""
+    """A file system of its own, of so many bytes, at `path` for a process that is started with `prefix`."""
 
     def __init__(self, path: Path, num_bytes: int) -> None:
         path.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 class Process:
-    """One that says in lines of JSON what it does, the first being where it listens; it can be started again there."""
+    """One that prints in lines of JSON what it does, the first being where it listens; it can be started again there."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Process:
             self.address = (await self.heard("address"))["address"]
 
     async def heard(self, key: str, matches: Callable[[dict], bool] = lambda _: True) -> dict:
-        """The first line with this key that the process says, or has said, since it was started."""
+        """The first line with this key that the process prints, or has printed, since it was started."""
 
         def found() -> dict | None:
             return next((line for line in self.said if key in line and matches(line)), None)
@@ -93,7 +93,7 @@ class Process:
         return line
 
     async def order(self, **order) -> None:
-        """Tells a stage what to do, and returns when it knows."""
+        """Orders a stage, and returns when it has the order."""
         assert self._process is not None
         assert self._process.stdin is not None
         self.said = [line for line in self.said if line.get("ordered") != order]
@@ -213,7 +213,7 @@ async def cluster(
 ) -> AsyncIterator[Cluster]:
     """Everything started and serving; all of it is killed at the end.
 
-    `reach_first` says where the gateway finds the first worker of each stage; `networks` where workers run, by name.
+    `reach_first` is where the gateway finds the first worker of each stage; `networks` where workers run, by name.
     """
     async with AsyncExitStack() as stack:
         made = Cluster(folder)

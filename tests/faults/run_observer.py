@@ -15,7 +15,7 @@ from triptych.v1.pipeline_pb2_grpc import PipelineServiceStub
 PATIENCE_S = 120.0
 # The processor is wanted by the gateway that begins meanwhile.
 COME_BACK_AFTER_S = 0.2
-# What says that the connection or the gateway went away, and nothing of the run.
+# Errors that the connection or the gateway went away, not about the run.
 GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN}
 
 
@@ -33,7 +33,7 @@ def spec(*, images: int = 2, seed: int = 100, preview_every: int = 2, top_k: int
 
 
 class UnaryWithToken(grpc.aio.UnaryUnaryClientInterceptor):
-    """Says on a call who is calling."""
+    """Adds the caller to a call."""
 
     def __init__(self, token: str) -> None:
         self._metadata = (("authorization", f"Bearer {token}"),)

@@ -2,7 +2,7 @@
 
     python -m tests.faults.stage_process generator --port 0
 
-It takes orders as lines of JSON on standard input, and tells in the same way what it does: {"hold_at": 3} stops before
+It takes orders as lines of JSON on standard input, and reports in the same way what it does: {"hold_at": 3} stops before
 the third step of the next picture until {"go": true}; {"garbage": "empty event", "at": 3} answers nonsense there.
 A picture depends on the seed, the prompt and the bytes of its parent and on nothing else. It ends with its input.
 """
@@ -52,7 +52,7 @@ def tell(**facts) -> None:
 
 
 class Orders:
-    """What the process has been told to do, read on a thread of its own."""
+    """What the process has been asked to do, read on a thread of its own."""
 
     def __init__(self) -> None:
         self.hold_at = 0
@@ -63,7 +63,7 @@ class Orders:
         threading.Thread(target=self._read, daemon=True).start()
 
     def hold(self, **place) -> None:
-        """Tells that it holds, and returns when it may go on."""
+        """Reports that it holds, and returns when it may go on."""
         self._go.clear()
         tell(holding=place)
         self._go.wait(HOLD_AT_MOST_S)
@@ -78,7 +78,7 @@ class Orders:
             if order.get("go"):
                 self._go.set()
             tell(ordered=order)
-        os._exit(0)  # whoever gave the orders is gone
+        os._exit(0)  # the process that gave the orders is gone
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class CountingService(StageService[Counting, Drawing]):
                 return
 
     def _is_place(self, event: StageEvent) -> bool:
-        """Whether this event is the one that the step tells of; the last step tells of itself with the picture."""
+        """Whether this event is the one that the step reports; the last step reports itself with the picture."""
         at = self._orders.garbage_at
         if at == 1:
             return event.HasField("accepted") and not event.accepted.queue_position

@@ -126,7 +126,7 @@ async def test_pictures_on_a_read_only_disk(on_small_disk, row):
 
 
 @pytest.mark.faults
-async def test_a_damaged_picture_is_told_and_not_delivered(on_small_disk, row):
+async def test_a_damaged_picture_is_reported_and_not_delivered(on_small_disk, row):
     started, disk = on_small_disk
     asked = spec(seed=time.time_ns())
     async with Caller(started.address) as caller:

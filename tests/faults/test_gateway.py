@@ -1,4 +1,4 @@
-"""The gateway is killed, stopped or told to end, at each kind of event; everything goes on where it was."""
+"""The gateway is killed, stopped or asked to end, at each kind of event; everything goes on where it was."""
 
 import asyncio
 import signal
@@ -76,7 +76,7 @@ async def test_killed(scene, row, moment):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def hasty(tmp_path_factory):
-    """A gateway that has no time to finish when it is told to end."""
+    """A gateway that has no time to finish when it is asked to end."""
     async with cluster(tmp_path_factory.mktemp("hasty"), gateway_options=["--grace", "0"]) as made:
         yield made
 
@@ -89,13 +89,13 @@ async def hasty_scene(hasty):
 
 @pytest.mark.faults
 @every_moment()
-async def test_told_to_end_at_once(hasty_scene, row, moment):
+async def test_asked_to_end_at_once(hasty_scene, row, moment):
     await told_to_end(hasty_scene, row, moment)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("moment", ["queued", "refiner-progress-middle", "upscaler-image_ready"])
-async def test_told_to_end(scene, row, moment):
+async def test_asked_to_end(scene, row, moment):
     await told_to_end(scene, row, moment)
 
 

@@ -182,7 +182,7 @@ async def test_one_gateway_goes_on_with_the_runs_of_the_other(two_gateways, row,
     if number == signal.SIGTERM:
         await started.gateway.ended()
     await started.mend()
-    # The one that comes back, and may have thought that the run was its own, tells the same before long.
+    # The one that comes back, and may have thought that the run was its own, reports the same before long.
     async with Caller(started.address) as caller:
         async with asyncio.timeout(LEASE_S):
             while (await caller.get(name)).state != RunState.RUN_STATE_SUCCEEDED:  # noqa: ASYNC110 - in another process

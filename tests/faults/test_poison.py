@@ -19,7 +19,7 @@ NUM_OTHERS = 12
 
 @asynccontextmanager
 async def started_again(workers):
-    """Starts workers that have died again, as whoever runs them would; gives a list of the deaths."""
+    """Restarts workers that have died, as a supervisor would; gives a list of the deaths."""
     deaths = []
 
     async def look_after(worker):

@@ -51,7 +51,7 @@ class Scene:
         self.is_connected = asyncio.Event()
 
     async def silent_server(self) -> str:
-        """The address of a server that takes connections and says nothing."""
+        """The address of a server that takes connections and sends nothing."""
 
         async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self.is_connected.set()

@@ -1,4 +1,4 @@
-"""What counts as a good answer to nonsense: a result, or an error of ours that says what to do and gives nothing away."""
+"""What counts as a good answer to nonsense: a result, or an error of ours that explains what to do and gives nothing away."""
 
 import re
 
@@ -6,7 +6,7 @@ import grpc
 
 from triptych.client import read_details
 
-# What only a program's inside says.
+# What only a program's inside has.
 INSIDE = re.compile(
     r"Traceback|site-packages|\.py\b|object at 0x|<class '|sqlalchemy|sqlite|Exception\b|Error\(",
     re.IGNORECASE,

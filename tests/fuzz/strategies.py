@@ -104,7 +104,7 @@ def as_mask(side_px: int) -> bytes:
 
 
 def png_of(width: int, height: int, data: bytes) -> bytes:
-    """A PNG whose header says any size, whatever its data are."""
+    """A PNG whose header states any size, whatever its data are."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return (

@@ -1,4 +1,4 @@
-"""The gateway's HTTP door with any path, query, header and body."""
+"""The gateway's HTTP API with any path, query, header and body."""
 
 import json
 from urllib.parse import quote_from_bytes
@@ -58,7 +58,7 @@ async def served():
 
 
 def check(answer):
-    """Fails on a bug, and on an error that does not say what is wrong or says too much."""
+    """Fails on a bug, and on an error that does not say what is wrong or reveals too much."""
     assert answer.status_code != 500, answer.text
     if answer.status_code >= 400 and answer.request.method != "HEAD":
         reported = answer.json()["error"]

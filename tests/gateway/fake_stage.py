@@ -125,7 +125,7 @@ class ScriptedStage:
                 yield event
             is_whole = True
         finally:
-            # A call that is cancelled while it sends is closed and not told so.
+            # A call that is cancelled while it sends is closed without a status.
             (self.finished if is_whole else self.cancelled).append(index)
             self.stopped[index].set()
 

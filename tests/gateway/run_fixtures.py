@@ -38,7 +38,7 @@ async def whole_log(gateway, name):
 
 
 def lasting(events):
-    """What every watcher is told, and what is there for ever: all but previews."""
+    """What every watcher gets, and what is kept: all but previews."""
     return [event for event in events if not event.HasField("preview")]
 
 

@@ -79,7 +79,7 @@ async def test_a_large_file_is_read_in_parts_and_not_sent_with_events(monkeypatc
         assert rest.content == kept[20:]
 
 
-async def test_what_a_stage_warns_of_is_told_once():
+async def test_what_a_stage_warns_of_is_reported_once():
     async def warning(index, seed):
         told = StageEvent.Warning(index=index, reason="PROMPT_TRUNCATED", message="it reads 64 tokens")
         async for event in in_chunks(index, seed):

@@ -48,12 +48,12 @@ async def test_a_picture_that_was_given_up_counts_as_failed(gateway, metrics):
     assert said(metrics)['triptych_ended_runs_total{state="partially_succeeded"}'] == 1
 
 
-async def test_a_gateway_that_did_nothing_yet_says_zero(metrics):
+async def test_a_gateway_that_did_nothing_yet_states_zero(metrics):
     assert said(metrics)['triptych_ended_runs_total{state="succeeded"}'] == 0
     assert said(metrics)['triptych_pipeline_images_total{outcome="failed",stage="refiner"}'] == 0
 
 
-async def test_a_run_is_told_by_its_state(gateway, metrics):
+async def test_a_run_is_reported_by_its_state(gateway, metrics):
     gateway.generator.close_gates(0)
     making = asyncio.create_task(make(gateway))
     await gateway.generator.begun[0].wait()
@@ -64,7 +64,7 @@ async def test_a_run_is_told_by_its_state(gateway, metrics):
     assert said(metrics)['triptych_ended_runs_total{state="succeeded"}'] == 1
 
 
-async def test_a_run_that_waits_for_its_turn_is_told():
+async def test_a_run_that_waits_for_its_turn_is_reported():
     async with pipeline(bounds=RunLimits(room=AdmissionLimits(max_running=1), abandon_grace_s=0)) as gateway:
         metrics = GatewayMetrics(gateway.pools, gateway.runs)
         gateway.generator.close_gates(0)
@@ -86,7 +86,7 @@ async def test_a_worker_that_is_gone_is_not_counted(gateway, metrics):
     assert said(metrics)['triptych_healthy_workers{stage="generator"}'] == 1
 
 
-def test_the_process_answers_prometheus_where_it_says():
+def test_the_process_answers_prometheus_at_the_port_that_it_prints():
     with gateway_process("--metrics-port", "0") as (process, _):
         where = next(found for line in process.stderr if (found := re.search(r"http://\S+/metrics", line)))
         with urllib.request.urlopen(where[0]) as answer:

@@ -1,4 +1,4 @@
-"""The gateway as a process: how it begins, what it says, how it ends."""
+"""The gateway as a process: how it begins, what it prints, how it ends."""
 
 import asyncio
 import json
@@ -118,7 +118,7 @@ def test_it_listens_for_others_when_it_is_safe(tmp_path):
         assert announced["address"].startswith("0.0.0.0:")
 
 
-def test_it_listens_for_others_when_it_is_told_to():
+def test_it_listens_for_others_when_it_is_asked_to():
     with gateway_process("--host", "0.0.0.0", "--insecure") as (_, announced):
         assert announced["address"].startswith("0.0.0.0:")
 
@@ -133,7 +133,7 @@ def test_it_listens_for_others_when_it_is_told_to():
         (["--stage-ca", "CERTS/ca.key"], "ca.key has no certificates in PEM"),
     ],
 )
-def test_files_that_do_not_open_a_door_are_said(tmp_path, options, complaint):
+def test_files_that_do_not_open_a_port_are_named(tmp_path, options, complaint):
     with pytest.raises((TriptychError, UsageError), match=complaint):
         begin(*with_doors(tmp_path, options))
 

@@ -155,7 +155,7 @@ def read_rules():
     return [rule for group in rules["groups"] for rule in group["rules"]]
 
 
-def test_every_alert_has_an_entry_that_says_what_to_do():
+def test_every_alert_has_an_entry_that_explains_what_to_do():
     text = (ROOT / "docs/operations/alerts.md").read_text()
     anchors = {heading.lower() for heading in re.findall(r"^## (\w+)$", text, re.MULTILINE)}
     assert {rule["annotations"]["runbook_url"] for rule in read_rules()} == {

@@ -107,7 +107,7 @@ async def test_watching_from_a_negative_number_is_refused(gateway):
         [_ async for _ in gateway.client.watch_run(name, after_sequence=-1)]
 
 
-async def test_a_run_says_how_it_stands(gateway):
+async def test_a_run_has_its_state(gateway):
     events = await collect(gateway, spec())
     run = await gateway.client.get_run(events[0].state.run)
     assert run.state == RunState.RUN_STATE_SUCCEEDED
@@ -122,7 +122,7 @@ async def test_a_run_that_is_not_there_is_not_found(gateway):
         await gateway.client.get_run("runs/none")
 
 
-async def test_an_image_downloads_as_its_hash_says(gateway):
+async def test_an_image_downloads_with_its_hash(gateway):
     image = ready(await collect(gateway, spec()))[-1]
     data = await gateway.client.download_image(image.name)
     assert (data, hashlib.sha256(data).hexdigest()) == (image.data, image.sha256)

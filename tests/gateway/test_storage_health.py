@@ -173,7 +173,7 @@ async def test_a_journal_and_its_store_can_be_moved_together(tmp_path):
         pass
 
 
-async def test_while_storage_fails_health_says_so_and_no_run_is_accepted():
+async def test_while_storage_fails_health_reports_it_and_no_run_is_accepted():
     async with web_gateway() as web:
         web.gateway.runs.storage_problem = "the journal /secret/place is gone"
         answer = await web.http.get("/health")

@@ -1,4 +1,4 @@
-"""Things that a prompt relates are told one after another; what is said otherwise stays as it is."""
+"""Related things of a prompt are named one after another; everything else stays as it is."""
 
 import pytest
 

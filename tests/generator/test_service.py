@@ -161,7 +161,7 @@ async def test_what_is_drawn_for_a_prompt_can_be_asked(stub):
     assert [(one.word, one.replacement) for one in reading.replacements] == [("cottage", "house")]
 
 
-async def test_a_prompt_of_which_nothing_is_known_is_answered_with_others(stub):
+async def test_an_unknown_prompt_is_answered_with_others(stub):
     reading = (await stub.ReadPrompt(GeneratorServiceReadPromptRequest(prompt="qwerty"))).reading
     assert reading.is_unknown
     assert len(reading.suggestions) == 3

@@ -66,7 +66,7 @@ def test_a_word_is_replaced_in_the_form_that_it_has(vocabulary: Vocabulary, prom
     assert replaced.known
 
 
-def test_a_replacement_is_told_once_as_the_prompt_has_the_word(vocabulary: Vocabulary):
+def test_a_replacement_is_reported_once_as_the_prompt_has_the_word(vocabulary: Vocabulary):
     replaced = vocabulary.replace_words("a Kitten, two kittens, two kittens")
 
     assert replaced.replacements == (Replacement("Kitten", "cat", 0.79), Replacement("kittens", "cats", 0.79))
@@ -165,7 +165,7 @@ def test_a_number_that_means_the_same_is_no_replacement(guessing: Vocabulary):
     assert guessing.replace_words("dozens of cats").replacements == (Replacement("dozens of", "three", 0.9),)
 
 
-def test_a_model_that_wants_a_place_is_told_one_where_the_prompt_names_none():
+def test_a_model_that_wants_a_place_gets_one_where_the_prompt_names_none():
     settings = {"boat": ["at sea"], "boats": ["at sea"], "": ["in a meadow", "in the snow"]}
     wants_a_place = Vocabulary(KNOWN, REPLACEMENTS, EXAMPLES, places=["sea", "seas"], settings=settings)
 
@@ -179,7 +179,7 @@ def test_a_published_model_has_no_vocabulary(tmp_path: Path):
     assert read_vocabulary(tmp_path, Manifest("mini", "generator", {})) is None
 
 
-def test_a_broken_table_is_told(tmp_path: Path):
+def test_a_broken_table_is_reported(tmp_path: Path):
     (tmp_path / "dalle").mkdir()
     (tmp_path / FILE).write_text(json.dumps({"known": {}}))
 
@@ -259,7 +259,7 @@ def test_what_carries_no_object_is_left_alone(built_in: Vocabulary, prompt: str)
         ("a big red heart", "a big red heart in the middle"),
     ],
 )
-def test_the_built_in_model_is_told_of_things_in_the_only_way_that_it_knows(
+def test_the_built_in_model_is_given_things_in_the_only_way_that_it_knows(
     built_in: Vocabulary, prompt: str, drawn: str
 ):
     assert built_in.replace_words(prompt).prompt.startswith(drawn)

@@ -102,7 +102,7 @@ def test_child_processes_import_nothing_from_the_working_directory(folder, serve
     assert (done.stdout, done.returncode) == ("gateway\n", 0), done.stderr
 
 
-def test_the_client_alone_says_how_to_install_the_server(folder, client_site):
+def test_the_client_alone_explains_how_to_install_the_server(folder, client_site):
     for arguments in (["serve", "refiner"], ["deploy", "compose", "plan"], ["run", "a red house"]):
         done = run([*COMMAND, *arguments], folder, client_site)
         assert done.returncode == 1

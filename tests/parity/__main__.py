@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE.parents[1] / ".venv-parity"
-# For each environment what pip is told, in turn.
+# The arguments of pip for each environment, in turn.
 INSTALLS: dict[str, Sequence[Sequence[str]]] = {
     "jax": [["--no-deps", "-r", str(HERE / "requirements-jax.txt")]],
     # min-dalle is timed by tests/bench, which shares this environment.

@@ -25,7 +25,7 @@ CASES = {
     "bias_ffn_ln_scale": {"use_scan": True, "use_bias": True, "use_glu": False, "force_ln_scale": True}
     | SMALL_VOCABULARY,
 }
-# "<person>" is left out: the package draws at random what becomes of it.
+# "<person>" is left out: the package replaces it at random.
 PROMPTS = [
     "a red house under a full moon",
     "  Two   CATS, sitting.on a mat!!! ",

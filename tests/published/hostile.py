@@ -79,7 +79,7 @@ def compress(source: Path, target: Path, member: str, num_bytes: int) -> None:
 
 
 def claim(source: Path, target: Path, member: str, num_bytes: int) -> None:
-    """A copy whose list of contents says that `member` has so many bytes."""
+    """A copy whose list of contents states that `member` has so many bytes."""
     shutil.copyfile(source, target)
     data = bytearray(target.read_bytes())
     with zipfile.ZipFile(source) as archive:
@@ -91,7 +91,7 @@ def claim(source: Path, target: Path, member: str, num_bytes: int) -> None:
 
 
 class Gullible(pickle.Unpickler):
-    """Does whatever a pickle says, as `torch.load` of old did; stands in for what is not installed."""
+    """Executes a pickle, as `torch.load` of old did; stands in for what is not installed."""
 
     def find_class(self, module, name):
         try:

@@ -1,4 +1,4 @@
-"""Runs `triptych weights` commands in this process, one after another, and says what each took, as a line of JSON.
+"""Runs `triptych weights` commands in this process, one after another, and prints what each took, as a line of JSON.
 
     python -m tests.published.metered FOLDER '["convert", "weights.pt", "model", "--part", "unet"]' ...
 

@@ -71,7 +71,7 @@ def test_a_configuration_that_cannot_be_is_refused(folder, settings, message):
         load_part(folder / "unet", "unet")
 
 
-def test_parts_of_different_models_are_told_apart(model):
+def test_parts_of_different_models_are_distinguished(model):
     with torch.device("meta"):
         other = UNet(replace(model.unet.config, context_dim=48))
     with pytest.raises(ModelError, match="context_dim is 48, bert's n_embed is 32"):

@@ -184,7 +184,7 @@ async def test_pictures_are_ranked_in_the_request_s_order(stub, loaded, picture)
     )
 
 
-async def test_the_model_says_what_it_is_and_what_it_takes(stub):
+async def test_the_model_explains_what_it_is_and_what_it_takes(stub):
     model = (await stub.GetModel(RefinerServiceGetModelRequest())).model
     assert (model.name, model.stage, model.image_size, model.device) == ("small", STAGE_REFINE, 32, "cpu")
     assert model.inpainting == INPAINTING_BLENDED
@@ -194,7 +194,7 @@ async def test_the_model_says_what_it_is_and_what_it_takes(stub):
     assert list(model.vocabulary["colours"].words) == ["red"]
 
 
-def test_a_model_that_was_trained_to_fill_in_says_so(tmp_path):
+def test_a_model_that_was_trained_to_fill_in_reports_it(tmp_path):
     for part, config in SMALL.items():
         config = replace(config, in_channels=8) if part == "unet" else config
         write_random_part(part, config, tmp_path / part)

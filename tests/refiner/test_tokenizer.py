@@ -50,7 +50,7 @@ def test_a_merge_that_is_no_pair_is_refused(line):
         read_merges(line)
 
 
-def test_a_folder_without_a_tokenizer_says_what_belongs_there(tmp_path):
+def test_a_folder_without_a_tokenizer_explains_what_belongs_there(tmp_path):
     with pytest.raises(ModelError, match=r"vocab\.txt, or vocab\.json with merges\.txt"):
         read_tokenizer(tmp_path, num_tokens=8, vocab_size=100)
 

@@ -28,7 +28,7 @@ def test_a_model_that_is_here_is_measured_by_its_tensors():
     assert 5e6 < size.num_params < 2e7
 
 
-def test_the_error_says_which_stage_needs_how_much_and_what_helps():
+def test_the_error_explains_which_stage_needs_how_much_and_what_helps():
     size = known_model("mega", "generator").size
     with pytest.raises(
         DeviceOutOfMemory, match=r"the generator 'mega' needs 13\.. GB on cuda:0 in float32 .*8\.2 of"

@@ -101,7 +101,7 @@ def test_clip_takes_steps_on_candidates_and_gets_better_at_choosing():
     assert np.mean(lost[-3:]) < 0.8 * np.mean(lost[:3])
 
 
-def test_a_clip_that_knows_nothing_gains_as_little_as_chance():
+def test_a_clip_that_has_learned_nothing_gains_as_little_as_chance():
     probed, tokenizer = small_clip()
     pool = painted_pool(train_clip.NUM_PROMPTS_KEPT + 1)
 

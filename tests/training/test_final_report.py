@@ -1,4 +1,4 @@
-"""The judged pictures: their file is read, and the report says whose pictures were judged."""
+"""The judged pictures: their file is read, and the report names whose pictures were judged."""
 
 from pathlib import Path
 

@@ -214,7 +214,7 @@ def test_a_pool_of_another_seed_is_refused(painter: Painter, networks: tuple[Dal
         TokenPool(networks[1], Painters(painter), NARROW, seed=1, capacity=8).restore(tmp_path / "tokens.npz")
 
 
-def test_tokens_are_told_anew_in_part_by_what_the_transformer_expects(networks: tuple[Dalle, Vqgan]):
+def test_tokens_are_reported_anew_in_part_by_what_the_transformer_expects(networks: tuple[Dalle, Vqgan]):
     network = networks[0]
     text_tokens = torch.full((4, DALLE.max_text_length), 5)
     image_tokens = torch.full((4, 64), 7)

@@ -1,4 +1,4 @@
-"""Natural prompts: the list is of the world, flat pictures are told from scenes, and what is asked for is looked for."""
+"""Natural prompts: the list is of the world, flat pictures are distinguished from scenes, and what is asked for is looked for."""
 
 import random
 from dataclasses import replace

@@ -132,7 +132,7 @@ def test_clip_takes_two_steps_and_ranks_eight(two_steps: Options):
     assert 0 <= logged(two_steps, "clip")[-1]["best_of_8_near"] <= 1
 
 
-def test_a_near_miss_is_told_by_other_words():
+def test_a_near_miss_is_reported_by_other_words():
     rng = random.Random(1)
     for scene in sample_scenes(100, seed=4):
         missed = train_clip.near_miss(scene, rng, NARROW)

@@ -153,7 +153,7 @@ def test_every_place_can_be_said_with_objects_and_alone():
     assert set(PLACE_PHRASES) == set(PLACE_NOUNS) == set(PLACES)
 
 
-def test_a_place_without_objects_is_painted_and_told(painter: Painter):
+def test_a_place_without_objects_is_painted_and_reported(painter: Painter):
     rng = random.Random(1)
     scene = sample_lesson(rng, WIDE, empty_share=1.0)
 
@@ -210,7 +210,7 @@ def test_a_pair_and_another_are_two_and_one():
     assert all("two" in text or "2 " in text or "a pair of" in text for text in said)
 
 
-def test_a_caption_mentions_what_it_says_it_mentions():
+def test_a_caption_mentions_what_its_list_of_mentions_has():
     scene = next(s for s in sample_scenes(200, seed=3) if s.sky == "moon" and s.weather == "clear")
     captions = [grammar_caption(scene, random.Random(i)) for i in range(50)]
 

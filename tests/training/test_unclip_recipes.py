@@ -168,7 +168,7 @@ def test_the_training_computes_the_embedding_that_the_tower_does(clip: tuple[Cli
 def test_a_probe_that_knows_what_covers_each_patch_loses_nothing(painter: Painter):
     scene = two_cats()
     probe = train_clip.PatchProbe(2, 8)
-    # The first number of a patch says "left half", the second "right half": the cat's and the car's.
+    # The first number of a patch means "left half", the second "right half": the cat's and the car's.
     states = torch.zeros(1, 64, 2)
     for end, o in enumerate(scene.objects):
         covered = probe._covered(painter, o)

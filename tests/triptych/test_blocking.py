@@ -102,7 +102,7 @@ def test_errors_have_the_same_types(client):
         client.run(sketches("broken")).result()
 
 
-def test_a_closed_client_says_so_and_leaves_no_thread(gateway_process):
+def test_a_closed_client_reports_it_and_leaves_no_thread(gateway_process):
     before = threading.active_count()
     client = Client(gateway_process)
     client.close()
@@ -129,7 +129,7 @@ def test_closing_ends_what_is_still_followed(gateway_process):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
-def test_after_fork_a_client_says_so_and_does_not_hang(gateway_process):
+def test_after_fork_a_client_reports_it_and_does_not_hang(gateway_process):
     program = """
 import os, sys
 from triptych.blocking import Client

@@ -69,7 +69,7 @@ def test_details_that_contradict_the_status_are_not_read():
     assert read_details(error) == client.ErrorDetails()
 
 
-async def test_an_address_where_nobody_is_says_what_to_start():
+async def test_an_address_where_nobody_is_explains_what_to_start():
     async with Client("127.0.0.1:1") as calls:
         with pytest.raises(client.Unreachable, match="no gateway answers at 127.0.0.1:1; start one with"):
             await calls.list_models()

@@ -132,7 +132,7 @@ def test_the_terminal_shows_each_picture_of_each_stage(progress):
 @pytest.mark.parametrize(
     ("seconds", "words"), [(None, "number 3 in the queue"), (11.6, "number 3 in the queue, about 12 s")]
 )
-def test_a_run_that_waits_for_its_turn_says_its_place(progress, seconds, words):
+def test_a_run_that_waits_for_its_turn_states_its_place(progress, seconds, words):
     queued = Event.Queued(position=3)
     if seconds is not None:
         queued.estimated_wait.FromNanoseconds(int(seconds * 1e9))
@@ -143,7 +143,7 @@ def test_a_run_that_waits_for_its_turn_says_its_place(progress, seconds, words):
     assert progress.waiting is None
 
 
-def test_a_stage_that_waits_for_a_worker_says_its_place(progress):
+def test_a_stage_that_waits_for_a_worker_states_its_place(progress):
     progress.update(Event(queued=Event.Queued(stage=STAGE_GENERATE, position=2)))
     console = Console(file=io.StringIO(), width=80)
     console.print(stages_table(progress.stages, progress.clock()))

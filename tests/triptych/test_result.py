@@ -44,7 +44,7 @@ def result() -> RunResult:
     return made
 
 
-def test_a_result_says_what_is_drawn_for_an_unknown_word():
+def test_a_result_explains_what_is_drawn_for_an_unknown_word():
     kitten = WordReplacement(word="kitten", replacement="cat", similarity=0.8)
     reading = PromptReading(prompt="a cat", replacements=[kitten])
     made = RunResult()
@@ -53,7 +53,7 @@ def test_a_result_says_what_is_drawn_for_an_unknown_word():
     assert made.notes == ["kitten: drawn as cat"]
 
 
-def test_a_result_says_what_was_asked_and_how_it_ended(result):
+def test_a_result_explains_what_was_asked_and_how_it_ended(result):
     assert (result.name, result.prompt, result.seed) == ("runs/1", "a red house", 7)
     assert (result.state, result.last_sequence) == ("partially_succeeded", 7)
     assert result.warnings == ["refine-1 failed"]

@@ -1,4 +1,4 @@
-"""Choosing by hand through the client: which images go on, and what comes of it."""
+"""Choosing by hand through the client: which images go on, and what follows from it."""
 
 import pytest
 
@@ -68,7 +68,7 @@ async def test_choosing_while_the_run_is_followed_continues_the_same_stream(gate
     assert run.result.state == "succeeded"
 
 
-async def test_a_manual_run_survives_whoever_began_it(gateway):
+async def test_a_manual_run_survives_the_client_that_began_it(gateway):
     gateway.generator.close_gates(0)
     async with gateway.client.run(make_spec("a red house", manual=True, **SMALL)) as run:
         await anext(aiter(run))

@@ -83,7 +83,7 @@ def test_a_file_that_holds_no_usable_vectors_is_refused(
         compare(part, "swinir", tmp_path / "v.safetensors")
 
 
-def test_a_folder_without_vectors_of_that_configuration_says_so(part: Path, tmp_path: Path) -> None:
+def test_a_folder_without_vectors_of_that_configuration_reports_it(part: Path, tmp_path: Path) -> None:
     (tmp_path / "golden.json").write_text(json.dumps({"configs": {}, "cases": []}))
     with pytest.raises(ModelError, match="configuration"):
         compare(part, "swinir", tmp_path)

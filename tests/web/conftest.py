@@ -19,8 +19,8 @@ IN_SHORT = {
     "test_a_prompt_becomes_a_file_through_two_choices",
     "test_a_sketch_is_seen_before_it_is_ready",
     "test_a_variation_is_compared_with_its_sketch_from_the_middle",
-    "test_a_cancelled_run_says_so_keeps_what_it_has_and_its_hints_stay_true",
-    "test_a_picture_that_fails_says_why_and_can_be_made_again",
+    "test_a_cancelled_run_is_shown_as_such_keeps_what_it_has_and_its_hints_stay_true",
+    "test_a_picture_that_fails_explains_why_and_can_be_made_again",
     "test_axe_finds_nothing_wrong_and_nothing_leaves_the_screen[360-dark]",
     "test_everything_can_be_done_with_the_keyboard_alone",
     "test_every_text_has_both_languages_and_the_same_blanks",
@@ -81,7 +81,7 @@ async def module_gateway(module_stages, tmp_path_factory):
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def stages(module_stages):
-    """As they are when nobody has told them otherwise."""
+    """As they are unless somebody has set them otherwise."""
     module_stages.reset()
     yield module_stages
     module_stages.reset()

@@ -33,7 +33,7 @@ new MutationObserver(() => {
 
 
 async def first_preview_ms(url: str, run: str) -> float:
-    """When the gateway told its first preview."""
+    """When the gateway sent its first preview."""
     async with (
         httpx.AsyncClient(timeout=120) as http,
         http.stream("GET", f"{url}runs/{run}/events") as reported,

@@ -8,7 +8,7 @@ from tests.web.drawing import drawing_stages
 from tests.web.gateway_process import GatewayProcess
 from tests.web.visitor import open_page
 
-# What Chromium says of a request that fails; the page can't keep it from doing so.
+# What Chromium prints about a request that fails; the page can't keep it from doing so.
 FAILED_REQUEST = r"Failed to load resource|net::ERR_"
 
 

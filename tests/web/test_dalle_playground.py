@@ -25,7 +25,7 @@ const call = (url, path, options) => fetch(url + path, options).then(() => "read
 
 @asynccontextmanager
 async def elsewhere(browser):
-    """A page of a site on this machine, as whoever develops with dalle-playground has it."""
+    """A page of a site on this machine, as developers with dalle-playground have it."""
 
     async def serve(reader, writer):
         await reader.readuntil(b"\r\n\r\n")

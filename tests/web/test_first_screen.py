@@ -85,7 +85,7 @@ async def test_words_that_the_model_does_not_know_are_named_while_typing(visitor
     assert stages.generator.requests == []
 
 
-async def test_words_that_are_replaced_are_told_with_what_is_drawn(visitor):
+async def test_words_that_are_replaced_are_reported_with_what_is_drawn(visitor):
     found = await visitor.page.evaluate(
         """async () => {
             const { checkWords } = await import("./web/vocabulary.js");
@@ -129,7 +129,7 @@ async def test_the_gateway_s_table_of_words_is_asked_while_typing(visitor, stage
     assert stages.generator.requests == []
 
 
-async def test_a_run_tells_what_is_drawn_for_its_prompt_also_after_a_reload(visitor, stages):
+async def test_a_run_reports_what_is_drawn_for_its_prompt_also_after_a_reload(visitor, stages):
     reading = PromptReading(prompt="a house", replacements=[WordReplacement(word="hut", replacement="house")])
     stages.generator.readings["a hut"] = reading
     await visitor.prompt.fill("a hut")

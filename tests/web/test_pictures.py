@@ -212,7 +212,7 @@ async def test_several_are_upscaled_at_once(visitor, stages):
     await expect(visitor.page.locator("#tree")).to_contain_text("Your picture")
 
 
-async def test_a_cancelled_run_says_so_keeps_what_it_has_and_its_hints_stay_true(visitor, stages):
+async def test_a_cancelled_run_is_shown_as_such_keeps_what_it_has_and_its_hints_stay_true(visitor, stages):
     stages.hold(stages.generator, 1)
     await visitor.begin(count=2)
     await visitor.sees_sketches(1)
@@ -228,7 +228,7 @@ async def test_a_cancelled_run_says_so_keeps_what_it_has_and_its_hints_stay_true
     await visitor.sees_sketches(1)
 
 
-async def test_a_picture_that_fails_says_why_and_can_be_made_again(visitor, stages):
+async def test_a_picture_that_fails_explains_why_and_can_be_made_again(visitor, stages):
     failure = StageEvent.ImageFailure(
         index=1, reason="DEVICE_OOM", message="10.0.0.7:50051 has no memory left"
     )
@@ -270,7 +270,7 @@ async def test_the_time_that_is_left_is_measured_from_the_progress(visitor):
     assert seconds == [None, 8, None]
 
 
-async def test_a_page_that_lacks_a_file_says_so(browser, gateway):
+async def test_a_page_that_lacks_a_file_reports_it(browser, gateway):
     visitor = await open_page(browser, gateway.url)
     await visitor.page.route("**/web/labels.js", lambda route: route.abort())
     await visitor.page.goto(gateway.url)

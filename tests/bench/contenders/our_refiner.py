@@ -41,7 +41,7 @@ def release(images: int) -> None:
 
 
 def noise(inputs: str, output: str) -> None:
-    """What the UNet says of given rows, to a file."""
+    """Writes what the UNet predicts for the given rows to a file."""
     with np.load(inputs) as rows:
         x, timesteps, context = (torch.from_numpy(rows[name]) for name in ("x", "timesteps", "context"))
     np.save(output, model.predict_noise(x, timesteps, context.to(model.dtype), None).numpy())

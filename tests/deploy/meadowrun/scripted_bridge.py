@@ -1,4 +1,4 @@
-"""Stands where the bridge to Meadowrun does: speaks its JSON lines, and answers what a file says.
+"""Stands where the bridge to Meadowrun does: speaks its JSON lines, and answers what a file states.
 
 The file has, for each question's name, {"done"} or {"failed"}, with {"said"} to say first; {"with": name} is answered only
 after the next question of that name; "never" when it is cancelled; "dies" ends the process. Questions are kept in another file.

@@ -63,7 +63,7 @@ def deployer_of(bridge: Bridge, **settings: Any) -> MeadowrunDeployer:
 
 
 def machine(**tags: str) -> dict[str, Any]:
-    """One with a worker, as the bridge tells of it."""
+    """One with a worker, as the bridge reports it."""
     tags = {
         "deployment": "tested",
         "worker": "w1",
@@ -84,7 +84,7 @@ def test_an_answer_finds_its_question_though_another_one_came_first(start: Start
     assert first.result(timeout=120) == 1
 
 
-def test_what_meadowrun_says_is_told(start: Start):
+def test_what_meadowrun_prints_is_reported(start: Start):
     bridge = start({"install": {"said": "Installing Meadowrun in us-east-2", "done": None}})
     bridge.ask("install")
     assert bridge.said == ["Installing Meadowrun in us-east-2"]
@@ -106,7 +106,7 @@ def test_a_bridge_that_ends_fails_what_was_asked_with_its_last_words_and_starts_
     assert bridge.ask("offers") == []
 
 
-def test_a_bridge_that_does_not_start_says_why(tmp_path: Path):
+def test_a_bridge_that_does_not_start_explains_why(tmp_path: Path):
     bridge = Bridge(lambda: [sys.executable, "-c", "import there_is_no_meadowrun"], tmp_path / "log")
     with pytest.raises(DeployError, match="(?s)Meadowrun does not start:.*there_is_no_meadowrun"):
         bridge.ask("offers")
@@ -219,7 +219,7 @@ def test_a_machine_of_a_worker_that_has_ended_is_given_back_and_its_log_kept(sta
     assert bridge.asked("give_back")[0]["instances"] == ["i-1"]
 
 
-def test_what_a_teardown_cannot_end_is_told_with_its_price(start: Start):
+def test_what_a_teardown_cannot_end_is_reported_with_its_price(start: Start):
     bridge = start({"machines": {"done": [machine()]}, "give_back": {"done": ["i-1"]}})
     left = deployer_of(bridge).teardown()
     assert (left.things, left.price_per_hour) == (["i-1 (g4dn.xlarge)"], 0.16)

@@ -228,7 +228,7 @@ def test_users_may_set_the_tags_that_everything_is_found_by(cloud: Cloud):
     assert "ec2:CreateTags" in policy["PolicyDocument"]["Statement"][0]["Action"]
 
 
-def test_images_that_are_gone_are_told_of_before_anything_is_launched(cloud: Cloud, make: Make):
+def test_images_that_are_gone_are_reported_before_anything_is_launched(cloud: Cloud, make: Make):
     deployer = make(ami="")
     with pytest.raises(
         DeployError, match=r"Meadowrun's image ami-\w+ is not there in us-east-2 any more: .*--ami"
@@ -237,12 +237,12 @@ def test_images_that_are_gone_are_told_of_before_anything_is_launched(cloud: Clo
     assert not cloud.instances(deployer.name)
 
 
-def test_a_region_without_meadowrun_says_how_to_install_it(cloud: Cloud):
+def test_a_region_without_meadowrun_explains_how_to_install_it(cloud: Cloud):
     with pytest.raises(DeployError, match="not installed in eu-west-1: `triptych deploy meadowrun install`"):
         cloud.bridge().ask("check", region="eu-west-1", ami=cloud.ami, gpu=True)
 
 
-def test_without_credentials_the_bridge_says_what_to_set(cloud: Cloud, tmp_path: Path):
+def test_without_credentials_the_bridge_explains_what_to_set(cloud: Cloud, tmp_path: Path):
     settings = [f"HOME={tmp_path}", "AWS_EC2_METADATA_DISABLED=true", str(cloud.python), str(BRIDGE)]
     # Nothing of what it would find here.
     bridge = Bridge(lambda: ["env", "-i", *settings], tmp_path / "bridge.log")

@@ -92,7 +92,7 @@ class Sshd:
     def go_offline(self) -> None:
         """Refuses connections and ends those that there are; what runs on the machine runs on."""
         if self.listening is not None:
-            # Wakes up whoever accepts; closing alone does not.
+            # Wakes up the thread that accepts; closing alone does not.
             with suppress(OSError):
                 self.listening.shutdown(socket.SHUT_RDWR)
             self.listening.close()

@@ -39,7 +39,7 @@ def read(tmp_path):
     return read
 
 
-def test_a_machine_is_what_the_file_says(read):
+def test_a_machine_is_what_the_file_states(read):
     first, _ = read(WHOLE).machines
     assert (first.name, first.destination, first.port) == ("gpu-7", "ubuntu@gpu-7.example.org", 2222)
     assert (first.stages, first.workers, first.gpus) == (["generator", "refiner"], 2, 2)

@@ -65,7 +65,7 @@ def test_a_machine_whose_host_key_has_changed_is_not_trusted(make: Make, sshd: S
         make(machine_of(sshd)).endpoints()
 
 
-def test_a_machine_that_does_not_know_the_key_says_how_to_put_it_there(
+def test_a_machine_that_does_not_know_the_key_explains_how_to_put_it_there(
     make: Make, sshd: Sshd, tmp_path: Path
 ):
     make_key(tmp_path / "strangers")
@@ -84,7 +84,7 @@ def test_a_name_that_nobody_has_is_said_to_be(make: Make, sshd: Sshd):
         make(machine_of(sshd, address="nowhere.invalid")).endpoints()
 
 
-def test_a_machine_without_triptych_says_how_to_install_it(make: Make, sshd: Sshd):
+def test_a_machine_without_triptych_explains_how_to_install_it(make: Make, sshd: Sshd):
     deployer = make(machine_of(sshd, triptych="/nowhere/triptych"))
     with pytest.raises(DeployError, match=r"has no command '/nowhere/triptych': install it there"):
         deployer.launch("refiner")

@@ -1,4 +1,4 @@
-"""Both doors with tokens: every method that reflection tells of and every HTTP route, with none, a wrong, and another's."""
+"""Both APIs with tokens: every method that reflection reports and every HTTP route, with none, a wrong, and another's."""
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ async def doors(tmp_path):
 
 
 async def methods_by_reflection(address):
-    """The descriptors of all methods of all services that the server tells of, but for health and reflection."""
+    """The descriptors of all methods of all services that the server reports, but for health and reflection."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
 
@@ -117,7 +117,7 @@ def request_of(method, doors):
     return request
 
 
-async def test_reflection_tells_of_every_method_of_the_contract(doors):
+async def test_reflection_reports_every_method_of_the_contract(doors):
     methods = await methods_by_reflection(doors.address)
     contract = pipeline_pb2.DESCRIPTOR.services_by_name["PipelineService"].methods
     assert [method.full_name for method in methods] == [method.full_name for method in contract]
@@ -164,7 +164,7 @@ async def test_a_picture_of_another_caller_cannot_be_cancelled_or_downloaded_by_
 
 
 @pytest.mark.parametrize(("caller", "num_runs"), [("alice", 1), ("bob", 0), ("operator", 1)])
-async def test_runs_are_listed_to_whoever_may_see_them(doors, caller, num_runs):
+async def test_runs_are_listed_to_callers_who_may_see_them(doors, caller, num_runs):
     async with Client(doors.address, token=doors.tokens[caller]) as client:
         assert len([run async for run in client.list_runs()]) == num_runs
 

@@ -1,4 +1,4 @@
-"""What the `authorization` header makes of a call, and the file that says who may call."""
+"""What the `authorization` header makes of a call, and the file that lists who may call."""
 
 import json
 import logging
@@ -87,7 +87,7 @@ def test_a_file_that_is_mended_is_taken_up(kept):
     assert authentication.authenticate(f"Bearer {tokens['alice']}").name == "carol"
 
 
-def test_a_missing_file_says_how_to_make_it(tmp_path):
+def test_a_missing_file_explains_how_to_make_it(tmp_path):
     with pytest.raises(TokenFileError, match="make it with `triptych tokens add`"):
         Authentication(tmp_path / "tokens.json")
 

@@ -27,7 +27,7 @@ def tokens(tmp_path):
 
 
 async def endless(started: asyncio.Event):
-    """A request that never ends: whoever reads it before the token is checked waits for ever."""
+    """A request that never ends: a server that reads it before it checks the token waits for ever."""
     started.set()
     await asyncio.Event().wait()
     yield b""

@@ -1,4 +1,4 @@
-"""The gateway's HTTP door on a real port, over scripted stages."""
+"""The gateway's HTTP API on a real port, over scripted stages."""
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ TLS = httpx.create_ssl_context()
 
 @dataclass
 class Web:
-    """A gateway with both doors, and clients of HTTP."""
+    """A gateway with both APIs, and clients of HTTP."""
 
     gateway: Pipeline
     api: RequestContext

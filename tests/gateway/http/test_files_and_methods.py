@@ -49,7 +49,7 @@ async def test_a_part_of_another_file_is_the_whole_file(sketch):
     assert (same.status_code, other.status_code) == (206, 200)
 
 
-async def test_head_says_what_get_would(sketch):
+async def test_head_answers_as_get_would(sketch):
     link = sketch.api.links.sign(PATH.removeprefix("/images/"), "png", 100)
     for path in (PATH, link, "/v1/models", "/health", "/runs", "/models", "/"):
         got, head = await sketch.http.get(path), await sketch.http.head(path)
@@ -85,14 +85,14 @@ async def test_another_site_may_fetch_a_signed_link(sketch):
         ("POST", "/health", "GET, HEAD, OPTIONS"),
     ],
 )
-async def test_a_wrong_method_is_told_the_right_ones(web, method, path, allowed):
+async def test_a_wrong_method_gets_the_right_ones(web, method, path, allowed):
     answer = await web.http.request(method, path)
     assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
     options = await web.http.options(path)
     assert (options.status_code in (200, 204), options.headers["allow"]) == (True, allowed)
 
 
-async def test_health_says_which_stage_is_ready(web):
+async def test_health_reports_which_stages_are_ready(web):
     answer = await web.http.get("/health")
     assert (answer.status_code, answer.json()["status"]) == (200, "ready")
     await web.gateway.refiner.kill()

@@ -1,4 +1,4 @@
-"""The HTTP door of a gateway that is a process: how it begins, how it ends, and what comes back after it."""
+"""The HTTP API of a gateway that is a process: how it begins, how it ends, and what comes back after it."""
 
 import asyncio
 import json
@@ -57,7 +57,7 @@ async def gateway(stages, folder):
             await process.wait()
 
 
-async def test_a_port_in_use_is_an_error_that_says_what_to_do(web):
+async def test_a_port_in_use_is_an_error_that_explains_what_to_do(web):
     port = int(web.url.rpartition(":")[2])
     with pytest.raises(AddressInUse, match="choose another --http-port"):
         async with serving_http(web.api, port=port):

@@ -97,7 +97,7 @@ async def test_nothing_is_left_of_a_journal_that_is_none():
     assert not os.access(folder, os.F_OK)
 
 
-async def test_a_run_is_not_told_of_what_cannot_be_written(gateway):
+async def test_a_run_does_not_report_what_cannot_be_written(gateway):
     gateway.generator.close_gates(0)
     run = await gateway.facade.create_run("", spec(**SKETCHES, generate={"count": 1}), ALL)
     await gateway.generator.begun[0].wait()
@@ -114,7 +114,7 @@ async def test_a_run_is_not_told_of_what_cannot_be_written(gateway):
     )
 
 
-async def test_while_the_journal_is_full_no_run_is_accepted_and_the_caller_is_told_when_to_return(gateway):
+async def test_while_the_journal_is_full_no_run_is_accepted_and_the_caller_is_given_a_time_to_return(gateway):
     refused = pytest.raises(JournalUnavailable, match="the journal cannot be used: its disk does not take it")
     with full_disk(gateway), refused:
         await gateway.facade.create_run("once", spec(**SKETCHES), ALL)
@@ -178,7 +178,7 @@ async def test_a_finished_run_is_in_memory_no_more(gateway):
     assert (await gateway.facade.get_run(run.name, ALL)).state == RunState.RUN_STATE_SUCCEEDED
 
 
-async def test_a_failed_run_says_why_when_it_is_in_memory_no_more(gateway):
+async def test_a_failed_run_explains_why_when_it_is_in_memory_no_more(gateway):
     gateway.generator.errors = {index: KeyError("x") for index in range(2)}
     run = await gateway.facade.create_run("", spec(**SKETCHES), ALL)
     await run_finished(gateway, run.name)

@@ -114,7 +114,7 @@ async def kept(tmp_path):
     return tmp_path / "journal.db"
 
 
-async def test_check_tells_what_a_journal_holds(kept):
+async def test_check_reports_what_a_journal_holds(kept):
     done = CliRunner().invoke(journal, ["check", str(kept)])
     assert done.exit_code == 0, done.output
     assert "version 1" in done.output

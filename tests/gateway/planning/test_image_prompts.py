@@ -69,7 +69,7 @@ async def test_image_prompts_come_to_the_generator_that_can_see_them(gateway):
     assert finished(events).state == RunState.RUN_STATE_SUCCEEDED
 
 
-async def test_the_run_tells_of_its_image_prompts_by_their_hashes(gateway):
+async def test_the_run_reports_its_image_prompts_by_their_hashes(gateway):
     events = await collect(gateway, prompted(1))
     run = await gateway.facade.get_run(events[0].state.run, ALL)
     (told,) = run.spec.generate.image_prompts

@@ -20,7 +20,7 @@ from triptych.v1.stage_pb2 import INPAINTING_BLENDED, ImageData
 
 
 def mask_file(side=SIDE_PX, opaque=0):
-    """The left half is transparent; the rest is, too, unless `opaque` says otherwise."""
+    """The left half is transparent; the rest is, too, unless `opaque` states otherwise."""
     levels = np.full((side, side), opaque, np.uint8)
     levels[:, : side // 2] = 0
     file = io.BytesIO()
@@ -108,7 +108,7 @@ async def test_a_run_without_a_mask_asks_for_none(gateway):
     assert not any(request.HasField("mask") for request in gateway.refiner.requests)
 
 
-async def test_a_run_tells_of_its_mask_by_its_hash(gateway):
+async def test_a_run_reports_its_mask_by_its_hash(gateway):
     events = await collect(gateway, masked())
     reported = events[0].state.spec.refine.mask
     assert reported == ImageData(sha256=SHA256)
@@ -235,7 +235,7 @@ async def test_the_mask_of_a_run_is_not_that_of_its_selections(gateway):
     assert [request.HasField("mask") for request in gateway.refiner.requests] == [True, False]
 
 
-async def test_a_selection_tells_of_its_mask_by_its_hash(gateway):
+async def test_a_selection_reports_its_mask_by_its_hash(gateway):
     name, variation = await refine_of(gateway)
     await gateway.client.select_images(name, [repainting(variation)])
     await run_finished(gateway, name)

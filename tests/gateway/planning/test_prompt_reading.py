@@ -50,7 +50,7 @@ async def test_every_stage_is_given_the_prompt_that_is_drawn_and_the_run_keeps_t
             assert (told.prompt_reading, told.spec.prompt) == (KITTEN, "a kitten in a house")
 
 
-async def test_a_prompt_of_which_nothing_is_known_is_drawn_as_another_and_the_run_says_so():
+async def test_an_unknown_prompt_is_drawn_as_another_and_the_run_reports_it():
     async with pipeline(generator=SmallGenerator) as gateway:
         events = await collect(gateway, asking("qwerty"))
         assert prompts(gateway) == {"a red house"}

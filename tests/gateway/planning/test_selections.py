@@ -81,7 +81,7 @@ async def test_the_images_that_a_running_stage_will_make_keep_their_indexes(gate
     assert sorted(one.index for one in images if one.stage == Stage.STAGE_REFINE) == [0, 1, 2]
 
 
-async def test_several_selections_of_one_request_are_told_with_their_indexes(gateway):
+async def test_several_selections_of_one_request_are_reported_with_their_indexes(gateway):
     name, _ = await manual_run(gateway)
     first = selection(f"{name}/images/generate-0", refine={"count": 1})
     second = selection(f"{name}/images/generate-1", refine={"count": 2})
@@ -181,7 +181,7 @@ async def test_an_earlier_failure_is_not_that_of_a_later_selection(gateway):
     assert finished(events).state == RunState.RUN_STATE_SUCCEEDED
 
 
-async def test_a_model_that_is_served_no_more_is_replaced_and_told(gateway):
+async def test_a_model_that_is_served_no_more_is_replaced_and_reported(gateway):
     name = await automatic_run(gateway)
     gateway.upscaler.info.digest = "d2"
     await gateway.notice()
@@ -190,7 +190,7 @@ async def test_a_model_that_is_served_no_more_is_replaced_and_told(gateway):
     assert ready(events)[0].model_digest == "d2"
 
 
-async def test_the_first_event_says_the_models_of_the_run(gateway):
+async def test_the_first_event_states_the_models_of_the_run(gateway):
     events = await collect(gateway, spec())
     reported = [(model.stage, model.name, model.digest) for model in events[0].state.models]
     assert reported == [(stage, "scripted", "d1") for stage in (1, 2, 3)]

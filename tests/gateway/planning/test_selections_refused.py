@@ -70,7 +70,7 @@ async def test_an_image_of_another_run_is_refused(gateway):
     assert field == "selections[0].image"
 
 
-async def test_an_image_that_was_given_up_says_why(gateway):
+async def test_an_image_that_was_given_up_explains_why(gateway):
     gateway.generator.errors[1] = KeyError("x")
     name = await automatic_run(gateway, refine=None, upscale=None)
     _, description = await refused(gateway, name, selection(f"{name}/images/generate-1", upscale={}))
@@ -111,7 +111,7 @@ async def test_a_picture_that_is_too_large_to_be_enlarged_in_one_piece_is_not_se
     assert "with pictures of 8x8: in one piece they would be tiles of 9x9" in description
 
 
-async def test_a_selection_of_which_too_few_steps_are_left_is_refused(gateway):
+async def test_a_selection_with_too_few_steps_left_is_refused(gateway):
     model = gateway.refiner.info
     model.ranges["num_steps"].lowest, model.ranges["num_steps"].highest = 4, 1000
     model.defaults["skip_ratio"] = 0.76

@@ -193,7 +193,7 @@ async def test_a_setting_beyond_the_model_s_range_is_refused_before_any_stage_be
     assert gateway.generator.requests == []
 
 
-async def test_steps_of_which_too_few_are_left_are_refused_before_any_stage_begins(gateway):
+async def test_too_few_steps_left_are_refused_before_any_stage_begins(gateway):
     model = gateway.refiner.info
     model.ranges["num_steps"].MergeFrom(ModelInfo.Range(lowest=4, highest=1000))
     model.defaults["num_steps"], model.defaults["skip_ratio"] = 27, 0.76
@@ -263,7 +263,7 @@ async def test_too_many_init_images_are_refused(gateway):
     assert await refused(gateway, asked) == ("spec.init_images", "must be at most 16, got 17")
 
 
-async def test_the_caller_s_mistake_is_told_before_the_missing_worker():
+async def test_the_caller_s_mistake_is_reported_before_the_missing_worker():
     async with pipeline(generators=0) as gateway:
         field, _ = await refused(gateway, RunSpec(prompt="x", generate={"count": 0}))
     assert field == "spec.generate.count"

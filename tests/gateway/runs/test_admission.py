@@ -1,4 +1,4 @@
-"""When runs begin, and what those who wait are told."""
+"""When runs begin, and what waiting callers get."""
 
 import asyncio
 import random
@@ -20,7 +20,7 @@ class Clock:
 
 
 class Told:
-    """What a run that waits is told."""
+    """What a waiting run reports."""
 
     def __init__(self):
         self.places = []
@@ -136,7 +136,7 @@ async def test_what_was_accepted_before_is_refused_no_more(admit):
     assert [one.is_waiting for one in turns] == [False, True]
 
 
-async def test_whoever_leaves_the_queue_makes_room_in_it(admit):
+async def test_a_client_that_leaves_the_queue_makes_room_in_it(admit):
     admission = admit(max_running=1, max_queued=1)
     admission.enter("ann")
     waiting = admission.enter("bob")
@@ -155,7 +155,7 @@ async def test_leaving_twice_gives_one_place(admit):
     assert [one.is_waiting for one in turns] == [False, True]
 
 
-async def test_no_wait_is_told_before_one_was_measured(admit):
+async def test_no_wait_is_reported_before_one_was_measured(admit):
     admission, reported = admit(max_running=1), Told()
     admission.enter("ann")
     listening(admission, "ann", reported)
@@ -189,7 +189,7 @@ async def test_a_pause_without_anybody_waiting_is_no_pace(admit):
     third.leave()
 
 
-async def test_those_who_wait_are_told_their_new_places_now_and_then(admit, monkeypatch):
+async def test_those_who_wait_are_given_their_new_places_now_and_then(admit, monkeypatch):
     monkeypatch.setattr("services.queues.REPORT_EVERY_S", 0.0)
     admission, reported = admit(max_running=1), Told()
     first = admission.enter("ann")

@@ -24,7 +24,7 @@ async def test_a_prompt_alone_is_the_article_s_flow(gateway):
     assert counts == [8, 8, 1]
 
 
-async def test_the_first_event_says_the_run_and_the_whole_spec(gateway):
+async def test_the_first_event_states_the_run_and_the_whole_spec(gateway):
     events = await collect(gateway, RunSpec(prompt="a red house", generate={}))
     reported = events[0].state
     assert reported.state == RunState.RUN_STATE_QUEUED

@@ -105,7 +105,7 @@ async def test_a_run_lives_while_one_of_its_two_callers_stays(gateway):
     assert (await run_finished(gateway, name)).state == RunState.RUN_STATE_SUCCEEDED
 
 
-async def test_cancel_run_stops_it_and_says_so_to_its_readers(gateway):
+async def test_cancel_run_stops_it_and_reports_it_to_its_readers(gateway):
     hold_every_stage(gateway)
     events = []
     async for event in gateway.client.stream_run(spec(automatic=FLOWING)):

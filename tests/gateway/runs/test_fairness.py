@@ -28,7 +28,7 @@ async def begin(gateway, caller=ANN, **more):
     return (await gateway.facade.create_run("", spec(**{**SKETCHES, **more}), caller)).name
 
 
-async def test_a_run_waits_for_its_turn_and_is_told_its_place():
+async def test_a_run_waits_for_its_turn_and_is_given_its_place():
     async with pipeline(bounds=one_at_a_time()) as gateway:
         gateway.generator.close_gates(0)
         first = await begin(gateway)
@@ -44,7 +44,7 @@ async def test_a_run_waits_for_its_turn_and_is_told_its_place():
         assert ready(events)
 
 
-async def test_a_run_with_room_is_told_no_place(gateway):
+async def test_a_run_with_room_is_given_no_place(gateway):
     assert places(await collect(gateway, spec(**SKETCHES))) == []
 
 

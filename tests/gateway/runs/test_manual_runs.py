@@ -17,7 +17,7 @@ async def test_a_manual_run_waits_after_its_first_stage(gateway):
     assert gateway.refiner.requests == []
 
 
-async def test_whoever_chooses_by_hand_is_told_the_scores(gateway):
+async def test_a_caller_who_chooses_by_hand_is_given_the_scores(gateway):
     gateway.refiner.scores = {100: 0.25, 101: 0.75}
     name, events = await manual_run(gateway)
     ranked = next(event.ranked for event in events if event.HasField("ranked"))

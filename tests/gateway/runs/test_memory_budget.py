@@ -44,7 +44,7 @@ async def test_what_is_more_than_there_is_has_all_for_itself():
     await (await small).aclose()
 
 
-async def test_whoever_gives_up_waiting_lets_others_through():
+async def test_a_client_that_gives_up_waiting_lets_others_through():
     budget = WeightedSemaphore(10)
     first = await take(budget, 6)
     large, small = await underway(take(budget, 10)), await underway(take(budget, 4))
@@ -93,7 +93,7 @@ def test_a_queue_that_moves_in_bursts_has_the_pace_of_all_of_them():
         assert pace.wait_s(8) == pytest.approx(10, abs=4)
 
 
-def test_a_queue_that_grew_before_one_says_nothing():
+def test_a_queue_that_grew_ahead_gives_no_estimate():
     pace = QueueRate()
     pace.moved(places=-2, seconds=1)
     assert pace.wait_s(1) is None

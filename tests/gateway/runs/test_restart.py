@@ -112,7 +112,7 @@ async def test_a_run_of_pictures_goes_on_from_them(stages, tmp_path):
     assert {request.init_image.data for request in stages.refiners[0].requests} == {png(7)}
 
 
-async def test_a_ranking_that_was_told_is_not_made_again(stages, tmp_path):
+async def test_a_ranking_that_was_reported_is_not_made_again(stages, tmp_path):
     stages.refiners[0].close_gates(0, 1)
     async with gateway_over(stages, tmp_path) as gateway:
         run = await gateway.facade.create_run("", spec(), ALL)

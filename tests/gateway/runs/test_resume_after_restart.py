@@ -44,7 +44,7 @@ class Workshop:
         return RunRecorder(events, lambda record, event: record.log.publish(event.sequence), self.store)
 
     async def carry_out(self, record, selections=(), cancelled=()):
-        """Carries the run out to its end, and takes images on by hand whenever it rests."""
+        """Carries the run out to its end, and takes images on by hand whenever it is idle."""
         began = (await first_of(record)).state
         plan = restore_plan(began.spec, began.models, ())
         run = record.run
@@ -98,7 +98,7 @@ async def first_of(record):
 
 
 async def events_of(record):
-    """All its events so far, of which those of previews are numbers alone, as a journal keeps them."""
+    """All its events so far; those of previews are numbers alone, as a journal keeps them."""
     whole = []
     for event in record.log._events:
         kept = Event(sequence=len(whole) + 1)
@@ -181,7 +181,7 @@ async def test_attempts_are_counted_on(workshop):
     assert [one.attempt for one in started] == [1, 2]
 
 
-async def test_the_ranking_that_was_told_counts(workshop):
+async def test_the_ranking_that_was_reported_counts(workshop):
     refiner = workshop.stages.refiners[0]
     refiner.scores = {101: 1.0}
     whole = await workshop.begin(spec())

@@ -145,7 +145,7 @@ async def test_a_picture_that_no_run_has_goes_once_it_is_old(kept):
     assert await kept.pictures() == set()
 
 
-async def test_a_picture_that_no_run_tells_of_yet_stays(kept):
+async def test_a_picture_that_no_run_reports_yet_stays(kept):
     await kept.store.put(picture(b"a"))
     await kept.sweep(num_bytes=0)
     assert await kept.pictures() == {b"a"}

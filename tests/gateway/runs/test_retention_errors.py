@@ -1,4 +1,4 @@
-"""What callers are told who come back for what is not kept any more."""
+"""What callers get who come back for what is not kept any more."""
 
 import time
 
@@ -27,7 +27,7 @@ async def expire(gateway, name):
     assert await gateway.runs.journal.delete_run(name, expired_at=time.time()) is not None
 
 
-async def test_a_run_that_expired_is_not_found_and_says_why(gateway, finished):
+async def test_a_run_that_expired_is_not_found_and_explains_why(gateway, finished):
     await expire(gateway, finished)
     with pytest.raises(EventsExpired, match="were deleted on 20.* make the run again with the same seed"):
         await gateway.facade.get_run(finished, ANN)
@@ -45,7 +45,7 @@ async def test_the_pictures_of_a_run_that_expired_are_said_to_be_gone(gateway, f
         await gateway.facade.read_image(f"{finished}/images/generate-0", ANN)
 
 
-async def test_of_the_expired_runs_of_others_nothing_is_told(gateway, finished):
+async def test_of_the_expired_runs_of_others_nothing_is_reported(gateway, finished):
     await expire(gateway, finished)
     with pytest.raises(NotFound) as refused:
         await gateway.facade.get_run(finished, BEN)
@@ -70,7 +70,7 @@ async def test_the_request_id_of_a_run_that_expired_makes_a_new_one(gateway, fin
     assert again.name != finished
 
 
-async def test_a_picture_that_is_not_kept_any_more_says_so(gateway, finished):
+async def test_a_picture_that_is_not_kept_any_more_is_an_error_that_explains_it(gateway, finished):
     image, _ = await gateway.facade.read_image(f"{finished}/images/generate-0", ANN)
     await gateway.runs.store.delete(image.sha256)
     with pytest.raises(ImageExpired, match="not any more; make it again with the same seed"):

@@ -1,4 +1,4 @@
-"""A gateway that is asked to stop: what may still finish, what is left, and what callers are told."""
+"""A gateway that is asked to stop: what may still finish, what is left, and what callers get."""
 
 import asyncio
 
@@ -40,7 +40,7 @@ async def test_a_run_may_finish_within_the_grace(gateway):
     await stopping
 
 
-async def test_a_gateway_that_stops_accepts_no_run_and_says_so_with_a_retry(gateway):
+async def test_a_gateway_that_stops_accepts_no_run_and_reports_it_with_a_retry(gateway):
     await held_run(gateway)
     stopping = await underway(gateway.runs.close(30))
     with pytest.raises(NotReady, match="this gateway is going away") as raised:
@@ -50,7 +50,7 @@ async def test_a_gateway_that_stops_accepts_no_run_and_says_so_with_a_retry(gate
     await stopping
 
 
-async def test_a_watcher_of_a_run_that_is_left_is_told_to_come_back(gateway):
+async def test_a_watcher_of_a_run_that_is_left_is_asked_to_come_back(gateway):
     name = await held_run(gateway)
     call = gateway.stub.WatchRun(WatchRunRequest(name=name))
     await call.read()

@@ -284,7 +284,7 @@ async def test_a_gateway_that_stops_cancels_no_run_that_it_was_about_to_look_aft
         await stages.generators[0].begun[0].wait()
         name = database.partition("@/")[2].partition("?")[0]
         async with locked_table(server, name, "attendances") as somebody_waits:
-            # Nobody lives on it: it asks whether somebody does elsewhere, and is told to stop over that.
+            # Nobody follows it: it asks whether somebody does elsewhere, and is stopped meanwhile.
             with gateway.facade.attach(run.name):
                 pass
             await somebody_waits()

@@ -117,7 +117,7 @@ async def test_all_pictures_are_listed_with_their_sizes(store):
 
 
 async def test_a_listed_picture_has_its_date(store):
-    before = time.time() - 2  # S3 tells whole seconds
+    before = time.time() - 2  # S3 reports whole seconds
     await store.put(PICTURE)
     [put_at] = [one.put_at async for one in store.iterate()]
     assert before <= put_at <= time.time()
@@ -338,7 +338,7 @@ async def test_a_bucket_whose_server_is_gone_is_unavailable(s3, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///prefix", "ftp://somewhere", "s3://bucket/a?b=c"])
-def test_an_address_of_no_store_says_what_one_is(url):
+def test_an_address_of_no_store_explains_what_one_is(url):
     with pytest.raises(InvalidStore, match="a store is a folder or s3://BUCKET/PREFIX"):
         open_store(url)
 

@@ -1,4 +1,4 @@
-"""Webhooks at the end of runs: to whom they may be sent, signed as the page says, sent again, and after a restart."""
+"""Webhooks at the end of runs: to whom they may be sent, signed as the page states, sent again, and after a restart."""
 
 import asyncio
 import json

@@ -70,7 +70,7 @@ async def test_a_worker_that_is_not_serving_yet_gets_no_work(worker):
         assert "it is starting up or draining" in discovery.why_none()
 
 
-async def test_whoever_waits_is_told_that_a_worker_can_be_given_work(worker):
+async def test_those_who_wait_learn_that_a_worker_can_be_given_work(worker):
     async with discovery_of(worker) as discovery:
         healthy = []
         discovery.on_change = lambda: healthy.append(len(discovery.healthy))
@@ -129,7 +129,7 @@ async def test_a_name_server_that_fails_takes_no_worker_away(worker):
         assert addresses(discovery.healthy) == [worker.address]
 
 
-async def test_a_name_that_does_not_resolve_is_told():
+async def test_a_name_that_does_not_resolve_is_reported():
     async def resolve(name, port):
         raise OSError(-2, "Name or service not known")
 

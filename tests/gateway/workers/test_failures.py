@@ -40,7 +40,7 @@ async def test_one_image_that_fails_leaves_the_others(gateway):
     assert finished(events).error.reason == "DEVICE_OOM"
 
 
-async def test_a_failed_image_is_told_by_name_and_reason(gateway):
+async def test_a_failed_image_is_reported_by_name_and_reason(gateway):
     gateway.generator.failures[1] = OUT_OF_MEMORY
     reported = warnings(await collect(gateway, spec(**SKETCHES)))
     assert [(one.reason, one.image.rpartition("/")[2]) for one in reported] == [("DEVICE_OOM", "generate-1")]
@@ -78,7 +78,7 @@ async def test_a_stage_that_refuses_a_setting_names_it_by_the_callers_path(gatew
     assert error.violations == {"spec.generate.settings.top_k": "must be 0 to 5, got 9"}
 
 
-async def test_a_bug_in_a_stage_is_not_told(gateway, caplog):
+async def test_a_bug_in_a_stage_is_not_reported(gateway, caplog):
     gateway.generator.errors[0] = KeyError("secret")
     _, error = await until_failure(gateway, spec(generate={"count": 1}, **SKETCHES))
     assert error.reason == "INTERNAL"
@@ -86,7 +86,7 @@ async def test_a_bug_in_a_stage_is_not_told(gateway, caplog):
     caplog.clear()
 
 
-async def test_a_bug_in_the_gateway_is_logged_and_not_told(gateway, caplog):
+async def test_a_bug_in_the_gateway_is_logged_and_not_reported(gateway, caplog):
     gateway.runs._context = replace(gateway.runs._context, pools={})  # what no code of ours does
     events, error = await until_failure(gateway, spec(generate={"count": 1}, **SKETCHES))
     assert finished(events).error.reason == error.reason == "INTERNAL"
@@ -237,7 +237,7 @@ async def test_a_queue_that_stays_full_fails_with_a_retry(gateway):
     assert error.retry_after_s == 3600.0
 
 
-async def test_a_stage_without_a_worker_says_who_was_tried_and_what_to_do():
+async def test_a_stage_without_a_worker_explains_who_was_tried_and_what_to_do():
     async with pipeline(upscalers=1) as gateway:
         address = gateway.upscaler.address
         await gateway.upscaler.kill()
@@ -250,13 +250,13 @@ async def test_a_stage_without_a_worker_says_who_was_tried_and_what_to_do():
         assert gateway.generator.requests == []
 
 
-async def test_a_stage_that_nobody_was_named_for_says_how_to_name_one():
+async def test_a_stage_that_nobody_was_named_for_explains_how_to_name_one():
     async with pipeline(refiners=0) as gateway:
         with pytest.raises(NoWorker, match="no refiner is known to the gateway: start one with"):
             await collect(gateway, spec())
 
 
-async def test_ranking_without_a_refiner_says_how_to_do_without():
+async def test_ranking_without_a_refiner_explains_how_to_do_without():
     async with pipeline(refiners=0) as gateway:
         with pytest.raises(NoWorker, match="set spec.automatic.top_k_after_generate to 0"):
             await collect(gateway, spec(refine=None))

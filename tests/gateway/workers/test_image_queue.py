@@ -45,7 +45,7 @@ async def begun(worker, *images):
 
 
 async def waits(gateway, name):
-    """Returns once the run has been told that it waits."""
+    """Returns once the run has the event that it waits."""
     async for event in gateway.facade.watch_run(name, ALL):
         if event.queued.position:
             return
@@ -102,7 +102,7 @@ async def test_callers_that_wait_take_turns(gateway):
     assert "bob" in [request.caller for request in gateway.generator.requests[2:4]]
 
 
-async def test_who_waits_is_told_a_place_after_those_at_the_worker(gateway):
+async def test_a_waiting_image_gets_a_place_after_those_at_the_worker(gateway):
     name = await begin(gateway, 4)
     await begun(gateway.generator, 0, 1)
     gateway.generator.open_gates()

@@ -152,7 +152,7 @@ async def test_a_worker_that_goes_on_with_others_has_not_stalled(worker, clock):
         assert pool.healthy == [found]
 
 
-async def test_those_who_wait_at_a_stalled_worker_are_told(worker, clock):
+async def test_those_who_wait_at_a_stalled_worker_are_reported(worker, clock):
     async with pool_of(worker, clock=clock) as pool:
         found = await chosen(pool, "d1")
         reported = []
@@ -235,7 +235,7 @@ async def test_a_picture_that_is_to_be_alone_goes_elsewhere_when_its_worker_is_l
         assert await waiting is second
 
 
-async def test_models_are_told_apart_by_their_digest(worker, other):
+async def test_models_are_distinguished_by_their_digest(worker, other):
     async with pool_of(worker, other) as pool:
         models = models_of(await pool.healthy_or_raise())
     assert {(model.digest, count) for model, count in models} == {("d1", 1), ("d2", 1)}

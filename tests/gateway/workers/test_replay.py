@@ -152,7 +152,7 @@ async def test_a_run_waits_for_a_worker_that_takes_the_place_of_a_lost_one():
         await other.kill()
 
 
-async def test_a_model_that_is_gone_is_told_by_name_and_what_to_do():
+async def test_a_model_that_is_gone_is_reported_by_name_and_what_to_do():
     async with pipeline(retry_policy=RetryPolicy(worker_timeout_s=0.1)) as gateway:
         gateway.generator.close_gates(0)
         gateway.generator.failures[0] = StageEvent.ImageFailure(

@@ -27,7 +27,7 @@ def test_a_target_is_an_address_or_a_name(text, target):
 @pytest.mark.parametrize(
     "text", ["", "refiner", "refiner:", ":50051", "refiner:http", "refiner:0", "a:70000"]
 )
-def test_another_target_says_what_was_expected(text):
+def test_another_target_explains_what_was_expected(text):
     with pytest.raises(ValueError, match="expected HOST:PORT or dns:NAME:PORT, got"):
         parse_target(text)
 
@@ -98,6 +98,6 @@ def test_a_file_that_is_not_there_is_an_error_at_once(tmp_path):
         ('{"refiner": ["a"]}', "expected HOST:PORT or dns:NAME:PORT, got 'a'"),
     ],
 )
-def test_another_file_says_what_was_expected(text, message):
+def test_another_file_explains_what_was_expected(text, message):
     with pytest.raises(ValueError, match=message):
         parse_workers(text)

@@ -31,7 +31,7 @@ def test_a_generator_of_one_thread_may_run_on_every_processor():
 
 
 @pytest.mark.parametrize(("setting", "expected"), [(None, "false"), ("true", "true")])
-def test_a_generator_takes_of_a_gpu_only_what_it_needs_unless_it_is_told_otherwise(setting, expected):
+def test_a_generator_takes_of_a_gpu_only_what_it_needs_unless_set_otherwise(setting, expected):
     """JAX reads the variable when it opens the device: it has to be there by then."""
     script = (
         "import os; from services.generator.dalle.device import set_up_device; set_up_device('cpu')\n"

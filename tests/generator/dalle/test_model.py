@@ -51,7 +51,7 @@ def test_a_left_over_tensor_is_named(copied):
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", b"\xff" * 64])
-def test_a_damaged_file_is_an_error_that_says_so(copied, content):
+def test_a_damaged_file_is_an_error_that_explains_it(copied, content):
     (copied / "dalle" / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match=r"dalle/model\.safetensors is no whole safetensors file"):
         load_model(copied)

@@ -252,7 +252,7 @@ def test_generate_makes_a_picture_for_each_prompt_in_order(model):
         np.testing.assert_allclose(picture.astype(int), generate(model, [prompt], [seed])[0], atol=1)
 
 
-def test_generate_takes_the_models_own_settings_unless_told_otherwise(model):
+def test_generate_takes_the_models_own_settings_unless_set_otherwise(model):
     default, reported, other = (
         generate(model, ["a dog"], [1], sampling=sampling)[0].tolist()
         for sampling in (None, SamplingDefaults(guidance_scale=3.0), SamplingDefaults(top_k=1))

@@ -42,7 +42,7 @@ def write_hub(folder):
 def write_karlo(hub, folder):
     """The networks of a hub's folder.
 
-    With the hub's config.json of each part in a folder beside, since no shape tells the number of heads.
+    With the hub's config.json of each part in a folder beside, since no shape has the number of heads.
     """
     for part in KARLO_FILES:
         (folder / part).mkdir(parents=True)

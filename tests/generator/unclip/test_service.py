@@ -72,7 +72,7 @@ async def pictures_of(stub, sent):
     }, events
 
 
-async def test_a_job_tells_the_steps_of_all_its_phases_and_previews_once_there_are_pixels(stub):
+async def test_a_job_reports_the_steps_of_all_its_phases_and_previews_once_there_are_pixels(stub):
     pictures, events = await pictures_of(stub, request(1, 2, 3, preview_every=1))
     assert {index: picture.shape for index, picture in pictures.items()} == dict.fromkeys(
         range(3), (64, 64, 3)
@@ -95,7 +95,7 @@ async def test_a_picture_alone_is_varied_and_its_steps_are_two_phases(stub):
     assert not np.array_equal(pictures[0], pictures[1])
 
 
-async def test_the_model_says_what_its_family_accepts(loaded):
+async def test_the_model_explains_what_its_family_accepts(loaded):
     info = loaded.info
     assert info.architecture == "unclip"
     assert info.limits.max_image_prompts == 4

@@ -99,7 +99,7 @@ def test_a_unet_without_clip_is_converted_and_reproduces_the_reference(golden, t
     assert load_part(tmp_path / "unet", "unet").config.clip_embed_dim is None
 
 
-def test_a_network_with_another_weight_is_told_from_the_reference(parts, golden, tmp_path):
+def test_a_network_with_another_weight_is_distinguished_from_the_reference(parts, golden, tmp_path):
     weights = load_file(parts / "bert" / "model.safetensors")
     weights["transformer.norm.bias"] += 0.01
     save_file(weights, tmp_path / "model.safetensors")
@@ -145,7 +145,7 @@ def test_numbers_keep_their_type(parts):
     assert {w.dtype for w in weights.values()} == {torch.float16}
 
 
-def test_what_no_shape_says_comes_from_a_config_beside_the_source(golden, tmp_path):
+def test_what_no_shape_states_comes_from_a_config_beside_the_source(golden, tmp_path):
     (tmp_path / "config.json").write_text(
         '{"num_heads": 4, "guided_channels": 4, "model_channels": 7, "other": 1}'
     )

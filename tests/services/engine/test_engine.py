@@ -168,7 +168,7 @@ async def test_a_waiting_caller_hears_its_place_fall_to_zero():
     assert places[-1] == 0
 
 
-async def test_beyond_the_queue_a_request_is_refused_whole_and_told_when_to_return():
+async def test_beyond_the_queue_a_request_is_refused_whole_with_a_time_to_return():
     stepper = Scripted(1, gated=True)
     async with running(stepper, max_queue=2) as engine:
         first = asyncio.create_task(collect(engine, Job(1, 1)))

@@ -362,7 +362,7 @@ def _p3() -> bytes:
     ("mode", "is_gray", "has_alpha"),
     [("L", True, False), ("LA", True, True), ("RGB", False, False), ("RGBA", False, True)],
 )
-def test_gray_and_alpha_are_told_apart(mode, is_gray, has_alpha):
+def test_gray_and_alpha_are_distinguished(mode, is_gray, has_alpha):
     got = decoded(noise(mode))
     assert (got.is_gray, got.alpha is not None) == (is_gray, has_alpha)
     if has_alpha:

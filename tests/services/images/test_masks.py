@@ -104,7 +104,7 @@ def test_a_mask_of_too_many_pixels_is_refused_by_its_header():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_file_says_whether_it_has_an_alpha(form):
+def test_a_file_explains_whether_it_has_an_alpha(form):
     assert has_alpha(FORMS[form]) == (
         form in ("alpha", "grey and alpha", "a palette with a transparent colour")
     )

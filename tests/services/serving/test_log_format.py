@@ -24,7 +24,7 @@ def test_what_an_error_quotes_is_left_out(kind):
     assert text.endswith(f"{kind.__name__}: {LEFT_OUT}")
 
 
-def test_where_it_came_from_is_told():
+def test_where_it_came_from_is_reported():
     text = logged(ValueError("x"))
     assert text.startswith("it failed\nTraceback")
     assert "in logged\n    raise error" in text
@@ -33,7 +33,7 @@ def test_where_it_came_from_is_told():
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), RuntimeError("CUDA out of memory")]
 )
-def test_what_a_machine_says_is_told(error):
+def test_what_a_machine_prints_is_reported(error):
     assert logged(error).endswith(str(error))
 
 

@@ -36,11 +36,11 @@ def test_pictures_are_counted_by_how_they_ended(metrics):
     assert 'triptych_images_total{outcome="failed",stage="refiner"} 1.0' in lines
 
 
-def test_a_stage_that_made_nothing_yet_says_zero(metrics):
+def test_a_stage_that_made_nothing_yet_states_zero(metrics):
     assert 'triptych_images_total{outcome="finished",stage="refiner"} 0.0' in read(metrics)
 
 
-def test_the_time_of_pictures_is_told_by_its_parts(metrics):
+def test_the_time_of_pictures_is_reported_by_its_parts(metrics):
     metrics.observe(finished(compute_s=3.0))
     lines = read(metrics)
     assert 'triptych_image_seconds_sum{part="compute",stage="refiner"} 3.0' in lines
@@ -55,7 +55,7 @@ def test_a_queue_is_read_when_it_is_asked_for(metrics):
     assert 'triptych_waiting_images{stage="refiner"} 7.0' in read(metrics)
 
 
-def test_a_port_in_use_says_what_to_do(metrics):
+def test_a_port_in_use_explains_what_to_do(metrics):
     with (
         serving_metrics(metrics.registry, "127.0.0.1", 0) as port,
         pytest.raises(PortInUse, match="choose another --metrics-port"),

@@ -62,7 +62,7 @@ async def test_a_caller_that_used_up_its_share_does_not_hold_up_others():
     assert budget.used_bytes == 0
 
 
-async def test_what_is_given_back_goes_to_whoever_waits():
+async def test_what_is_given_back_goes_to_the_next_waiter():
     budget = RequestBudget(total_bytes=100, share_bytes=60)
     first = await budget.reserve("alice", 60)
     waiting = asyncio.create_task(budget.reserve("alice", 50))

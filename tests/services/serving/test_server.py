@@ -88,7 +88,7 @@ async def test_a_refused_field_is_named_in_the_details(channel):
     assert details(error, error_details_pb2.RetryInfo) == []
 
 
-async def test_a_full_queue_says_when_to_come_back(channel):
+async def test_a_full_queue_states_when_to_come_back(channel):
     error = await refused(channel, "busy")
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     [info] = details(error, error_details_pb2.ErrorInfo)
@@ -121,7 +121,7 @@ async def test_a_message_that_does_not_parse_is_an_invalid_request(channel):
     assert info.reason == "INVALID_ARGUMENT"
 
 
-async def test_a_service_is_not_serving_until_it_says_so():
+async def test_a_service_is_not_serving_until_it_reports_it():
     async with serving_scripted(Scripted()) as running, open_channel(running.address) as channel:
         checks = health_pb2_grpc.HealthStub(channel)
         before = await checks.Check(health_pb2.HealthCheckRequest(service=SERVICE))

@@ -76,7 +76,7 @@ def test_a_machine_that_stays_has_no_notice(metadata):
     assert SpotNotices(metadata.address).ask() is None
 
 
-def test_a_notice_says_what_happens_and_when(metadata):
+def test_a_notice_explains_what_happens_and_when(metadata):
     metadata.body = json.dumps(NOTICE).encode()
     assert SpotNotices(metadata.address).ask() == Notice("terminate", "2031-05-04T12:00:00Z")
 

@@ -132,7 +132,7 @@ def test_two_processes_that_want_a_file_download_it_once(site, tmp_path):
         (503, "check the network"),
     ],
 )
-def test_an_address_that_cannot_be_read_says_what_to_do(site, status, message):
+def test_an_address_that_cannot_be_read_explains_what_to_do(site, status, message):
     site.status = status
     with pytest.raises(ModelError, match=message):
         HttpRemote(f"{site.url}/weights.pt")

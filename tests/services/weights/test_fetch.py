@@ -39,7 +39,7 @@ def test_a_model_on_a_web_server_is_taken_as_it_is(model):
     check_files(found.folder, read_manifest(model))
 
 
-def test_a_file_that_is_not_as_the_manifest_says_is_named(model):
+def test_a_file_that_is_not_as_the_manifest_states_is_named(model):
     (model / "swinir" / "model.safetensors").write_bytes(b"other")
     with pytest.raises(ModelError, match=r"swinir/model\.safetensors is damaged: expected sha256"):
         fetch("mine", "upscaler", origin=str(model))
@@ -66,7 +66,7 @@ def test_the_list_that_splits_hashtags_is_taken_where_there_is_one(published, ha
 
 
 class Artifact:
-    """What wandb says of an artifact, as far as it is asked."""
+    """What wandb answers about an artifact, as far as it is asked."""
 
     def __init__(self, addresses):
         self.addresses = addresses
@@ -114,12 +114,12 @@ def test_an_artifact_s_files_are_read_in_ranges_from_its_store(wandb):
         remote.close()
 
 
-def test_an_artifact_without_the_file_says_which(wandb):
+def test_an_artifact_without_the_file_explains_which(wandb):
     with pytest.raises(ModelError, match=r"mega-1-fp16:latest holds no vocab\.json: give another place"):
         artifact_remotes(ARTIFACT, ["vocab.json"])
 
 
-def test_without_an_account_the_error_says_how_to_get_in(wandb):
+def test_without_an_account_the_error_explains_how_to_get_in(wandb):
     def no_key(overrides):
         raise ValueError("api_key not configured (no-tty)")
 
@@ -128,7 +128,7 @@ def test_without_an_account_the_error_says_how_to_get_in(wandb):
         artifact_remotes(ARTIFACT, ["config.json"])
 
 
-def test_without_wandb_the_error_says_what_to_install(monkeypatch):
+def test_without_wandb_the_error_explains_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ModelError, match="run `pip install wandb`, or give a folder"):
         artifact_remotes(ARTIFACT, ["config.json"])

@@ -79,7 +79,7 @@ def test_the_first_place_that_has_the_model_is_used(places, caplog):
 
 
 @pytest.mark.parametrize("number", [0, 2, 3, 4], ids=["path", "user's cache", "machine's cache", "S3"])
-def test_a_service_starts_with_it_and_says_which_and_how_long(places, number):
+def test_a_service_starts_with_it_and_explains_which_and_how_long(places, number):
     folders, variables = places
     order = list(folders)
     for place in order[:number]:
@@ -94,7 +94,7 @@ def test_a_service_starts_with_it_and_says_which_and_how_long(places, number):
 
 
 def start_and_stop(stage: str, model: str, variables: dict[str, str]) -> tuple[dict, str]:
-    """What the service says on standard output, and its log."""
+    """The service's standard output and its log."""
     arguments = command(
         "serve", stage, "--model", model, "--port", "0", "--threads", "1", "--exit-with-parent"
     )

@@ -77,7 +77,7 @@ def test_a_file_that_does_not_convert_leaves_no_model(published, cache):
     assert find_cached("real-l", "upscaler") is None
 
 
-def test_a_folder_without_the_published_file_says_which_was_expected(tmp_path):
+def test_a_folder_without_the_published_file_explains_which_was_expected(tmp_path):
     with pytest.raises(ModelError, match=FILE):
         fetch("real-l", "upscaler", origin=str(tmp_path))
 
@@ -153,7 +153,7 @@ def test_a_manifest_in_s3_cannot_write_outside_of_its_folder(in_s3, s3):
         fetch("real-l", "upscaler")
 
 
-def test_without_credentials_the_error_says_which_to_set(bucket, monkeypatch, tmp_path):
+def test_without_credentials_the_error_explains_which_to_set(bucket, monkeypatch, tmp_path):
     monkeypatch.setenv("TRIPTYCH_S3_CACHE", f"s3://{bucket}/cache")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -169,7 +169,7 @@ def test_a_name_that_is_nowhere_keeps_the_services_own_error():
 
 
 @pytest.mark.parametrize("known", KNOWN.values(), ids=lambda known: known.name)
-def test_a_known_model_says_its_size_its_licence_and_what_it_needs(known):
+def test_a_known_model_states_its_size_its_licence_and_what_it_needs(known):
     assert known.num_bytes > 10**6
     assert known.licence in ("Apache-2.0", "MIT", "CreativeML Open RAIL-M")
     assert known.needs[0] == f"triptych-server[{known.architecture or known.stage},weights]"

@@ -1,4 +1,4 @@
-"""Model folders: found by name, whole or refused, and what a manifest says of them."""
+"""Model folders: found by name, whole or refused, and described by a manifest."""
 
 import json
 

@@ -96,7 +96,7 @@ def test_an_object_that_was_replaced_by_another_model_s_is_noticed(in_s3, s3):
         fetch("real-l", "upscaler")
 
 
-def test_a_damaged_object_that_says_it_is_whole_is_replaced_with_force(in_s3, s3, model):
+def test_a_damaged_object_that_claims_to_be_whole_is_replaced_with_force(in_s3, s3, model):
     output = s3.head_object(Bucket=in_s3, Key=KEY)["Metadata"]
     s3.put_object(Bucket=in_s3, Key=KEY, Body=bytes(NUM_BYTES), Metadata=output)
     push(model, f"s3://{in_s3}/cache")
@@ -143,7 +143,7 @@ def test_a_model_that_was_pushed_anew_between_two_attempts_comes_whole(in_s3, s3
     check_files(fetch("real-l", "upscaler").folder, read_manifest(model))
 
 
-def test_without_credentials_a_push_says_which_to_set(bucket, model, monkeypatch, tmp_path):
+def test_without_credentials_a_push_explains_which_to_set(bucket, model, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
@@ -182,7 +182,7 @@ def test_an_upload_whose_last_answer_was_lost_counts_if_the_object_is_there(
             push(model, f"s3://{bucket}/cache")
 
 
-def test_an_s3_that_is_not_there_is_an_error_that_says_so(bucket, model, monkeypatch):
+def test_an_s3_that_is_not_there_is_an_error_that_explains_it(bucket, model, monkeypatch):
     with cutting_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         gone = proxy.url
     monkeypatch.setenv("AWS_ENDPOINT_URL", gone)
@@ -246,7 +246,7 @@ def test_a_disk_that_fills_up_keeps_what_has_arrived_and_goes_on_with_room(in_s3
     assert before > 0
 
 
-def test_a_fetch_says_where_it_came_from_and_how_long_it_took(in_s3, caplog):
+def test_a_fetch_explains_where_it_came_from_and_how_long_it_took(in_s3, caplog):
     with caplog.at_level(logging.INFO):
         cache.open_model("real-l", "upscaler")
     assert f"upscaler real-l: from s3://{in_s3}/cache/upscaler/real-l in " in caplog.text

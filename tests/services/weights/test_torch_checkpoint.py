@@ -192,7 +192,7 @@ def test_a_module_that_holds_itself_is_refused(tmp_path):
         read_tensors(path)
 
 
-def test_the_old_format_gets_an_error_that_says_what_to_do(tmp_path):
+def test_the_old_format_gets_an_error_that_explains_what_to_do(tmp_path):
     torch.save(WEIGHTS, tmp_path / "weights.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(ModelError, match=r"before 1\.6.*save it again"):
         read_tensors(tmp_path / "weights.pt")

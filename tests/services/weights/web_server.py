@@ -1,4 +1,4 @@
-"""A web server on loopback that sends ranges of files, and cuts connections when it is told to."""
+"""A web server on loopback that sends ranges of files, and cuts connections when it is asked to."""
 
 import hashlib
 import re

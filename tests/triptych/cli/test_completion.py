@@ -9,7 +9,7 @@ from tests.triptych.cli.command_line import ROOT, command, environment
 
 
 def complete(*words: str) -> dict[str, str]:
-    """What fish is told for the last word: suggestions with their help."""
+    """What fish gets for the last word: suggestions with their help."""
     *before, last = words
     done = subprocess.run(
         command(),

@@ -1,4 +1,4 @@
-"""What services write to their logs at the level that says most: nothing that is a caller's own."""
+"""What services write to their logs at the most verbose level: nothing that is a caller's own."""
 
 import base64
 import json

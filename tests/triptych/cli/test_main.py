@@ -1,4 +1,4 @@
-"""The command line itself: what it imports, and how it says that something is wrong."""
+"""The command line itself: what it imports, and how it reports errors."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Odd arguments, environments and terminals: the right exit code, a line that says why, and never a traceback."""
+"""Odd arguments, environments and terminals: the right exit code, a line that explains why, and never a traceback."""
 
 import pytest
 

@@ -59,7 +59,7 @@ def test_no_service_outlives_a_parent_that_is_stopped_at_start_up(parent, number
     parent.wait_for_all()
 
 
-def test_the_end_of_one_service_ends_all_and_says_which(parent):
+def test_the_end_of_one_service_ends_all_and_explains_which(parent):
     parent.read_until("Ready")
     (gateway,) = [pid for pid in parent.pids() if b"gateway" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(gateway, signal.SIGKILL)
@@ -80,7 +80,7 @@ def start_error(stages: dict[str, list[str]]) -> str:
     return raised.value.message
 
 
-def test_a_model_that_is_not_there_is_told_in_the_childs_own_words():
+def test_a_model_that_is_not_there_is_reported_in_the_childs_own_words():
     message = start_error({"upscaler": ["--port", "0", "--model", "no-such-model"]})
     assert message.startswith(
         "the upscaler did not start: no upscaler model 'no-such-model': expected a folder"
@@ -88,7 +88,7 @@ def test_a_model_that_is_not_there_is_told_in_the_childs_own_words():
     assert "\n" not in message
 
 
-def test_a_damaged_model_is_told_in_the_childs_own_words(upscaler, tmp_path):
+def test_a_damaged_model_is_reported_in_the_childs_own_words(upscaler, tmp_path):
     write_random("tiny", tmp_path)
     write_manifest(tmp_path, name="damaged", stage="upscaler")
     weights = tmp_path / "swinir" / "model.safetensors"
@@ -97,7 +97,7 @@ def test_a_damaged_model_is_told_in_the_childs_own_words(upscaler, tmp_path):
     assert message.startswith(f"the upscaler did not start: {weights}: expected sha256")
 
 
-def test_a_port_in_use_is_told_in_one_line(gateway, triptych):
+def test_a_port_in_use_is_reported_in_one_line(gateway, triptych):
     port = gateway.address.rpartition(":")[2]
     done = triptych("serve", "gateway", "--port", port)
     assert done.returncode == 1
@@ -123,7 +123,7 @@ def test_a_worker_that_is_not_there_fails_the_run_in_one_line(triptych):
     assert "Traceback" not in done.stderr
 
 
-async def test_what_the_environment_says_of_doors_is_not_for_children(monkeypatch):
+async def test_ports_of_the_environment_are_not_for_children(monkeypatch):
     monkeypatch.setenv("TRIPTYCH_HOST", "0.0.0.0")
     monkeypatch.setenv("TRIPTYCH_TOKENS", "nowhere.json")
     async with running_pipeline({}) as pipeline:

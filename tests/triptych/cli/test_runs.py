@@ -78,7 +78,7 @@ def test_a_run_can_be_watched_from_any_event_on(runs, made):
     assert later.splitlines() == lines[-1:]
 
 
-def test_a_run_that_waits_says_how_to_go_on(runs, waiting):
+def test_a_run_that_waits_explains_how_to_go_on(runs, waiting):
     done = runs("watch", waiting)
     assert done.returncode == 0
     assert done.stderr.splitlines()[-1] == (

@@ -86,7 +86,7 @@ def times(tmp_path):
     return str(path)
 
 
-def test_the_command_says_which_stage_to_scale(times):
+def test_the_command_explains_which_stage_to_scale(times):
     done = CliRunner().invoke(bench, ["simulate", "--times", times, "--rate", "360", "--replicas", "1,2,1"])
     assert done.exit_code == 0, done.output
     assert "To be faster, scale refine next." in done.output
@@ -132,5 +132,5 @@ async def test_every_stage_is_measured(tmp_path):
         async with gateway_over(stages, tmp_path) as running:
             times = await measured(running.address, Credentials())
     assert set(times) == {"generate", "refine", "upscale"}
-    # What a scripted stage says that a picture took.
+    # The seconds of a picture, as a scripted stage reports them.
     assert all(one["fixed_s"] + one["each_s"] == pytest.approx(0.001) for one in times.values())

@@ -133,7 +133,7 @@ def test_a_model_is_verified_by_its_name(triptych_here, model, tmp_path):
         (["rm", "gigantic"], "`triptych weights list` shows what is"),
     ],
 )
-def test_a_name_that_is_not_there_is_an_error_that_says_what_to_do(
+def test_a_name_that_is_not_there_is_an_error_that_explains_what_to_do(
     triptych_here, tmp_path, arguments, message
 ):
     done = triptych_here("weights", *arguments, TRIPTYCH_CACHE=str(tmp_path / "cache"))
@@ -176,7 +176,7 @@ def test_what_was_there_before_is_no_part_of_the_rate():
     assert bar.tasks[0].speed <= 10**6
 
 
-def test_a_folder_that_is_no_model_says_what_was_expected(triptych_here, tmp_path):
+def test_a_folder_that_is_no_model_explains_what_was_expected(triptych_here, tmp_path):
     (tmp_path / "empty").mkdir()
     done = triptych_here("weights", "verify", "empty")
     assert done.returncode == 1

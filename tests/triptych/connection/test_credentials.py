@@ -58,7 +58,7 @@ async def test_a_caller_with_its_token_and_the_authority_is_served(made, token):
         assert await num_workers(running.address, token=token, ca=made / "ca.crt") == 7
 
 
-async def test_a_caller_without_a_token_is_told_so(made, token):
+async def test_a_caller_without_a_token_learns_it(made, token):
     async with gateway(made, None) as running:
         with pytest.raises(Unauthenticated, match="expected a token"):
             await num_workers(running.address)

@@ -47,7 +47,7 @@ async def test_a_broken_stream_goes_on_after_the_last_event_that_came():
     assert log.asked == [0, 2, 3, 3]
 
 
-async def test_events_that_come_again_are_told_once():
+async def test_events_that_come_again_are_reported_once():
     assert await sequences(Log([1, 2], [1, 2, 3], [2, 3, 4, 5, 6])) == [1, 2, 3, 4, 5, 6]
 
 
@@ -67,7 +67,7 @@ async def test_numbers_that_are_missing_are_no_reason_to_wait():
     assert await sequences(Log([1, 3], [6])) == [1, 3, 6]
 
 
-async def test_a_stream_that_begins_later_tells_nothing_from_before():
+async def test_a_stream_that_begins_later_reports_nothing_from_before():
     log = Log([3, 4], [4, 5, 6])
     assert await sequences(log, after_sequence=3) == [4, 5, 6]
 

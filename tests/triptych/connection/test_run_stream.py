@@ -21,7 +21,7 @@ SKETCHES = {"refine": None, "upscale": None}
 
 @pytest.fixture
 async def gateway():
-    # Whoever is cut off has time to come back.
+    # A caller who is cut off has time to come back.
     async with pipeline(bounds=RunLimits(abandon_grace_s=30)) as running:
         yield running
 
@@ -177,7 +177,7 @@ async def test_a_watched_run_can_be_awaited_from_any_event_on(gateway):
     assert (rest.state, rest.pictures) == ("succeeded", [])
 
 
-async def test_a_picture_whose_file_is_gone_is_told_without_it(tmp_path):
+async def test_a_picture_whose_file_is_gone_is_reported_without_it(tmp_path):
     async with scripted_stages() as stages:
         async with gateway_over(stages, tmp_path) as gateway:
             made = await gateway.client.run(spec(**SKETCHES))

@@ -71,7 +71,7 @@ async def test_a_text_that_cannot_be_drawn_names_the_field(http):
     assert list(answer.json()["fields"]) == ["spec.prompt"]
 
 
-async def test_while_nobody_can_make_it_the_caller_is_told_when_to_come_back(http, gateway):
+async def test_while_nobody_can_make_it_the_caller_is_given_a_time_to_come_back(http, gateway):
     await gateway.refiner.kill()
     await gateway.notice()
     answer = await http.post("/cards", json=ORDER)
@@ -102,7 +102,7 @@ async def test_an_error_before_the_stream_begins_is_a_status(http):
     assert answer.status_code == 400
 
 
-async def test_a_run_that_fails_on_the_way_is_told_in_the_stream(http, gateway):
+async def test_a_run_that_fails_on_the_way_is_reported_in_the_stream(http, gateway):
     gateway.generator.errors = {index: RuntimeError("broken") for index in range(4)}
     answer = await http.post("/cards/stream", json=ORDER)
     kind, last = events_of(answer.text)[-1]

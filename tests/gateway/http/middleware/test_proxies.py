@@ -1,4 +1,4 @@
-"""Behind a proxy: whom it says is calling, by which name and scheme, and whether it is believed."""
+"""Behind a proxy: which caller it forwards, by which name and scheme, and whether it is believed."""
 
 import httpx
 import pytest
@@ -12,7 +12,7 @@ from tests.gateway.http.painting import set_up
 
 
 async def seen(headers, *, trusted=("127.0.0.1", "10.0.0.0/8"), peer="10.0.0.1", path="/v1/models"):
-    """What the application is told of the caller."""
+    """What the application receives of the caller."""
     found = {}
 
     async def app(scope, receive, send):
@@ -71,7 +71,7 @@ async def seen(headers, *, trusted=("127.0.0.1", "10.0.0.0/8"), peer="10.0.0.1",
     ],
     ids=str,
 )
-async def test_what_a_trusted_proxy_says_is_believed(headers, expected):
+async def test_what_a_trusted_proxy_states_is_believed(headers, expected):
     assert await seen(headers) == expected
 
 

@@ -1,4 +1,4 @@
-"""What every answer says to browsers, and who is answered at all."""
+"""The headers of every answer for browsers, and who is answered at all."""
 
 import httpx
 

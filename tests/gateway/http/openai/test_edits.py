@@ -233,7 +233,7 @@ async def test_a_variation_by_url(painter):
     assert (await painter.http.get(answer.data[0].url)).content == png(7)
 
 
-async def test_without_a_refiner_an_edit_says_what_is_missing(painter):
+async def test_without_a_refiner_an_edit_explains_what_is_missing(painter):
     await painter.gateway.refiner.kill()
     await painter.gateway.notice()
     with pytest.raises(openai.InternalServerError, match="no refiner serves") as raised:

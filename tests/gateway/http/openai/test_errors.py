@@ -124,7 +124,7 @@ async def test_a_bug_is_opaque(painter, caplog):
     assert "TypeError" in caplog.text
 
 
-async def test_a_full_gateway_says_when_to_come_back():
+async def test_a_full_gateway_states_when_to_come_back():
     async with web_gateway(bounds=RunLimits(room=AdmissionLimits(max_running=1, max_queued=0))) as web:
         await set_up(web.gateway)
         web.gateway.generator.close_gates(0)
@@ -182,7 +182,7 @@ async def test_an_idempotency_key_for_something_else_is_a_conflict(painter):
     await painter.openai.images.generate(prompt="x", extra_headers=headers)
     with pytest.raises(openai.ConflictError) as raised:
         await painter.openai.images.generate(prompt="y", extra_headers=headers)
-    # The package would repeat any conflict; it is told that this one stays.
+    # The package would repeat any conflict; a header asks it not to.
     assert raised.value.response.headers["x-should-retry"] == "false"
 
 

@@ -16,7 +16,7 @@ from tests.gateway.fake_stage import png
 from tests.gateway.http.painting import pixels
 
 PAGE = "http://localhost:3000"
-# Of a browser that is told to send the headers above from another site.
+# Of a browser that may send the headers above from another site.
 BROWSER = {"origin": PAGE, "accept": "*/*", "bypass-tunnel-reminder": "go", "mode": "no-cors"}
 
 

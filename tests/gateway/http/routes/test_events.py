@@ -82,7 +82,7 @@ async def test_a_reader_goes_on_after_the_last_event_that_it_had(web):
     assert await read_events(web, name, params={"after_sequence": place}) == rest
 
 
-async def test_whoever_has_had_all_is_told_not_to_come_back(web):
+async def test_a_client_that_has_had_all_is_not_to_come_back(web):
     name = await create(web)
     last = (await read_events(web, name))[-1].sequence
     answer = await web.http.get(f"/{name}/events", headers={"last-event-id": str(last)})
@@ -106,7 +106,7 @@ async def test_an_id_that_is_none_is_refused(web):
     assert "Last-Event-ID" in answer.json()["error"]["violations"]
 
 
-async def test_a_browser_is_told_when_to_connect_again(web):
+async def test_a_browser_gets_a_time_to_connect_again(web):
     name = await create(web)
     assert (await web.http.get(f"/{name}/events")).text.startswith("retry: 2000\n\n")
 
@@ -172,7 +172,7 @@ async def test_the_streams_end_when_the_gateway_stops(web):
     assert answer.is_closed
 
 
-async def test_a_reader_who_takes_nothing_is_let_go(monkeypatch):
+async def test_a_reader_who_takes_nothing_is_released(monkeypatch):
     monkeypatch.setattr(server, "TAKE_TIMEOUT_MS", 500)
     async with web_gateway() as web:
         web.gateway.generator.close_gates(*range(8))

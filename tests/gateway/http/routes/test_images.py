@@ -51,7 +51,7 @@ async def test_another_picture_is_not_found(web):
         assert (await web.http.get(f"/images/{name}")).status_code == 404, name
 
 
-async def test_a_picture_to_keep_says_how_it_was_made(web):
+async def test_a_picture_to_keep_has_how_it_was_made(web):
     run = await sketch(web)
     answer = await web.http.get(f"/{run}/images/generate-0")
     kept = Image.open(io.BytesIO(answer.content))

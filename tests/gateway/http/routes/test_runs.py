@@ -127,7 +127,7 @@ async def test_a_run_under_way_is_not_deleted(web):
     await finish(web, name)
 
 
-async def test_both_doors_show_the_same_runs(web):
+async def test_both_APIs_show_the_same_runs(web):
     events = await collect(web.gateway, spec())
     (run,) = (await web.http.get("/runs")).json()["runs"]
     assert run["name"] == events[0].state.run
@@ -182,7 +182,7 @@ async def test_what_is_not_there_is_said(web):
         assert (path, answer.status_code, answer.json()["error"]["reason"]) == (path, status, reason)
 
 
-async def test_a_full_gateway_says_when_to_come_back():
+async def test_a_full_gateway_states_when_to_come_back():
     async with web_gateway(bounds=RunLimits(room=AdmissionLimits(max_running=1, max_queued=0))) as web:
         web.gateway.generator.close_gates(0)
         name = (await create(web)).json()["name"]

@@ -103,7 +103,7 @@ def test_fewer_layers_than_configured_are_noticed(published, tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 10_000, 255_000])
-def test_a_truncated_file_is_an_error_that_says_so(published, tmp_path, size):
+def test_a_truncated_file_is_an_error_that_explains_it(published, tmp_path, size):
     source = published("mini_scan")
     path = source / "flax_model.msgpack"
     data = path.read_bytes()[:size]
@@ -156,7 +156,7 @@ def test_another_stages_part_is_refused(published, tmp_path):
         convert(published("mini_scan"), tmp_path / "part", "unet")
 
 
-def test_parts_of_different_models_are_told_apart(converted, model_folder, tmp_path):
+def test_parts_of_different_models_are_distinguished(converted, model_folder, tmp_path):
     (tmp_path / "dalle").symlink_to(model_folder / "dalle")
     (tmp_path / "vqgan").symlink_to(converted["vqgan_tiny"])
     with pytest.raises(ModelError, match="writes 16 tokens of 64 codes, the vqgan reads 64 of 64"):

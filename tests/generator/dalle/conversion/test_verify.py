@@ -21,7 +21,7 @@ def test_a_converted_vqgan_agrees_with_the_reference(converted):
     assert [difference for difference in differences if not difference.ok] == []
 
 
-def test_vectors_of_another_network_are_told_apart_by_their_differences(converted):
+def test_vectors_of_another_network_are_distinguished_by_their_differences(converted):
     differences = compare(converted["mini_scan"], "dalle", GOLDEN / "mini_bias_ffn_lnscale")
     assert not any(difference.ok for difference in differences)
 

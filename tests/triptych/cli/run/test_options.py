@@ -19,7 +19,7 @@ from triptych.v1.pipeline_pb2 import RunSpec
 
 
 def spec_of(*arguments) -> RunSpec:
-    """What the command line asks the gateway for; raises what it says to the user."""
+    """What the command line asks the gateway for; raises what it prints to the user."""
     made = []
 
     @click.command()

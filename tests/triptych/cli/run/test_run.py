@@ -30,7 +30,7 @@ def test_every_picture_and_the_contact_sheet_are_written(finished, tmp_path):
     assert names == sketches | variations | {"upscale-0", "contact-sheet"}
 
 
-def test_a_picture_says_how_it_was_made(finished, tmp_path):
+def test_a_picture_has_how_it_was_made(finished, tmp_path):
     with Image.open(tmp_path / "pictures" / "generate-3.png") as picture:
         picture.load()
         text = {key: str(value) for key, value in picture.text.items()}
@@ -162,9 +162,7 @@ def test_words_that_are_drawn_as_others_are_named(triptych, gateway):
     assert done.returncode == 0
 
 
-def test_a_prompt_of_which_nothing_is_known_is_answered_with_others_and_the_way_to_a_larger_model(
-    triptych, gateway
-):
+def test_an_unknown_prompt_is_answered_with_others_and_the_way_to_a_larger_model(triptych, gateway):
     gateway.readings["qwerty"] = PromptReading(
         prompt="a red house", is_unknown=True, suggestions=["a cat", "two trees", "a boat"]
     )
@@ -175,7 +173,7 @@ def test_a_prompt_of_which_nothing_is_known_is_answered_with_others_and_the_way_
     assert done.returncode == 0
 
 
-def test_a_failed_run_says_why_and_keeps_what_it_has(triptych, gateway, tmp_path):
+def test_a_failed_run_explains_why_and_keeps_what_it_has(triptych, gateway, tmp_path):
     done = triptych("run", "a broken house", "--no-refine", "--gateway", gateway.address, "--out", "here")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "Error: the run failed: nobody serves the stage 'refine' now"
@@ -210,15 +208,15 @@ def test_a_gateway_that_is_not_there_is_one_line(triptych, tmp_path):
         ([PROMPT, "--mask", __file__], "--mask: expected an --image that is refined"),
     ],
 )
-def test_wrong_usage_is_told_before_anything_starts(triptych, arguments, message):
+def test_wrong_usage_is_reported_before_anything_starts(triptych, arguments, message):
     done = triptych("run", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
 
 
-# Where /proc is, nobody can make a file in it, whoever runs the tests.
+# Where /proc is, nobody can make a file in it, not even root.
 @pytest.mark.parametrize("folder", ["taken/below", "/proc"])
-def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(triptych, tmp_path, folder):
+def test_a_folder_that_cannot_be_written_is_reported_before_anything_starts(triptych, tmp_path, folder):
     (tmp_path / "taken").write_text("a file")
     done = triptych("run", PROMPT, "--out", folder)
     assert done.returncode == 1
