@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.attacks.attempts import Attempt, attempts
 from tests.attacks.disk_attempts import DiskAttempt, disk_attempts
 from tests.attacks.file_attempts import file_attempts
+from tests.attacks.protocol_attempts import http2_stage_attempts, protocol_attempts
 from tests.attacks.stage_attempts import MEMORY_BYTES, stage_attempts
 from tests.attacks.storage_attempts import clock_attempts, storage_attempts
 from tests.attacks.victim import (
@@ -34,7 +35,7 @@ STAGES = ("upscaler", "refiner", "generator")
 
 
 async def attack_gateway(chosen: Sequence[Attempt], *, judges_delays: bool = False) -> list[str]:
-    """Prints a line for each attempt; returns what went wrong."""
+    """Prints a line for each attempt; returns what went wrong. Where delays do not count, those that wait run beside others."""
     with tempfile.TemporaryDirectory() as folder:
         return await _attack(gateway_victim(Path(folder), *NOBODY), chosen, judges_delays=judges_delays)
 
@@ -90,9 +91,11 @@ async def _attack(
         victim = await stack.enter_async_context(opening)
         bystander = await stack.enter_async_context(serving_bystander(victim))
         control = await stack.enter_async_context(_idle_control()) if judges_delays else None
-        for attempt in chosen:
+        beside = [] if judges_delays else [one for one in chosen if one.waits]
+        waiting = [asyncio.create_task(one.attack(victim)) for one in beside]
+        for attempt in sorted(chosen, key=lambda one: one in beside):
             await _observe(bystander, control)
-            result = await attempt.attack(victim)
+            result = await (waiting[beside.index(attempt)] if attempt in beside else attempt.attack(victim))
             seen, idle = await _observe(bystander, control)
             beyond_s = seen.longest_s - idle.longest_s
             slowest, largest = max(slowest, beyond_s), max(largest, seen.peak_bytes)
@@ -139,7 +142,7 @@ async def _idle_control() -> AsyncIterator[Bystander]:
 
 async def attack_processes(word: str) -> tuple[int, list[str]]:
     problems, num_attempts = [], 0
-    chosen = [one for one in (*attempts(), *clock_attempts()) if word in one.name]
+    chosen = [one for one in (*attempts(), *protocol_attempts(), *clock_attempts()) if word in one.name]
     if chosen:
         problems += await attack_gateway(chosen, judges_delays=True)
         num_attempts += len(chosen)
@@ -152,7 +155,8 @@ async def attack_processes(word: str) -> tuple[int, list[str]]:
             problems += await attack_disk(full)
             num_attempts += 1
     for stage in STAGES:
-        if some := [one for one in stage_attempts(stage) if word in one.name]:
+        tried = (*stage_attempts(stage), *http2_stage_attempts(stage))
+        if some := [one for one in tried if word in one.name]:
             problems += await attack_stage(stage, some)
             num_attempts += len(some)
     return num_attempts, problems

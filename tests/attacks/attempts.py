@@ -21,11 +21,12 @@ Attack = Callable[[Victim], Awaitable[str]]
 
 @dataclass(frozen=True)
 class Attempt:
-    """`is_light`: quick enough for every run of the tests."""
+    """`is_light`: quick enough for every run of the tests. `waits`: it does little, so that others can be tried meanwhile."""
 
     name: str
     attack: Attack
     is_light: bool = False
+    waits: bool = False
 
 
 def field(number: int, data: bytes) -> bytes:
@@ -132,7 +133,10 @@ def attempts() -> Iterator[Attempt]:
             ("half TLS", b"\x16\x03\x01\x02"),
         ):
             yield Attempt(
-                f"1001 connections to {where}: {kind}", connections(where, begin, 1001), kind == "silent"
+                f"1001 connections to {where}: {kind}",
+                connections(where, begin, 1001),
+                is_light=kind == "silent",
+                waits=True,
             )
     yield Attempt("500 slow bodies", _slow_bodies(500))
 
