@@ -43,13 +43,8 @@ class Place:
     @contextmanager
     def watched(self, text: str) -> Iterator[Deployment]:
         """The deployment, with a spinner while it is silent."""
-        with spinning(text) as spinner:
-
-            def tell(line: str) -> None:
-                with spinner.writing():
-                    echo(line)
-
-            yield Deployment(self.deployer, self.list_path, tell, state=self.state)
+        with spinning(text):
+            yield Deployment(self.deployer, self.list_path, echo, state=self.state)
 
 
 def name_option(command: Command) -> Command:

@@ -16,6 +16,7 @@ from filelock import FileLock
 from deploy.deployer import STAGES, DeployError
 from services.private_files import FILE_MODE, make_private_folder
 from services.weights.model_folder import write_atomically
+from triptych._files import read_file
 
 FILE = "requested.json"
 LOCK = "lock"
@@ -48,7 +49,7 @@ class RequestedState:
     def read(self) -> Requested | None:
         """None if nothing is stored. Raises DeployError for a file that is no such state."""
         try:
-            content = json.loads(self._path.read_text("utf-8"))
+            content = json.loads(read_file(self._path))
             gateway = content["gateway"]
             return Requested(
                 {stage: int(content["workers"][stage]) for stage in STAGES if stage in content["workers"]},

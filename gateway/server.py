@@ -36,13 +36,13 @@ from gateway.workers.discovery import Discovery
 from gateway.workers.pool import Pool
 from gateway.workers.retry_policy import RetryPolicy
 from gateway.workers.targets import Target, WorkersFile
-from services.errors import without_passwords
 from services.serving.limits.request_budget import RequestBudget
 from services.serving.metrics import serving_metrics
 from services.serving.request_log import RequestLog
 from services.serving.server import announce, serving, stop_signal
 from services.serving.tls import CertificateFiles
 from triptych import __version__
+from triptych._redaction import without_passwords
 from triptych.v1.pipeline_pb2_grpc import add_PipelineServiceServicer_to_server
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable
 from gateway.journal.journal import Journal
 from gateway.journal.journal_file import InvalidJournal
 from gateway.store.base import InvalidStore, Store
-from services.errors import TriptychError, without_passwords
+from services.errors import TriptychError
+from triptych._redaction import without_passwords
 
 log = logging.getLogger(__name__)
 

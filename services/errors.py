@@ -17,16 +17,7 @@ TriptychError
 └── ModelError          FAILED_PRECONDITION a model folder or checkpoint that cannot be used
 """
 
-import re
-
 import grpc
-
-_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s'\"]*@")
-
-
-def without_passwords(text: str) -> str:
-    """The text with the user and password of every URL in it left out, for messages and logs."""
-    return _CREDENTIALS.sub("...@", text)
 
 
 class TriptychError(Exception):

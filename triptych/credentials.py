@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from triptych._files import Stamp, stamp_of
+from triptych._files import Stamp, read_file, stamp_of
 from triptych.addresses import check_address
 
 Stub = TypeVar("Stub")
@@ -61,7 +61,7 @@ class Credentials:
     def for_channel(self) -> grpc.ChannelCredentials:
         """The certificates, as grpc wants them."""
         ca, key, cert = (
-            Path(path).read_bytes() if path is not None else None for path in (self.ca, self.key, self.cert)
+            read_file(Path(path)) if path is not None else None for path in (self.ca, self.key, self.cert)
         )
         return grpc.ssl_channel_credentials(ca, key, cert)
 

@@ -5,6 +5,8 @@ direction of text show it in another order than it has (Unicode TR 36).
 """
 
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import click
 
@@ -13,6 +15,16 @@ _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f"
 _HIDDEN = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff\ud800-\udfff"
 _UNSAFE = re.compile(f"[{_CONTROLS}{_HIDDEN}]")
 _UNSAFE_IN_A_LINE = re.compile(f"[{_CONTROLS}{_HIDDEN}\t\n]")
+
+
+# What has drawn on the terminal steps aside while something is printed.
+_stepping_aside: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+def step_aside_with(stepping_aside: Callable[[], AbstractContextManager[None]] | None) -> None:
+    """Has `echo` print inside of such a block; None: as before."""
+    global _stepping_aside
+    _stepping_aside = stepping_aside or nullcontext
 
 
 def escape(text: str, *, keeps_lines: bool = False) -> str:
@@ -27,7 +39,8 @@ def escape_json(text: str) -> str:
 
 def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     """Prints a text, escaped but for its ends of lines: the only way in which our commands print, beside rich's consoles."""
-    click.echo(escape(str(text), keeps_lines=True), err=err, nl=nl)  # noqa: TID251 - here it is escaped
+    with _stepping_aside():
+        click.echo(escape(str(text), keeps_lines=True), err=err, nl=nl)  # noqa: TID251 - here it is escaped
 
 
 def _written(found: re.Match[str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.deployer import STAGES, DeployError
+from triptych._files import read_file
 
 # Part of the ids of workers and of paths: letters that mean nothing to anybody.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -91,7 +92,7 @@ class Machines:
 def read_machines(path: Path) -> Machines:
     """Raises DeployError for an invalid file."""
     try:
-        said = tomllib.loads(path.read_text("utf-8"))
+        said = tomllib.loads(read_file(path).decode())
     except OSError as error:
         raise DeployError(
             f"cannot read the list of machines {path}: {error.strerror}; docs/operations/deploy-ssh.md shows one"

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from services.private_files import make_private_folder
-from triptych._files import replacing
+from triptych._files import read_file, replacing
 from triptych.stages import WORKER_NAMES
 from triptych.terminal_text import echo
 
@@ -122,10 +122,10 @@ def read_authority(folder: Path) -> Issued:
     """The authority in a folder; raises ClickException."""
     cert, key = files_of(folder, "ca")
     try:
-        loaded = serialization.load_pem_private_key(key.read_bytes(), password=None)
+        loaded = serialization.load_pem_private_key(read_file(key), password=None)
         if not isinstance(loaded, ec.EllipticCurvePrivateKey):
             raise click.ClickException(f"{key} is no key that `triptych certs` made")
-        return Issued(x509.load_pem_x509_certificate(cert.read_bytes()), loaded)
+        return Issued(x509.load_pem_x509_certificate(read_file(cert)), loaded)
     except (OSError, ValueError, TypeError) as error:
         raise click.ClickException(f"cannot renew without {cert} and {key}: {error}") from None
 
@@ -133,7 +133,7 @@ def read_authority(folder: Path) -> Issued:
 def hosts_of(folder: Path, name: str) -> list[str]:
     """The hosts of a certificate in a folder; none where there is none."""
     try:
-        cert = x509.load_pem_x509_certificate(files_of(folder, name)[0].read_bytes())
+        cert = x509.load_pem_x509_certificate(read_file(files_of(folder, name)[0]))
         names = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (OSError, ValueError, x509.ExtensionNotFound):
         return []

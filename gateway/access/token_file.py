@@ -19,7 +19,7 @@ from typing import Any
 
 from gateway.access.caller import Caller, CallerLimits
 from services.errors import TriptychError
-from triptych._files import Stamp, replacing, stamp_of
+from triptych._files import Stamp, read_file, replacing, stamp_of
 
 # With a prefix, people and secret scanners recognize a token that leaked.
 TOKEN_PREFIX = "triptych_"  # noqa: S105 - no secret
@@ -69,7 +69,7 @@ def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
     """The tokens in a file; raises TokenFileError for an invalid file."""
     stamp(path)
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(read_file(path))
         return tuple(entry for name, item in content["callers"].items() for entry in _entries(name, item))
     except OSError as error:
         raise TokenFileError(

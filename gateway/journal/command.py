@@ -12,6 +12,7 @@ from gateway.journal import migration, schema
 from gateway.journal.archive.command import COMMANDS
 from gateway.journal.journal_file import JournalFile
 from services.errors import TriptychError
+from triptych.cli.terminal.spinner import spinning
 from triptych.terminal_text import echo
 
 journal_argument = click.argument("journal", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -29,6 +30,7 @@ for _command in COMMANDS:
 @journal.command()
 @journal_argument
 @click.pass_context
+@spinning("checking")
 def check(ctx: click.Context, journal: Path) -> None:
     """Read all of JOURNAL, print its version and what it holds; exits with 1 when it is damaged."""
     file = JournalFile(journal)
@@ -50,6 +52,7 @@ def check(ctx: click.Context, journal: Path) -> None:
 
 @journal.command()
 @journal_argument
+@spinning("repairing")
 def repair(journal: Path) -> None:
     """Copy every row of JOURNAL that can be read into a new file, which takes its place; the damaged one is kept."""
     file = JournalFile(journal)

@@ -23,8 +23,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from gateway.journal.journal_file import InvalidJournal, JournalFile
 from gateway.journal.migration import prepare
-from services.errors import TriptychError, without_passwords
+from services.errors import TriptychError
 from triptych._installation import missing_library
+from triptych._redaction import without_passwords
 
 # Another program that reads the file holds it up no longer than this.
 BUSY_TIMEOUT_S = 5.0

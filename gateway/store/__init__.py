@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from gateway.store.base import InvalidStore, Store
 from gateway.store.cache import CachedStore
 from gateway.store.folder import FolderStore
-from services.errors import without_passwords
+from triptych._redaction import without_passwords
 
 
 def open_store(url: str) -> Store:

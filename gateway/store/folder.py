@@ -27,6 +27,7 @@ from gateway.store.base import (
 )
 from services.errors import TriptychError
 from services.private_files import make_private_folder, warn_if_shared
+from triptych._files import read_file
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class FolderStore:
 
     def _read_owner(self) -> str | None:
         try:
-            return (self._folder / OWNER_FILE).read_text().strip()
+            return read_file(self._folder / OWNER_FILE).decode().strip()
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:

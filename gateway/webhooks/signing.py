@@ -9,7 +9,7 @@ from pathlib import Path
 from standardwebhooks import Webhook
 
 from services.errors import TriptychError
-from triptych._files import Stamp, stamp_of
+from triptych._files import Stamp, read_file, stamp_of
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def _read(path: Path) -> tuple[Stamp, list[Webhook]]:
         status = path.stat()
         if not path.is_file() or status.st_size > MAX_FILE_BYTES:
             raise InvalidWebhookSecret(f"expected a file with secrets of webhooks, got {path}")
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in read_file(path).decode().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidWebhookSecret(f"cannot read the secrets of webhooks in {path}: {error}") from None
     secrets = [line for line in lines if line and not line.startswith("#")]

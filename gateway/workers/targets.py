@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.stages import STAGES, Stage
-from triptych._files import stamp_of
+from triptych._files import read_file, stamp_of
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class WorkersFile:
             stamp = stamp_of(os.stat(self._path))
             if stamp == self._stamp:
                 return
-            self._targets = parse_workers(self._path.read_text("utf-8"))
+            self._targets = parse_workers(read_file(self._path).decode())
         except OSError as error:
             raise ValueError(f"{self._path} cannot be read: {error.strerror}") from None
         except ValueError as error:

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TypeAlias
 
-from services.errors import without_passwords
 from services.serving.request_log import current_request
 from services.serving.tracing.log_fields import log_fields
+from triptych._redaction import without_passwords
 from triptych.terminal_text import escape, escape_json
 
 # Whose lines --log-level is about.
@@ -34,11 +34,11 @@ class DiscreetFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         # What comes from callers and workers must neither move the cursor of a terminal that shows the log, nor begin a
         # line that looks as if it were ours.
-        return escape(super().formatMessage(record))
+        return escape(without_passwords(super().formatMessage(record)))
 
     def format(self, record: logging.LogRecord) -> str:
         # Beside the message, the lines of a stack trace.
-        return escape(super().format(record), keeps_lines=True)
+        return escape(without_passwords(super().format(record)), keeps_lines=True)
 
     def formatException(self, ei: ExceptionInfo) -> str:  # noqa: N802 - logging's name
         text = "".join(traceback.format_exception(*ei))
@@ -67,20 +67,26 @@ class JsonFormatter(DiscreetFormatter):
             "time": when.replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": without_passwords(record.getMessage()),
         }
         if (request := current_request()) is not None:
             fields |= {"caller": request.caller, "trace_id": request.trace_id}
         fields |= log_fields()
         fields |= {
-            name: value
+            name: _without_passwords(value)
             for name, value in vars(record).items()
             if name not in _USUAL and isinstance(value, str | int | float | bool | dict) and value != ""
         }
         if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
+            fields["exception"] = without_passwords(self.formatException(record.exc_info))
         filled = {name: value for name, value in fields.items() if value != ""}
         return escape_json(json.dumps(filled, ensure_ascii=False))
+
+
+def _without_passwords(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _without_passwords(one) for name, one in value.items()}
+    return without_passwords(value) if isinstance(value, str) else value
 
 
 # What every record has.

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from services.errors import TriptychError
-from triptych._files import Stamp, stamp_of
+from triptych._files import Stamp, read_file, stamp_of
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class CertificateFiles:
     def _read(self) -> Certificates:
         paths = (self.cert, self.key, self.ca)
         try:
-            cert, key, ca = (path.read_bytes() if path is not None else b"" for path in paths)
+            cert, key, ca = (read_file(path) if path is not None else b"" for path in paths)
         except OSError as error:
             raise CertificateError(f"cannot read {error.filename}: {error.strerror}") from None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

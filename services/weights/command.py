@@ -32,6 +32,7 @@ from services.weights.model_folder import (
     Manifest,
 )
 from triptych._installation import missing_library
+from triptych.cli.terminal.spinner import spinning
 from triptych.stages import WORKER_NAMES
 from triptych.terminal_text import echo, escape_json
 
@@ -51,6 +52,7 @@ def weights() -> None:
 @click.option("--origin", help="Where the weights come from; kept, else the name of SOURCE.")
 @click.option("--licence", help="The licence of the weights; kept from an existing manifest.")
 @click.option("--half", is_flag=True, help="Write float16 in place of float32: half of the disk.")
+@spinning("converting")
 def convert(
     source: Path,
     to: Path,
@@ -105,6 +107,7 @@ def convert(
 @click.option("--like", required=True, help="The family whose shape they take, such as mini.")
 @click.option("--stage", type=click.Choice(list(WORKER_NAMES)), help="Needed only to take one of several.")
 @click.option("--seed", type=int, default=0, help="The same seed gives the same weights.")
+@spinning("writing random weights")
 def random(to: Path, like: str, stage: str | None, seed: int) -> None:
     """Write a model folder of random weights in a known shape, to measure speed and memory with.
 
@@ -141,6 +144,7 @@ def random(to: Path, like: str, stage: str | None, seed: int) -> None:
 )
 @click.option("--json", "as_json", envvar="TRIPTYCH_JSON", is_flag=True, help="Print one JSON object.")
 @click.pass_context
+@spinning("verifying")
 def verify(ctx: click.Context, model: str, stage: str | None, golden: Path | None, as_json: bool) -> None:
     """Check MODEL against its manifest and against golden vectors: a folder, one part of it, or a name that is here.
 
@@ -179,6 +183,7 @@ def verify(ctx: click.Context, model: str, stage: str | None, golden: Path | Non
 
 @weights.command("list")
 @click.option("--json", "as_json", envvar="TRIPTYCH_JSON", is_flag=True, help="Print one JSON object a line.")
+@spinning("looking for models")
 def list_models(as_json: bool) -> None:
     """List the models that are here, in the S3 cache (TRIPTYCH_S3_CACHE), and those that `pull` knows where to find.
 

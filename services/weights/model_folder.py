@@ -15,7 +15,7 @@ from typing import Any
 from services.errors import ModelError
 from services.families import FAMILY_OF_PART, find_family
 from services.weights.names import check_file_name, is_model_name
-from triptych._files import replacing
+from triptych._files import read_file, replacing
 from triptych.stages import WORKER_NAMES
 
 MANIFEST = "manifest.json"
@@ -69,7 +69,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads MODEL/manifest.json; raises ModelError for an invalid one."""
     path = folder / MANIFEST
     try:
-        return parse_manifest(path.read_bytes(), str(path))
+        return parse_manifest(read_file(path), str(path))
     except FileNotFoundError:
         raise ModelError(
             f"{folder} holds no {MANIFEST}: expected a model folder; make one with `triptych weights convert`"
@@ -172,7 +172,7 @@ def read_config(part_folder: Path) -> dict[str, Any]:
     """Reads a part's config.json; raises ModelError."""
     path = part_folder / "config.json"
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = json.loads(read_file(path))
     except FileNotFoundError:
         raise ModelError(f"{path} is missing: expected a part of a model folder") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from services.errors import ModelError, without_passwords
+from services.errors import ModelError
 from services.weights.download import ConnectionLost, Remote
 from triptych._installation import missing_library
+from triptych._redaction import without_passwords
 
 PIECE_BYTES = 2**18
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 15.0, 60.0

@@ -306,12 +306,13 @@ async def gateway_over(
     folder: Path,
     *,
     journal: str = "",
+    store: str = "",
     retry_policy: RetryPolicy = IMPATIENT,
     bounds: RunLimits = RunLimits(abandon_grace_s=0),  # noqa: B008 - frozen
     tokens: Path | None = None,
     webhooks: WebhookPolicy = WebhookPolicy(),  # noqa: B008 - frozen
 ) -> AsyncIterator[Pipeline]:
-    """A gateway that keeps its pictures, and its journal unless another is named, in that folder."""
+    """A gateway that keeps its journal and pictures in that folder, unless another journal or store is named."""
     async with AsyncExitStack() as stack:
         pools = {}
         for stage, workers in zip(
@@ -320,12 +321,14 @@ async def gateway_over(
             targets = [Target("127.0.0.1", worker.port) for worker in workers]
             pools[stage.name] = await stack.enter_async_context(Pool(Discovery(stage, targets)))
             await pools[stage.name].refresh()
-        store = open_store(str(folder / "pictures"))
-        stack.push_async_callback(store.close)
+        pictures = open_store(store or str(folder / "pictures"))
+        stack.push_async_callback(pictures.close)
         kept = await stack.enter_async_context(
             open_journal(journal or str(folder / "journal.db"), secrets.token_hex(4))
         )
-        runs = await stack.enter_async_context(RunManager(pools, retry_policy, bounds, kept, store).running())
+        runs = await stack.enter_async_context(
+            RunManager(pools, retry_policy, bounds, kept, pictures).running()
+        )
         facade = Facade(pools, runs, webhooks)
         service = PipelineService(facade)
         running = await stack.enter_async_context(

@@ -7,9 +7,15 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -229,6 +235,32 @@ def test_spans_arrive_at_the_collector_that_the_environment_names(monkeypatch, c
     assert path == "/v1/traces"
     assert b"a span" in body
     assert b"triptych-gateway" in body
+
+
+def test_spans_arrive_over_grpc_which_is_the_default(monkeypatch):
+    received = []
+
+    class Collector(TraceServiceServicer):
+        def Export(self, request, context):
+            received.append((request, dict(context.invocation_metadata())))
+            return ExportTraceServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_TraceServiceServicer_to_server(Collector(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=painters")
+    setup.start_tracing("refiner")
+    with spans.span("a span"):
+        pass
+    setup.stop_tracing()
+    server.stop(None)
+    ((request, metadata),) = received
+    (resource,) = request.resource_spans
+    assert [one.name for scope in resource.scope_spans for one in scope.spans] == ["a span"]
+    assert "triptych-refiner" in str(resource.resource)
+    assert metadata["x-tenant"] == "painters"
 
 
 def test_a_missing_library_is_a_warning(monkeypatch, caplog):

@@ -1,8 +1,12 @@
 """What is shown while a command is silent."""
 
 import io
+from pathlib import Path
 
-from triptych.cli.terminal.spinner import ERASE_LINE, Spinner
+import pytest
+
+from triptych.cli.terminal.spinner import ERASE_LINE, Spinner, spinning
+from triptych.terminal_text import echo
 
 
 class Terminal(io.StringIO):
@@ -50,3 +54,34 @@ def test_other_lines_begin_the_silence_anew():
         terminal.write("a worker serves\n")
     assert spinner.tick() == 2.0
     assert terminal.getvalue() == f"{ERASE_LINE}waiting ... 2 s{ERASE_LINE}a worker serves\n"
+
+
+def test_what_a_command_prints_meanwhile_is_on_a_line_of_its_own(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("triptych.cli.terminal.spinner.SILENT_S", 0.0)
+    with spinning("verifying") as spinner:
+        spinner.tick()
+        echo("2 files", err=True)
+        shown = terminal.getvalue()
+    assert shown.endswith(f"{ERASE_LINE}2 files\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("weights", "verify", "tiny", "--stage", "upscaler"), "verifying"),
+        (("weights", "list"), "looking for models"),
+        (("journal", "check", "journal.db"), "checking"),
+        (("journal", "repair", "journal.db"), "repairing"),
+        (("journal", "compare", "--journal", "journal.db"), "comparing"),
+        (("journal", "prune", "--journal", "journal.db"), "comparing"),
+        (("journal", "export", "runs.tar", "--journal", "journal.db"), "exporting"),
+        (("journal", "import", "journal.db", "--journal", "journal.db"), "importing"),
+    ],
+)
+def test_commands_that_may_take_long_show_that_they_live(triptych_here, monkeypatch, arguments, text):
+    Path("journal.db").touch()
+    Path("pictures").mkdir()
+    monkeypatch.setattr("triptych.cli.terminal.spinner.SILENT_S", 0.0)
+    assert f"{text} ... 0 s\n" in triptych_here(*arguments).stderr

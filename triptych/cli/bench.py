@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from triptych._files import read_file
 from triptych._run_stream import RunStream
 from triptych.cli.credential_options import ADDRESS, credential_options, patience
 from triptych.cli.simulation import (
@@ -200,7 +201,7 @@ def simulate_command(
 def read_times(path: Path, price: tuple[float, ...]) -> list[StageModel]:
     """One replica of each stage, as `measure` printed their times. Raises click.BadParameter."""
     try:
-        raw = json.loads(path.read_text("utf-8"))
+        raw = json.loads(read_file(path))
         return [
             StageModel(
                 1, int(raw[name]["slots"]), float(raw[name]["fixed_s"]), float(raw[name]["each_s"]), cost

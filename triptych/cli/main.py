@@ -18,6 +18,7 @@ from click.shell_completion import CompletionItem
 
 import triptych
 from triptych import _installation
+from triptych._redaction import without_passwords
 from triptych.cli.terminal.streams import set_up_streams
 from triptych.stages import STAGES
 from triptych.terminal_text import echo, escape
@@ -193,7 +194,7 @@ def run_command() -> int:
     try:
         code = cli.main(prog_name=PROGRAM, standalone_mode=False)
     except click.ClickException as error:
-        error.message = escape(error.message + suggestion(error), keeps_lines=True)  # type: ignore[misc]  # final there
+        error.message = escape(without_passwords(error.message + suggestion(error)), keeps_lines=True)  # type: ignore[misc]  # final there
         error.show()
         return error.exit_code
     except click.Abort:
@@ -210,7 +211,7 @@ def run_command() -> int:
 
 
 def say_error(message: str) -> None:
-    echo(f"Error: {escape(message, keeps_lines=True)}", err=True)
+    echo(f"Error: {escape(without_passwords(message), keeps_lines=True)}", err=True)
 
 
 def suggestion(error: click.ClickException) -> str:

@@ -11,7 +11,7 @@ import click
 from triptych import _installation
 from triptych.addresses import host_port
 from triptych.cli.credential_options import FILE
-from triptych.cli.processes import ServiceReady, running_pipeline
+from triptych.cli.processes import DOORS, ServiceReady, running_pipeline
 from triptych.cli.terminal.signals import run_in_foreground
 from triptych.stages import WORKER_NAMES
 from triptych.terminal_text import echo, escape
@@ -118,6 +118,12 @@ def passed_on(settings: Mapping[str, Any]) -> list[str]:
         value = settings.get(parameter.name or "")
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name not in settings or source is click.core.ParameterSource.DEFAULT:
+            continue
+        if (
+            source is click.core.ParameterSource.ENVIRONMENT
+            and f"TRIPTYCH_{parameter.name.upper()}" not in DOORS
+        ):
+            # The gateway reads it itself, and `ps` would show the password of a journal's URL.
             continue
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, bool):

@@ -18,6 +18,7 @@ from gateway.journal.storage_audit import Differences, compare
 from gateway.store import open_store
 from gateway.store.base import Store
 from services.errors import TriptychError
+from triptych.cli.terminal.spinner import spinning
 from triptych.terminal_text import echo
 
 # A gateway may be about to publish a picture that it has just stored.
@@ -50,6 +51,7 @@ def storage_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--unfinished", is_flag=True, help="Also runs under way: they go on where they are imported.")
 @click.option("--force", is_flag=True, help="Replace ARCHIVE if it is there.")
 @click.pass_context
+@spinning("exporting")
 def export(
     ctx: click.Context,
     archive: Path,
@@ -83,6 +85,7 @@ def export(
 @storage_options
 @click.option("--dry-run", is_flag=True, help="Validate ARCHIVE and print what it holds.")
 @click.pass_context
+@spinning("importing")
 def import_(ctx: click.Context, archive: Path, journal: str, store: str, dry_run: bool) -> None:
     """Take the runs of ARCHIVE and their pictures into a journal and its store; runs that are there are left alone.
 
@@ -112,6 +115,7 @@ def import_(ctx: click.Context, archive: Path, journal: str, store: str, dry_run
 @click.command("compare")
 @storage_options
 @click.pass_context
+@spinning("comparing")
 def compare_(ctx: click.Context, journal: str, store: str) -> None:
     """Print, run by run, which pictures of the journal the store lacks; exits with 1 when any is missing."""
 
@@ -141,7 +145,8 @@ def prune(journal: str, store: str, dry_run: bool, yes: bool) -> None:
 
     async def work() -> None:
         async with _opened(*places) as (opened, pictures):
-            found = await compare(opened.reader, pictures)
+            with spinning("comparing"):
+                found = await compare(opened.reader, pictures)
             _print_differences(found)
             if dry_run or not (found.missing or found.unreferenced):
                 return
@@ -149,17 +154,18 @@ def prune(journal: str, store: str, dry_run: bool, yes: bool) -> None:
                 click.confirm(
                     f"delete these {len(found.missing)} runs, and the pictures of no run?", abort=True
                 )
-            for run in found.missing:
-                hashes = await opened.delete_run(run, expired_at=time.time())
-                if hashes is None:
-                    echo(f"{run} has not finished and was kept")
-                    continue
-                echo(f"deleted {run}")
-                for sha256 in set(hashes) - await opened.reader.wanted(hashes):
-                    await pictures.delete(sha256)
-            before = time.time() - MIN_AGE_S
-            for one in found.unreferenced:
-                await pictures.delete(one.sha256, put_before=before)
+            with spinning("deleting"):
+                for run in found.missing:
+                    hashes = await opened.delete_run(run, expired_at=time.time())
+                    if hashes is None:
+                        echo(f"{run} has not finished and was kept")
+                        continue
+                    echo(f"deleted {run}")
+                    for sha256 in set(hashes) - await opened.reader.wanted(hashes):
+                        await pictures.delete(sha256)
+                before = time.time() - MIN_AGE_S
+                for one in found.unreferenced:
+                    await pictures.delete(one.sha256, put_before=before)
             echo(f"deleted pictures of no run that are older than {MIN_AGE_S / 60:g} minutes")
 
     asyncio.run(work())

@@ -34,6 +34,7 @@ from gateway.journal.database import Database
 from gateway.journal.journal import image_row, state_columns
 from gateway.journal.schema import events, expired, images, runs
 from gateway.store.base import Store
+from triptych._files import check_is_file
 from triptych.v1.pipeline_pb2 import Event
 
 PART_BYTES = 2**20
@@ -174,6 +175,7 @@ async def _put(store: Store, size: int, file: IO[bytes], sha256: str) -> None:
 @contextmanager
 def _members(path: Path) -> Iterator[Iterator[tuple[str, int, IO[bytes]]]]:
     """Name, size and content of each, checked as far as the header goes; the content is read before the next one."""
+    check_is_file(path)
     try:
         with tarfile.open(path, "r:") as tar:
             yield _checked(path, tar)

@@ -15,9 +15,9 @@ from gateway.journal.journal import open_journal
 from gateway.journal.journal_file import InvalidJournal, JournalFile
 from gateway.store.base import StoreUnavailable
 from gateway.store.folder import FolderStore
-from services.errors import without_passwords
 from tests.gateway.fake_stage import pipeline
 from tests.gateway.run_fixtures import ALL, collect, spec
+from triptych._redaction import without_passwords
 
 SKETCHES = {"generate": {"count": 2}, "refine": None, "upscale": None}
 

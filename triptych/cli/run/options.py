@@ -13,6 +13,7 @@ from typing import Any
 import click
 from google.protobuf.message import Message
 
+from triptych._grpc_options import MAX_MESSAGE_BYTES
 from triptych.spec import top_k
 from triptych.stages import STAGES, WORKER_NAMES
 from triptych.v1.generator_pb2 import GenerateSettings
@@ -347,7 +348,8 @@ def automatic_mode(options: RunOptions) -> AutomaticMode:
 
 def read_image(path: Path, option: str) -> ImageData:
     """The file as it is, which the gateway decodes; one that does not begin as an image is refused before anything starts."""
-    data = path.read_bytes()
+    with path.open("rb") as file:  # a pipe will do, but a device has no end
+        data = file.read(MAX_MESSAGE_BYTES)
     for mime_type, beginning in BEGINNINGS.items():
         if re.match(beginning, data, re.DOTALL):
             return ImageData(mime_type=mime_type, data=data)

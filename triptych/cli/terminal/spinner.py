@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from triptych.terminal_text import step_aside_with
+
 SILENT_S = 2.0
 REDRAW_EVERY_S = 0.5
 REPEAT_EVERY_S = 30.0
@@ -79,7 +81,10 @@ class Spinner:
 
 @contextmanager
 def spinning(text: str) -> Iterator[Spinner]:
-    """Shows a spinner on standard error while the block runs."""
+    """Shows a spinner on standard error while the block, or the function that this decorates, runs.
+
+    It makes room for what `echo` prints.
+    """
     spinner = Spinner(text, sys.stderr)
     has_ended = threading.Event()
 
@@ -89,9 +94,11 @@ def spinning(text: str) -> Iterator[Spinner]:
 
     thread = threading.Thread(target=tick, name="spinner", daemon=True)
     thread.start()
+    step_aside_with(spinner.writing)
     try:
         yield spinner
     finally:
+        step_aside_with(None)
         has_ended.set()
         thread.join()
         spinner.end()
