@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from grpc_reflection.v1alpha import reflection
 from services.errors import TriptychError
 from services.serving.channels import SERVER_OPTIONS
 from services.serving.limits.call_gate import Authenticate, CallGate
-from services.serving.limits.connection_guard import guarding
+from services.serving.limits.connection_guard import close_connection, guarding
 from services.serving.limits.request_budget import RequestBudget
 from services.serving.request_log import RequestLog
 from services.serving.tls import CertificateFiles, server_credentials
@@ -93,6 +94,7 @@ async def serving(
         await probes.start()
     await server.start()
     ports = [bound] if health_port is None else [bound, health_port]
+    calls.close_connection = functools.partial(close_connection, ports)
     try:
         async with guarding(ports, calls.is_busy):
             yield running

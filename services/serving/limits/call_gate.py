@@ -7,11 +7,13 @@ nothing is read until the gate asks for it; on the wire the two are the same. Er
 import asyncio
 import logging
 import re
+import time
 import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager, nullcontext
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -43,6 +45,11 @@ MAX_PUBLIC_BYTES = 4 * 2**10
 # Larger messages are scanned and parsed beside the event loop.
 PARSED_IN_PLACE_BYTES = 64 * 2**10
 MAX_CALLS_PER_CALLER = 2_000
+# Of callers that are not known, on one connection within so long: then it is closed. Each call takes a turn of the event
+# loop, on which all others wait.
+MAX_REFUSALS = 100
+REFUSALS_WITHIN_S = 10.0
+MAX_REFUSED_PEERS = 10_000
 
 
 def to_status(error: TriptychError) -> status_pb2.Status:
@@ -85,6 +92,10 @@ class CallGate(grpc.aio.ServerInterceptor):
         self._small_reads = SmallReads()
         self._num_calls: Counter[str] = Counter()
         self._peers: Counter[str] = Counter()
+        # By connection: how many, and since when on the loop's clock.
+        self._refusals: dict[str, tuple[int, float]] = {}
+        # Ends the connection of a host and port.
+        self.close_connection: Callable[[str, int], None] = lambda _host, _port: None
         self._num_open = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -105,6 +116,10 @@ class CallGate(grpc.aio.ServerInterceptor):
         image = _metadata(details, IMAGE_METADATA) or ""
 
         async def serve(_requests: object, context: Context) -> None:
+            if self._is_flooding(context.peer()):
+                # Its connection is closed; of these calls nobody waits for an answer.
+                context.set_code(grpc.StatusCode.UNAVAILABLE)
+                return
             if method.startswith("/triptych."):
                 self._open(context)
             record = RequestRecord("grpc", method, peer=context.peer(), traceparent=traceparent)
@@ -147,7 +162,7 @@ class CallGate(grpc.aio.ServerInterceptor):
                 await self._serve_public(handler, context)
                 return None
             peer = host_of(context.peer())
-            caller = peer if self._authenticate is None else await self._authenticate(header, peer)
+            caller = peer if self._authenticate is None else await self._find_caller(header, context)
             if (record := current_request()) is not None:
                 record.caller = caller
             with self._counting(caller):
@@ -162,6 +177,39 @@ class CallGate(grpc.aio.ServerInterceptor):
             _forget_frames(error)
             return TriptychError("internal error; see the server's log")
         return None
+
+    async def _find_caller(self, header: str | None, context: Context) -> str:
+        """Raises a TriptychError for a caller that is not known."""
+        assert self._authenticate is not None  # noqa: S101 - asked only then
+        try:
+            return await self._authenticate(header, host_of(context.peer()))
+        except TriptychError:
+            self._count_refusal(context.peer())
+            raise
+
+    def _is_flooding(self, peer: str) -> bool:
+        count, since = self._refusals.get(peer, (0, 0.0))
+        return count >= MAX_REFUSALS and time.monotonic() - since < REFUSALS_WITHIN_S
+
+    def _count_refusal(self, peer: str) -> None:
+        now = time.monotonic()
+        count, since = self._refusals.pop(peer, (0, now))
+        if now - since >= REFUSALS_WITHIN_S:
+            count, since = 0, now
+        self._refusals[peer] = count + 1, since
+        # The oldest are first.
+        while len(self._refusals) > MAX_REFUSED_PEERS:
+            del self._refusals[next(iter(self._refusals))]
+        if count + 1 == MAX_REFUSALS:
+            log.warning(
+                "closed the connection of %s after %d refused calls",
+                peer,
+                MAX_REFUSALS,
+                extra={"event": "connection_closed", "peer": peer},
+            )
+            host, _, port = peer.partition(":")[2].rpartition(":")
+            if port.isdecimal():
+                self.close_connection(unquote(host).strip("[]"), int(port))
 
     async def _serve_ours(self, handler: Any, caller: str, context: Context) -> None:
         kind = message_type(handler.request_deserializer)

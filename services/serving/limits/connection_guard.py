@@ -106,6 +106,13 @@ def choose_surplus(
     return surplus + sorted(rest, key=order)[: max(0, len(rest) - most)]
 
 
+def close_connection(ports: Collection[int], host: str, port: int) -> None:
+    """Ends the connection that this peer has made to one of these ports, if it is there."""
+    for one in connections_to(ports):
+        if one.peer == (host, port) or one.peer == (f"::ffff:{host}", port):
+            close(one)
+
+
 def connections_to(ports: Collection[int]) -> Iterator[Connection]:
     """This process's connections that others have made to these ports."""
     for name in os.listdir(_FOLDER):

@@ -11,6 +11,7 @@ import pytest
 from gateway.access.caller import Caller
 from gateway.access.token_file import new_token, write_tokens
 from gateway.http.middleware import connections
+from services.serving.limits import call_gate
 from services.serving.limits.connection_guard import close, connections_to
 from tests.gateway.fake_stage import pipeline
 from tests.gateway.http.conftest import web_gateway
@@ -40,6 +41,29 @@ async def test_grpc_refuses_before_the_request_is_there(tokens):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await call.read()
             assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_connection_with_many_refused_calls_is_closed_and_others_are_served(tokens, monkeypatch):
+    path, token = tokens
+    monkeypatch.setattr(call_gate, "MAX_REFUSALS", 5)
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    async with (
+        pipeline(tokens=path) as gateway,
+        grpc.aio.insecure_channel(gateway.address, options=own) as channel,
+        grpc.aio.insecure_channel(gateway.address, options=own) as other,
+    ):
+        call = channel.unary_unary(f"{SERVICE}/ListRuns")
+        codes = []
+        while channel.get_state() is not grpc.ChannelConnectivity.IDLE or not codes:
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call(b"", timeout=20)
+            codes.append(raised.value.code())
+            if len(codes) == 5:
+                await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        assert codes[:4] == [grpc.StatusCode.UNAUTHENTICATED] * 4
+        assert len(codes) == 5
+        metadata = (("authorization", f"Bearer {token}"),)
+        await other.unary_unary(f"{SERVICE}/ListRuns")(b"", metadata=metadata, timeout=20)
 
 
 @pytest.mark.parametrize("path", ["/runs", "/v1/images/generations", "/v1/images/edits", "/dalle"])
