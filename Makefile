@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # One OpenMP thread a process keeps networks that run side by side from spinning against each other.
-TEST_ENV := OMP_NUM_THREADS=1
+# Compiled modules are kept whatever the caller's environment says: hundreds of processes would compile them again.
+TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 PROMPT ?= a red house under a full moon
 ARGS ?=
 
@@ -31,16 +32,20 @@ run: $(VENV)/runtime ## Make pictures: make run PROMPT="a red house under a full
 up: $(VENV)/runtime ## Start the three stages and the gateway and keep them running
 	@$(BIN)/triptych up $(ARGS)
 
-# Two processes: much of the tests' time is waiting for services to start and to stop.
+# WORKERS: a number; by default three for two cores. Much of the tests' time is waiting for services to start and to stop.
+# Files begin in the order of tests/conftest.py, the long ones first.
+WORKERS ?= auto
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/dev ## Run the tests (minutes)
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not parity and not compose and not faults and not meadowrun and not page and not matrix" $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -q $(PARALLEL) -m "not slow and not parity and not compose and not faults and not meadowrun and not page and not matrix" $(ARGS)
 
 # The few that `make test` has, too: tests/web/conftest.py.
 test-page: $(VENV)/dev ## Use the page in Chromium: every feature, four widths, light and dark, axe-core (minutes)
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests/web $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -q $(PARALLEL) -m "not slow" tests/web $(ARGS)
 
 test-matrices: $(VENV)/dev ## Run every case of the matrices of which `make test` has a few (minutes)
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m matrix tests $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -q $(PARALLEL) -m matrix tests $(ARGS)
 
 # CLIENTS: words of their names, such as "openai LangChain"; all by default. Needs npm, node and the registries.
 test-clients: $(VENV)/dev ## Make a picture with third-party programs, each in its own environment (minutes)
@@ -50,9 +55,9 @@ test-clients: $(VENV)/dev ## Make a picture with third-party programs, each in i
 test-proxies: $(VENV)/dev ## Put the proxies of docs/operations/proxies.md, as configured there, before a gateway (a minute)
 	$(TEST_ENV) $(BIN)/python -m tests.proxies $(PROXIES)
 
-# Two processes, as above: it waits a lot, for what is silent to be noticed.
+# It waits a lot, for what is silent to be noticed.
 test-faults: $(VENV)/dev ## Kill, stop and cut off real processes in every place, and print what each case showed
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/faults $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -q $(PARALLEL) tests/faults $(ARGS)
 
 # The light half is in `make test`. WORD: only attempts with it in their names.
 test-attacks: $(VENV)/dev ## Attack gateway, stages, files, disk and clock; print memory and the delay of another caller (an hour)

@@ -1,6 +1,8 @@
-"""What holds for all tests: nothing is kept in the user's own folders. And something that speaks S3."""
+"""What holds for all tests: order, workers, and nothing kept in the user's own folders. And something that speaks S3."""
 
+import gc
 import os
+import signal
 import uuid
 
 import pytest
@@ -9,6 +11,37 @@ import pytest
 os.environ["TRIPTYCH_JOURNAL"] = "none"
 # What a stage computes must not depend on how fast this machine is at the moment.
 os.environ["TRIPTYCH_CPU_CHOICES"] = "off"
+# A shell starts what runs in its background with this signal ignored, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+# The frameworks alone are a million objects: collect less often than is good for small programs.
+gc.set_threshold(50_000, 20, 50)
+
+# Long tests in files of a few: a worker that began one of them last would leave the others idle.
+LONG_FILES = (
+    "attacks/test_attacks.py",
+    "triptych/cli/test_whole.py",
+    "triptych/cli/test_processes.py",
+    "deploy/ssh/test_ssh.py",
+    "published/test_convert.py",
+    "training/",
+    "web/",
+)
+WORKER_BYTES = 3 * 2**29
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: three for two cores, since tests wait for processes half of their time; fewer where memory is short."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores + (cores + 1) // 2, num_bytes // WORKER_BYTES))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def is_short(item: pytest.Item) -> bool:
+        return not item.nodeid.removeprefix("tests/").startswith(LONG_FILES)
+
+    items.sort(key=is_short)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ A module that is imported by its name as a text, when it is needed, counts as no
 
 import ast
 import collections
+import functools
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,23 +82,33 @@ def modules(*folders: str) -> list[str]:
     )
 
 
-def imports(module: str) -> Iterator[str]:
+@functools.cache
+def imports(module: str) -> list[str]:
     path = ROOT.joinpath(*module.split("."))
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    names = []
     for node in ast.walk(ast.parse(source.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{source}:{node.lineno}: a relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
 
 
 def is_in(module: str, package: str) -> bool:
     return f"{module}.".startswith(f"{package}.")
 
 
-@pytest.mark.parametrize("module", modules("triptych", "services", "gateway"))
-def test_a_package_imports_only_packages_of_a_lower_rank(module):
+# One test for all modules: most of the time of a test of its own would go to starting it.
+def test_a_package_imports_only_packages_of_a_lower_rank():
+    wrong = {
+        module: imports_against_the_ranks(module) for module in modules("triptych", "services", "gateway")
+    }
+    assert {module: names for module, names in wrong.items() if names} == {}
+
+
+def imports_against_the_ranks(module: str) -> list[str]:
     top, _, rest = module.partition(".")
     package = rest.partition(".")[0]
     wrong = []
@@ -115,18 +125,20 @@ def test_a_package_imports_only_packages_of_a_lower_rank(module):
             and other not in SHARED_WITH_GATEWAY
         ):
             wrong.append(name)
-    assert wrong == []
+    return wrong
 
 
-@pytest.mark.parametrize("module", modules("triptych", "services", "gateway"))
-def test_a_framework_is_imported_only_by_its_own_packages(module):
-    allowed = {
-        framework
-        for package, frameworks in FRAMEWORKS_OF.items()
-        if is_in(module, f"services.{package}")
-        for framework in frameworks
-    }
-    assert {name.partition(".")[0] for name in imports(module)} & (FRAMEWORKS - allowed) == set()
+def test_a_framework_is_imported_only_by_its_own_packages():
+    wrong = {}
+    for module in modules("triptych", "services", "gateway"):
+        allowed = {
+            framework
+            for package, frameworks in FRAMEWORKS_OF.items()
+            if is_in(module, f"services.{package}")
+            for framework in frameworks
+        }
+        wrong[module] = {name.partition(".")[0] for name in imports(module)} & (FRAMEWORKS - allowed)
+    assert {module: names for module, names in wrong.items() if names} == {}
 
 
 @pytest.mark.parametrize("family", [family.package for family in FAMILIES])

@@ -18,6 +18,7 @@ from services.serving.channels import open_channel
 from services.serving.server import serving
 from services.serving.stage_service import ServeOptions
 from services.weights.model_folder import write_manifest
+from tests.png_bomb import png_bomb
 from tests.refiner.conftest import SMALL
 from triptych.v1.refiner_pb2 import (
     RankRequest,
@@ -200,12 +201,6 @@ def test_a_model_that_was_trained_to_fill_in_reports_it(tmp_path):
         write_random_part(part, config, tmp_path / part)
     write_manifest(tmp_path, name="fills-in", stage="refiner")
     assert load(options(tmp_path), "float32").info.inpainting == INPAINTING_TRAINED
-
-
-def png_bomb():
-    file = io.BytesIO()
-    Image.new("1", (30_000, 30_000)).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from services.upscaler.networks.swinir import SwinIR
 from services.upscaler.service import SERVICE_NAME, LoadedUpscaler, UpscalerService, load
 from services.upscaler.stepper import UpscaleJob, UpscalerStepper, upscale
 from services.weights.model_folder import write_manifest
+from tests.png_bomb import png_bomb
 from tests.upscaler.conftest import random_picture, random_swinir, small_info
 from triptych.v1.stage_pb2 import STAGE_UPSCALE, ImageData, StageEvent
 from triptych.v1.upscaler_pb2 import UpscaleRequest, UpscalerServiceGetModelRequest, UpscaleSettings
@@ -108,12 +109,6 @@ async def test_a_caller_that_goes_away_gives_its_slot_to_the_next(stub: Upscaler
     long_one.cancel()
     events = await events_of(stub, request(random_picture(7, 7)))
     assert events[-1].HasField("timing")
-
-
-def png_bomb() -> bytes:
-    file = io.BytesIO()
-    Image.new("1", (30_000, 30_000)).save(file, "PNG")
-    return file.getvalue()
 
 
 def truncated_jpeg() -> bytes:

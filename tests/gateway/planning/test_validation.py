@@ -1,8 +1,6 @@
 """What a gateway refuses before anything is begun, each by the path of its field."""
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from PIL import Image
 
 from tests.gateway.fake_stage import image, pipeline, png
 from tests.gateway.run_fixtures import ALL, collect
+from tests.png_bomb import png_bomb
 from triptych.client import InvalidRequest
 from triptych.v1.pipeline_pb2 import RunSpec
 from triptych.v1.stage_pb2 import ImageData, ModelInfo
@@ -236,14 +235,8 @@ async def test_a_picture_beyond_the_model_s_limit_is_too_large(gateway):
 
 
 async def test_a_png_bomb_is_refused_by_its_header(gateway):
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    data = zlib.compress(bytes(1000))
-    body = b"IDAT" + data
-    bomb += struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
     with pytest.raises(InvalidRequest) as raised:
-        await collect(gateway, RunSpec(prompt="x", refine={}, init_images=[ImageData(data=bomb)]))
+        await collect(gateway, RunSpec(prompt="x", refine={}, init_images=[ImageData(data=png_bomb())]))
     assert raised.value.reason == "IMAGE_TOO_LARGE"
     assert "must have at most 26214400 pixels" in str(raised.value)
 

@@ -1,8 +1,6 @@
 """What callers send as pictures: limits before decoding, clear errors for anything damaged."""
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from PIL import Image
 
 from services.errors import ImageTooLarge, InvalidRequest
 from services.images.codec import ImageLimits, decode_image, encode_png, read_png_size
+from tests.png_bomb import png_bomb
 
 LIMITS = ImageLimits(max_bytes=200_000, max_pixels=512 * 512, max_side_px=1024)
 
@@ -23,16 +22,6 @@ def as_file(image, file_format, **options):
     file = io.BytesIO()
     image.save(file, file_format, **options)
     return file.getvalue()
-
-
-def bomb(width, height):
-    """A PNG of a few bytes whose header claims any size."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
 def test_a_png_comes_back_as_it_was():
@@ -48,7 +37,7 @@ def test_text_chunks_survive_in_any_script():
 @pytest.mark.parametrize("size", [(100_000, 100_000), (2_000, 1), (513, 512)])
 def test_a_bomb_is_refused_by_its_header(size):
     with pytest.raises(ImageTooLarge, match="init_image: must have at most"):
-        decode_image(bomb(*size), LIMITS, "init_image")
+        decode_image(png_bomb(*size), LIMITS, "init_image")
 
 
 def test_too_many_bytes_are_refused_unread():
@@ -103,7 +92,7 @@ def test_damage_anywhere_is_a_picture_or_a_clear_refusal(at, junk):
 
 def test_the_size_of_a_png_is_read_without_decoding_it():
     assert read_png_size(encode_png(picture(9, 7))) == (7, 9)
-    assert read_png_size(bomb(100_000, 3)) == (100_000, 3)
+    assert read_png_size(png_bomb(100_000, 3)) == (100_000, 3)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", as_file(Image.new("RGB", (2, 2)), "GIF")])
