@@ -78,6 +78,7 @@ async def open_storage(locations: StorageLocations) -> AsyncIterator[tuple[Journ
         stack.push_async_callback(store.close)
         await store.check()
         opened = await stack.enter_async_context(open_journal(journal, secrets.token_hex(8)))
+        await store.hold(is_shared=opened.database.is_shared)
         is_lasting = locations.journal != NOWHERE
         await check_pair(opened, store, adopts=locations.adopts_store, is_lasting=is_lasting)
         sweeping = asyncio.create_task(

@@ -81,6 +81,14 @@ class Store(Protocol):
 
     async def write_owner(self, journal_id: str) -> None: ...
 
+    async def hold(self, *, is_shared: bool) -> None:
+        """Keeps other gateways out until `close`, or those only that do not share. Raises InvalidStore.
+
+        Two gateways with a journal each, such as a copy, would delete each other's images as those of no run. A bucket
+        cannot be held.
+        """
+        ...
+
     async def put(self, data: bytes) -> str:
         """Stores the bytes durably and returns their sha256. If they are there, renews `put_at` only. Raises StoreFull."""
         ...

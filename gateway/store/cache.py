@@ -31,6 +31,9 @@ class CachedStore:
     async def write_owner(self, journal_id: str) -> None:
         await self._store.write_owner(journal_id)
 
+    async def hold(self, *, is_shared: bool) -> None:
+        await self._store.hold(is_shared=is_shared)
+
     async def put(self, data: bytes) -> str:
         sha256 = await self._store.put(data)
         self._remember(sha256, data)

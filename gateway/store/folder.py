@@ -1,6 +1,7 @@
 """Images as files in a folder."""
 
 import errno
+import fcntl
 import functools
 import hashlib
 import logging
@@ -47,6 +48,7 @@ class FolderStore:
         self._identity: tuple[int, int] | None = None
         # The owner's mark at that time: a new folder may get the inode of one that was removed.
         self._owner: str | None = None
+        self._held = -1
 
     def __str__(self) -> str:
         return str(self._folder)
@@ -63,6 +65,9 @@ class FolderStore:
         except OSError as error:
             raise _translate_error(error, self._folder) from error
         self._owner = journal_id
+
+    async def hold(self, *, is_shared: bool) -> None:
+        await self._threads.run(lambda: self._hold(is_shared=is_shared))
 
     async def put(self, data: bytes) -> str:
         return await self._threads.run(lambda: self._put(data))
@@ -120,6 +125,9 @@ class FolderStore:
 
     async def close(self) -> None:
         self._threads.close()
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
 
     def _path(self, sha256: str) -> Path:
         if not _SHA256.fullmatch(sha256):
@@ -169,6 +177,19 @@ class FolderStore:
             return None
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidStore(f"cannot read {self._folder / OWNER_FILE}: {error}") from None
+
+    def _hold(self, *, is_shared: bool) -> None:
+        try:
+            self._held = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._held, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InvalidStore(
+                f"another gateway uses the store {self._folder}; stop that one, or name another folder with --store: "
+                "gateways that share a store share a journal in PostgreSQL"
+            ) from None
+        except OSError as error:
+            # Not every file system of a network has locks.
+            log.info("%s cannot be locked: %s", self._folder, error.strerror)
 
     def _check_identity(self) -> None:
         """Raises FileNotFoundError when the folder was removed, or replaced by another one."""

@@ -90,6 +90,9 @@ class S3Store:
             lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=journal_id.encode())
         )
 
+    async def hold(self, *, is_shared: bool) -> None:
+        """Does nothing: a bucket has no locks."""
+
     async def put(self, data: bytes) -> str:
         def write() -> str:
             sha256 = hashlib.sha256(data).hexdigest()

@@ -156,6 +156,29 @@ async def test_a_lost_journal_does_not_take_the_pictures_along(tmp_path):
         pass
 
 
+async def test_a_copy_of_a_journal_does_not_use_the_store_beside_it(tmp_path):
+    async with open_storage(locations(tmp_path)) as (opened, _):
+        with closing(sqlite3.connect(tmp_path / "journal.db")) as source:
+            with closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
+                source.backup(copy)
+            journal_id = await opened.id()
+        with pytest.raises(InvalidStore, match="another gateway uses the store"):
+            async with open_storage(locations(tmp_path, "copy.db")):
+                pass
+    async with open_storage(locations(tmp_path, "copy.db")) as (opened, _):
+        assert await opened.id() == journal_id
+
+
+async def test_gateways_that_share_a_journal_share_the_store(tmp_path):
+    first, second, third = (open_store(str(tmp_path)) for _ in range(3))
+    await first.hold(is_shared=True)
+    await second.hold(is_shared=True)
+    with pytest.raises(InvalidStore, match="another gateway uses the store"):
+        await third.hold(is_shared=False)
+    for store in (first, second, third):
+        await store.close()
+
+
 async def test_pictures_of_nobody_are_not_taken_for_those_of_a_new_journal(tmp_path):
     await add_picture(tmp_path)
     with pytest.raises(InvalidStore, match="images of another journal"):
