@@ -264,7 +264,6 @@ def model(
     ).prior
     write_part("prior", average, PRIOR, folder=folder)
 
-    decoded = train_super_res.decode(probed.decoder, pool, reader, len(pool.scenes))
     first = UNet(SUPER_RES.network)
     for name, losses in (
         ("super_res_first", partial(train_super_res.losses_of_first, first)),
@@ -273,7 +272,7 @@ def model(
         average = train(
             name,
             first,
-            partial(losses, painter, decoded, options.batch_size, 32),
+            partial(losses, painter, options.batch_size, 32),
             options,
             measure=lambda _network: {},
         )
@@ -291,9 +290,9 @@ def test_what_the_recipes_export_draws_a_picture_from_text_and_from_a_picture(
     assert not np.array_equal(*pictures)
 
 
-def test_super_resolution_is_asked_at_the_timesteps_that_it_is_taught_at(painter: Painter, pool: ScenePool):
-    decoded = train_super_res.Decoded(pool.scenes, pool.small.float() / 127.5 - 1)
-    images, mask, enlarged = train_super_res.draw_crops(painter, decoded, random.Random(0), 2, 64)
+def test_super_resolution_is_asked_at_the_timesteps_that_it_is_taught_at(painter: Painter):
+    rng = random.Random(0)
+    images, mask, enlarged = train_super_res.draw_crops(painter, rng, 2, 64)
     assert images.shape == enlarged.shape == (2, 3, 64, 64)
     assert mask.shape == (2, 1, 64, 64)
     # What interpolation gives is near the picture, and not the picture.

@@ -38,7 +38,7 @@ DECODER = DecoderPart(
         emb_dim=256,
         norm_groups=8,
     ),
-    DiffusionConfig(num_steps=25, guidance_scale=2.0, predicts="sample", clip_range=1.0),
+    DiffusionConfig(num_steps=25, guidance_scale=1.5, predicts="sample", clip_range=1.0),
 )
 TEXT_PROJECTION = TextProjectionConfig(
     embed_dim=EMBED_DIM,

@@ -2,19 +2,16 @@
 
     python -m training.unclip.train_super_res --minutes 12 --resume --export
 
-It learns to enlarge what the decoder makes of pictures that were half covered with noise: they are as soft as those that
-it draws, and everything stands where it stands in the true ones. Both networks see crops, for neither has attention. The
-first network is taught at the six timesteps that it is used at. The last starts as a copy of it, and is taught on
-what the first leaves it.
-Needs: the sprites, tiny-unclip's exported CLIP and decoder, the decoder's pool of scenes, 1 GB of memory, about 0.4 CPU
-seconds a step.
+Both see crops, for neither has attention, and pictures as soft and noisy as the decoder's. The first network is taught
+at the six timesteps that it is used at. The last starts as a copy of it, and is taught on what the first leaves it.
+Needs: the sprites, 1 GB of memory, about 0.4 CPU seconds a step.
 """
 
 import argparse
 import copy
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -26,35 +23,34 @@ from torch import Tensor
 
 from services.generator.unclip.networks.unet import UNet
 from services.generator.unclip.schedule import advance, step_weights
-from training.images import contact_sheet, crops_on_objects, object_psnr, psnr, to_pictures
+from training.images import contact_sheet, crops_on_objects, object_psnr, psnr, to_pictures, to_tensor
 from training.loop import (
     Losses,
     Measures,
     Options,
     device_of,
+    option_parser,
     options_from,
     rng_of_step,
     train,
 )
 from training.unclip.export import restore, write_part
-from training.unclip.lessons import read_lessons, run_on_lessons
-from training.unclip.networks import SUPER_RES, Decoder, Reader, noisy, weighted_error
-from training.unclip.scene_pool import SMALL_PX, ScenePool
-from training.world.captions import caption
+from training.unclip.networks import SUPER_RES, noisy, weighted_error
+from training.unclip.scene_pool import SMALL_PX, pool_scenes
 from training.world.drawing import Painter
 from training.world.scenes import Scene
-from training.world.sprites import SpriteSource
+from training.world.sprites import SpriteSource, fluent_sprites
 
 STEPS = step_weights(SUPER_RES.diffusion.num_steps)
 FACTOR = SUPER_RES.network.image_size // SMALL_PX
 # Of the last network's share of the time budget and of the steps.
 LAST_SHARE = 0.25
 OBJECT_WEIGHT = 2.0
-# The most noise that the decoder has to take away: with more, things would stand elsewhere than in the true picture.
-LARGEST_TIMESTEP = 450
-DECODED_TOGETHER = 32
-NUM_DECODED = 4000
-CROP_PX = 64
+SOFT_SHARE, LARGEST_NOISE = 0.6, 0.02
+
+
+def reduce(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 h w"]:
+    return F.avg_pool2d(images, FACTOR)
 
 
 def enlarge(images: Float[Tensor, "B 3 h w"], size: int) -> Float[Tensor, "B 3 H W"]:
@@ -62,53 +58,28 @@ def enlarge(images: Float[Tensor, "B 3 h w"], size: int) -> Float[Tensor, "B 3 H
     return F.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=True)
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """Scenes, and what the decoder makes of their noisy small pictures."""
-
-    scenes: Sequence[Scene]
-    small: Float[Tensor, "N 3 h w"]
-
-
-@torch.no_grad()
-def decode(decoder: Decoder, pool: ScenePool, reader: Reader, count: int) -> Decoded:
-    """The first `count` scenes of the pool; the noise is the same in every call."""
-    device, rng = device_of(decoder), random.Random(0)
-    torch.manual_seed(0)
-    small = []
-    for start in range(0, count, DECODED_TOGETHER):
-        rows = slice(start, min(start + DECODED_TOGETHER, count))
-        scenes = pool.scenes[rows]
-        x0 = pool.small[rows].to(device).float() / 127.5 - 1
-        timesteps = torch.randint(LARGEST_TIMESTEP, (len(scenes),), device=device)
-        told = torch.ones(len(scenes), dtype=torch.bool, device=device)
-        text = reader.read([caption(scene, rng).text for scene in scenes])
-        embeddings = pool.embeddings[rows].to(device)
-        small.append(decoder(noisy(x0, timesteps), timesteps.float(), embeddings, told, text).clamp(-1, 1))
-    return Decoded(pool.scenes[:count], torch.cat(small).cpu())
+def as_decoded(images: Float[Tensor, "B 3 h w"], rng: random.Random) -> Float[Tensor, "B 3 h w"]:
+    """As the decoder might have drawn them: some of them softer, all with some noise."""
+    soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    shares = torch.tensor([rng.random() if rng.random() < SOFT_SHARE else 0.0 for _ in images])
+    noise = torch.tensor([rng.random() * LARGEST_NOISE for _ in images])
+    shares, noise = shares.view(-1, 1, 1, 1), noise.view(-1, 1, 1, 1)
+    return images + shares * (soft - images) + noise * torch.randn_like(images)
 
 
 def draw_crops(
-    painter: Painter, decoded: Decoded, rng: random.Random, count: int, crop_px: int
+    painter: Painter, rng: random.Random, count: int, crop_px: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pictures, their objects' masks, and what enlarging their small copies by interpolation gives."""
-    rows = [rng.randrange(len(decoded.scenes)) for _ in range(count)]
-    scenes = [decoded.scenes[row] for row in rows]
-    images, mask, corners = crops_on_objects(painter, scenes, rng, crop_px=crop_px, stride=FACTOR)
-    crops = [
-        whole[:, top : top + crop_px, left : left + crop_px]
-        for whole, (top, left) in zip(enlarge(decoded.small[rows], painter.size), corners, strict=True)
-    ]
-    return images, mask, torch.stack(crops)
+    scenes = pool_scenes(count, rng.getrandbits(32), held_out=False)
+    images, mask, _ = crops_on_objects(painter, scenes, rng, crop_px=crop_px, stride=FACTOR)
+    return images, mask, enlarge(as_decoded(reduce(images), rng), crop_px)
 
 
-def losses_of_first(
-    network: UNet, painter: Painter, decoded: Decoded, batch_size: int, crop_px: int, step: int
-) -> Losses:
+def losses_of_first(network: UNet, painter: Painter, batch_size: int, crop_px: int, step: int) -> Losses:
     rng = rng_of_step("super_res_first", step)
     device = device_of(network)
-    drawn = draw_crops(painter, decoded, rng, batch_size, crop_px)
-    images, mask, enlarged = (tensor.to(device) for tensor in drawn)
+    images, mask, enlarged = (tensor.to(device) for tensor in draw_crops(painter, rng, batch_size, crop_px))
     timesteps = torch.tensor([rng.choice(STEPS[:-1]).timestep for _ in images], device=device)
     with torch.autocast(device.type, torch.bfloat16):
         guess = network(torch.cat([noisy(images, timesteps), enlarged], dim=1), timesteps.float())
@@ -116,18 +87,11 @@ def losses_of_first(
 
 
 def losses_of_last(
-    network: UNet,
-    first: UNet,
-    painter: Painter,
-    decoded: Decoded,
-    batch_size: int,
-    crop_px: int,
-    step: int,
+    network: UNet, first: UNet, painter: Painter, batch_size: int, crop_px: int, step: int
 ) -> Losses:
     rng = rng_of_step("super_res_last", step)
     device = device_of(network)
-    drawn = draw_crops(painter, decoded, rng, batch_size, crop_px)
-    images, mask, enlarged = (tensor.to(device) for tensor in drawn)
+    images, mask, enlarged = (tensor.to(device) for tensor in draw_crops(painter, rng, batch_size, crop_px))
     before, last = (torch.full((batch_size,), step.timestep, device=device) for step in STEPS[-2:])
     x = noisy(images, before)
     with torch.no_grad():
@@ -158,10 +122,11 @@ def sharpen(first: UNet, last: UNet, enlarged: Float[Tensor, "B 3 H W"]) -> Floa
 class Exam:
     """Held-out scenes, whole."""
 
-    def __init__(self, painter: Painter, decoded: Decoded) -> None:
-        self._pictures = [painter.paint(scene) for scene in decoded.scenes]
-        self._masks = [painter.object_mask(scene) for scene in decoded.scenes]
-        self._enlarged = enlarge(decoded.small, painter.size)
+    def __init__(self, painter: Painter, scenes: Sequence[Scene]) -> None:
+        self._pictures = [painter.paint(scene) for scene in scenes]
+        self._masks = [painter.object_mask(scene) for scene in scenes]
+        small = as_decoded(reduce(to_tensor(self._pictures)), random.Random(1))
+        self._enlarged = enlarge(small, painter.size)
 
     def measure(self, first: UNet | None, network: UNet) -> Measures:
         enlarged = self._enlarged.to(device_of(network))
@@ -180,13 +145,11 @@ class Exam:
 
 
 def run(arguments: argparse.Namespace, sprites: SpriteSource) -> tuple[UNet, UNet]:
-    options, lessons = options_from(arguments), read_lessons(arguments, sprites, num_measured=16)
-    painter, decoder = lessons.painter, Decoder().to(options.device).eval()
-    restore(decoder.unet, "decoder")
-    restore(decoder.text_projection, "text_proj")
-    exam = Exam(painter, decode(decoder, lessons.measured, lessons.reader, 16))
-    decoded = decode(decoder, lessons.pool, lessons.reader, NUM_DECODED)
-    common = (painter, decoded, options.batch_size, CROP_PX)
+    options = options_from(arguments)
+    torch.manual_seed(0)
+    painter = Painter(sprites)
+    exam = Exam(painter, pool_scenes(16, 1, held_out=True))
+    common = (painter, options.batch_size, arguments.crop_px)
     network = UNet(SUPER_RES.network)
     if options.from_weights:
         restore(network, "super_res_first")
@@ -218,13 +181,14 @@ def _shared(options: Options, share: float) -> Options:
     return replace(options, steps=max(1, round(options.steps * share)), minutes=minutes)
 
 
-if __name__ == "__main__":
-    run_on_lessons(
-        run,
-        __doc__,
-        steps=3000,
-        batch_size=8,
-        learning_rate=1.5e-3,
-        ema_decay=0.995,
-        measure_every=200,
+def main() -> None:
+    parser = option_parser(
+        __doc__, steps=3000, batch_size=8, learning_rate=1.5e-3, ema_decay=0.995, measure_every=200
     )
+    parser.add_argument("--crop-px", type=int, default=64)
+    torch.set_num_threads(1)
+    run(parser.parse_args(), fluent_sprites())
+
+
+if __name__ == "__main__":
+    main()
