@@ -63,12 +63,18 @@ def check_address(text: str) -> Address:
     scheme, separator, rest = plain.partition("://")
     if not separator:
         scheme, rest = "", plain
+    scheme = scheme.lower()
     if scheme not in ("", "https", "http", "grpc", "grpcs"):
         raise ValueError(f"expected HOST:PORT or https://HOST:PORT, such as {EXAMPLE}, got {_shown(text)}")
+    rest = rest.rstrip("/")
+    if "@" in rest:
+        # Not shown: it may be a password.
+        raise ValueError("expected HOST:PORT without a user before it; a token goes into --token")
+    if "/" in rest:
+        raise ValueError(f"expected HOST:PORT without a path, got {_shown(text)}")
     is_encrypted = scheme in ("https", "grpcs")
     hosts = tuple(
-        _read_host(part.strip(), text, HTTPS_PORT if is_encrypted else None)
-        for part in rest.rstrip("/").split(",")
+        _read_host(part.strip(), text, HTTPS_PORT if is_encrypted else None) for part in rest.split(",")
     )
     return Address(plain, hosts, is_encrypted)
 

@@ -15,6 +15,7 @@ from gateway.http.context import RequestContext
 from gateway.http.errors import HttpError, to_response
 from gateway.http.middleware.closing import ClosingMiddleware
 from gateway.http.middleware.compression import compressing
+from gateway.http.middleware.paths import PathsMiddleware
 from gateway.http.middleware.request_logging import RequestLogMiddleware
 from gateway.http.middleware.security import SecurityMiddleware, is_openai, path_of
 from gateway.http.middleware.signing_keys import SigningKeysMiddleware
@@ -54,7 +55,7 @@ def make_app(api: RequestContext, *, hosts: Collection[str] | None = None) -> AS
     app.state.api = api
     wrapped = compressing(ReservationMiddleware(SigningKeysMiddleware(app, api.authentication)))
     answered = SecurityMiddleware(wrapped, hosts=hosts, allowed=allowed_methods)
-    return RequestLogMiddleware(ClosingMiddleware(answered, api), api.request_log)
+    return RequestLogMiddleware(PathsMiddleware(ClosingMiddleware(answered, api)), api.request_log)
 
 
 def allowed_methods(scope: Scope) -> list[str]:

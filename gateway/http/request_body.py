@@ -172,7 +172,7 @@ async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes]:
             raise HttpError(400, "BODY_CUT_SHORT", "the compressed body ended before it was whole")
     except zlib.error as error:
         raise HttpError(
-            400, "INVALID_ARGUMENT", f"the body is not the gzip that it is said to be: {error}"
+            400, "INVALID_ARGUMENT", f"the body is not in its content-encoding: {error}"
         ) from None
     except TimeoutError:
         raise HttpError(408, "BODY_TOO_SLOW", f"the body must be here within {timeout_s:g} s") from None

@@ -22,7 +22,14 @@ from services.images.color_profiles import to_srgb
 Picture = UInt8[np.ndarray, "H W 3"]
 Alpha = UInt8[np.ndarray, "H W"]
 
-FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+FORMATS = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+    "TIFF": "image/tiff",
+}
 if features.check("avif"):
     FORMATS["AVIF"] = "image/avif"
 with suppress(ImportError):
@@ -157,7 +164,7 @@ def opened(data: bytes, limits: ImageLimits, field: str, formats: Collection[str
 def upright(image: Image.Image) -> Image.Image:
     """Decoded, and rotated by its EXIF orientation."""
     # Orientation is applied by hand: ImageOps.exif_transpose decodes and re-encodes the whole EXIF block.
-    turn = {
+    turns = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
         4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -165,8 +172,10 @@ def upright(image: Image.Image) -> Image.Image:
         6: Image.Transpose.ROTATE_270,
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
-    }.get(_orientation(image))
+    }
+    # First: of some formats the decoder turns the picture, and takes the tag away.
     image.load()
+    turn = turns.get(_orientation(image))
     return image.transpose(turn) if turn is not None else image
 
 

@@ -21,6 +21,7 @@ from gateway.http.context import RequestContext, api_of, base_url_of, caller_of
 from gateway.http.disconnect import cancel_on_disconnect
 from gateway.http.errors import HttpError, openai_body
 from gateway.http.image_files.image_formats import convert, read_prompt
+from gateway.http.middleware.paths import DEPLOYMENT
 from gateway.http.openai.fields import FormFields
 from gateway.http.openai.models import ModelFamily, find_family
 from gateway.http.openai.request import (
@@ -80,7 +81,9 @@ async def _answer(
 ) -> Response:
     api = api_of(request)
     try:
-        family = await find_family(api.pipeline, fields.text("model"))
+        family = await find_family(
+            api.pipeline, fields.text("model"), deployment=request.scope.get(DEPLOYMENT)
+        )
         # Under OpenAI's names also what its API has since learned to accept.
         fields.limit_to(known, ignore_others=family.is_openai and bool(family.asked_as))
         asked = plan(fields, family)

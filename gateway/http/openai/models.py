@@ -69,10 +69,15 @@ class ModelFamily:
         return side_px * self.models[UPSCALE.name].scale if UPSCALE.name in stages else side_px
 
 
-async def find_family(pipeline: Pipeline, name: str) -> ModelFamily:
-    """What is served under a model's name, or at all; raises HttpError for a name that nobody serves."""
-    wanted = "" if is_openai_name(name) else name
+async def find_family(pipeline: Pipeline, name: str, *, deployment: str | None = None) -> ModelFamily:
+    """What is served under a model's name, or at all; raises HttpError for a name that nobody serves.
+
+    `deployment`: of an Azure path. Its names are the customer's own: one that nobody serves is as none.
+    """
     served = [one.model for one in await pipeline.list_models()]
+    if deployment is not None and not is_openai_name(name) and name not in {one.name for one in served}:
+        name = deployment if deployment in {one.name for one in served} or is_openai_name(deployment) else ""
+    wanted = "" if is_openai_name(name) else name
     models: dict[str, ModelInfo] = {}
     image_generator = None
     for model in served:
@@ -83,7 +88,7 @@ async def find_family(pipeline: Pipeline, name: str) -> ModelFamily:
             models.setdefault(stage_name, model)
     if wanted and not models:
         raise unknown_model(wanted, served)
-    return ModelFamily(wanted, models, name.removeprefix(PROVIDER), image_generator)
+    return ModelFamily(wanted, models, name.strip().lower().removeprefix(PROVIDER), image_generator)
 
 
 def is_openai_name(name: str) -> bool:

@@ -26,7 +26,7 @@ from services.errors import InvalidRequest
 from services.images.masks import has_alpha
 from services.serving.limits.request_checks import cut_prompt
 from triptych.v1.pipeline_pb2 import RunSpec
-from triptych.v1.stage_pb2 import ImageData, ModelInfo
+from triptych.v1.stage_pb2 import FIT_CROP, FIT_PAD, Fit, ImageData, ModelInfo
 
 # As the API documents it.
 MAX_N = 10
@@ -69,8 +69,10 @@ GENERATION_FIELDS = (
     *OUR_FIELDS,
     *IDLE_FIELDS,
 )
-EDIT_FIELDS = (*GENERATION_FIELDS, "skip_ratio", "mask")
-VARIATION_FIELDS = ("prompt", *ANSWER_FIELDS, *OUR_FIELDS, *IDLE_FIELDS, "skip_ratio")
+EDIT_FIELDS = (*GENERATION_FIELDS, "skip_ratio", "fit", "mask")
+VARIATION_FIELDS = ("prompt", *ANSWER_FIELDS, *OUR_FIELDS, *IDLE_FIELDS, "skip_ratio", "fit")
+
+FITS: Mapping[str, "Fit.ValueType"] = {"crop": FIT_CROP, "pad": FIT_PAD}
 
 # The contract's fields in the words of the API, for errors.
 PARAMS = {
@@ -84,6 +86,7 @@ PARAMS = {
     "spec.refine.settings.num_steps": "steps",
     "spec.refine.settings.skip_ratio": "skip_ratio",
     "spec.refine.settings.negative_prompt": "negative_prompt",
+    "spec.refine.settings.fit": "fit",
     "spec.init_images[0].data": "image",
     "spec.refine.mask": "mask",
     "spec.generate.model": "model",
@@ -249,6 +252,8 @@ def _from_picture(
         spec.refine.mask.CopyFrom(mask)
     if fields.has("skip_ratio"):
         spec.refine.settings.skip_ratio = fields.number("skip_ratio")
+    if fields.has("fit"):
+        spec.refine.settings.fit = FITS[fields.choice("fit", tuple(FITS), "crop")]
     return _request(fields, family, spec, stages, n, size)
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from gateway.http.openai.answer_fields import MAX_PARTIAL_IMAGES
-from gateway.http.openai.request import FORMATS, IDLE_FIELDS, MAX_N, QUALITIES, STAGE_ORDER
+from gateway.http.openai.request import FITS, FORMATS, IDLE_FIELDS, MAX_N, QUALITIES, STAGE_ORDER
 from gateway.http.openapi.schemas import body, error, json_of, path_parameter, ref
 
 _STRING = {"type": "string"}
@@ -60,10 +60,13 @@ _PROMPTED = {
     "quality": {"enum": list(QUALITIES), "default": "auto"},
     "background": {"enum": ["auto", "opaque", "transparent"], "description": "pictures are opaque"},
 }
-_SKIP_RATIO = {"skip_ratio": {"type": "number", "minimum": 0, "exclusiveMaximum": 1}}
+_OF_PICTURES = {
+    "skip_ratio": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+    "fit": {"enum": list(FITS), "default": "crop"},
+}
 _FILE: dict[str, Any] = {
     "contentMediaType": "application/octet-stream",
-    "description": "PNG, JPEG, WebP, AVIF",
+    "description": "PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF",
 }
 _DATA_URL: dict[str, Any] = {
     "type": "string",
@@ -114,7 +117,7 @@ IMAGE_SCHEMAS: dict[str, Any] = {
         **_ANSWER_FIELDS,
         **_STREAM_FIELDS,
         **_OUR_FIELDS,
-        **_SKIP_RATIO,
+        **_OF_PICTURES,
         **_IDLE_FIELDS,
     ),
     "ImageEditJson": _objects(
@@ -126,7 +129,7 @@ IMAGE_SCHEMAS: dict[str, Any] = {
         **_ANSWER_FIELDS,
         **_STREAM_FIELDS,
         **_OUR_FIELDS,
-        **_SKIP_RATIO,
+        **_OF_PICTURES,
         **_IDLE_FIELDS,
     ),
     "ImageVariation": _objects(
@@ -135,7 +138,7 @@ IMAGE_SCHEMAS: dict[str, Any] = {
         prompt=_STRING,
         **_ANSWER_FIELDS,
         **_OUR_FIELDS,
-        **_SKIP_RATIO,
+        **_OF_PICTURES,
         **_IDLE_FIELDS,
     ),
     "ImageAnswer": _objects(

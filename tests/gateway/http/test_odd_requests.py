@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.gateway.fake_stage import png
+from triptych.v1.stage_pb2 import FIT_PAD
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
 BASE64 = base64.b64encode(png(3)).decode()
@@ -70,11 +71,45 @@ async def test_a_picture_in_base64_has_any_of_its_forms(painter, text):
     assert {request.init_image.data for request in painter.gateway.refiner.requests} == {png(3)}
 
 
-@pytest.mark.parametrize("prefix", ["", "/openai", "/api/v1", "/openai/deployments/dall-e-3", "/v1/v1"])
+@pytest.mark.parametrize("prefix", ["", "/openai", "/api/v1", "/v1/v1"])
 async def test_another_base_url_is_answered_with_the_right_one(painter, prefix):
     answer = await painter.http.post(f"{prefix}/images/generations", json={"prompt": "x"})
     assert answer.status_code == 404
     assert f"set it to {painter.url}/v1 " in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//v1/images/generations",
+        "/v1//images/generations/",
+        "/openai/v1/images/generations",
+        "/openai/deployments/our-pictures/images/generations?api-version=2024-02-01",
+    ],
+)
+async def test_another_spelling_of_the_path_is_the_same(painter, path):
+    # A client of Azure names its deployment in the body, too.
+    body = {"prompt": "x", "model": "our-pictures"} if "deployments" in path else {"prompt": "x"}
+    answer = await painter.http.post(f"{painter.url}{path}", json=body)
+    assert answer.status_code == 200
+    assert answer.json()["data"][0]["url"].startswith(f"{painter.url}/images/")
+
+
+async def test_the_models_are_listed_with_a_slash_at_the_end(painter):
+    assert "tiny" in [model["id"] for model in (await painter.http.get("/v1/models/")).json()["data"]]
+
+
+async def test_dall_e_answers_with_a_link_in_whichever_case(painter):
+    answer = await ask(painter, b'{"prompt": "x", "model": "DALL-E-3"}')
+    assert set(answer.json()["data"][0]) >= {"url"}
+    assert "b64_json" not in answer.json()["data"][0]
+
+
+async def test_a_picture_of_another_aspect_can_be_padded(painter):
+    data = {"prompt": "x", "fit": "pad"}
+    files = {"image": ("a.png", png(3), "image/png")}
+    assert (await painter.http.post(EDITS, files=files, data=data)).status_code == 200
+    assert painter.gateway.refiner.requests[0].settings.fit == FIT_PAD
 
 
 @pytest.mark.parametrize("number", ["2", 2, 2.0])

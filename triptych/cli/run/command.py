@@ -156,7 +156,8 @@ def read_prompts(prompts: Sequence[str], file: TextIO | None, *, needs_one: bool
             asked += [line.strip() for line in file if line.strip()]
         except UnicodeDecodeError as error:
             raise click.BadParameter(
-                f"expected UTF-8, got {error.object[error.start : error.end]!r}", param_hint="'--prompt-file'"
+                f"expected UTF-8, got {error.object[error.start : error.end]!r}; save the file as UTF-8",
+                param_hint="'--prompt-file'",
             ) from None
         if not asked:
             raise click.BadParameter("expected a prompt on each line, got none", param_hint="'--prompt-file'")

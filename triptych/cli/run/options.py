@@ -50,6 +50,9 @@ BEGINNINGS = {
     "image/webp": rb"RIFF....WEBP",
     "image/avif": rb"....ftyp(avif|avis)",
     "image/heic": rb"....ftyp(heic|heix|heim|heis|hevc|mif1|msf1)",
+    "image/gif": rb"GIF8[79]a",
+    "image/bmp": rb"BM",
+    "image/tiff": rb"II\*\0|MM\0\*",
 }
 
 
@@ -167,7 +170,7 @@ OPTIONS = (
         metavar="FILE",
         type=FILE,
         multiple=True,
-        help="Start with this picture instead of candidates: PNG, JPEG, WebP, AVIF (or HEIC), up to 25 megapixels; may be repeated.",
+        help="Start with this picture instead of candidates: PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF (or HEIC), up to 25 megapixels; may be repeated.",
     ),
     click.option(
         "--mask",
@@ -354,7 +357,7 @@ def read_image(path: Path, option: str) -> ImageData:
         if re.match(beginning, data, re.DOTALL):
             return ImageData(mime_type=mime_type, data=data)
     raise click.BadParameter(
-        f"{path}: expected a PNG, JPEG, WebP, AVIF or HEIC picture", param_hint=f"'{option}'"
+        f"{path}: expected a PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF or HEIC picture", param_hint=f"'{option}'"
     )
 
 

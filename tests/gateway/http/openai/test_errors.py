@@ -258,3 +258,7 @@ async def test_without_its_token_nobody_is_served(tmp_path):
                     await stranger.images.generate(prompt="x")
         async with httpx.AsyncClient() as nobody:
             assert (await nobody.get(f"{web.url}/v1/models")).status_code == 401
+            # As a client of Azure sends it.
+            azure = f"{web.url}/openai/deployments/d/images/generations"
+            answer = await nobody.post(azure, json={"prompt": "x"}, headers={"api-key": token})
+            assert answer.status_code == 200

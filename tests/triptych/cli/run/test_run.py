@@ -203,7 +203,7 @@ def test_a_gateway_that_is_not_there_is_one_line(triptych, tmp_path):
         ([PROMPT, "--upscale-top", "9"], "--upscale-top 9: expected at most 8"),
         ([PROMPT, "--seed", "-1"], "-1 is not in the range"),
         ([PROMPT, "--image", "nowhere.png"], "'nowhere.png' does not exist"),
-        ([PROMPT, "--image", __file__], "expected a PNG, JPEG, WebP, AVIF or HEIC picture"),
+        ([PROMPT, "--image", __file__], "expected a PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF or HEIC picture"),
         ([PROMPT, "--image", __file__, "--no-refine", "--no-upscale"], "expected a stage to take it to"),
         ([PROMPT, "--mask", __file__], "--mask: expected an --image that is refined"),
     ],
