@@ -36,6 +36,9 @@ class ClipConfig:
     transformer_mlp_width: int = 0
     vision_mlp_width: int = 0
     activation: Activation = "quick_gelu"  # OpenAI's; others train with the exact GELU
+    compares_counts: bool = (
+        False  # whether ranking for "a cat" compares with "two cat": a small CLIP prefers two
+    )
 
 
 class EncodedText(NamedTuple):

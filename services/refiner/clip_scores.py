@@ -1,5 +1,6 @@
-"""CLIP scores: the cosine between the embeddings of images and a prompt."""
+"""CLIP scores: the cosine between the embeddings of images and a prompt, and for a small CLIP a comparison of two."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,17 +17,26 @@ from services.pytorch.device import oom_as_job_error
 from services.refiner.model import RefinerModel
 
 BATCH_SIZE = 8
+# The article of the one thing of a prompt, after "a photo of" perhaps; lists and numbers ask for several.
+_ONE_THING = re.compile(r"(?P<before>(?:.*?\bof )?)(?:an?|one)\b(?P<after>.*)", re.IGNORECASE | re.DOTALL)
+_SEVERAL = re.compile(r"\band\b|,|\b(?:two|three|[2-9])\b", re.IGNORECASE)
 
 
 @torch.inference_mode()
 def rank(model: RefinerModel, prompt: str, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[float]:
-    """A score in [-1, 1] for each picture, of any size. Raises ModelError if CLIP has no image tower here."""
+    """A score in [-1, 1] for each picture, of any size: the cosine of picture and prompt.
+
+    A CLIP that compares counts scores half of what the cosine is above that of the prompt for two of its thing. Raises
+    ModelError if CLIP has no image tower here.
+    """
     clip = model.clip
     if clip.visual is None:
         raise ModelError(
             "this refiner's clip part has no image tower, so it cannot rank; convert a whole CLIP"
         )
-    tokens = torch.from_numpy(model.clip_tokenizer.encode([prompt])).to(model.device)
+    other = prompt_for_two(prompt) if clip.config.compares_counts else None
+    prompts = [prompt] if other is None else [prompt, other]
+    tokens = torch.from_numpy(model.clip_tokenizer.encode(prompts)).to(model.device)
     scores: list[float] = []
     with oom_as_job_error():
         text = F.normalize(clip.encode_text(tokens).float(), dim=-1)
@@ -37,8 +47,20 @@ def rank(model: RefinerModel, prompt: str, images: Sequence[UInt8[np.ndarray, "_
             pixels = rearrange(torch.from_numpy(np.stack(batch)), "b h w c -> b c h w").to(model.device)
             inputs = normalize_image(pixels.float() / 255).to(model.dtype)
             embeddings = F.normalize(clip.encode_image(inputs).float(), dim=-1)
-            scores += (embeddings @ text[0]).tolist()
+            cosines = embeddings @ text.T
+            scores += (cosines[:, 0] if other is None else (cosines[:, 0] - cosines[:, 1]) / 2).tolist()
     return scores
+
+
+def prompt_for_two(prompt: str) -> str | None:
+    """The prompt with "two" in place of the article of its one thing; None if it asks for several, or has no article.
+
+    "A photo of a cat" becomes "A photo of two cat": a small CLIP needs no plural.
+    """
+    match = _ONE_THING.match(prompt)
+    if match is None or _SEVERAL.search(prompt):
+        return None
+    return f"{match['before']}two{match['after']}"
 
 
 def crop_for_clip(image: Picture, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from services.errors import ModelError
 from services.pytorch.clip import Clip, ClipConfig
-from services.refiner.clip_scores import rank
+from services.refiner.clip_scores import prompt_for_two, rank
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +48,31 @@ def test_a_clip_without_an_image_tower_cannot_rank(model, pictures):
     text_only = Clip(ClipConfig(**{**vars(model.clip.config), "vision_layers": 0}))
     with pytest.raises(ModelError, match="no image tower"):
         rank(type(model)(**{**vars(model), "clip": text_only}), "a red house", pictures)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "other"),
+    [
+        ("a small cat in the middle in a meadow", "two small cat in the middle in a meadow"),
+        ("An apple", "two apple"),
+        ("a photo of a dog", "a photo of two dog"),
+        ("my cat", None),
+        ("two cats in a meadow", None),
+        ("a dog and a cat", None),
+        ("a dog, a cat", None),
+    ],
+)
+def test_one_thing_is_compared_with_two(prompt: str, other: str | None):
+    assert prompt_for_two(prompt) == other
+
+
+def test_a_clip_that_compares_counts_scores_the_difference_of_two_prompts(model, pictures):
+    config = replace(model.clip.config, compares_counts=True)
+    clip = Clip(config).eval()
+    clip.load_state_dict(model.clip.state_dict())
+    comparing = type(model)(**{**vars(model), "clip": clip})
+
+    one, two = (np.array(rank(model, prompt, pictures)) for prompt in ("a house", "two house"))
+
+    np.testing.assert_allclose(rank(comparing, "a house", pictures), (one - two) / 2, atol=1e-5)
+    assert rank(comparing, "two cats", pictures) == pytest.approx(rank(model, "two cats", pictures), abs=1e-5)

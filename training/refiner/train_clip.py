@@ -66,6 +66,7 @@ def make_config(vocab_size: int) -> ClipConfig:
         vision_width=160,
         vision_layers=4,
         vision_heads=4,
+        compares_counts=True,
     )
 
 
