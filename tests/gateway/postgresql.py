@@ -23,7 +23,7 @@ def postgresql_server() -> Iterator[str]:
     """The folder of its socket; skips the test where there is no server to start."""
     initdb, postgres = _find("initdb"), _find("postgres")
     if initdb is None or postgres is None:
-        pytest.skip("PostgreSQL is not installed here")
+        pytest.skip("no PostgreSQL here; Debian and Ubuntu: apt-get install postgresql")
     # In memory where there is such a folder: each database has hundreds of files. A short name: a socket's path has at
     # most 107 characters.
     with TemporaryDirectory(

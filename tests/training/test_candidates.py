@@ -40,6 +40,7 @@ def small_clip() -> tuple[train_clip.ProbedClip, train_clip.Tokenizer]:
     return train_clip.ProbedClip(Clip(small)), train_clip.make_tokenizer(merges)
 
 
+@pytest.mark.matrix
 def test_a_pool_is_kept_as_the_built_in_generator_drew_it(tmp_path: Path):
     painter, path = Painter(stand_in_sprites()), tmp_path / "candidates.pt"
 

@@ -176,7 +176,7 @@ def test_joining_leaving_and_growing_copy_only_tokens_and_settings(model, monkey
     assert max(copied) < 256 < cache_bytes
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.matrix)])
 def test_a_seed_is_one_picture_in_half_precision(model_folder, dtype):
     half = load_model(model_folder, dtype)
     alone = draw_alone(half, JOB)

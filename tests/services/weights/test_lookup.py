@@ -78,7 +78,12 @@ def test_the_first_place_that_has_the_model_is_used(places, caplog):
     ]
 
 
-@pytest.mark.parametrize("number", [0, 2, 3, 4], ids=["path", "user's cache", "machine's cache", "S3"])
+# The order of the places is tested above; here each case is a process that imports PyTorch.
+@pytest.mark.parametrize(
+    "number",
+    [*(pytest.param(number, marks=pytest.mark.matrix) for number in (0, 2, 3)), 4],
+    ids=["path", "user's cache", "machine's cache", "S3"],
+)
 def test_a_service_starts_with_it_and_explains_which_and_how_long(places, number):
     folders, variables = places
     order = list(folders)

@@ -41,7 +41,7 @@ def parent(upscaler: Path) -> Iterator[Marked]:
     marked.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.matrix), signal.SIGKILL])
 def test_no_service_outlives_a_parent_that_serves(parent, number):
     parent.read_until("Ready")
     assert len(parent.pids()) == 3
@@ -49,7 +49,9 @@ def test_no_service_outlives_a_parent_that_serves(parent, number):
     assert parent.pids() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.matrix), signal.SIGKILL]
+)
 def test_no_service_outlives_a_parent_that_is_stopped_at_start_up(parent, number):
     assert parent.process.stderr is not None
     assert parent.process.stderr.readline().startswith("starting upscaler")

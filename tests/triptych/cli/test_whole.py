@@ -72,7 +72,10 @@ def test_a_picture_of_ones_own_is_repainted_behind_its_mask(tmp_path):
         assert len(set(made.crop((0, 0, side * 7 // 16, side)).get_flattened_data())) > 1
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.matrix)],
+)
 def test_a_run_that_is_stopped_in_the_middle_leaves_no_process(whole_run, number, code):
     whole_run.read_until("stage_started")
     assert len(whole_run.pids()) == 5
