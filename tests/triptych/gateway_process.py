@@ -19,6 +19,7 @@ class PromptedGenerator(ScriptedGenerator):
         self.info.vocabulary["things"].CopyFrom(ModelInfo.WordList(words=["house", "full moon"]))
         self.info.vocabulary["colours"].CopyFrom(ModelInfo.WordList(words=["red"]))
         self.info.example_prompts.append("a red house")
+        self.info.limits.max_image_prompts = 4
 
     async def Generate(self, request, context):
         if "broken" in request.prompt:

@@ -64,6 +64,12 @@ def test_the_words_that_the_model_knows_are_listed(executed):
     assert "colours: red" in listed.text
 
 
+@pytest.mark.parametrize("name", ["varied", "mixed"])
+def test_pictures_are_prompts(executed, name):
+    (cell,) = [cell for cell in executed[0] if f"{name} = await client.run" in cell.source]
+    assert pictures_in(cell.outputs)
+
+
 def test_the_notebook_is_kept_with_its_outputs_and_below_half_a_megabyte():
     cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
