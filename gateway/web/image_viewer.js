@@ -4,7 +4,6 @@ import { byId, createElement, icon, ICONS, setProps } from "./dom.js";
 import { addressOf } from "./image_urls.js";
 import { capital, nameOf } from "./labels.js";
 import { t } from "./texts.js";
-import "./tool_texts.js";
 
 const MIN_SCALE = 0.1;
 const MAX_SCALE = 32;

@@ -1,7 +1,7 @@
 /** Builds the page from its parts: form, address, models, runs. */
 
 import { byId, createElement, debounce, scrollTo, setProps } from "./dom.js";
-import { GatewayError, createRun, listModels, newRequestId, withRetry } from "./api.js";
+import { GatewayError, createRun, isAway, listModels, newRequestId, withRetry } from "./api.js";
 import { PromptForm } from "./prompt_form.js";
 import { RunController } from "./run_controller.js";
 import { RunHistory } from "./run_history.js";
@@ -12,7 +12,7 @@ import { StatusBar } from "./status_bar.js";
 import { VocabularyPanel } from "./vocabulary_panel.js";
 import { Welcome } from "./welcome.js";
 import { acceptFiles, readSource } from "./source_image.js";
-import { announce, clearError, showError, showNote, showWaiting } from "./notifications.js";
+import { announce, clearError, showConnection, showError, showNote, showWaiting } from "./notifications.js";
 import { STAGES, STAGE_NAMES } from "./stages.js";
 import { LANGUAGES, language, setLanguage, t } from "./texts.js";
 
@@ -55,6 +55,7 @@ const queue = new RunQueue({
     setProps(byId("nav-busy"), { text: numBusy ? String(numBusy) : "" });
     refreshRuns();
   },
+  onAnswer,
 });
 const controller = new RunController({
   settings,
@@ -218,6 +219,24 @@ function route() {
     controller.close();
   }
   isFirst = false;
+}
+
+let wasAway = false;
+
+/** The gateway went away, or came back, while nothing was asked of it. @param {any} error of the newest poll, or null */
+function onAnswer(error) {
+  if (error?.status === 401 || error?.status === 403) showError(error, start);
+  const away = isAway(error);
+  if (away) {
+    statusBar.showAway();
+    showConnection("lost");
+  } else if (wasAway && !error) {
+    lastServed = "";
+    showConnection("live");
+    clearTimeout(modelsTimer);
+    loadModels();
+  }
+  wasAway = away;
 }
 
 /** What was served when it was asked last, as text. */

@@ -4,7 +4,6 @@ import { byId, createElement, setProps } from "./dom.js";
 import { addressOf } from "./image_urls.js";
 import { toBlob, toImageData } from "./source_image.js";
 import { t } from "./texts.js";
-import "./tool_texts.js";
 
 const MAX_UNDO = 30;
 const COLOUR = "rgb(255 70 40)";

@@ -5,7 +5,6 @@ import { GatewayError } from "./api.js";
 import { NUM_VARIATIONS } from "./settings.js";
 import { readSource } from "./source_image.js";
 import { t } from "./texts.js";
-import "./tool_texts.js";
 
 /** @typedef {import("./source_image.js").SourceImage} SourceImage */
 

@@ -8,12 +8,18 @@ import { stateOf } from "./run_state.js";
 import { t } from "./texts.js";
 
 const POLL_MS = 1_000;
-const POLL_IDLE_MS = 5_000;
+// Where nobody looks, or nobody answers.
+const POLL_SELDOM_MS = 5_000;
 // Of runs begun in this browser: a prompt waits for those, and for nobody else's.
 const MAX_OWN = 200;
 
 export class RunQueue {
-  /** @param {{onBegun: (run: any) => void, onChange: (numBusy: number) => void}} page `onChange`: a run has begun, ended or come */
+  /**
+   * @param {object} page
+   * @param {(run: any) => void} page.onBegun
+   * @param {(numBusy: number) => void} page.onChange a run has begun, ended or come
+   * @param {(error: unknown) => void} page.onAnswer whether the gateway answers: its error, or null
+   */
   constructor(page) {
     this.page = page;
     this.root = byId("queue");
@@ -142,16 +148,17 @@ export class RunQueue {
   async poll() {
     clearTimeout(this.timer);
     const { numChanges } = this;
-    let isAway = false;
+    let failure = null;
     try {
       const busy = await listBusyRuns();
       if (numChanges === this.numChanges) this.take(busy);
-    } catch {
-      // The rest of the page reports it.
-      isAway = true;
+    } catch (error) {
+      failure = error;
     }
+    this.page.onAnswer(failure);
     clearTimeout(this.timer);
-    if (!document.hidden) this.timer = setTimeout(() => this.poll(), this.busy.length && !isAway ? POLL_MS : POLL_IDLE_MS);
+    const isSoon = !failure && (this.busy.length || document.hasFocus());
+    if (!document.hidden) this.timer = setTimeout(() => this.poll(), isSoon ? POLL_MS : POLL_SELDOM_MS);
   }
 
   /** @param {any[]} busy */

@@ -44,6 +44,8 @@ class RequestRecord:
     others_run: str = ""
     # As the caller sent it, or that of our span; stages are sent the same.
     traceparent: str = ""
+    # A poll, such as that of a page that is open: it is not logged.
+    is_poll: bool = False
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -117,7 +119,7 @@ class RequestLog:
         is_others = bool(record.others_run) and record.code in NOT_FOUND
         is_refused = record.code in REFUSALS or is_others
         reason = OTHERS_RUN if is_others else record.reason
-        if QUIET.match(record.method) and not is_refused:
+        if (record.is_poll or QUIET.match(record.method)) and not is_refused:
             return
         log.log(
             logging.WARNING if is_refused else logging.INFO,

@@ -11,10 +11,23 @@ ROOT = Path(__file__).parents[2]
 
 
 class GatewayProcess:
-    """`options` name its stages; what it keeps is in `folder`, its log in `folder`/gateway.log."""
+    """`options` name its stages; what it keeps is in `folder`, or its pictures in `store`, its log in `folder`/gateway.log.
 
-    def __init__(self, folder: Path, options: Sequence[str], *, has_examples: bool = False) -> None:
+    `prefix`: a command that starts it, such as one with a disk of its own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: Sequence[str],
+        *,
+        has_examples: bool = False,
+        store: Path | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self._folder = folder
+        self._store = store or folder / "pictures"
+        self._prefix = prefix
         self._options = [*options, *(() if has_examples else ("--no-examples",))]
         self._port = 0
         self._process: asyncio.subprocess.Process | None = None
@@ -29,11 +42,21 @@ class GatewayProcess:
 
     async def start(self) -> None:
         """Returns when it serves; at the port that it had, where it had one."""
-        keeping = ["--journal", str(self._folder / "journal.db"), "--store", str(self._folder / "pictures")]
+        keeping = ["--journal", str(self._folder / "journal.db"), "--store", str(self._store)]
         ports = ["--port", "0", "--http-port", str(self._port)]
         with (self._folder / "gateway.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "triptych", "serve", "gateway", "--grace", "0", "--exit-with-parent"),
+                *(
+                    *self._prefix,
+                    sys.executable,
+                    "-m",
+                    "triptych",
+                    "serve",
+                    "gateway",
+                    "--grace",
+                    "0",
+                    "--exit-with-parent",
+                ),
                 *(*ports, *keeping, *self._options),
                 cwd=ROOT,
                 env={key: value for key, value in os.environ.items() if not key.startswith("TRIPTYCH_")},

@@ -1,9 +1,11 @@
 """The page where something goes away in the middle: itself, the gateway, the network, a token."""
 
+import pytest
 from click.testing import CliRunner
 from playwright.async_api import expect
 
 from gateway.access.tokens_command import tokens
+from tests.faults.disks import small_disk, why_no_small_disk
 from tests.web.drawing import drawing_stages
 from tests.web.gateway_process import GatewayProcess
 from tests.web.visitor import open_page
@@ -50,6 +52,17 @@ async def test_a_gateway_that_is_killed_in_the_middle_is_waited_for(visitor, sta
     await visitor.refine(0)
 
 
+async def test_a_page_where_nothing_is_done_tells_that_the_gateway_is_away_and_back(visitor, gateway):
+    visitor.expected.append(FAILED_REQUEST)
+    connection, state = visitor.page.locator("#connection"), visitor.page.locator("#server-state")
+    await gateway.kill()
+    await expect(connection).to_contain_text("The connection is lost")
+    await expect(state).to_have_text("The gateway does not answer")
+    await gateway.start()
+    await expect(connection).to_contain_text("Connected again")
+    await expect(state).to_contain_text("Ready")
+
+
 async def test_past_runs_survive_the_gateway(visitor, gateway):
     visitor.expected.append(FAILED_REQUEST)
     await visitor.begin("a blue house", count=1)
@@ -87,6 +100,26 @@ async def test_a_stage_without_a_worker_is_named_with_what_to_do(browser, tmp_pa
             await visitor.act("Refine")
             await expect(visitor.errors).to_contain_text("triptych serve refiner")
             assert visitor.unexpected == []
+        finally:
+            await gateway.kill()
+
+
+async def test_a_full_disk_is_said_and_pictures_are_made_when_it_has_space_again(browser, stages, tmp_path):
+    if why := why_no_small_disk(tmp_path):
+        pytest.skip(why)
+    with small_disk(tmp_path / "disk", 2**22) as disk:
+        gateway = GatewayProcess(tmp_path, stages.options, store=disk.path / "pictures", prefix=disk.prefix)
+        await gateway.start()
+        try:
+            visitor = await open_page(browser, gateway.url)
+            await visitor.arrive()
+            disk.fill()
+            await visitor.begin(count=1)
+            await expect(visitor.page.locator("#main")).to_contain_text("disk is full")
+            await expect(visitor.prompt).to_have_value("a red house")
+            disk.free()
+            await visitor.button("New seed, same prompt").click()
+            await visitor.sees_sketches(1)
         finally:
             await gateway.kill()
 
@@ -129,6 +162,17 @@ async def test_a_gateway_with_tokens_asks_for_one_and_keeps_it_for_the_tab(brows
         assert (await (await downloading.value).path()).read_bytes().startswith(b"\x89PNG")
         await visitor.page.reload()
         await visitor.sees_sketches(1)
+        # It is revoked while the page is open, where nothing is asked of the gateway.
+        visitor.expected.append("403")
+        await visitor.prompt.fill("a blue house")
+        CliRunner().invoke(tokens, ["revoke", "anna", "--tokens", str(file)])
+        await expect(visitor.errors).to_contain_text("does not accept the token")
+        other = CliRunner().invoke(tokens, ["add", "anna", "--tokens", str(file)]).stdout.split()[-1]
+        await visitor.page.get_by_label("Token (kept").fill(other)
+        await visitor.button("Use it").click()
+        await expect(visitor.errors).to_be_empty()
+        await visitor.button("Make pictures").click()
+        await expect(visitor.page.get_by_role("heading", name="a blue house")).to_be_visible()
         assert visitor.unexpected == []
     finally:
         await gateway.kill()

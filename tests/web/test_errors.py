@@ -1,10 +1,12 @@
 """Whatever goes wrong is shown at once, in plain words, with what to do next, and without losing what was written."""
 
 import json
+import re
 
 import pytest
 from playwright.async_api import expect
 
+from tests.web.gateway_process import ROOT
 from tests.web.visitor import open_page
 
 FAILED_REQUEST = r"Failed to load resource|net::ERR_"
@@ -26,9 +28,28 @@ CASES = [
     (429, "QUEUE_FULL", "", "no room for another run"),
     (503, "STORE_FULL", "", "disk is full"),
     (503, "JOURNAL_FAILED", "", "Nothing was begun"),
+    (503, "STORAGE_FAILED", "", "storage is lost, damaged or full"),
     (500, "INTERNAL", "", "Internal error in the gateway"),
     (418, "SOMETHING_NEW", "http://10.0.0.7:50051/x went away", "A worker went away"),
 ]
+
+
+# Their message is all that can be said.
+IN_THEIR_OWN_WORDS = {"INVALID_ARGUMENT", "UNIMPLEMENTED"}
+
+
+def test_every_reason_of_the_protocol_is_said_in_both_languages():
+    table = (
+        (ROOT / "docs/protocol.md")
+        .read_text("utf-8")
+        .partition("\n## Errors\n")[2]
+        .partition("\n\nA message")[0]
+    )
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")][1:]
+    reasons = {reason for cell in cells for reason in re.findall(r"[A-Z_]{3,}", cell)} - IN_THEIR_OWN_WORDS
+    assert len(reasons) > 20
+    texts = (ROOT / "gateway/web/texts.js").read_text("utf-8")
+    assert {reason for reason in reasons if f'"error.{reason}": [' not in texts} == set()
 
 
 @pytest.mark.parametrize(("status", "reason", "message", "words"), CASES)

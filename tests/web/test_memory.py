@@ -50,8 +50,8 @@ async def make_a_run(visitor, number: int) -> None:
     await expect(
         visitor.page.get_by_role("heading", name=f"a red house {number}", exact=True)
     ).to_be_visible()
-    await visitor.sees_sketches(4)
-    await visitor.refine(0)
+    await visitor.sees_sketches(2)
+    await visitor.refine(0, count=2)
     await visitor.upscale()
     await expect(visitor.facts).to_contain_text("Done")
     await visitor.shows_runs()
@@ -63,9 +63,11 @@ def check(before: Size, after: Size) -> None:
     assert after.num_nodes < MAX_NODES
 
 
+# Longer than others: twenty runs of three stages.
+@pytest.mark.timeout(900)
 async def test_an_hour_with_twenty_runs_takes_less_than_50_mb(visitor):
     meter = await meter_of(visitor)
-    await visitor.set(generate_count=4)
+    await visitor.set(generate_count=2, refine_count=2)
     await make_a_run(visitor, 0)
     before = await meter.read()
     for number in range(1, NUM_RUNS + 1):
@@ -77,10 +79,11 @@ async def test_an_hour_with_twenty_runs_takes_less_than_50_mb(visitor):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3 * HOUR_S)
 async def test_a_long_stay_by_the_real_clock_takes_less_than_50_mb(visitor):
     minutes = float(os.environ.get("TRIPTYCH_PAGE_MINUTES", "60"))
     meter = await meter_of(visitor)
-    await visitor.set(generate_count=4)
+    await visitor.set(generate_count=2, refine_count=2)
     await make_a_run(visitor, 0)
     before = await meter.read()
     print(f"after the first run: {before}")

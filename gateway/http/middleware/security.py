@@ -28,6 +28,10 @@ HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
 
+# A script or a style has the policy of the document that loads it; on a first visit the headers of each file count.
+SUBRESOURCES = ("text/javascript", "text/css")
+SUBRESOURCE_HEADERS = {"x-content-type-options": "nosniff"}
+
 OPENAI_ROUTES = ("generations", "edits", "variations")
 # In the order and the words of Flask-CORS, which dalle-playground's back end answers with.
 # Beside OpenAI's: dalle-playground's, and what explains a wrong base URL.
@@ -67,7 +71,8 @@ class SecurityMiddleware:
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in {**HEADERS, **cors}.items():
+                is_part = headers.get("content-type", "").startswith(SUBRESOURCES)
+                for name, value in {**(SUBRESOURCE_HEADERS if is_part else HEADERS), **cors}.items():
                     headers.setdefault(name, value)
                 if cors:
                     headers.add_vary_header("Origin")

@@ -19,6 +19,7 @@ from gateway.http.proto_json import from_dict, to_dict
 from gateway.http.request_body import query_integer, read_json
 from gateway.http.sse import EventStream, message
 from services.errors import InvalidRequest, TriptychError
+from services.serving.request_log import current_request
 from triptych.v1.pipeline_pb2 import (
     CancelRunRequest,
     ListModelsResponse,
@@ -66,11 +67,15 @@ async def create_run(request: Request) -> Response:
 
 async def list_runs(request: Request) -> Response:
     caller = caller_of(request)
+    states = _states(request)
+    # An open page asks for what is under way every second.
+    if states and (record := current_request()) is not None:
+        record.is_poll = True
     runs, token = await api_of(request).pipeline.list_runs(
         caller,
         page_size=query_integer(request, "page_size"),
         page_token=request.query_params.get("page_token", ""),
-        states=_states(request),
+        states=states,
     )
     answer = to_dict(ListRunsResponse(next_page_token=token))
     examples = api_of(request).examples

@@ -26,6 +26,14 @@ async def test_every_answer_is_strict(web):
         assert {name: answer.headers[name] for name in HEADERS} == HEADERS, path
 
 
+async def test_parts_of_the_page_have_its_policy_and_no_headers_of_their_own(web):
+    for path in ("/web/main.js", "/web/page.css"):
+        answer = await web.http.get(path)
+        assert {name for name in HEADERS if name in answer.headers} == {"x-content-type-options"}
+    # A drawing can be opened by itself, and could have scripts.
+    assert "content-security-policy" in (await web.http.get("/web/icon.svg")).headers
+
+
 def test_the_page_s_policy_has_no_holes():
     policy = HEADERS["content-security-policy"]
     assert "frame-ancestors 'none'" in policy
