@@ -17,7 +17,7 @@ export class Welcome {
     this.examples = createElement("ul", { class: "examples" });
     this.tour = createElement("div", { class: "tour", hidden: true });
     this.section = byId("welcome");
-    this.heading = createElement("h2", { id: "examples-title", text: t("welcome.examples") });
+    this.heading = createElement("h2", { hidden: true, id: "examples-title", text: t("welcome.examples") });
     this.note = createElement("p", { class: "hint", role: "status" });
     this.section.append(createElement("section", { "aria-labelledby": "examples-title" }, this.heading, this.examples, this.note), this.tour, createElement("section", { id: "vocabulary", class: "vocabulary", hidden: true }));
     /** @type {any} */

@@ -52,7 +52,7 @@ async def test_a_gateway_that_is_killed_in_the_middle_is_waited_for(visitor, sta
     await visitor.refine(0)
 
 
-async def test_a_page_where_nothing_is_done_tells_that_the_gateway_is_away_and_back(visitor, gateway):
+async def test_an_idle_page_shows_that_the_gateway_is_away_and_back(visitor, gateway):
     visitor.expected.append(FAILED_REQUEST)
     connection, state = visitor.page.locator("#connection"), visitor.page.locator("#server-state")
     await gateway.kill()
