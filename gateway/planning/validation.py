@@ -10,6 +10,7 @@ from gateway.planning.picture_decoding import decode
 from gateway.stages import GENERATE, REFINE, UPSCALE, Stage
 from services.errors import ImageTooLarge, InvalidRequest
 from services.images.codec import DecodedImage, ImageLimits, decode_with_alpha
+from services.images.tiles import check_tiling, padded_size
 from services.serving.limits.request_checks import check_fit, check_prompt, check_range, check_steps_left
 from triptych.v1.pipeline_pb2 import RunSpec
 from triptych.v1.stage_pb2 import FIT_PAD, ImageData, ModelInfo
@@ -77,8 +78,7 @@ def check_parent_size(
     if stage is not UPSCALE or not limits.max_tile_size or _setting(settings, model, "tile_size") != 0:
         return
     # A whole picture is a tile that is filled up to the next multiple above its own size.
-    multiple = max(1, limits.tile_multiple)
-    wide, high = ((pixels // multiple + 1) * multiple for pixels in size)
+    wide, high = (padded_size(pixels, max(1, limits.tile_multiple)) for pixels in size)
     if max(wide, high) > limits.max_tile_size:
         raise InvalidRequest(
             f"{path}.tile_size",
@@ -91,18 +91,13 @@ def _check_tiles(settings: UpscaleSettings, model: ModelInfo, path: str) -> None
     limits, tile_size = model.limits, _setting(settings, model, "tile_size")
     if not limits.max_tile_size or not tile_size:
         return
-    multiple = max(1, limits.tile_multiple)
-    if not 2 * multiple <= tile_size <= limits.max_tile_size or tile_size % multiple:
-        raise InvalidRequest(
-            f"{path}.tile_size",
-            f"must be 0 (the picture in one piece) or a multiple of {multiple} from {2 * multiple} to "
-            f"{limits.max_tile_size}, got {tile_size:g}",
-        )
-    if settings.tile_overlap > tile_size - multiple:
-        raise InvalidRequest(
-            f"{path}.tile_overlap",
-            f"must be 0 to {tile_size - multiple:g} with tiles of {tile_size:g}, got {settings.tile_overlap}",
-        )
+    check_tiling(
+        int(tile_size),
+        settings.tile_overlap,
+        multiple=max(1, limits.tile_multiple),
+        max_tile_size=limits.max_tile_size,
+        path=f"{path}.",
+    )
 
 
 def _setting(settings: Any, model: ModelInfo, name: str) -> float | None:

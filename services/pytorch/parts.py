@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from services.errors import ModelError
 from services.weights.model_folder import check_names, read_config
@@ -30,20 +30,35 @@ def load_network(
     where = part_folder / "config.json"
     network = empty_network(make, read_part_config(part_folder, config_class), where, part_folder.name)
     path = part_folder / "model.safetensors"
-    try:
-        with safe_open(path, "pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
-            check_names(str(path), shapes(network), found)
-            # Tensor by tensor: a file of float16 never lies in memory beside its float32 copy.
-            state = {name: file.get_tensor(name).to(device, dtype) for name in found}
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing: expected the weights of a {part_folder.name}") from None
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is no whole safetensors file: {error}; fetch or convert it again") from None
+    state = read_tensors(
+        path,
+        part_folder.name,
+        lambda found: check_names(str(path), shapes(network), found),
+        convert=lambda tensor: tensor.to(device, dtype),
+    )
     network.load_state_dict(state, assign=True)
     # Convolutions are faster with the channels last, in float32 too (1.2 to 1.35 times on a CPU).
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in torch's stubs
     return network.eval().requires_grad_(requires_grad=False)
+
+
+def read_tensors(
+    path: Path,
+    part: str,
+    check: Callable[[dict[str, tuple[int, ...]]], None] = lambda found: None,
+    convert: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name, after `check` has seen all shapes. Raises ModelError."""
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+            check(found)
+            # Tensor by tensor: a file of float16 never lies in memory beside its float32 copy.
+            return {name: convert(file.get_tensor(name)) for name in found}
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing: expected the weights of a {part}") from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is no whole safetensors file: {error}; fetch or convert it again") from None
 
 
 def empty_network(make: Callable[[Config], Network], config: Config, where: Path, part: str) -> Network:

@@ -32,8 +32,8 @@ View = Picture | Callable[[], EncodedPicture]
 class Canvas(Protocol):
     """Takes the tiles of one picture, row by row from the top."""
 
-    def paste(self, tile: Tile, kept: Enlarged) -> None:
-        """The part of the tile that is kept, enlarged; what was padding falls off."""
+    def paste(self, tile: Tile, inner: Enlarged) -> None:
+        """`inner` is the part of the tile that the image keeps, upscaled; padding is cut off."""
         ...
 
     def preview(self) -> Picture:
@@ -59,9 +59,9 @@ class MemoryCanvas:
         size = (width * upscale, height * upscale)
         self._pixels = np.array(Image.fromarray(image.rgb).resize(size, Image.Resampling.BICUBIC))
 
-    def paste(self, tile: Tile, kept: Enlarged) -> None:
+    def paste(self, tile: Tile, inner: Enlarged) -> None:
         place = self._pixels[_enlarged(tile.rows, self._upscale), _enlarged(tile.columns, self._upscale)]
-        place[:] = kept[: place.shape[0], : place.shape[1]]
+        place[:] = inner[: place.shape[0], : place.shape[1]]
 
     def preview(self) -> Picture:
         return self._pixels.copy()
@@ -106,14 +106,14 @@ class FileCanvas:
         size = max(1, round(self._width * self._share)), max(1, round(self._height * self._share))
         self._overview = np.array(Image.fromarray(image.rgb).resize(size, Image.Resampling.BICUBIC))
 
-    def paste(self, tile: Tile, kept: Enlarged) -> None:
+    def paste(self, tile: Tile, inner: Enlarged) -> None:
         rows, columns = _enlarged(tile.rows, self._upscale), _enlarged(tile.columns, self._upscale)
         if self._band is None or self._band.start != rows.start:
             self._write_band()
             num_rows = min(rows.stop, self._height) - rows.start
             self._band = _Band(rows.start, np.zeros((max(0, num_rows), self._width, 3), np.uint8))
         place = self._band.pixels[:, columns]
-        place[:] = kept[: place.shape[0], : place.shape[1]]
+        place[:] = inner[: place.shape[0], : place.shape[1]]
         self._show(place, rows.start, columns.start)
 
     def preview(self) -> Picture:

@@ -4,12 +4,11 @@ import copy
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from services.errors import ModelError
 from services.pytorch.device import find_dtype, name_of
+from services.pytorch.parts import read_tensors
 from services.pytorch.winograd import Chooser
 from services.upscaler.networks.swinir import SwinIR, SwinIRConfig
 from services.weights.model_folder import check_names, read_config
@@ -23,7 +22,7 @@ MEASURED_SIDE_PX = 64
 def load_swinir(part_folder: Path) -> SwinIR:
     """Reads config.json and model.safetensors; float32 whatever the file has. Raises ModelError."""
     config = SwinIRConfig.from_json(read_config(part_folder))
-    return fill(config, read_safetensors(part_folder / "model.safetensors"), str(part_folder))
+    return fill(config, read_tensors(part_folder / "model.safetensors", "SwinIR"), str(part_folder))
 
 
 def fill(config: SwinIRConfig, weights: dict[str, Tensor], where: str) -> SwinIR:
@@ -76,14 +75,3 @@ def _faster_dtype(network: SwinIR, half: torch.dtype, choices: Chooser) -> torch
     with torch.inference_mode():
         ways = {name_of(half): lambda: rough(picture), "float32": lambda: network(picture)}
         return find_dtype(choices.choose(f"{size}, {name_of(half)} or float32", ways))
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing: expected weights of a SwinIR") from None
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path} is not a whole safetensors file: {error}; fetch or convert it again"
-        ) from None

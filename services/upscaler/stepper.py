@@ -16,6 +16,7 @@ from torch import Tensor
 from services.engine.events import EncodedPicture
 from services.errors import ImageTooLarge
 from services.images.codec import MAX_PIXELS, DecodedImage, Picture
+from services.images.tiles import padded_size
 from services.pytorch.device import oom_as_job_error
 from services.pytorch.device_program import DeviceProgram, Mode, bucket_sizes
 from services.upscaler.canvas import Canvas, View, make_canvas
@@ -27,7 +28,6 @@ from services.upscaler.tiling import (
     Tile,
     cut,
     pad,
-    padded_size,
 )
 
 # More gain nothing: a tile alone fills a GPU.

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from services.errors import InvalidRequest
+from services.images.tiles import check_tiling, padded_size
 
 DEFAULT_TILE_SIZE = 160
 DEFAULT_TILE_OVERLAP = 32
@@ -36,31 +37,6 @@ class Tile:
     @property
     def shape(self) -> tuple[int, int]:
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
-
-
-def check_tiling(
-    tile_size: int, tile_overlap: int, *, window_size: int, max_tile_size: int = MAX_TILE_SIZE
-) -> None:
-    """Raises InvalidRequest naming the field that cannot be served; a `tile_size` of 0 is the picture in one piece."""
-    if tile_size == 0:
-        if tile_overlap < 0:
-            raise InvalidRequest("tile_overlap", f"expected 0 pixels or more, got {tile_overlap}")
-        return
-    smallest = 2 * window_size
-    if not smallest <= tile_size <= max_tile_size or tile_size % window_size:
-        raise InvalidRequest(
-            "tile_size",
-            f"expected 0 or a multiple of {window_size} from {smallest} to {max_tile_size} pixels, got {tile_size}",
-        )
-    if not 0 <= tile_overlap <= tile_size - window_size:
-        raise InvalidRequest(
-            "tile_overlap",
-            f"expected 0 to {tile_size - window_size} pixels with tiles of {tile_size}, got {tile_overlap}",
-        )
-
-
-def padded_size(size: int, window_size: int) -> int:
-    return (size // window_size + 1) * window_size
 
 
 def pad(image: UInt8[np.ndarray, "H W 3"], *, window_size: int) -> UInt8[np.ndarray, "H_pad W_pad 3"]:
@@ -90,7 +66,7 @@ def cut(
 
     Raises InvalidRequest as `check_tiling` does, and when a picture in one piece would be too large for that.
     """
-    check_tiling(tile_size, tile_overlap, window_size=window_size, max_tile_size=max_tile_size)
+    check_tiling(tile_size, tile_overlap, multiple=window_size, max_tile_size=max_tile_size)
     if tile_size == 0:
         if max(height, width) > max_tile_size:
             raise InvalidRequest(

@@ -28,6 +28,8 @@ from services.serving.limits.request_checks import cut_prompt
 from triptych.v1.pipeline_pb2 import RunSpec
 from triptych.v1.stage_pb2 import FIT_CROP, FIT_PAD, Fit, ImageData, ModelInfo
 
+# Of the contract's whole numbers.
+MAX_INT32 = 2**31 - 1
 # As the API documents it.
 MAX_N = 10
 # Of its newest models; a stage reads less, and the rest is cut.
@@ -305,7 +307,8 @@ def _spec(
         spec.seed = fields.integer("seed", 0, low=0, high=MAX_SEED)
     if fields.has("steps"):
         _refine_only("steps", stages)
-        spec.refine.settings.num_steps = fields.integer("steps", 0, low=1, high=1_000)
+        low, high = _range_of_steps(family)
+        spec.refine.settings.num_steps = fields.integer("steps", low, low=low, high=high)
     if fields.has("negative_prompt"):
         _refine_only("negative_prompt", stages)
         spec.refine.settings.negative_prompt = fields.text("negative_prompt")
@@ -313,6 +316,15 @@ def _spec(
         guided = spec.refine if REFINE.name in stages else spec.generate
         guided.settings.guidance_scale = fields.number("guidance_scale")
     return spec
+
+
+def _range_of_steps(family: ModelFamily) -> tuple[int, int]:
+    """As the refiner reports it."""
+    model = family.models[REFINE.name]
+    if "num_steps" not in model.ranges:
+        return 1, MAX_INT32
+    legal = model.ranges["num_steps"]
+    return int(legal.lowest), int(legal.highest)
 
 
 def _refine_only(name: str, stages: Sequence[str]) -> None:

@@ -45,7 +45,7 @@ _STREAM_FIELDS = {
 }
 _OUR_FIELDS = {
     "seed": {"type": "integer", "minimum": 0, "maximum": 2**64 - 1},
-    "steps": {"type": "integer", "minimum": 1, "maximum": 1000, "description": "of refining"},
+    "steps": {"type": "integer", "description": "of refining; the range is the model's"},
     "guidance_scale": {"type": "number", "minimum": 0},
     "negative_prompt": _STRING,
     "stages": {"type": "array", "items": {"enum": list(STAGE_ORDER)}},

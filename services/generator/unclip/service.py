@@ -17,6 +17,7 @@ from services.generator.loaded import (
 from services.generator.unclip.model import UnclipModel, load_model
 from services.generator.unclip.schedule import MIN_STEPS
 from services.generator.unclip.stepper import (
+    LOWEST_STEPS,
     MAX_IMAGE_PROMPTS,
     GenerateJob,
     ImagePrompt,
@@ -42,7 +43,7 @@ from triptych.v1.stage_pb2 import STAGE_GENERATE, ModelInfo
 IMAGE_LIMITS = ImageLimits()
 DEFAULT_DIFFERENCE = TextDifference("", "").weight
 SCALES = ("guidance_scale", "prior_guidance_scale")
-STEPS = ("prior_num_steps", "decoder_num_steps", "super_res_num_steps")
+STEPS = tuple(LOWEST_STEPS)
 
 
 def read_request(
@@ -127,9 +128,7 @@ def load(options: ServeOptions, folder: Path, manifest: Manifest, *, dtype: str)
         defaults["super_res_num_steps"] = model.super_res_diffusion.num_steps
     diffusions = (model.prior_diffusion, model.decoder_diffusion, model.super_res_diffusion)
     ranges = {
-        name: ModelInfo.Range(
-            lowest=0 if name == "super_res_num_steps" else MIN_STEPS, highest=diffusion.num_train_timesteps
-        )
+        name: ModelInfo.Range(lowest=LOWEST_STEPS[name], highest=diffusion.num_train_timesteps)
         for name, diffusion in zip(STEPS, diffusions, strict=True)
         if name in defaults
     } | {name: GUIDANCE_SCALES for name in SCALES if name in defaults}

@@ -37,6 +37,8 @@ NUM_CACHED_PROMPTS = 64
 NUM_CACHED_PICTURES = 64
 # A forward of super-resolution needs much more memory a row than one of the others.
 MAX_SHARPENED_TOGETHER = 8
+# What a job may ask for; only super-resolution can be left out.
+LOWEST_STEPS = {"prior_num_steps": MIN_STEPS, "decoder_num_steps": MIN_STEPS, "super_res_num_steps": 0}
 
 
 class Phase(IntEnum):
@@ -99,9 +101,9 @@ class GenerateJob:
             )
         if self.image_prompts and sum(prompt.weight for prompt in self.image_prompts) <= 0:
             raise InvalidRequest("image_prompts", "must have weights of which one is above 0")
-        for name in ("prior_num_steps", "decoder_num_steps", "super_res_num_steps"):
-            num_steps, lowest = getattr(self, name), 0 if name == "super_res_num_steps" else MIN_STEPS
-            if num_steps < lowest or num_steps == 1:
+        for name, lowest in LOWEST_STEPS.items():
+            # No schedule has one step, and 0 leaves super-resolution out.
+            if (num_steps := getattr(self, name)) < lowest or 0 < num_steps < MIN_STEPS:
                 zero = "0 or " if lowest == 0 else ""
                 raise InvalidRequest(
                     f"settings.{name}", f"must be {zero}{MIN_STEPS} or more, got {num_steps}"

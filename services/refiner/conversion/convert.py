@@ -28,8 +28,9 @@ from services.refiner.text.tokenizer import (
     BERT_VOCAB,
     read_tokenizer,
 )
-from services.weights.formats.safetensors_file import FLOATING_POINT, LazyTensor, write_safetensors
+from services.weights.formats.safetensors_file import LazyTensor, write_safetensors
 from services.weights.formats.torch_checkpoint import MODULE_PACKAGES, read_tensors
+from services.weights.formats.weights_file import check_floating_point, find_weights_file
 from services.weights.model_folder import check_names
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def convert(source: Path, part_folder: Path, part: str) -> None:
     """Converts one published file, or a folder that holds one. Raises ModelError."""
     if part not in PARTS:
         raise ModelError(f"no part '{part}' in a refiner: expected one of {', '.join(PARTS)}")
-    file = _weights_file(source)
+    file = find_weights_file(source, WEIGHT_FILES)
     found = read_tensors(file, packages=MODULE_PACKAGES if part == "autoencoder" else ())
     tensors = {name: tensor for name, tensor in found.items() if not re.match(UNUSED[part], name)}
     if part == "clip":
@@ -64,28 +65,10 @@ def convert(source: Path, part_folder: Path, part: str) -> None:
         _write_tokenizer(file.parent, part_folder, config)
 
 
-def _weights_file(source: Path) -> Path:
-    if not source.is_dir():
-        return source
-    for name in WEIGHT_FILES:
-        if (source / name).is_file():
-            return source / name
-    candidates = sorted(
-        path for path in source.iterdir() if path.suffix in (".safetensors", ".pt", ".ckpt", ".bin")
-    )
-    if len(candidates) != 1:
-        raise ModelError(
-            f"{source}: expected one file of weights, got {', '.join(p.name for p in candidates) or 'none'}; name it"
-        )
-    return candidates[0]
-
-
 def _check(file: Path, part: str, config: Config, tensors: Mapping[str, LazyTensor]) -> None:
     network = empty_network(part, config, file)
     check_names(str(file), shapes(network), {name: tensor.shape for name, tensor in tensors.items()})
-    for name, tensor in tensors.items():
-        if tensor.dtype not in FLOATING_POINT:
-            raise ModelError(f"{file}: {name}: expected floating-point numbers, got {tensor.dtype}")
+    check_floating_point(tensors, file)
 
 
 def _settings_beside(file: Path, part: str) -> dict[str, Any]:

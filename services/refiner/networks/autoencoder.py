@@ -14,6 +14,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from services.pytorch.adm import Upsample
+
 NORM_GROUPS = 32
 
 
@@ -215,15 +217,6 @@ class Downsample(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
         # Padded on the right and below only, as the published weights were trained.
         return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def norm(channels: int) -> nn.GroupNorm:

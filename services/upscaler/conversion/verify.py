@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from services.errors import ModelError
-from services.upscaler.model import load_swinir, place, read_safetensors
+from services.pytorch.parts import read_tensors
+from services.upscaler.model import load_swinir, place
 from services.upscaler.networks.swinir import SwinIR, SwinIRConfig
 from services.upscaler.stepper import upscale
 from services.upscaler.tiling import pad
@@ -41,7 +42,7 @@ def compare(part_folder: Path, part: str, golden: Path) -> list[GoldenDifference
         raise ModelError(f"the upscaler has the part swinir, got '{part}'")
     network = place(load_swinir(part_folder), torch.device("cpu"))
     file, facts = find_vectors(golden, network.config)
-    vectors = read_safetensors(file)
+    vectors = read_tensors(file, "SwinIR")
     differences = []
     for case in sorted({name.removesuffix(".in_u8") for name in vectors if name.endswith(".in_u8")}):
         if f"{case}.out" not in vectors:

@@ -18,8 +18,9 @@ from services.generator.unclip.model import NETWORKS, Config, DecoderPart, Prior
 from services.pytorch.clip_conversion import to_openai
 from services.pytorch.clip_tokenizer import clip_tokenizer_files, read_clip_tokenizer
 from services.pytorch.parts import config_to_json, empty_network, shapes
-from services.weights.formats.safetensors_file import FLOATING_POINT, LazyTensor, write_safetensors
+from services.weights.formats.safetensors_file import LazyTensor, write_safetensors
 from services.weights.formats.torch_checkpoint import MODULE_PACKAGES, read_tensors
+from services.weights.formats.weights_file import check_floating_point, find_weights_file
 from services.weights.model_folder import check_names
 
 PARTS = tuple(NETWORKS)
@@ -52,7 +53,7 @@ def convert(source: Path, part_folder: Path, part: str) -> None:
     """Converts one published file, or a folder that holds one. Raises ModelError."""
     if part not in PARTS:
         raise ModelError(f"no part '{part}' in an unCLIP: expected one of {', '.join(PARTS)}")
-    file = _weights_file(source, part)
+    file = find_weights_file(source, WEIGHT_FILES, [source / part])
     published = read_tensors(file, packages=MODULE_PACKAGES)
     config, tensors = rename(published, part, _settings(file, part), _scheduler(file, part), file)
     write_safetensors(part_folder / "model.safetensors", tensors)
@@ -74,27 +75,8 @@ def rename(
     found, used = names.take(own, _origins(part, config, list(expected), is_karlo))
     left_over = {name: tensor.shape for name, tensor in own.items() if name not in used}
     check_names(str(file), expected, {name: tensor.shape for name, tensor in found.items()} | left_over)
-    for name, tensor in found.items():
-        if tensor.dtype not in FLOATING_POINT:
-            raise ModelError(f"{file}: {name}: expected floating-point numbers, got {tensor.dtype}")
+    check_floating_point(found, file)
     return config, {name: found[name] for name in expected}
-
-
-def _weights_file(source: Path, part: str) -> Path:
-    if not source.is_dir():
-        return source
-    for folder in (source, source / part):
-        for name in WEIGHT_FILES:
-            if (folder / name).is_file():
-                return folder / name
-    candidates = sorted(
-        path for path in source.iterdir() if path.suffix in (".safetensors", ".pt", ".ckpt", ".bin")
-    )
-    if len(candidates) != 1:
-        raise ModelError(
-            f"{source}: expected one file of weights, got {', '.join(p.name for p in candidates) or 'none'}; name it"
-        )
-    return candidates[0]
 
 
 def _own(part: str, found: Tensors, file: Path) -> tuple[Tensors, bool]:
