@@ -5,16 +5,14 @@ from functools import partial
 import pytest
 from hypothesis import given, strategies as st
 
-from services.engine.engine import Engine
 from services.generator.dalle.service import RANGES, measure_prompt, read_request
 from services.generator.dalle.stepper import GeneratorStepper
 from services.generator.loaded import LoadedGenerator
 from services.generator.service import SERVICE_NAME, GeneratorService
-from services.serving.channels import open_channel
-from services.serving.server import serving
 from services.serving.stage_service import COMMON_DEFAULTS, COMMON_RANGES
 from tests.fuzz.stages import answer_any_bytes, answer_any_message, raw
 from tests.fuzz.strategies import fuzzed
+from tests.stage_server import serving_stage
 from triptych.v1 import generator_pb2
 from triptych.v1.generator_pb2_grpc import add_GeneratorServiceServicer_to_server
 from triptych.v1.stage_pb2 import ModelInfo
@@ -31,17 +29,10 @@ INFO = ModelInfo(
 @pytest.fixture
 async def channel(model):
     stepper = GeneratorStepper(model, num_slots=2)
-    service = GeneratorService()
-    async with (
-        Engine(stepper, max_queue=8) as engine,
-        serving(
-            lambda server: add_GeneratorServiceServicer_to_server(service, server), services=[SERVICE_NAME]
-        ) as running,
-        open_channel(running.address) as channel,
-    ):
-        service.set_ready(
-            LoadedGenerator(stepper, INFO, read_request, partial(measure_prompt, model)), engine
-        )
+    loaded_model = LoadedGenerator(stepper, INFO, read_request, partial(measure_prompt, model))
+    async with serving_stage(
+        GeneratorService(), add_GeneratorServiceServicer_to_server, SERVICE_NAME, loaded_model, max_queue=8
+    ) as channel:
         yield channel
 
 

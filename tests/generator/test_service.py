@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.engine.engine import Engine
 from services.errors import InvalidRequest
 from services.generator.dalle.networks.sampling import SamplingDefaults
 from services.generator.dalle.service import RANGES, measure_prompt, read_request
@@ -16,9 +15,8 @@ from services.generator.dalle.stepper import GeneratorStepper, generate
 from services.generator.loaded import LoadedGenerator
 from services.generator.service import SERVICE_NAME, GeneratorService
 from services.generator.vocabulary import Vocabulary
-from services.serving.channels import open_channel
-from services.serving.server import serving
 from services.serving.stage_service import COMMON_DEFAULTS, COMMON_RANGES
+from tests.stage_server import serving_stage
 from triptych.v1.generator_pb2 import (
     GenerateRequest,
     GenerateSettings,
@@ -45,17 +43,10 @@ VOCABULARY = Vocabulary(
 @pytest.fixture
 async def stub(model):
     stepper = GeneratorStepper(model, num_slots=2)
-    service = GeneratorService()
-    async with (
-        Engine(stepper, max_queue=8) as engine,
-        serving(
-            lambda server: add_GeneratorServiceServicer_to_server(service, server), services=[SERVICE_NAME]
-        ) as running,
-        open_channel(running.address) as channel,
-    ):
-        service.set_ready(
-            LoadedGenerator(stepper, INFO, read_request, partial(measure_prompt, model), VOCABULARY), engine
-        )
+    loaded_model = LoadedGenerator(stepper, INFO, read_request, partial(measure_prompt, model), VOCABULARY)
+    async with serving_stage(
+        GeneratorService(), add_GeneratorServiceServicer_to_server, SERVICE_NAME, loaded_model, max_queue=8
+    ) as channel:
         yield GeneratorServiceStub(channel)
 
 

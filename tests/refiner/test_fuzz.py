@@ -3,14 +3,12 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from services.engine.engine import Engine
 from services.refiner.service import SERVICE_NAME, RefinerService, load
-from services.serving.channels import open_channel
-from services.serving.server import serving
 from services.serving.stage_service import ServeOptions
 from services.weights.model_folder import write_manifest
 from tests.fuzz.stages import answer_any_bytes, answer_any_message, raw
 from tests.fuzz.strategies import fuzzed
+from tests.stage_server import serving_stage
 from triptych.v1 import refiner_pb2
 from triptych.v1.refiner_pb2_grpc import add_RefinerServiceServicer_to_server
 
@@ -29,15 +27,9 @@ def loaded(model_folder):
 
 @pytest.fixture
 async def channel(loaded):
-    service = RefinerService()
-    async with (
-        Engine(loaded.stepper, max_queue=6) as engine,
-        serving(
-            lambda server: add_RefinerServiceServicer_to_server(service, server), services=[SERVICE_NAME]
-        ) as running,
-        open_channel(running.address) as channel,
-    ):
-        service.set_ready(loaded, engine)
+    async with serving_stage(
+        RefinerService(), add_RefinerServiceServicer_to_server, SERVICE_NAME, loaded, max_queue=6
+    ) as channel:
         yield channel
 
 

@@ -7,19 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.engine.engine import Engine
 from services.errors import ModelError
 from services.images.codec import encode_png
 from services.refiner.clip_scores import rank
 from services.refiner.conversion.random_weights import write_random_part
 from services.refiner.service import SERVICE_NAME, RefinerService, load
 from services.refiner.stepper import RefineJob, refine
-from services.serving.channels import open_channel
-from services.serving.server import serving
 from services.serving.stage_service import ServeOptions
 from services.weights.model_folder import write_manifest
 from tests.png_bomb import png_bomb
 from tests.refiner.conftest import SMALL
+from tests.stage_server import serving_stage
 from triptych.v1.refiner_pb2 import (
     RankRequest,
     RefineRequest,
@@ -62,15 +60,9 @@ def loaded(served_folder):
 
 @pytest.fixture
 async def stub(loaded):
-    service = RefinerService()
-    async with (
-        Engine(loaded.stepper, max_queue=6) as engine,
-        serving(
-            lambda server: add_RefinerServiceServicer_to_server(service, server), services=[SERVICE_NAME]
-        ) as running,
-        open_channel(running.address) as channel,
-    ):
-        service.set_ready(loaded, engine)
+    async with serving_stage(
+        RefinerService(), add_RefinerServiceServicer_to_server, SERVICE_NAME, loaded, max_queue=6
+    ) as channel:
         yield RefinerServiceStub(channel)
 
 

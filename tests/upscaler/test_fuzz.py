@@ -4,14 +4,12 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from services.engine.engine import Engine
-from services.serving.channels import open_channel
-from services.serving.server import serving
 from services.upscaler.model import place
 from services.upscaler.service import SERVICE_NAME, LoadedUpscaler, UpscalerService
 from services.upscaler.stepper import UpscalerStepper
 from tests.fuzz.stages import answer_any_bytes, answer_any_message, raw
 from tests.fuzz.strategies import fuzzed
+from tests.stage_server import serving_stage
 from tests.upscaler.conftest import random_swinir, small_info
 from triptych.v1 import upscaler_pb2
 from triptych.v1.upscaler_pb2_grpc import add_UpscalerServiceServicer_to_server
@@ -22,15 +20,10 @@ from triptych.v1.upscaler_pb2_grpc import add_UpscalerServiceServicer_to_server
 @pytest.fixture
 async def channel():
     stepper = UpscalerStepper(place(random_swinir(), torch.device("cpu")), num_slots=1, max_pixels=2_000)
-    service = UpscalerService()
-    async with (
-        Engine(stepper, max_queue=8) as engine,
-        serving(
-            lambda server: add_UpscalerServiceServicer_to_server(service, server), services=[SERVICE_NAME]
-        ) as running,
-        open_channel(running.address) as channel,
-    ):
-        service.set_ready(LoadedUpscaler(stepper, small_info(stepper)), engine)
+    loaded_model = LoadedUpscaler(stepper, small_info(stepper))
+    async with serving_stage(
+        UpscalerService(), add_UpscalerServiceServicer_to_server, SERVICE_NAME, loaded_model, max_queue=8
+    ) as channel:
         yield channel
 
 

@@ -11,11 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from services.engine.engine import Engine
 from services.errors import ModelError
 from services.images.codec import DecodedImage, encode_png
-from services.serving.channels import open_channel
-from services.serving.server import serving
 from services.serving.stage_service import ServeOptions
 from services.upscaler.conversion.random_weights import write_random
 from services.upscaler.model import place
@@ -24,6 +21,7 @@ from services.upscaler.service import SERVICE_NAME, LoadedUpscaler, UpscalerServ
 from services.upscaler.stepper import UpscaleJob, UpscalerStepper, upscale
 from services.weights.model_folder import write_manifest
 from tests.png_bomb import png_bomb
+from tests.stage_server import serving_stage
 from tests.upscaler.conftest import random_picture, random_swinir, small_info
 from triptych.v1.stage_pb2 import STAGE_UPSCALE, ImageData, StageEvent
 from triptych.v1.upscaler_pb2 import UpscaleRequest, UpscalerServiceGetModelRequest, UpscaleSettings
@@ -38,15 +36,10 @@ def network() -> SwinIR:
 @pytest.fixture
 async def stub(network: SwinIR) -> AsyncIterator[UpscalerServiceStub]:
     stepper = UpscalerStepper(network, num_slots=1, max_pixels=10_000)
-    service = UpscalerService()
-    async with (
-        Engine[UpscaleJob](stepper, max_queue=4) as engine,
-        serving(
-            lambda server: add_UpscalerServiceServicer_to_server(service, server), services=[SERVICE_NAME]
-        ) as running,
-        open_channel(running.address) as channel,
-    ):
-        service.set_ready(LoadedUpscaler(stepper, small_info(stepper)), engine)
+    loaded_model = LoadedUpscaler(stepper, small_info(stepper))
+    async with serving_stage(
+        UpscalerService(), add_UpscalerServiceServicer_to_server, SERVICE_NAME, loaded_model, max_queue=4
+    ) as channel:
         yield UpscalerServiceStub(channel)
 
 

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.engine.engine import Engine
 from services.errors import InvalidRequest
 from services.generator.service import SERVICE_NAME, GeneratorService, load
-from services.serving.channels import open_channel
-from services.serving.server import serving
 from services.serving.stage_service import ServeOptions
+from tests.stage_server import serving_stage
 from triptych.v1.generator_pb2 import GenerateRequest, GenerateSettings
 from triptych.v1.generator_pb2_grpc import GeneratorServiceStub, add_GeneratorServiceServicer_to_server
 from triptych.v1.stage_pb2 import ImageData, ImageItem, ImagePrompt, TextDifference
@@ -34,15 +32,9 @@ def loaded(tiny_folder):
 
 @pytest.fixture
 async def stub(loaded):
-    service = GeneratorService()
-    async with (
-        Engine(loaded.stepper, max_queue=8) as engine,
-        serving(
-            lambda server: add_GeneratorServiceServicer_to_server(service, server), services=[SERVICE_NAME]
-        ) as running,
-        open_channel(running.address) as channel,
-    ):
-        service.set_ready(loaded, engine)
+    async with serving_stage(
+        GeneratorService(), add_GeneratorServiceServicer_to_server, SERVICE_NAME, loaded, max_queue=8
+    ) as channel:
         yield GeneratorServiceStub(channel)
 
 
