@@ -89,8 +89,8 @@ def add(
             token, entry = new_token(caller, lifetime)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="NAME") from None
-        kept = [replace(other, caller=caller) if other.caller.name == name else other for other in entries]
-        write_tokens(path, [*kept, entry])
+        others = [replace(other, caller=caller) if other.caller.name == name else other for other in entries]
+        write_tokens(path, [*others, entry])
     _show_token(token, entry, path)
 
 
@@ -117,12 +117,12 @@ def rotate(name: str, path: Path, overlap: timedelta, lifetime: timedelta | None
             raise click.ClickException(f"{path} has no caller {name!r}; see `triptych tokens list`")
         token, entry = new_token(caller, lifetime)
         end = datetime.now(UTC).replace(microsecond=0) + overlap
-        kept = [
+        others = [
             replace(old, expires=min(end, old.expires or end)) if old.caller.name == name else old
             for old in entries
         ]
-        write_tokens(path, [*kept, entry])
-    for old in kept:
+        write_tokens(path, [*others, entry])
+    for old in others:
         if old.caller.name == name and not old.has_expired(datetime.now(UTC)):
             echo(f"token {old.token_id} of {name} {_expiry(old)}", err=True)
     _show_token(token, entry, path)

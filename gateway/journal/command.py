@@ -63,19 +63,21 @@ def repair(journal: Path) -> None:
         repaired = journal.with_name(f".{journal.name}.repaired")
         repaired.unlink(missing_ok=True)
         saved = copy_readable(journal, repaired)
-        kept = journal.with_name(f"{journal.name}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+        damaged = journal.with_name(
+            f"{journal.name}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        )
         for suffix in ("-wal", "-shm"):
             beside = journal.with_name(journal.name + suffix)
             if beside.exists():
-                beside.rename(kept.with_name(kept.name + suffix))
-        journal.rename(kept)
+                beside.rename(damaged.with_name(damaged.name + suffix))
+        journal.rename(damaged)
         repaired.rename(journal)
     finally:
         file.close()
     echo(
         f"{journal}: "
         + ", ".join(f"{n} {name}" for name, n in saved.items())
-        + f"; the damaged file is {kept}"
+        + f"; the damaged file is {damaged}"
     )
 
 

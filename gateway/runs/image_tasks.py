@@ -66,7 +66,7 @@ class ImageTasks:
         self._context = context
         self._retry_policy = retry_policy
         self._caller = caller
-        self._making: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def make(
         self,
@@ -99,7 +99,7 @@ class ImageTasks:
     ) -> None:
         task = asyncio.current_task()
         if task is not None:
-            self._making[name] = task
+            self._tasks[name] = task
         is_delivered = False
 
         async def keep(job: Job, picture: ImageData) -> None:
@@ -150,7 +150,7 @@ class ImageTasks:
                 keeping.cancel()
             if job is not None:
                 job.spool.close()
-            del self._making[name]
+            del self._tasks[name]
             self._record.queued(work.stage, index, 0)
             if not is_delivered:
                 give_up()
@@ -193,7 +193,7 @@ class ImageTasks:
         match happening.WhichOneof("kind"):
             case "accepted":
                 position = happening.accepted.queue_position
-                wait_s = stopwatch.worker.pace.wait_s(position) if stopwatch.worker else None
+                wait_s = stopwatch.worker.queue_rate.wait_s(position) if stopwatch.worker else None
                 record.queued(stage, job.index, position, wait_s)
             case "progress":
                 record.progress(stage, happening.progress)
@@ -213,7 +213,7 @@ class ImageTasks:
             if name in self._run.given_up or name in self._run.images:
                 continue
             self._record.warn(CANCELLED, "cancelled by the caller", name, given_up=True)
-            if task := self._making.get(name):
+            if task := self._tasks.get(name):
                 task.cancel()
 
     def _bytes_of(self, work: StageSettings, parent: str) -> int:

@@ -138,20 +138,22 @@ class RunRecorder:
             share = MAX_PROGRESS_EVENTS / num_steps
             if int(step * share) == int((step - 1) * share):
                 return
-        told = Event.ImageProgress(stage=stage.number, index=progress.index, step=step, num_steps=num_steps)
-        self._append(Event(progress=told))
+        progress_event = Event.ImageProgress(
+            stage=stage.number, index=progress.index, step=step, num_steps=num_steps
+        )
+        self._append(Event(progress=progress_event))
 
     def preview(self, stage: Stage, preview: StageEvent.Preview) -> None:
         if len(preview.image.data) > MAX_INLINE_BYTES:
             return
-        told = Event.ImagePreview(
+        preview_event = Event.ImagePreview(
             stage=stage.number,
             index=preview.index,
             step=preview.step,
             num_steps=preview.num_steps,
             image=preview.image,
         )
-        self._append(Event(preview=told))
+        self._append(Event(preview=preview_event))
 
     async def image_ready(
         self, stage: Stage, job: Job, picture: ImageData, model: ChosenModel, parent: str
@@ -175,7 +177,7 @@ class RunRecorder:
 
     def timing(self, stage: Stage, timing: StageEvent.Timing, waited_s: float) -> None:
         """`waited_s` is what the gateway waited for the picture; what the stage cannot account for was transfer."""
-        told = ImageTiming(
+        image_timing = ImageTiming(
             image=self.image_name(stage, timing.index),
             stage=stage.number,
             queue=timing.queue,
@@ -187,17 +189,17 @@ class RunRecorder:
         transfer_ns = int(waited_s * 1e9) - sum(part.ToNanoseconds() for part in known)
         transfer = Duration()
         transfer.FromNanoseconds(max(0, transfer_ns))
-        told.transfer.CopyFrom(transfer)
-        self._append(Event(timing=told))
+        image_timing.transfer.CopyFrom(transfer)
+        self._append(Event(timing=image_timing))
 
     def ranked(self, stage: Stage, scores: Sequence[tuple[Image, float]], selected: Sequence[Image]) -> None:
         """`scores` best first."""
-        told = Event.Ranked(
+        ranked = Event.Ranked(
             stage=stage.number,
             scores=[Event.Ranked.Score(image=image.name, clip_score=score) for image, score in scores],
             selected=[image.name for image in selected],
         )
-        self._append(Event(ranked=told))
+        self._append(Event(ranked=ranked))
 
     def selected(self, selected: Event.Selected) -> None:
         """Images are taken to a stage by hand."""

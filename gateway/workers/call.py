@@ -32,7 +32,7 @@ async def stream_image(
     span = start_call_span(f"{pool.stage.service}/{pool.stage.method}", worker.address)
     traceparent = span.traceparent or current_traceparent()
     stream = pool.stage.start(worker.channel, job, retry_policy.timeout_s(), traceparent)
-    monitor = CallMonitor(retry_policy, worker.pace)
+    monitor = CallMonitor(retry_policy, worker.queue_rate)
     has_picture = False
     # Until it has ended otherwise, the caller does not want it any more.
     code, reason = "CANCELLED", ""
@@ -112,10 +112,10 @@ def end_call_span(span: spans.Span, code: str, reason: str) -> None:
 class CallMonitor:
     """Where a picture is at its worker: on its way, in the queue, or being made; and how long it may be silent there."""
 
-    def __init__(self, retry_policy: RetryPolicy, pace: QueueRate) -> None:
+    def __init__(self, retry_policy: RetryPolicy, queue_rate: QueueRate) -> None:
         self._retry_policy = retry_policy
         # Of the queue, which this picture measures as it moves with it.
-        self._pace = pace
+        self._queue_rate = queue_rate
         self._position, self._moved_at = 0, 0.0
         self.is_waiting = False
         self.is_being_made = False
@@ -135,7 +135,7 @@ class CallMonitor:
         position = event.accepted.queue_position if event.HasField("accepted") else 0
         now = asyncio.get_running_loop().time()
         if self._position:
-            self._pace.moved(self._position - position, now - self._moved_at)
+            self._queue_rate.moved(self._position - position, now - self._moved_at)
         self._position, self._moved_at = position, now
         self.is_waiting, self.is_being_made = position > 0, position == 0
 

@@ -164,7 +164,7 @@ class Pool:
             return Availability(min(free, key=lambda worker: worker.load, default=None))
         # One that becomes free as soon as any: what waits there already goes first.
         num_ahead = min(worker.load - worker.model.limits.num_slots for worker in better)
-        waits = [worker.pace.wait_s(num_ahead) for worker in better]
+        waits = [worker.queue_rate.wait_s(num_ahead) for worker in better]
         known = [wait_s for wait_s in waits if wait_s is not None]
         return Availability(has_to_wait=True, num_ahead=num_ahead, wait_s=min(known, default=None))
 

@@ -41,7 +41,7 @@ class Worker:
     # For one picture that is to be alone there: it gets nothing else until that is done.
     is_reserved: bool = False
     # Of its queue, as far as this gateway has seen it move.
-    pace: QueueRate = field(default_factory=QueueRate)
+    queue_rate: QueueRate = field(default_factory=QueueRate)
     # Called when it stalls, by those who wait in its queue.
     on_stall: set[Callable[[], None]] = field(default_factory=set)
 
@@ -66,4 +66,4 @@ class Worker:
         self.problem, self.model, self.paused_until = other.problem, other.model, other.paused_until
         self.num_losses, self.num_broken_answers = other.num_losses, other.num_broken_answers
         self.is_on_probation = other.is_on_probation
-        self.pace = other.pace
+        self.queue_rate = other.queue_rate

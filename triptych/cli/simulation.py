@@ -89,22 +89,22 @@ class _Run:
 class _Replica:
     stage: int
     model: StageModel
-    making: list[_Picture] = field(default_factory=list)
+    in_progress: list[_Picture] = field(default_factory=list)
     updated_at: float = 0.0
     # Of the event that is to come for it; an older one in the heap is void.
     version: int = 0
     is_up: bool = True
 
     def advance(self, now: float) -> None:
-        if self.making:
-            done = (now - self.updated_at) / self.model.seconds(len(self.making))
-            for picture in self.making:
+        if self.in_progress:
+            done = (now - self.updated_at) / self.model.seconds(len(self.in_progress))
+            for picture in self.in_progress:
                 picture.left -= done
         self.updated_at = now
 
     def next_done_at(self) -> float:
-        least = min(picture.left for picture in self.making)
-        return self.updated_at + max(0.0, least) * self.model.seconds(len(self.making))
+        least = min(picture.left for picture in self.in_progress)
+        return self.updated_at + max(0.0, least) * self.model.seconds(len(self.in_progress))
 
 
 class _Simulation:
@@ -159,7 +159,7 @@ class _Simulation:
         if now > self.end * WARM_UP_SHARE:
             passed = now - max(self.looked_at, self.end * WARM_UP_SHARE)
             for stage, replicas in enumerate(self.replicas):
-                self.busy_s[stage] += passed * sum(len(replica.making) for replica in replicas)
+                self.busy_s[stage] += passed * sum(len(replica.in_progress) for replica in replicas)
                 self.waiting_s[stage] += passed * len(self.queues[stage])
         self.looked_at = now
 
@@ -176,25 +176,27 @@ class _Simulation:
     def _fill(self, stage: int, now: float) -> None:
         queue, changed = self.queues[stage], set()
         while queue:
-            free = [one for one in self.replicas[stage] if one.is_up and len(one.making) < one.model.slots]
+            free = [
+                one for one in self.replicas[stage] if one.is_up and len(one.in_progress) < one.model.slots
+            ]
             if not free:
                 break
-            replica = min(free, key=lambda one: len(one.making))
+            replica = min(free, key=lambda one: len(one.in_progress))
             replica.advance(now)
-            replica.making.append(queue.popleft())
+            replica.in_progress.append(queue.popleft())
             changed.add(replica)
         for replica in changed:
             self._schedule(replica)
 
     def _schedule(self, replica: _Replica) -> None:
         replica.version += 1
-        if replica.making:
+        if replica.in_progress:
             self._later(replica.next_done_at(), "done", replica, replica.version)
 
     def _finish(self, replica: _Replica, now: float) -> None:
         replica.advance(now)
-        done = [picture for picture in replica.making if picture.left <= 1e-9]
-        replica.making = [picture for picture in replica.making if picture.left > 1e-9]
+        done = [picture for picture in replica.in_progress if picture.left <= 1e-9]
+        replica.in_progress = [picture for picture in replica.in_progress if picture.left > 1e-9]
         self._schedule(replica)
         for picture in done:
             self._deliver(picture, now)
@@ -216,7 +218,7 @@ class _Simulation:
 
     def _evict(self, replica: _Replica, now: float) -> None:
         replica.is_up = False
-        lost, replica.making = replica.making, []
+        lost, replica.in_progress = replica.in_progress, []
         self._schedule(replica)
         self.num_repeated += len(lost)
         # To the front: they have waited already.

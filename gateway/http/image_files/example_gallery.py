@@ -1,7 +1,7 @@
 """Example images for the page: made once per set of served models and cached in a folder.
 
 The page shows them to people who have not made a picture yet. They are made by ordinary runs, one after another and
-as a caller of their own, so that they take turns with everybody else; the runs are deleted when their pictures are kept.
+as a caller of their own, so that they take turns with everybody else; the runs are deleted when their pictures are stored.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class ExampleGallery:
     def __init__(self, pipeline: Pipeline, folder: Path) -> None:
         self._pipeline = pipeline
         self._folder = folder
-        self._making: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._failed_at = 0.0
         # Names of the runs that make examples now: no caller's list shows them.
         self.active_runs: set[str] = set()
@@ -62,14 +62,14 @@ class ExampleGallery:
         if not prompts:
             return {"state": "none", "examples": []}
         key = _key(models.values(), prompts)
-        kept = await asyncio.to_thread(self._read, key)
-        is_whole = kept.get("run") is not None and len(kept["examples"]) == len(prompts)
+        manifest = await asyncio.to_thread(self._read, key)
+        is_whole = manifest.get("run") is not None and len(manifest["examples"]) == len(prompts)
         if not is_whole and self._may_begin(models):
-            self._making = asyncio.create_task(
-                self._make(key, prompts, kept, frozenset(models)), name="examples"
+            self._task = asyncio.create_task(
+                self._make(key, prompts, manifest, frozenset(models)), name="examples"
             )
-        is_making = self._making is not None and not self._making.done()
-        return {**kept, "state": "ready" if is_whole else "making" if is_making else "none"}
+        is_running = self._task is not None and not self._task.done()
+        return {**manifest, "state": "ready" if is_whole else "making" if is_running else "none"}
 
     async def read(self, path: str) -> bytes:
         """A picture by its path in the folder. Raises NotFound."""
@@ -81,26 +81,28 @@ class ExampleGallery:
             raise NotFound(f"there is no example {path[:80]!r}") from None
 
     async def close(self) -> None:
-        if self._making is not None:
-            self._making.cancel()
-            await asyncio.gather(self._making, return_exceptions=True)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     def _may_begin(self, models: dict[Any, ModelInfo]) -> bool:
-        is_idle = self._making is None or self._making.done()
+        is_idle = self._task is None or self._task.done()
         waited_s = asyncio.get_running_loop().time() - self._failed_at
         has_all = {stage.number for stage in STAGES} <= set(models)
         return is_idle and has_all and (not self._failed_at or waited_s > RETRY_AFTER_S)
 
-    async def _make(self, key: str, prompts: list[str], kept: dict[str, Any], stages: frozenset[Any]) -> None:
+    async def _make(
+        self, key: str, prompts: list[str], manifest: dict[str, Any], stages: frozenset[Any]
+    ) -> None:
         try:
-            if kept["run"] is None:
-                kept["run"] = await self._make_tour(key, prompts[0])
-                await asyncio.to_thread(self._write, key, kept)
-            done = {example["prompt"] for example in kept["examples"]}
+            if manifest["run"] is None:
+                manifest["run"] = await self._make_tour(key, prompts[0])
+                await asyncio.to_thread(self._write, key, manifest)
+            done = {example["prompt"] for example in manifest["examples"]}
             for number, prompt in enumerate(prompts):
                 if prompt not in done:
-                    kept["examples"].append(await self._make_example(key, number, prompt))
-                    await asyncio.to_thread(self._write, key, kept)
+                    manifest["examples"].append(await self._make_example(key, number, prompt))
+                    await asyncio.to_thread(self._write, key, manifest)
         except (TriptychError, OSError) as error:
             self._failed_at = asyncio.get_running_loop().time()
             log.warning("the page has no pictures of its example prompts: %s", error)
@@ -118,7 +120,7 @@ class ExampleGallery:
         for stage in STAGES:
             shown = []
             for image in sorted(_of(run, stage.number), key=lambda image: image.index):
-                path = await self._keep(key, f"tour-{stage.name}-{image.index}", files[image.name])
+                path = await self._store_image(key, f"tour-{stage.name}-{image.index}", files[image.name])
                 entry: dict[str, Any] = {"image": path, "is_chosen": image.name in parents}
                 if image.HasField("clip_score"):
                     entry["score"] = round(image.clip_score, 4)
@@ -133,7 +135,7 @@ class ExampleGallery:
         spec.automatic.top_k_after_generate = 1
         run, files = await self._run(spec)
         picture = _of(run, REFINE.number)[0]
-        path = await self._keep(key, f"example-{number}", files[picture.name])
+        path = await self._store_image(key, f"example-{number}", files[picture.name])
         return {"prompt": prompt, "seed": str(SEED), "image": path}
 
     async def _run(self, spec: RunSpec) -> tuple[Run, dict[str, bytes]]:
@@ -158,7 +160,7 @@ class ExampleGallery:
             self.active_runs.discard(run.name)
         return run, files
 
-    async def _keep(self, key: str, name: str, data: bytes) -> str:
+    async def _store_image(self, key: str, name: str, data: bytes) -> str:
         """Keeps a picture as WebP; returns the address of it that the page asks for."""
         small = await convert(data, "webp", WEBP_QUALITY)
         path = self._folder / key / f"{name}.webp"
@@ -167,13 +169,13 @@ class ExampleGallery:
 
     def _read(self, key: str) -> dict[str, Any]:
         try:
-            kept: dict[str, Any] = json.loads((self._folder / key / MANIFEST).read_text("utf-8"))
-            return kept
+            manifest: dict[str, Any] = json.loads((self._folder / key / MANIFEST).read_text("utf-8"))
+            return manifest
         except (OSError, ValueError):
             return {"examples": [], "run": None}
 
-    def _write(self, key: str, kept: dict[str, Any]) -> None:
-        _write_file(self._folder / key / MANIFEST, json.dumps(kept, ensure_ascii=False).encode())
+    def _write(self, key: str, manifest: dict[str, Any]) -> None:
+        _write_file(self._folder / key / MANIFEST, json.dumps(manifest, ensure_ascii=False).encode())
 
 
 def example_prompts(generator: ModelInfo) -> list[str]:
