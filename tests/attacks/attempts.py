@@ -201,6 +201,8 @@ def connections(where: str, begin: bytes, count: int) -> Attack:
             one = socket.socket()
             one.settimeout(2)
             try:
+                # Not the address of the other caller: each has a bound of its own.
+                one.bind(("127.0.0.2", 0))
                 one.connect((host, int(port)))
                 one.send(begin)
             except OSError:

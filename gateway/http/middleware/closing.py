@@ -3,6 +3,7 @@
 import asyncio
 import logging
 
+import h11
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.http.context import RequestContext
@@ -38,5 +39,9 @@ class ClosingMiddleware:
 
 
 def is_no_cut_answer(record: logging.LogRecord) -> bool:
-    """A filter for uvicorn's log, to which an answer that is cut off at the end is a bug of the application."""
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+    """A filter for uvicorn's log, to which an answer that is cut off is a bug of the application.
+
+    A gateway that ends cuts it off; so does what arrives meanwhile and is no HTTP, which is answered 400.
+    """
+    cut = (asyncio.CancelledError, h11.LocalProtocolError)
+    return not (record.exc_info and isinstance(record.exc_info[1], cut))

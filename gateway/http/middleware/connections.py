@@ -5,6 +5,7 @@ reader of an event stream, is left alone.
 """
 
 import asyncio
+from contextlib import suppress
 from typing import Any, cast
 
 import h11
@@ -16,6 +17,11 @@ HEAD_TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 75.0
 MAX_CONNECTIONS = 1_000
 MAX_CONNECTIONS_PER_ADDRESS = 500
+# Each chunk of a body takes a turn of the event loop. So many that are small on average are no body of a program.
+MAX_SMALL_CHUNKS = 10_000
+MIN_MEAN_CHUNK_BYTES = 16
+# What is parsed before the chunks are counted again.
+PART_BYTES = 16 * 2**10
 # A body that nobody wants is thrown away for so long, so that its sender can read why; then the connection ends. Many
 # programs read the answer only after they have sent all, and a reset would take it from them (RFC 9112, 9.6).
 LINGER_S = 30.0
@@ -48,6 +54,8 @@ class BoundedProtocol(H11Protocol):
         self._is_refused = False
         self._is_lingering = False
         self._lingers_until = 0.0
+        self._num_lines = 0
+        self._num_chunked_bytes = 0
         self.since = self.loop.time()
         self.app = self._refusing(self.app)
 
@@ -66,10 +74,30 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._is_lingering:
-            super().data_received(data)
-        elif (left_s := self._lingers_until - self.loop.time()) > 0:
-            self._expect(min(LINGER_SILENCE_S, left_s))
+        for start in range(0, len(data), PART_BYTES):
+            self._receive(data[start : start + PART_BYTES])
+
+    def _receive(self, part: bytes) -> None:
+        if self._is_lingering:
+            if (left_s := self._lingers_until - self.loop.time()) > 0:
+                self._expect(min(LINGER_SILENCE_S, left_s))
+        elif self._has_small_chunks(part):
+            self.transport.abort()
+        elif not self.transport.is_closing():
+            super().data_received(part)
+
+    def _has_small_chunks(self, data: bytes) -> bool:
+        """Counts the ends of lines in a body of chunks: each chunk has two, and its content hardly any."""
+        if (
+            self.conn.their_state is not h11.SEND_BODY
+            or (b"transfer-encoding", b"chunked") not in self.headers
+        ):
+            self._num_lines = self._num_chunked_bytes = 0
+            return False
+        self._num_lines += data.count(b"\r\n")
+        self._num_chunked_bytes += len(data)
+        num_chunks = self._num_lines // 2
+        return num_chunks > MAX_SMALL_CHUNKS and self._num_chunked_bytes < num_chunks * MIN_MEAN_CHUNK_BYTES
 
     def linger(self) -> bool:
         """Whether the connection ends later, since its peer is about to get an answer that ends it."""
@@ -80,7 +108,9 @@ class BoundedProtocol(H11Protocol):
         self._expect(LINGER_SILENCE_S)
         self.transport.resume_reading()
         if self.transport.can_write_eof():
-            self.transport.write_eof()
+            # The peer may have hung up by now.
+            with suppress(OSError):
+                self.transport.write_eof()
         return True
 
     def _refusing(self, app: Any) -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections import Counter
+from contextlib import suppress
 
 import grpc
 import httpx
@@ -140,6 +141,23 @@ async def test_large_requests_of_one_caller_do_not_hold_up_another(tokens, tmp_p
         for call in slow:
             call.cancel()
     assert "spec.prompt" in raised.value.details()
+
+
+@pytest.mark.parametrize(("size", "count", "is_served"), [(1, 20_000, False), (100, 20_000, True)])
+async def test_a_body_of_tiny_chunks_ends_its_connection(tokens, size, count, is_served):
+    """Each takes a turn of the event loop; larger ones are as many as the size of a body allows."""
+    path, token = tokens
+    async with web_gateway(tokens=path) as web:
+        host, port = web.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST /runs HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n"
+        writer.write(f"{head}content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+        with suppress(ConnectionError):
+            writer.write((f"{size:x}\r\n{'x' * size}\r\n" * count + "0\r\n\r\n").encode())
+            line = b""
+            line = await reader.readline()
+        writer.close()
+    assert (b"400" in line) == is_served
 
 
 async def test_silent_connections_make_room_for_those_that_ask(monkeypatch):
