@@ -28,6 +28,8 @@ from services.pytorch.clip_tokenizer import clip_merges, clip_tokenizer_files, c
 from services.pytorch.parts import config_to_json, empty_network, shapes
 from services.weights.formats.safetensors_file import LazyTensor, write_safetensors
 
+DRAWN_TOGETHER = 1 << 20  # weights
+
 _TINY_PIXELS = DiffusionConfig(num_steps=8, guidance_scale=2.0, predicts="epsilon", clip_range=1.0)
 _TINY_SUPER_RES = SuperResPart(
     UNetConfig(
@@ -122,5 +124,10 @@ def _random(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float16]
         return np.ones(shape, np.float16)
     fan_in = np.prod(shape[1:]) if len(shape) > 1 and "emb" not in leaf else shape[-1]
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    noise = rng.standard_normal(shape, dtype=np.float32) / np.float32(float(fan_in) ** 0.5)
-    return noise.astype(np.float16)
+    weights = np.empty(shape, np.float16)
+    # A part at a time: the largest tensor in float32 would take twice its size beside it.
+    flat, scale = weights.reshape(-1), np.float32(float(fan_in) ** 0.5)
+    for start in range(0, flat.size, DRAWN_TOGETHER):
+        part = flat[start : start + DRAWN_TOGETHER]
+        part[:] = rng.standard_normal(part.size, dtype=np.float32) / scale
+    return weights
