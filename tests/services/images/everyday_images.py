@@ -192,7 +192,7 @@ TABLE: list[tuple[str, Callable[[], bytes], Callable[[], np.ndarray], float]] = 
     ),
     *(
         (
-            f"turned as EXIF {turn} says",
+            f"turned by EXIF {turn}",
             lambda t=turn: as_file(Image.fromarray(COLOURS), "PNG", exif=exif_of(t)),
             lambda t=turn: turned(COLOURS, t),
             0,
@@ -244,7 +244,7 @@ TABLE: list[tuple[str, Callable[[], bytes], Callable[[], np.ndarray], float]] = 
     ("16-bit gray TIFF", lambda: as_file(wide_gray(), "TIFF"), lambda: np.dstack([RAMP / 257] * 3), 0.51),
     *(
         (
-            f"TIFF turned as {turn} says",
+            f"TIFF turned by {turn}",
             lambda t=turn: as_file(Image.fromarray(COLOURS), "TIFF", exif=exif_of(t)),
             lambda t=turn: turned(COLOURS, t),
             0,

@@ -20,6 +20,7 @@ from tests.services.images.everyday_images import (
     noise,
     turned,
 )
+from tests.triptych.cli.command_line import ROOT
 
 
 @pytest.mark.parametrize(("make", "right", "most"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
@@ -59,6 +60,11 @@ def test_heic_where_nothing_reads_it_is_explained(monkeypatch):
 
 def test_the_table_has_forty_pictures():
     assert len({name for name, *_ in TABLE}) >= 40
+
+
+def test_the_table_of_the_docs_has_each():
+    docs = (ROOT / "docs" / "compatibility.md").read_text("utf-8")
+    assert [name for name, *_ in TABLE if f"| {name} |" not in docs] == []
 
 
 def test_a_wide_profile_becomes_srgb():

@@ -77,6 +77,11 @@ def _arguments() -> Iterator[Call]:
     yield Call(
         "prompts from standard input", (*RUN[:1], "--prompt-file", "-", *RUN[2:]), (DONE,), stdin=b"x\n\ny\n"
     )
+    for name, text in (("lines of Windows", b"x\r\n\r\ny\r\n"), ("a byte order mark", b"\xef\xbb\xbfx\n")):
+        yield Call(f"prompts with {name}", (*RUN[:1], "--prompt-file", "-", *RUN[2:]), (DONE,), stdin=text)
+    yield Call(
+        "prompts in UTF-16", ("run", "--prompt-file", "-"), (USAGE,), stdin="a house\n".encode("utf-16")
+    )
     for number, text in enumerate(ESCAPES):
         yield Call(f"a prompt with escapes, {number}", (RUN[0], f"x{text}", *RUN[2:]), (DONE,))
         yield Call(f"a command with escapes, {number}", (f"x{text}",), (USAGE,))
@@ -87,7 +92,7 @@ def _arguments() -> Iterator[Call]:
     for wrong in ("lits", "wacth", "shwo", "x" * 5000):
         yield Call(f"a mistyped command of runs {wrong[:8]!r}", ("runs", wrong), (USAGE,))
     yield Call("a very long prompt", (RUN[0], "house " * 5_000, *RUN[2:]), (DONE, USAGE, FAILED))
-    yield Call("an image that is no picture", ("run", "x", "--image", str(Path(__file__))), (USAGE,))
+    yield Call("an image that is no picture", ("run", "x", "--image", "/etc/hosts"), (USAGE,))
     yield Call("an image that is a folder", ("run", "x", "--image", "/tmp"), (USAGE,))
     yield Call("an image that is a device", ("run", "x", "--image", "/dev/null"), (USAGE,))
     yield Call("an output that is a file", (*RUN, "--out", "/dev/null"), (USAGE, FAILED))
@@ -153,6 +158,16 @@ def _environments() -> Iterator[Call]:
             (DONE,),
             {name: "tcp://10.0.0.1:1"},
         )
+    linked = {
+        "TRIPTYCH_GATEWAY_SERVICE_HOST": "10.0.0.1",
+        "TRIPTYCH_GATEWAY_SERVICE_PORT": "50050",
+        "TRIPTYCH_GATEWAY_PORT": "tcp://10.0.0.1:50050",
+        "TRIPTYCH_GATEWAY_PORT_50050_TCP": "tcp://10.0.0.1:50050",
+        "TRIPTYCH_GATEWAY_PORT_50050_TCP_PORT": "50050",
+        "TRIPTYCH_GATEWAY_PORT_50050_TCP_ADDR": "10.0.0.1",
+        "TRIPTYCH_GATEWAY_PORT_50050_TCP_PROTO": "tcp",
+    }
+    yield Call("a service triptych-gateway as Kubernetes links it", LIST, (DONE,), linked)
     yield Call("a seed that is none", RUN, (USAGE,), {"TRIPTYCH_SEED": "x"})
     yield Call("an empty seed", RUN, (DONE,), {"TRIPTYCH_SEED": ""})
     for name in ("http_proxy", "https_proxy", "grpc_proxy"):
@@ -247,12 +262,16 @@ def make_all(
         return list(pool.map(one, enumerate(made)))
 
 
+def shown(text: str) -> str:
+    return text.encode("unicode_escape").decode().replace("|", "\\|")
+
+
 def table(outcomes: list[tuple[Call, Outcome]]) -> str:
     """In Markdown: what was odd, the exit code, and the last line."""
     rows = ["| call | exit code | last line |", "|---|---|---|"]
     for call, outcome in outcomes:
-        last = outcome.last_line[:120].encode("unicode_escape").decode().replace("|", "\\|")
-        rows.append(f"| {call.name.encode('unicode_escape').decode()} | {outcome.code} | `{last}` |")
+        name, last = shown(call.name)[:60], shown(outcome.last_line)[:120]
+        rows.append(f"| {name} | {outcome.code} | {last and f'`` {last} ``'} |")
     return "\n".join(rows)
 
 

@@ -2,11 +2,17 @@
 
 import pytest
 
-from tests.triptych.cli.odd_calls import DONE, calls, make_all
+from tests.triptych.cli.command_line import ROOT
+from tests.triptych.cli.odd_calls import DONE, calls, make_all, shown
 
 
 def test_there_are_more_than_a_hundred():
     assert len({call.name for call in calls()}) > 100
+
+
+def test_the_table_of_the_docs_has_each():
+    docs = (ROOT / "docs" / "compatibility.md").read_text("utf-8")
+    assert [call.name for call in calls() if f"| {shown(call.name)[:60]} |" not in docs] == []
 
 
 # Each call is a process of its own.
