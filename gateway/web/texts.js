@@ -214,7 +214,7 @@ const TEXTS = {
   "choice.refine.fit.start": ["Crop the top or left", "裁取上方或左侧"],
   "choice.refine.fit.end": ["Crop the bottom or right", "裁取下方或右侧"],
   "choice.refine.fit.whole": ["All of it, with borders", "整张图，加边框"],
-  "setting.upscale.final": ["Size of a finished picture", "成品尺寸"],
+  "setting.upscale.final": ["Final size", "成品尺寸"],
   "help.upscale.final": ["What “A finished picture” ends with.", "“直接出成品”的最终尺寸。"],
   "choice.upscale.final.upscaled": ["Upscaled", "放大"],
   "choice.upscale.final.refined": ["Not upscaled", "不放大"],
