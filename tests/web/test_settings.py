@@ -102,7 +102,7 @@ async def test_prompt_and_settings_survive_a_reload_and_the_address_names_the_ru
 
 async def test_a_finished_picture_ends_at_the_size_that_is_chosen(visitor, stages):
     await visitor.button("Settings").click()
-    size = visitor.page.get_by_label("Final size")
+    size = visitor.page.get_by_label("Final size", exact=True)
     await expect(size.locator("option")).to_have_text(["Upscaled (128 × 128)", "Not upscaled (32 × 32)"])
     await expect(visitor.page.get_by_text("can draw no other size or shape").first).to_be_visible()
     await size.select_option("Not upscaled (32 × 32)")
