@@ -17,6 +17,8 @@ from services.pytorch.device import oom_as_job_error
 from services.refiner.model import RefinerModel
 
 BATCH_SIZE = 8
+# What a good picture of one thing has above the prompt for two of it, by a CLIP that compares counts.
+LEAD_OF_ONE = 0.1
 # The article of the one thing of a prompt, after "a photo of" perhaps; lists and numbers ask for several.
 _ONE_THING = re.compile(r"(?P<before>(?:.*?\bof )?)(?:an?|one)\b(?P<after>.*)", re.IGNORECASE | re.DOTALL)
 _SEVERAL = re.compile(r"\band\b|,|\b(?:two|three|[2-9])\b", re.IGNORECASE)
@@ -26,8 +28,8 @@ _SEVERAL = re.compile(r"\band\b|,|\b(?:two|three|[2-9])\b", re.IGNORECASE)
 def rank(model: RefinerModel, prompt: str, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[float]:
     """A score in [-1, 1] for each picture, of any size: the cosine of picture and prompt.
 
-    A CLIP that compares counts scores half of what the cosine is above that of the prompt for two of its thing. Raises
-    ModelError if CLIP has no image tower here.
+    A CLIP that compares counts takes off what a picture's lead over the prompt for two of its thing lacks of
+    `LEAD_OF_ONE`. Raises ModelError if CLIP has no image tower here.
     """
     clip = model.clip
     if clip.visual is None:
@@ -48,7 +50,11 @@ def rank(model: RefinerModel, prompt: str, images: Sequence[UInt8[np.ndarray, "_
             inputs = normalize_image(pixels.float() / 255).to(model.dtype)
             embeddings = F.normalize(clip.encode_image(inputs).float(), dim=-1)
             cosines = embeddings @ text.T
-            scores += (cosines[:, 0] if other is None else (cosines[:, 0] - cosines[:, 1]) / 2).tolist()
+            scored = cosines[:, 0]
+            if other is not None:
+                missing = (LEAD_OF_ONE - (cosines[:, 0] - cosines[:, 1])).clamp(min=0)
+                scored = (scored - missing).clamp(min=-1)
+            scores += scored.tolist()
     return scores
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from services.errors import ModelError
 from services.pytorch.clip import Clip, ClipConfig
-from services.refiner.clip_scores import prompt_for_two, rank
+from services.refiner.clip_scores import LEAD_OF_ONE, prompt_for_two, rank
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_one_thing_is_compared_with_two(prompt: str, other: str | None):
     assert prompt_for_two(prompt) == other
 
 
-def test_a_clip_that_compares_counts_scores_the_difference_of_two_prompts(model, pictures):
+def test_a_clip_that_compares_counts_scores_a_picture_of_two_lower(model, pictures):
     config = replace(model.clip.config, compares_counts=True)
     clip = Clip(config).eval()
     clip.load_state_dict(model.clip.state_dict())
@@ -74,5 +74,7 @@ def test_a_clip_that_compares_counts_scores_the_difference_of_two_prompts(model,
 
     one, two = (np.array(rank(model, prompt, pictures)) for prompt in ("a house", "two house"))
 
-    np.testing.assert_allclose(rank(comparing, "a house", pictures), (one - two) / 2, atol=1e-5)
+    expected = np.maximum(-1, one - np.maximum(0, LEAD_OF_ONE - (one - two)))
+    assert (expected < one).any()
+    np.testing.assert_allclose(rank(comparing, "a house", pictures), expected, atol=1e-5)
     assert rank(comparing, "two cats", pictures) == pytest.approx(rank(model, "two cats", pictures), abs=1e-5)

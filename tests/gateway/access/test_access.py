@@ -149,7 +149,8 @@ async def test_no_method_finds_the_run_of_another_caller(doors):
         for method in methods
     }
     assert ends == dict.fromkeys(
-        ["WatchRun", "SelectImages", "CancelRun", "GetRun", "DeleteRun", "DownloadImage"], "NOT_FOUND"
+        ["WatchRun", "SelectImages", "CancelRun", "GetRun", "MoveRun", "DeleteRun", "DownloadImage"],
+        "NOT_FOUND",
     )
 
 
