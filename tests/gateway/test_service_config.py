@@ -26,8 +26,8 @@ from triptych.v1.pipeline_pb2_grpc import (
 
 CONFIG = (Path(__file__).parents[2] / "protos/triptych/v1/service_config.json").read_text()
 SKETCHES = {"refine": None, "upscale": None}
-# A second attempt finds nothing to delete, and its answer is another one.
-NOT_RETRIED = {"DeleteRun"}
+# A second attempt finds nothing to delete, or a run that no longer waits, and its answer is another one.
+NOT_RETRIED = {"DeleteRun", "MoveRun"}
 
 
 class LosesAnswers(PipelineServiceServicer):
