@@ -29,8 +29,9 @@ export class RunQueue {
     this.own = load("own-runs", []);
     // The run that is open: the panel leaves it out.
     this.open = "";
-    // An answer from before a change is not shown.
+    // A list from before a change, or from before the gateway has made it, is not shown.
     this.numChanges = 0;
+    this.numAsked = 0;
     this.lastKnown = "";
     /** @type {Promise<unknown>} */
     this.moving = Promise.resolve();
@@ -129,6 +130,7 @@ export class RunQueue {
 
   /** Asks the gateway for a change, after those before it; then the list is what the gateway has. @param {() => Promise<any>} request */
   ask(request) {
+    this.numAsked += 1;
     const asked = this.moving.then(async () => {
       try {
         return await withRetry(request, showWaiting);
@@ -137,6 +139,7 @@ export class RunQueue {
         if (!(error instanceof GatewayError) || !["RUN_NOT_QUEUED", "NOT_FOUND"].includes(error.reason)) showError(error);
         return null;
       } finally {
+        this.numAsked -= 1;
         this.numChanges += 1;
         this.poll();
       }
@@ -151,7 +154,7 @@ export class RunQueue {
     let failure = null;
     try {
       const busy = await listBusyRuns();
-      if (numChanges === this.numChanges) this.take(busy);
+      if (numChanges === this.numChanges && !this.numAsked) this.take(busy);
     } catch (error) {
       failure = error;
     }
