@@ -58,7 +58,7 @@ def test_the_files_of_a_wheel_exist_and_stay_in_its_own_package(pyproject):
 
 
 def test_the_extra_all_has_every_library_but_those_of_nvidia_and_of_heic():
-    """HEIC's wheels contain x265 (GPL): whoever wants it installs it by name."""
+    """HEIC's wheels contain x265 (GPL), so it is installed by name alone."""
     extras = read_pyproject(SERVER)["project"]["optional-dependencies"]
     (everything,) = extras["all"]
     assert set(everything.partition("[")[2].strip("]").split(",")) == set(extras) - {"all", "cuda", "heic"}
