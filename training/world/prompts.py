@@ -5,17 +5,17 @@ from training.world.scenes import World
 from training.world.vocabulary import COLOURS, OBJECTS, TIMES, WEATHERS
 
 EXAMPLE_PROMPTS = (
-    "a red house under a full moon by the sea",
-    "a red house at night on the beach under a full moon",
+    "a red house in a meadow under a full moon",
+    "a penguin and a snowman in the snow",
     "a blue car in the city during the day",
-    "a big cat in the forest at sunset",
+    "a small white cat on the beach",
     "two cacti in the desert under the sun",
-    "a pink castle in the mountains with a rainbow",
+    "a castle in the mountains with a rainbow",
     "a yellow balloon on the left and a pink house on the right in a meadow",
     "a snowman in the snow under a crescent moon",
     "a sailboat on the sea at sunset",
     "three tulips in a field on a sunny day",
-    "a big red mushroom in the woods in the rain",
+    "a red mushroom in the woods in the rain",
     "a rocket over the desert at night",
     "a palm tree on the beach",
     "a green tent by the mountains under the stars",

@@ -58,12 +58,17 @@ def place_nouns(world: World) -> list[str]:
     return sorted({*nouns, *(known[noun] for noun in nouns)})
 
 
+# Where a thing without a home keeps its shape: a house on the beach loses it at night.
+USUAL_PLACES = {"house": ("meadow",)}
+
+
 def settings_of(world: World) -> dict[str, list[str]]:
     """A phrase for a place where each thing is at home, and for all others some of the common places."""
+    usual = USUAL_PLACES | HOMES
     homes = {
-        noun: [PLACE_PHRASES[place][0] for place in dict.fromkeys(HOMES[name]) if place in world.places]
+        noun: [PLACE_PHRASES[place][0] for place in dict.fromkeys(usual[name]) if place in world.places]
         for name in world.objects
-        if name in HOMES
+        if name in usual
         for word in OBJECTS[name].words
         for noun in (word, plural(word))
     }
