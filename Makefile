@@ -119,6 +119,7 @@ quality: $(VENV)/dev ## Measure the built-in models on held-out and natural prom
 
 .PHONY: pictures
 pictures: $(VENV)/dev ## Draw the pictures of README and docs again, with the built-in models
+	rm -rf build/quality/run
 	$(TEST_ENV) $(BIN)/triptych run "a red house under a full moon" --seed 1 --out build/quality/run
 	cp build/quality/run/contact-sheet.png docs/contact-sheet.png
 	$(TEST_ENV) TRIPTYCH_PAGE_PICTURES=docs $(BIN)/python -m pytest -q -m slow tests/web/test_whole.py

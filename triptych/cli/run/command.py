@@ -128,7 +128,8 @@ def run(
     outputs = []
     for prompt in asked:
         folder = base / f"{slug(prompt)}-{seed}" if is_folder_each else base
-        album = OutputFolder(folder, prompt, file_format=file_format)
+        taken = [output.album.out for output in outputs if output.album is not None]
+        album = OutputFolder(folder, prompt, file_format=file_format, taken=taken)
         outputs.append(Output(display, as_json, album, shows_pictures, is_quiet=quiet))
     stages = {
         name: ["--port", "0", *(["--model", models[name]] if name in models else [])]

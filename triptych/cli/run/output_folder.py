@@ -6,6 +6,7 @@ A folder has the pictures of one run: where those of another are there already, 
 import json
 import re
 import tempfile
+from collections.abc import Collection
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -27,12 +28,14 @@ OUR_NAMES = re.compile(rf"({'|'.join(STAGE_TITLES)}|other)-\d+\.({'|'.join(SUFFI
 class OutputFolder:
     """The folder `out`, made at once: one that cannot be written to is found before the work begins."""
 
-    def __init__(self, out: Path, prompt: str, *, run: str = "", file_format: str = "png") -> None:
+    def __init__(
+        self, out: Path, prompt: str, *, run: str = "", file_format: str = "png", taken: Collection[Path] = ()
+    ) -> None:
         """`run`: its name, where that is known; then a folder with its own pictures is used again.
 
-        Raises OSError where the folder cannot be written to.
+        `taken`: folders of other runs of this call, which have no pictures yet. Raises OSError where the folder cannot be written to.
         """
-        out = free_folder(out, run)
+        out = free_folder(out, run, taken)
         try:
             out.mkdir(parents=True, exist_ok=True)
             # A folder that was there before may be somebody else's, or on a disk that is read-only.
@@ -137,11 +140,11 @@ def picture_name(stage: int, index: int) -> str:
     return f"{STAGE_NAMES.get(stage, 'other')}-{index}"
 
 
-def free_folder(out: Path, run: str) -> Path:
+def free_folder(out: Path, run: str, taken: Collection[Path] = ()) -> Path:
     """`out`, or OUT-2, OUT-3 and so on: the first that has no pictures of another run."""
     for number in count(1):
         folder = out if number == 1 else out.with_name(f"{out.name}-{number}")
-        if not has_pictures_of_others(folder, run):
+        if folder not in taken and not has_pictures_of_others(folder, run):
             return folder
     raise AssertionError  # count has no end
 

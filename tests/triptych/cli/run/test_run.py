@@ -122,14 +122,15 @@ def test_a_folder_never_has_pictures_of_two_runs(triptych, gateway, tmp_path):
 
 
 def test_several_prompts_are_a_run_each(triptych, gateway, tmp_path):
-    (tmp_path / "prompts").write_text("two boats\n\nthree cats\n")
+    (tmp_path / "prompts").write_text("two boats\n\nthree cats\nthree cats!\n")
     small = ("--gateway", gateway.address, "--no-refine", "--no-upscale", "-n", "1", "--seed", "7", "-q")
     done = triptych("run", "a house", "--prompt-file", "prompts", *small)
-    assert [spec.prompt for spec in gateway.specs] == ["a house", "two boats", "three cats"]
+    assert [spec.prompt for spec in gateway.specs] == ["a house", "two boats", "three cats", "three cats!"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "a-house-7",
         "two-boats-7",
         "three-cats-7",
+        "three-cats-7-2",
     }
     assert done.stderr == ""
 
