@@ -22,7 +22,7 @@ from triptych._installation import child_command, child_environment, missing_ser
 # Seconds that a child gives its running calls when it is asked to stop.
 GRACE_S = 3
 # A child that has had SIGTERM for so long is killed; it ends by itself a little before.
-STOP_TIMEOUT_S = GRACE_S + 1.7
+STOP_TIMEOUT_S = GRACE_S + 1.6
 START_STOP_TIMEOUT_S = 1.0
 # Lines of its log that are kept to say why a child stopped.
 NUM_LAST_LINES = 40
