@@ -125,7 +125,7 @@ def run(
     is_folder_each = out is None or len(asked) > 1
     display = choose_display(as_json=as_json, is_quiet=quiet)
     shows_pictures = decide_show(show, as_json=as_json)
-    outputs = []
+    outputs: list[Output] = []
     for prompt in asked:
         folder = base / f"{slug(prompt)}-{seed}" if is_folder_each else base
         taken = [output.album.out for output in outputs if output.album is not None]
